@@ -1,0 +1,1 @@
+"""Fine-tune a torchvision backbone on satellite images and hand it over as a feature extractor."""

@@ -1,0 +1,1 @@
+"""FinetuneConfig and the command line made from it."""

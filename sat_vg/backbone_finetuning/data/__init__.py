@@ -1,0 +1,1 @@
+"""From class folders to seeded uint8 batches."""

@@ -1,0 +1,1 @@
+"""Phases, the training loop, checkpoints and tracking."""

@@ -1,0 +1,1 @@
+"""Backbones as ordered stages, the fine-tuned model and its feature extractor."""

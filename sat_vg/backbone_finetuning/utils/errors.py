@@ -1,0 +1,29 @@
+"""Errors that speak to the user: what was wrong, where, and what to do about it.
+
+The commands print them as one message without a traceback; a library caller can catch them as
+``ValueError``. Anything else that escapes is a defect of ours and keeps its traceback.
+"""
+
+
+class UserError(ValueError):
+    """Something the user can mend; the message names the value, the place and the remedy."""
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be run."""
+
+
+class DataError(UserError):
+    """Images or folders that cannot be trained on."""
+
+
+class WeightsError(UserError):
+    """Weights that cannot be fetched or do not fit the backbone."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or artifact that cannot be read or does not fit the run."""
+
+
+class NonFiniteLossError(UserError):
+    """The loss became NaN or infinite."""

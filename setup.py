@@ -1,0 +1,50 @@
+"""Packaging of sat_vg. Tool settings live in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (ROOT / "sat_vg" / "__init__.py").read_text())
+assert VERSION is not None
+
+setup(
+    name="sat_vg",
+    version=VERSION.group(1),
+    description="Fine-tune torchvision backbones on satellite images and hand them over as feature extractors",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["sat_vg", "sat_vg.*"]),
+    package_data={"sat_vg": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "numpy>=1.26",
+        "pillow>=10.3",
+        "tqdm>=4.66",
+        "tensorboard>=2.16",
+        "jsonargparse[signatures]>=4.35",
+        "torchmetrics>=1.4",
+        "safetensors>=0.4.3",
+        "matplotlib>=3.8",
+    ],
+    extras_require={
+        "timm": ["timm>=1.0"],
+        "geo": ["rasterio>=1.3"],
+        "onnx": ["onnx>=1.16", "onnxscript>=0.1", "onnxruntime>=1.18"],
+        "dev": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff>=0.6",
+            "mypy>=1.11",
+            "types-PyYAML",
+            "scikit-learn>=1.4",
+        ],
+    },
+    entry_points={"console_scripts": ["sat-vg = sat_vg.cli:main"]},
+)
