@@ -30,6 +30,7 @@ setup(
         "torchmetrics>=1.4",
         "safetensors>=0.4.3",
         "matplotlib>=3.8",
+        "pyyaml>=6.0",
     ],
     extras_require={
         "timm": ["timm>=1.0"],

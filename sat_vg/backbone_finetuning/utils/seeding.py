@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     MIXING = 4
     SPLIT = 5
     INITIALISATION = 6
+    SCENES = 7
 
 
 def derive_seed(seed: int, purpose: Purpose, *position: int) -> int:

@@ -1,0 +1,190 @@
+"""Checks of a configuration: every field by its own rule, then fields against one another, all at once."""
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a field may hold.
+
+    Attributes:
+        holds: tells whether a value is allowed; called with any value at all.
+        allowed: the same in words, for the message.
+        remedy: what to write instead, for the message.
+    """
+
+    holds: Callable[[Any], bool]
+    allowed: str
+    remedy: str
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(lowest: int, example: int, highest: int | None = None, or_unset: bool = False) -> Rule:
+    def holds(value: Any) -> bool:
+        if value is None:
+            return or_unset
+        in_range = isinstance(value, int) and not isinstance(value, bool) and value >= lowest
+        return in_range and (highest is None or value <= highest)
+
+    allowed = f"a whole number of {lowest} or more" if highest is None else f"a whole number, {lowest} to {highest}"
+    return Rule(holds, allowed + (" or null" if or_unset else ""), f"for example {example}")
+
+
+def _real(allowed: str, holds: Callable[[float], bool], example: float) -> Rule:
+    return Rule(lambda value: _is_number(value) and holds(value), f"a number {allowed}", f"for example {example}")
+
+
+def _one_of(*choices: str) -> Rule:
+    return Rule(
+        lambda value: isinstance(value, str) and value in choices,
+        " or ".join(choices),
+        f"for example {choices[0]}",
+    )
+
+
+def _text(remedy: str, or_unset: bool = False) -> Rule:
+    def holds(value: Any) -> bool:
+        return or_unset if value is None else isinstance(value, str) and value.strip() != "" and "\0" not in value
+
+    return Rule(holds, "a text that is not empty" + (" or null" if or_unset else ""), remedy)
+
+
+_SWITCH = Rule(lambda value: isinstance(value, bool), "true or false", "true or false")
+_STAGES = Rule(
+    lambda value: (
+        value is None
+        or (isinstance(value, tuple) and len(value) > 0 and all(isinstance(name, str) for name in value))
+    ),
+    "a list of stage names that is not empty, or null",
+    "for example [layer3, layer4]",
+)
+_POSITIVE = _real("above 0", lambda value: value > 0, 3e-4)
+_NOT_NEGATIVE = _real("of 0 or more", lambda value: value >= 0, 0.0)
+_PROBABILITY = _real("from 0 up to but not including 1", lambda value: 0 <= value < 1, 0.1)
+
+RULES: dict[str, Rule] = {
+    "dataset_path": _text("the folder of your images, or leave it out for the built-in scenes", or_unset=True),
+    "train_split": _text("for example train"),
+    "val_split": _text("for example val"),
+    "val_fraction": _real("above 0 and below 1", lambda value: 0 < value < 1, 0.2),
+    "num_classes": _whole(2, 10, or_unset=True),
+    "on_bad_image": _one_of("error", "skip"),
+    "backbone": _text("for example resnet50"),
+    "pretrained": _SWITCH,
+    "weights": _text("a torchvision name, a path, none, or null", or_unset=True),
+    "image_size": _whole(16, 224, highest=4096),
+    "freeze_early_layers": _SWITCH,
+    "unfreeze_layers": _STAGES,
+    "dropout": _PROBABILITY,
+    "batch_size": _whole(1, 32),
+    "micro_batch_size": _whole(1, 8, or_unset=True),
+    "num_epochs": _whole(1, 20),
+    "optimizer": _one_of("adamw", "sgd"),
+    "learning_rate": _POSITIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "momentum": _PROBABILITY,
+    "warmup_epochs": _NOT_NEGATIVE,
+    "lr_scheduler": _one_of("cosine", "step", "plateau"),
+    "lr_step_size": _whole(1, 10),
+    "lr_gamma": _real("above 0 and below 1", lambda value: 0 < value < 1, 0.1),
+    "min_lr": _NOT_NEGATIVE,
+    "gradient_clip": _NOT_NEGATIVE,
+    "label_smoothing": _PROBABILITY,
+    "use_augmentation": _SWITCH,
+    "mixup_alpha": _NOT_NEGATIVE,
+    "cutmix_alpha": _NOT_NEGATIVE,
+    "early_stopping_patience": _whole(0, 10),
+    "early_stopping_min_delta": _NOT_NEGATIVE,
+    "early_stopping_metric": _one_of("val_accuracy", "val_loss"),
+    "seed": _whole(0, 0),
+    "device": _text("auto, cpu, cuda, cuda:0 or mps"),
+    "mixed_precision": _SWITCH,
+    "num_workers": _whole(0, 4, or_unset=True),
+    "log_dir": _text("for example logs/finetune"),
+    "checkpoint_dir": _text("for example checkpoints/finetune"),
+    "save_frequency": _whole(1, 1),
+    "max_checkpoints": _whole(1, 2),
+    "log_every": _whole(1, 10),
+    "resume": _text("auto, never, or the path of a last.pt"),
+}
+
+
+def check_config(values: Mapping[str, Any]) -> None:
+    """Check all fields and their combinations.
+
+    Raises:
+        ConfigError: lists every problem with field, value, what is allowed, and the remedy.
+    """
+    problems = [describe_problem(name, values[name]) for name, rule in RULES.items() if not rule.holds(values[name])]
+    if not problems:  # combinations can be judged only once each value is sound
+        problems = _combinations(values)
+    if problems:
+        heading = (
+            "the configuration has 1 problem"
+            if len(problems) == 1
+            else f"{len(problems)} problems in the configuration"
+        )
+        raise ConfigError("\n  ".join([f"{heading}:", *problems]))
+
+
+def describe_problem(field: str, value: Any) -> str:
+    """One line on an invalid value: field, value, what is allowed, and the remedy."""
+    rule = RULES[field]
+    return f"{field} = {value!r}: must be {rule.allowed}; {rule.remedy}"
+
+
+def _combinations(values: Mapping[str, Any]) -> list[str]:
+    problems = []
+    if values["unfreeze_layers"] is not None and not values["freeze_early_layers"]:
+        problems.append(
+            f"unfreeze_layers = {list(values['unfreeze_layers'])}: has no effect while "
+            "freeze_early_layers is false; set freeze_early_layers to true, or leave unfreeze_layers out"
+        )
+    if not values["pretrained"] and values["weights"] not in (None, "none"):
+        problems.append(f"weights = {values['weights']!r}: contradicts pretrained = False; leave one of the two out")
+    if values["warmup_epochs"] >= values["num_epochs"] and values["num_epochs"] > 1:
+        problems.append(
+            f"warmup_epochs = {values['warmup_epochs']}: must be below num_epochs = "
+            f"{values['num_epochs']}, or "
+            "the learning rate never gets where it should; lower it or train longer"
+        )
+    if values["min_lr"] > values["learning_rate"]:
+        problems.append(
+            f"min_lr = {values['min_lr']}: must not exceed learning_rate = {values['learning_rate']}; lower it"
+        )
+    micro_batch_size = values["micro_batch_size"]
+    if micro_batch_size is not None and micro_batch_size > values["batch_size"]:
+        problems.append(
+            f"micro_batch_size = {micro_batch_size}: must not exceed batch_size = {values['batch_size']}; "
+            "lower it or leave it out"
+        )
+    return problems
+
+
+def explain_unknown_fields(names: Iterable[str], known: Iterable[str], place: str = "the configuration") -> None:
+    """Refuse names that are no fields.
+
+    Raises:
+        ConfigError: lists the unknown names, each with the nearest known one.
+    """
+    known = list(known)
+    lines = []
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            lines.append(f"{name!r}" + (f": did you mean {near[0]!r}?" if near else ""))
+    if lines:
+        raise ConfigError(
+            f"{place} has no field "
+            + ", no field ".join(lines)
+            + "\n  python -m sat_vg.backbone_finetuning.train --help lists all fields"
+        )

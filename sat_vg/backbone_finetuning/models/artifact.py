@@ -1,0 +1,105 @@
+"""best_model.pt: the self-contained product of a run, as tensors and plain data."""
+
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+
+import sat_vg
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError
+from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
+from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_tensors
+
+FORMAT = "sat_vg.best_model"
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """What best_model.pt holds.
+
+    Attributes:
+        backbone: torchvision's name.
+        class_names: in the order of the classifier's outputs.
+        preprocessing: what an image goes through before the backbone.
+        state_dict: weights under torchvision's own names, classifier included.
+        dropout: before the classifier, in training.
+        config: the run's configuration, plain data; empty where there was none.
+        metrics: the validation metrics of these weights, plain numbers.
+        versions: of the libraries that wrote the file.
+    """
+
+    backbone: str
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    state_dict: dict[str, Tensor]
+    dropout: float = 0.0
+    config: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def current_versions() -> dict[str, str]:
+    """Versions of what computes here."""
+    return {
+        "sat_vg": sat_vg.__version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def write_artifact(path: Path, artifact: Artifact) -> None:
+    """Write best_model.pt, whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written to or the disk is full.
+    """
+    save_tensors(
+        path,
+        {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            "backbone": artifact.backbone,
+            "class_names": list(artifact.class_names),
+            "preprocessing": artifact.preprocessing.to_dict(),
+            "dropout": artifact.dropout,
+            "config": artifact.config,
+            "metrics": artifact.metrics,
+            "versions": current_versions(),
+            "state_dict": {name: value.detach().cpu() for name, value in artifact.state_dict.items()},
+        },
+    )
+
+
+def read_artifact(path: Path) -> Artifact:
+    """Read best_model.pt.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, no artifact, or of a newer schema.
+    """
+    content = load_tensors(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{str(path)!r} is no best_model.pt of sat_vg. Plain weights are a start for training: --weights "
+            "PATH; a last.pt goes on with its run: --resume PATH"
+        )
+    if content["schema"] > SCHEMA:
+        raise CheckpointError(
+            f"{str(path)!r} has schema {content['schema']}; this sat_vg {sat_vg.__version__} reads up to {SCHEMA}. "
+            f"It was written by sat_vg {content['versions']['sat_vg']}: upgrade to that"
+        )
+    return Artifact(
+        backbone=content["backbone"],
+        class_names=tuple(content["class_names"]),
+        preprocessing=Preprocessing.from_dict(content["preprocessing"]),
+        state_dict=content["state_dict"],
+        dropout=content["dropout"],
+        config=content["config"],
+        metrics=content["metrics"],
+        versions=content["versions"],
+    )

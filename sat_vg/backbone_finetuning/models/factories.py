@@ -1,0 +1,54 @@
+"""``create_resnet``, ``create_vit``, ``create_efficientnet``: models from a dictionary."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sat_vg.backbone_finetuning.models.backbones import find_backbone
+from sat_vg.backbone_finetuning.models.families import EFFICIENTNET, RESNET, VIT, Family
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
+
+_KEYS = ("architecture", "num_classes", "pretrained", "freeze_layers", "dropout", "weights", "image_size")
+
+
+def create_resnet(settings: Mapping[str, Any]) -> FineTuneModel:
+    """A ResNet from a dictionary such as ``{"architecture": "resnet50", "num_classes": 10, "freeze_layers": 2}``.
+
+    Args:
+        settings: ``architecture`` and ``num_classes``; optionally ``pretrained`` (default True), ``freeze_layers``
+            (freeze so many stages from the input on), ``dropout``, ``weights``, ``image_size``.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or the architecture is no ResNet.
+    """
+    return _create(settings, RESNET)
+
+
+def create_vit(settings: Mapping[str, Any]) -> FineTuneModel:
+    """A vision transformer from a dictionary; keys as in ``create_resnet``."""
+    return _create(settings, VIT)
+
+
+def create_efficientnet(settings: Mapping[str, Any]) -> FineTuneModel:
+    """An EfficientNet from a dictionary; keys as in ``create_resnet``."""
+    return _create(settings, EFFICIENTNET)
+
+
+def _create(settings: Mapping[str, Any], family: Family) -> FineTuneModel:
+    unknown = [key for key in settings if key not in _KEYS]
+    missing = [key for key in ("architecture", "num_classes") if key not in settings]
+    if unknown or missing:
+        raise ConfigError(f"unknown keys: {unknown}, missing keys: {missing}; known: {', '.join(_KEYS)}")
+    row = find_backbone(settings["architecture"])
+    if row.family is not family:
+        raise ConfigError(f"architecture = {row.name!r} is no {family.name}")
+    options = {key: settings[key] for key in ("pretrained", "dropout", "weights", "image_size") if key in settings}
+    model = FineTuneModel(row.name, settings["num_classes"], **options)
+    num_frozen = settings.get("freeze_layers", 0)
+    if not isinstance(num_frozen, int) or not 0 <= num_frozen <= len(model.stages):
+        raise ConfigError(
+            f"freeze_layers = {num_frozen!r}: must be 0 to {len(model.stages)}; stages of {row.name}: "
+            f"{', '.join(model.stage_names)}"
+        )
+    model.set_trainable(model.stage_names[num_frozen:])
+    return model

@@ -1,0 +1,233 @@
+"""FeatureExtractor: the backbone as a grounding or detection model takes it."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sat_vg.backbone_finetuning.models.backbones import BackboneRow
+from sat_vg.backbone_finetuning.models.freezing import apply_trainable, check_stage_names, keep_in_eval
+from sat_vg.backbone_finetuning.models.frozen_norm import freeze_batch_norm
+from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
+
+
+class FeatureExtractor(nn.Module):
+    """Multi-scale feature maps of a fine-tuned backbone, for images of any size.
+
+    It holds torchvision's modules under torchvision's names, so ``state_dict()`` fits ``torchvision.models`` but
+    for the classifier.
+
+    Attributes:
+        out_names: the stages whose maps are given, in order of depth.
+        channels: channels of each map, measured.
+        strides: input pixels per map pixel, measured.
+        num_channels: channels of the last map.
+        embed_dim: length of the pooled vector.
+        size_divisibility: images are padded to multiples of this.
+        mean: of the normalisation, for images scaled to [0, 1].
+        std: of the normalisation.
+        in_channels: channels of the input.
+        image_size: of the training images, in pixels.
+        interpolation: of the training images' resizing.
+        class_names: of the classes it was fine-tuned on.
+        backbone: torchvision's name.
+        provenance: where the weights come from, plain data.
+        trainable_stages: stages with gradients.
+    """
+
+    def __init__(  # noqa: PLR0913 - built by FineTuneModel.get_feature_extractor alone
+        self,
+        network: nn.Module,
+        row: BackboneRow,
+        *,
+        preprocessing: Preprocessing,
+        class_names: Sequence[str] = (),
+        out_names: Sequence[str] | None = None,
+        trainable_stages: Sequence[str] | None = None,
+        freeze_norm: bool = True,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self._graft(network, without=row.family.classifier.partition(".")[0])
+        self._family = row.family
+        self._stages = row.family.stages(self)
+        self._frozen_modules: list[nn.Module] = []
+        self.backbone = row.name
+        self.preprocessing = preprocessing
+        self.mean, self.std = preprocessing.mean, preprocessing.std
+        self.image_size, self.interpolation = preprocessing.image_size, preprocessing.interpolation
+        self.class_names = tuple(class_names)
+        self.provenance = dict(provenance or {})
+        self.in_channels = len(self.mean)
+        self.size_divisibility = row.family.size_divisibility(self)
+        if freeze_norm:
+            freeze_batch_norm(self)
+        names = self.stage_names
+        self.trainable_stages = names if trainable_stages is None else tuple(trainable_stages)
+        check_stage_names(self.trainable_stages, names, "trainable_stages")
+        self._freeze_stages()
+        self._measure(out_names)
+        self.eval()
+
+    def _graft(self, network: nn.Module, without: str) -> None:
+        """Take over the network's children and own parameters under their names."""
+        for name, child in network.named_children():
+            if name != without:
+                self.add_module(name, child)
+        for name, parameter in network.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, buffer in network.named_buffers(recurse=False):
+            self.register_buffer(name, buffer)
+
+    def _freeze_stages(self) -> None:
+        frozen_before = {name for name, p in self.named_parameters() if not p.requires_grad}
+        self._frozen_modules = apply_trainable(self, self._stages, self.trainable_stages)
+        for name, parameter in self.named_parameters():  # frozen batch norm stays frozen in trained stages
+            if name in frozen_before:
+                parameter.requires_grad_(False)
+
+    @torch.no_grad()
+    def _measure(self, out_names: Sequence[str] | None) -> None:
+        """Run the stages once on blank images and read channels and strides off the maps."""
+        was_training = self.training
+        super().train(False)
+        side = math.ceil(64 / self.size_divisibility) * self.size_divisibility
+        reference = next(self.parameters())
+        value = torch.zeros(1, self.in_channels, side, side, dtype=reference.dtype, device=reference.device)
+        measured: dict[str, tuple[int, int]] = {}
+        for stage in self._stages:
+            value = stage.run(self, value)
+            feature_map = self._family.to_map(self, value, (side, side))
+            measured[stage.name] = (feature_map.shape[1], side // feature_map.shape[2])
+        self.embed_dim: int = self._family.pool(self, value).shape[1]
+        super().train(was_training)
+        if out_names is None:
+            last_of_stride = {stride: name for name, (_, stride) in measured.items() if stride >= 4}
+            out_names = list(last_of_stride.values())
+        check_stage_names(out_names, self.stage_names, "out_names")
+        self.out_names = tuple(name for name in self.stage_names if name in out_names)
+        self.channels = tuple(measured[name][0] for name in self.out_names)
+        self.strides = tuple(measured[name][1] for name in self.out_names)
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """Names of all stages, in order of depth."""
+        return tuple(stage.name for stage in self._stages)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the last map."""
+        return self.channels[-1]
+
+    def train(self, mode: bool = True) -> FeatureExtractor:
+        """Switch training mode; frozen stages and frozen batch norm stay as they are."""
+        super().train(mode)
+        keep_in_eval(self._frozen_modules)
+        return self
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """Feature maps of normalised images.
+
+        Args:
+            images: ``[B, C, H, W]``, any height and width; padded at the right and the bottom with zeros (the
+                mean colour) where the backbone needs a multiple of ``size_divisibility``.
+
+        Returns:
+            ``[B, channels, h, w]`` by stage name, in order of depth.
+        """
+        keep_in_eval(self._frozen_modules)
+        images = self._pad(images, value=0.0)
+        height, width = images.shape[-2:]
+        maps: OrderedDict[str, Tensor] = OrderedDict()
+        value = images
+        for stage in self._stages:
+            value = stage.run(self, value)
+            if stage.name in self.out_names:
+                maps[stage.name] = self._family.to_map(self, value, (height, width))
+            if len(maps) == len(self.out_names):
+                break
+        return maps
+
+    def forward_with_mask(self, images: Tensor, mask: Tensor | None) -> OrderedDict[str, tuple[Tensor, Tensor]]:
+        """Feature maps with the mask of padding at each map's size.
+
+        Args:
+            images: ``[B, C, H, W]``, normalised.
+            mask: ``[B, H, W]``, True (or non-zero) where there is padding; None: no padding.
+
+        Returns:
+            ``([B, channels, h, w], [B, h, w] bool)`` by stage name; what was padded here is True too.
+
+        Raises:
+            ValueError: the mask's shape does not fit the images.
+        """
+        batch, _, height, width = images.shape
+        if mask is None:
+            mask = torch.zeros(batch, height, width, dtype=torch.bool, device=images.device)
+        if mask.shape != (batch, height, width):
+            raise ValueError(f"mask has shape {tuple(mask.shape)}; images need {(batch, height, width)}")
+        padded = self._pad(mask.to(torch.float32)[:, None], value=1.0)
+        return OrderedDict(
+            (name, (features, functional.interpolate(padded, size=features.shape[-2:])[:, 0].bool()))
+            for name, features in self.forward(images).items()
+        )
+
+    def forward_tokens(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The last map as a sequence, in the order that TransVG takes (Deng et al., 2021).
+
+        Args:
+            images: ``[B, C, H, W]``, normalised.
+            mask: ``[B, H, W]``, True where there is padding; None: no padding.
+
+        Returns:
+            ``(mask [B, h * w] bool, features [h * w, B, channels])``.
+        """
+        features, small_mask = self.forward_with_mask(images, mask)[self.out_names[-1]]
+        return small_mask.flatten(1), features.flatten(2).permute(2, 0, 1)
+
+    def forward_pooled(self, images: Tensor) -> Tensor:
+        """``images [B, C, H, W]``, normalised → ``[B, embed_dim]``: the vector that the classifier saw."""
+        keep_in_eval(self._frozen_modules)
+        value = self._pad(images, value=0.0)
+        for stage in self._stages:
+            value = stage.run(self, value)
+        return self._family.pool(self, value)
+
+    def _pad(self, images: Tensor, value: float) -> Tensor:
+        """Pad ``[B, C, H, W]`` at the right and the bottom to multiples of ``size_divisibility``."""
+        height, width = images.shape[-2:]
+        missing = (-height % self.size_divisibility, -width % self.size_divisibility)
+        if missing == (0, 0):
+            return images
+        return functional.pad(images, (0, missing[1], 0, missing[0]), value=value)
+
+    def transforms(self) -> nn.Module:
+        """A PIL image or uint8 tensor ``[C, H, W]`` → ``[C, image_size, image_size]``, as in the validation."""
+        return self.preprocessing.transforms()
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 ``[B, C, H, W]`` of any size → float32, normalised as in the training."""
+        return self.preprocessing.normalise(images)
+
+    def param_groups(self, lr: float, decay: float = 1.0) -> list[dict[str, Any]]:
+        """Optimizer groups of the trainable stages, with a learning rate that falls towards the input.
+
+        Args:
+            lr: learning rate of the last stage.
+            decay: factor from each stage to the one before it (Clark et al., 2020); 1: the same everywhere.
+
+        Returns:
+            One group a stage with ``params``, ``lr`` and ``name``, in order of depth.
+        """
+        groups = []
+        for depth_from_end, stage in enumerate(reversed(self._stages)):
+            parameters = [p for _, p in stage.named_parameters(self) if p.requires_grad]
+            if parameters:
+                groups.append({"params": parameters, "lr": lr * decay**depth_from_end, "name": stage.name})
+        return groups[::-1]

@@ -1,0 +1,258 @@
+"""FineTuneModel: a torchvision network run stage by stage, with a new classifier."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sat_vg.backbone_finetuning.models.artifact import Artifact, read_artifact, write_artifact
+from sat_vg.backbone_finetuning.models.attention import attention_maps
+from sat_vg.backbone_finetuning.models.backbones import build_network, classifier_names, find_backbone
+from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
+from sat_vg.backbone_finetuning.models.freezing import (
+    apply_trainable,
+    check_stage_names,
+    choose_trainable,
+    keep_in_eval,
+)
+from sat_vg.backbone_finetuning.models.stages import find_member
+from sat_vg.backbone_finetuning.models.weights import load_initial_weights
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
+from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
+
+
+class FineTuneModel(nn.Module):
+    """A backbone to fine-tune: ``images [B, 3, H, W], normalised → logits [B, num_classes]``.
+
+    ``network`` is torchvision's own module with torchvision's own parameter names, so its state dict loads into
+    ``torchvision.models`` and the other way round. It is run stage by stage; frozen stages before the first
+    trained one run without gradients.
+
+    Args:
+        backbone: torchvision's name, such as ``resnet50``.
+        num_classes: outputs of the new classifier.
+        pretrained: start from torchvision's best weights; ``weights`` decides where it is given.
+        freeze_early_layers: freeze all stages but ``unfreeze_layers``.
+        unfreeze_layers: names of the stages to train then; unset: the deeper half.
+        dropout: probability of dropping a pooled feature before the classifier.
+        weights: torchvision name, path of a state dict, or ``none``.
+        image_size: height and width of the training images, in pixels.
+        class_names: in the order of the outputs; unset: ``"0" … ``.
+        seed: of the random start.
+
+    Attributes:
+        stages: the backbone's stages, in order of depth.
+        trainable_stages: names of those that are trained now.
+        preprocessing: what images go through before they get here.
+        weights_report: what was loaded, in one line.
+        provenance: where the weights come from, plain data; handed on to the extractor.
+
+    Raises:
+        ConfigError: unknown backbone or stage, or an image size the backbone cannot take.
+        WeightsError: the weights cannot be had or do not fit.
+    """
+
+    def __init__(  # noqa: PLR0913 - the constructor that users know
+        self,
+        backbone: str = "resnet50",
+        num_classes: int = 1000,
+        pretrained: bool = True,
+        freeze_early_layers: bool = False,
+        unfreeze_layers: Sequence[str] | None = None,
+        dropout: float = 0.0,
+        *,
+        weights: str | None = None,
+        image_size: int = 224,
+        class_names: Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if class_names is not None and len(class_names) != num_classes:
+            raise ConfigError(f"num_classes = {num_classes}, but class_names holds {len(class_names)} names")
+        self.row = find_backbone(backbone)
+        self.network = build_network(self.row, num_classes, image_size, seed)
+        loaded = load_initial_weights(self.network, self.row, weights, pretrained, image_size)
+        self.weights_report = str(loaded)
+        self.provenance: dict[str, Any] = {"weights": self.weights_report}
+        self.preprocessing = loaded.preprocessing or Preprocessing(image_size=image_size)
+        self.class_names = tuple(class_names or (str(index) for index in range(num_classes)))
+        self.stages = self.row.family.stages(self.network)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier_parameter_names = classifier_names(self.network, self.row.family)
+        self._frozen_modules: list[nn.Module] = []
+        self.set_trainable(choose_trainable(self.stages, freeze_early_layers, unfreeze_layers))
+
+    @property
+    def backbone(self) -> str:
+        """Name of the backbone, as in torchvision."""
+        return self.row.name
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the classifier."""
+        return len(self.class_names)
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """Names of all stages, in order of depth."""
+        return tuple(stage.name for stage in self.stages)
+
+    @property
+    def num_frozen_stages(self) -> int:
+        """How many stages before the first trained one; they need no gradients at all."""
+        flags = [name in self.trainable_stages for name in self.stage_names]
+        return flags.index(True) if any(flags) else len(flags)
+
+    def set_trainable(self, stages: Sequence[str]) -> None:
+        """Train these stages and the classifier; freeze all other stages.
+
+        Raises:
+            ConfigError: a name is no stage of this backbone.
+        """
+        check_stage_names(stages, self.stage_names, "trainable stages")
+        self.trainable_stages = tuple(name for name in self.stage_names if name in stages)
+        self._frozen_modules = apply_trainable(self.network, self.stages, self.trainable_stages)
+
+    def train(self, mode: bool = True) -> FineTuneModel:
+        """Switch training mode; frozen stages stay in eval mode."""
+        super().train(mode)
+        keep_in_eval(self._frozen_modules)
+        return self
+
+    def run_stages(self, value: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """The output of stage ``stop - 1``, from images or from the output of stage ``start - 1``."""
+        for stage in self.stages[start:stop]:
+            value = stage.run(self.network, value)
+        return value
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``images [B, 3, H, W]``, normalised → logits ``[B, num_classes]``."""
+        return self.forward_head(self.forward_pooled(images))
+
+    def forward_pooled(self, images: Tensor) -> Tensor:
+        """``images [B, 3, H, W]``, normalised → the vector ``[B, D]`` that the classifier sees."""
+        keep_in_eval(self._frozen_modules)  # someone may have called train() on a part of the network
+        num_frozen = self.num_frozen_stages
+        with torch.set_grad_enabled(False if num_frozen else torch.is_grad_enabled()):
+            features = self.run_stages(images, stop=num_frozen)
+        return self.row.family.pool(self.network, self.run_stages(features, start=num_frozen))
+
+    def forward_head(self, pooled: Tensor) -> Tensor:
+        """``pooled [B, D]`` → logits ``[B, num_classes]``."""
+        classifier: nn.Module = find_member(self.network, self.row.family.classifier)
+        logits: Tensor = classifier(self.dropout(pooled))
+        return logits
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Number of parameters by stage, and of the classifier under ``head``."""
+        counts = {
+            stage.name: sum(p.numel() for _, p in stage.named_parameters(self.network)) for stage in self.stages
+        }
+        parameters = dict(self.network.named_parameters())
+        counts["head"] = sum(parameters[name].numel() for name in self.classifier_parameter_names)
+        return counts
+
+    def get_attention_maps(self, images: Tensor, layer_idx: int = -1) -> Tensor:
+        """Attention of one block of a ViT (Dosovitskiy et al., 2021).
+
+        Args:
+            images: ``[B, 3, H, W]``, normalised.
+            layer_idx: block, from 0; negative from the end.
+
+        Returns:
+            ``[B, heads, tokens, tokens]``; each row sums to 1; token 0 is the class token.
+
+        Raises:
+            ConfigError: the backbone has no attention, or no such block.
+        """
+        return attention_maps(self.network, self.row, self.stages, images, layer_idx)
+
+    def get_feature_extractor(
+        self,
+        out_names: Sequence[str] | None = None,
+        trainable_stages: Sequence[str] | None = None,
+        freeze_norm: bool = True,
+    ) -> FeatureExtractor:
+        """A copy of the backbone without its classifier, for a grounding or detection model.
+
+        Args:
+            out_names: stages whose maps are wanted; unset: the last one of every stride from 4 on.
+            trainable_stages: stages that the consumer trains; unset: all.
+            freeze_norm: batch norm keeps its statistics, scale and shift, whoever calls ``train()``.
+
+        Raises:
+            ConfigError: a name is no stage of this backbone.
+        """
+        return FeatureExtractor(
+            copy.deepcopy(self.network),
+            self.row,
+            preprocessing=self.preprocessing,
+            class_names=self.class_names,
+            out_names=out_names,
+            trainable_stages=trainable_stages,
+            freeze_norm=freeze_norm,
+            provenance=self.provenance,
+        )
+
+    def save_checkpoint(
+        self,
+        path: str | Path,
+        *,
+        config: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Write best_model.pt: weights, backbone, class names, preprocessing, config, metrics, versions.
+
+        Args:
+            path: of the file; it appears whole or not at all.
+            config: the run's configuration as plain data.
+            metrics: validation metrics of these weights.
+
+        Raises:
+            OSError: the folder cannot be written to or the disk is full.
+        """
+        artifact = Artifact(
+            backbone=self.backbone,
+            class_names=self.class_names,
+            preprocessing=self.preprocessing,
+            state_dict=self.network.state_dict(),
+            dropout=self.dropout.p,
+            config=dict(config or {}),
+            metrics=dict(metrics or {}),
+        )
+        write_artifact(Path(path), artifact)
+
+    @classmethod
+    def load_checkpoint(cls, path: str | Path) -> FineTuneModel:
+        """The model of a best_model.pt, on the CPU, in eval mode.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, no artifact, or of a newer schema.
+        """
+        artifact = read_artifact(Path(path))
+        model = cls(
+            artifact.backbone,
+            len(artifact.class_names),
+            pretrained=False,
+            dropout=artifact.dropout,
+            image_size=artifact.preprocessing.image_size,
+            class_names=artifact.class_names,
+        )
+        try:
+            model.network.load_state_dict(artifact.state_dict, strict=True)
+        except RuntimeError as error:
+            raise CheckpointError(f"{str(path)!r} does not fit its own backbone {model.backbone}: {error}") from error
+        model.preprocessing = artifact.preprocessing
+        model.weights_report = f"weights: {path}"
+        model.provenance = {
+            "checkpoint": str(path),
+            "metrics": artifact.metrics,
+            "config": artifact.config,
+            "versions": artifact.versions,
+        }
+        return model.eval()

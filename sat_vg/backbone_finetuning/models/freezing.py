@@ -1,0 +1,71 @@
+"""Which stages are trained. Frozen means: no gradient, no statistics, no dropout, whoever calls ``train()``."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from sat_vg.backbone_finetuning.models.stages import Stage
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
+
+
+def choose_trainable(
+    stages: Sequence[Stage], freeze_early_layers: bool, unfreeze_layers: Iterable[str] | None
+) -> tuple[str, ...]:
+    """The names of the trained stages, in order of depth.
+
+    Args:
+        stages: all stages of the backbone.
+        freeze_early_layers: off: everything is trained.
+        unfreeze_layers: the stages to train; unset: the deeper half (of 5 stages, the last 3).
+
+    Raises:
+        ConfigError: a name is no stage of this backbone; the message lists the right ones.
+    """
+    names = [stage.name for stage in stages]
+    if not freeze_early_layers:
+        return tuple(names)
+    if unfreeze_layers is None:
+        return tuple(names[len(names) // 2 :])
+    wanted = list(unfreeze_layers)
+    check_stage_names(wanted, names, "unfreeze_layers")
+    return tuple(name for name in names if name in wanted)
+
+
+def check_stage_names(wanted: Iterable[str], names: Sequence[str], field: str) -> None:
+    """Refuse names that are no stages.
+
+    Raises:
+        ConfigError: names the wrong ones, the nearest right one, and lists all right ones.
+    """
+    for name in wanted:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ConfigError(f"{field} = {name!r}: no stage of this backbone; {hint}Stages: {', '.join(names)}")
+
+
+def apply_trainable(network: nn.Module, stages: Sequence[Stage], trainable: Sequence[str]) -> list[nn.Module]:
+    """Switch gradients on for the parameters of ``trainable`` stages and off for those of all others.
+
+    Returns:
+        The modules of the frozen stages, which must stay in eval mode.
+    """
+    frozen_modules: list[nn.Module] = []
+    for stage in stages:
+        is_trained = stage.name in trainable
+        for _, parameter in stage.named_parameters(network):
+            parameter.requires_grad_(is_trained)
+            if not is_trained:
+                parameter.grad = None  # a left-over gradient would let the optimizer move it once more
+        if not is_trained:
+            frozen_modules.extend(stage.modules(network))
+    keep_in_eval(frozen_modules)
+    return frozen_modules
+
+
+def keep_in_eval(modules: Iterable[nn.Module]) -> None:
+    """Put back into eval mode whatever has left it."""
+    for module in modules:
+        if module.training:
+            module.training = False

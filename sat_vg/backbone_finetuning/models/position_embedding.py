@@ -1,0 +1,48 @@
+"""Position embeddings of vision transformers at other image sizes than they were trained at."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def resample_positions(positions: Tensor, grid: tuple[int, int], num_prefix_tokens: int) -> Tensor:
+    """Resample position embeddings to another grid of patches (Dosovitskiy et al., 2021, section 3.2).
+
+    Args:
+        positions: ``[1, prefix + n * n, C]``, trained on a square grid.
+        grid: height and width of the wanted grid, in patches.
+        num_prefix_tokens: leading tokens that have no place in the grid, such as the class token.
+
+    Returns:
+        ``[1, prefix + height * width, C]``: bicubic, antialiased, computed in fp32; the very tensor that was
+        passed where the grid is the trained one.
+
+    Raises:
+        ValueError: the trained positions do not form a square grid.
+    """
+    count = positions.shape[1] - num_prefix_tokens
+    side = round(count**0.5)
+    if side * side != count:
+        raise ValueError(f"{count} position embeddings do not form a square grid")
+    if grid == (side, side):
+        return positions
+    prefix, patches = positions[:, :num_prefix_tokens], positions[:, num_prefix_tokens:]
+    square = patches.float().transpose(1, 2).unflatten(2, (side, side))
+    resampled = functional.interpolate(square, size=grid, mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([prefix, resampled.flatten(2).transpose(1, 2).to(patches.dtype)], dim=1)
+
+
+def positions_for(network: nn.Module, positions: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
+    """``resample_positions``, remembered per grid for as long as the parameter does not change."""
+    is_trained = positions.requires_grad and torch.is_grad_enabled()
+    if is_trained or torch.compiler.is_compiling():
+        return resample_positions(positions, grid, prefix)
+    cache: dict[Any, Tensor] = network.__dict__.setdefault("_resampled_positions", {})
+    key = (grid, positions._version, positions.data_ptr(), positions.dtype)
+    if key not in cache:
+        if len(cache) >= 8:  # images of ever new sizes must not fill the memory
+            cache.clear()
+        cache[key] = resample_positions(positions, grid, prefix).detach()
+    return cache[key]

@@ -1,0 +1,72 @@
+"""The preprocessing that belongs to a set of weights: geometry on uint8, then normalisation."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image becomes the backbone's input. Plain data, stored with the weights.
+
+    Attributes:
+        image_size: height and width in pixels after resizing and cropping.
+        mean: per-channel mean of images scaled to [0, 1].
+        std: per-channel standard deviation of images scaled to [0, 1].
+        interpolation: how images are resized; always with antialiasing.
+    """
+
+    image_size: int
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
+        """Restore what ``to_dict`` gave."""
+        return cls(**{**values, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: numbers, strings and lists."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    def geometry(self) -> nn.Module:
+        """uint8 ``[C, H, W]`` of any size → uint8 ``[C, image_size, image_size]``.
+
+        The shorter side is resized to ``image_size`` and the centre is cut out, so a square image is kept whole.
+        """
+        steps = v2.Compose(
+            [
+                v2.Resize(self.image_size, interpolation=v2.InterpolationMode(self.interpolation), antialias=True),
+                v2.CenterCrop(self.image_size),
+            ]
+        )
+        return cast(nn.Module, steps)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 ``[B, C, H, W]`` → float32 of the same shape with the weights' mean and deviation removed."""
+        mean = torch.tensor(self.mean, device=images.device).mul(255).view(-1, 1, 1)
+        scale = torch.tensor(self.std, device=images.device).mul(255).reciprocal().view(-1, 1, 1)
+        return images.float().sub_(mean).mul_(scale)
+
+    def transforms(self) -> nn.Module:
+        """A PIL image or uint8 tensor ``[C, H, W]`` → float32 ``[C, image_size, image_size]``, normalised."""
+        steps = v2.Compose([v2.RGB(), v2.PILToTensor(), self.geometry(), v2.Lambda(_Normalise(self))])
+        return cast(nn.Module, steps)
+
+
+@dataclass(frozen=True)
+class _Normalise:
+    """``Preprocessing.normalise`` as an object, so that the transform can be pickled."""
+
+    preprocessing: Preprocessing
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return self.preprocessing.normalise(image)
