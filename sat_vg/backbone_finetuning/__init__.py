@@ -1,1 +1,40 @@
-"""Fine-tune a torchvision backbone on satellite images and hand it over as a feature extractor."""
+"""Fine-tune a torchvision backbone on satellite images and hand it over as a feature extractor.
+
+The public names; each is imported when it is first asked for, so that importing this package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+    from sat_vg.backbone_finetuning.models.factories import create_efficientnet, create_resnet, create_vit
+    from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
+    from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+    from sat_vg.backbone_finetuning.recipe import finetune
+
+_HOMES = {
+    "FinetuneConfig": "configs.finetune_config",
+    "FineTuneModel": "models.finetune_model",
+    "FeatureExtractor": "models.feature_extractor",
+    "create_resnet": "models.factories",
+    "create_vit": "models.factories",
+    "create_efficientnet": "models.factories",
+    "finetune": "recipe",
+}
+
+__all__ = [
+    "FeatureExtractor",
+    "FineTuneModel",
+    "FinetuneConfig",
+    "create_efficientnet",
+    "create_resnet",
+    "create_vit",
+    "finetune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -3,9 +3,8 @@
 import re
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from dataclasses import dataclass
-from typing import Any
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from sat_vg.backbone_finetuning.configs.finetune_config import SCENES_DEFAULTS, FinetuneConfig, read_yaml
 from sat_vg.backbone_finetuning.configs.validation import RULES, describe_problem, explain_unknown_fields
@@ -46,6 +45,7 @@ def build_parser(prog: str = "python -m sat_vg.backbone_finetuning.train") -> Ar
         usage="%(prog)s [--config FILE] [--dry_run] [--print_config] [--FIELD VALUE ...]",
         description=_DESCRIPTION,
         exit_on_error=False,
+        print_config=None,
         formatter_class=_Formatter,
     )
     parser.add_argument("--config", action="config", help="A YAML file with any of the fields below.")
@@ -53,6 +53,11 @@ def build_parser(prog: str = "python -m sat_vg.backbone_finetuning.train") -> Ar
         "--dry_run",
         action="store_true",
         help="Print the data, the phases with their trainable stages, steps and batch shapes; train nothing.",
+    )
+    parser.add_argument(
+        "--print_config",
+        action="store_true",
+        help="Print the configuration as YAML, ready for --config, and leave.",
     )
     parser.add_class_arguments(FinetuneConfig, None)
     return parser
@@ -73,8 +78,7 @@ def parse_command_line(
     ]
     _check_names(arguments)
     parser = build_parser(prog)
-    # Whether there is a dataset_path decides the defaults, so it is looked up before the real parse, which
-    # may print the configuration and leave.
+    # Whether there is a dataset_path decides the defaults, so it is looked up before the real parse.
     asks_for_help = not {"-h", "--help"}.isdisjoint(arguments)
     if not asks_for_help and _given_dataset_path(arguments) is None:
         parser.set_defaults(SCENES_DEFAULTS)
@@ -82,12 +86,11 @@ def parse_command_line(
         namespace = parser.parse_args(arguments)
     except ArgumentError as error:
         raise ConfigError(_readable(str(error))) from None
-    values = _field_values(namespace)
-    return TrainCommand(FinetuneConfig.from_dict(values), dry_run=bool(namespace["dry_run"]))
-
-
-def _field_values(namespace: Namespace) -> dict[str, Any]:
-    return {name: namespace[name] for name in FinetuneConfig.field_names()}
+    config = FinetuneConfig.from_dict({name: namespace[name] for name in FinetuneConfig.field_names()})
+    if namespace["print_config"]:
+        print(config.as_yaml(), end="")
+        raise SystemExit(0)
+    return TrainCommand(config, dry_run=bool(namespace["dry_run"]))
 
 
 def _given_dataset_path(arguments: list[str]) -> str | None:

@@ -162,7 +162,11 @@ class FinetuneConfig:
 
     def to_yaml(self, path: str | Path) -> None:
         """Write the config as YAML, atomically."""
-        write_text(Path(path), yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True))
+        write_text(Path(path), self.as_yaml())
+
+    def as_yaml(self) -> str:
+        """The config as YAML text."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
     def replace(self, **changes: Any) -> "FinetuneConfig":
         """A new config with some fields changed."""

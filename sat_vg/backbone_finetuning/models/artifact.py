@@ -47,8 +47,8 @@ def current_versions() -> dict[str, str]:
     """Versions of what computes here."""
     return {
         "sat_vg": sat_vg.__version__,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
         "python": platform.python_version(),
     }
 

@@ -130,7 +130,8 @@ def _class_token(network: nn.Module, tokens: Tensor) -> Tensor:
 def _vit_map(network: nn.Module, tokens: Tensor, image_hw: tuple[int, int]) -> Tensor:
     patch = _vit_patch_size(network)
     grid = (image_hw[0] // patch, image_hw[1] // patch)
-    return tokens[:, _VIT_PREFIX:].transpose(1, 2).unflatten(2, grid).contiguous()
+    patches: Tensor = tokens[:, _VIT_PREFIX:].transpose(1, 2)
+    return torch.unflatten(patches, 2, grid).contiguous()
 
 
 RESNET = Family("ResNet", _resnet_stages, _global_average, "fc")

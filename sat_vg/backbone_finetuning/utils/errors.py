@@ -27,3 +27,7 @@ class CheckpointError(UserError):
 
 class NonFiniteLossError(UserError):
     """The loss became NaN or infinite."""
+
+
+class InterruptedRun(Exception):
+    """The run was asked to stop, by Ctrl-C, and has saved its state; the message says where."""

@@ -1,0 +1,299 @@
+"""Which images there are and what they are labelled: class folders, split into train, val and test.
+
+Two layouts are read: a root with ``train/`` and ``val/`` (``test/`` if there is one), each with a folder per
+class; or a root with a folder per class, of which each class is split by seed. Images lie at any depth inside
+their class folder and are told by their ending. Names that begin with a dot and ``__MACOSX`` (left behind by
+zip files) are skipped. Symbolic links are followed; a real folder is read once per class, which ends loops.
+"""
+
+import difflib
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
+_ARCHIVE_ENDINGS = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".rar", ".7z")
+_LISTED = 10  # names shown in a message
+_LAYOUTS = "ROOT/CLASS/image.jpg or ROOT/train/CLASS/image.jpg with ROOT/val/CLASS/image.jpg"
+
+
+@dataclass(frozen=True)
+class Split:
+    """One of train, val and test.
+
+    Attributes:
+        name: which of them.
+        paths: image files (``root`` as it was given and what follows), by class and then by path.
+        labels: index into ``class_names`` per image.
+        class_names: the classes of train, sorted; the same in all splits.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def class_counts(self) -> list[int]:
+        """Number of images per class, in the order of ``class_names``."""
+        counts = [0] * len(self.class_names)
+        for label in self.labels:
+            counts[label] += 1
+        return counts
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Train, val and, where there is a test folder, test; ``description`` is one line for the terminal."""
+
+    train: Split
+    val: Split
+    test: Split | None
+    description: str
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, sorted; a label is an index into them."""
+        return self.train.class_names
+
+    def without(self, bad: Collection[str]) -> "Splits":
+        """The same splits with the paths in ``bad`` left out; labels and class names stay as they are.
+
+        A test split of which nothing remains becomes None.
+        """
+        left_out = frozenset(bad)
+        if not left_out:
+            return self
+        test = _leave_out(self.test, left_out) if self.test else None
+        train, val = _leave_out(self.train, left_out), _leave_out(self.val, left_out)
+        return Splits(train, val, test or None, f"{self.description}; of these {len(left_out)} left out")
+
+
+def load_class_folders(
+    root: Path,
+    *,
+    train_split: str = "train",
+    val_split: str = "val",
+    test_split: str = "test",
+    val_fraction: float = 0.2,
+    seed: int = 0,
+) -> Splits:
+    """List the images of a data set of class folders.
+
+    Args:
+        root: a folder that holds either split folders or class folders (see the top of this module).
+        train_split: name of the train folder.
+        val_split: name of the val folder; if it is missing, val is split off train.
+        test_split: name of the test folder, which may be missing.
+        val_fraction: share of each class that becomes val where val is split off, in (0, 1). At least one
+            image of a class goes to val and at least one stays in train; a class of one image is train's.
+        seed: seed of that split, which depends on nothing else but the names of folders and files.
+
+    Returns:
+        The splits; a label is the place of its class among train's class folders, sorted.
+
+    Raises:
+        DataError: the folder is missing or has no images, an empty class folder or fewer than two classes,
+            or val or test has a class that train lacks.
+    """
+    root = Path(root)
+    _require_folder(root)
+    if not _holds_splits(root, train_split, val_split):
+        classes = _require_classes(root, _scan_classes(root))
+        train, val = _split_off(classes, val_fraction, seed)
+        return _describe(train, val, None, how=f", split by seed {seed}")
+    classes = _require_classes(root / train_split, _scan_classes(root / train_split))
+    names = tuple(classes)
+    test_root = root / test_split
+    test = _read_held_out(test_root, "test", names, train_split) if test_root.is_dir() else None
+    val_root = root / val_split
+    if val_root.is_dir():
+        val = _read_held_out(val_root, "val", names, train_split)
+        return _describe(_as_split("train", classes, names), val, test, how="")
+    train, val = _split_off(classes, val_fraction, seed)
+    unused = [name for name in _subfolders(root) if name not in (train_split, test_split)]
+    note = f"; not used: {_listing(unused)}" if unused else ""
+    share = f"{100 * val_fraction:g}% of {train_split!r} by seed {seed}"
+    return _describe(train, val, test, how=f", no folder {val_split!r}, so val is {share}{note}")
+
+
+def _leave_out(split: Split, left_out: frozenset[str]) -> Split:
+    pairs = [pair for pair in zip(split.paths, split.labels, strict=True) if pair[0] not in left_out]
+    return replace(split, paths=tuple(path for path, _ in pairs), labels=tuple(label for _, label in pairs))
+
+
+def _describe(train: Split, val: Split, test: Split | None, *, how: str) -> Splits:
+    if not len(val):
+        raise DataError("no image is left for val, as train keeps one per class; add images, or a val folder")
+    parts = [split for split in (train, val, test) if split is not None]
+    sizes = ", ".join(f"{len(split)} {split.name}" for split in parts)
+    images, classes = sum(map(len, parts)), len(train.class_names)
+    return Splits(train, val, test, f"{images} images in {classes} classes{how}: {sizes}")
+
+
+def _as_split(name: str, classes: dict[str, list[str]], class_names: tuple[str, ...]) -> Split:
+    pairs = [(path, label) for label, key in enumerate(class_names) for path in classes.get(key, ())]
+    return Split(name, tuple(path for path, _ in pairs), tuple(label for _, label in pairs), class_names)
+
+
+def _split_off(classes: dict[str, list[str]], val_fraction: float, seed: int) -> tuple[Split, Split]:
+    """Split each class by a permutation of its own, whatever the sizes of the others."""
+    train, val = dict(classes), dict(classes)
+    for index, (name, paths) in enumerate(classes.items()):
+        count = min(max(1, round(len(paths) * val_fraction)), len(paths) - 1)
+        order = numpy_generator(derive_seed(seed, Purpose.SPLIT, index)).permutation(len(paths))
+        chosen = {int(position) for position in order[:count]}
+        train[name] = [path for position, path in enumerate(paths) if position not in chosen]
+        val[name] = [path for position, path in enumerate(paths) if position in chosen]
+    return _as_split("train", train, tuple(train)), _as_split("val", val, tuple(train))
+
+
+def _read_held_out(folder: Path, name: str, class_names: tuple[str, ...], train_split: str) -> Split:
+    """Read val or test, labelled by train's classes; a class that is missing here is no error."""
+    classes = _scan_classes(folder)
+    unknown = [key for key in classes if key not in class_names]
+    if unknown:
+        raise DataError(
+            f"{str(folder)!r} has classes that {train_split!r} lacks: {_listing(unknown)}; classes are "
+            "matched by name, in which case counts: rename or remove these folders, or add them to train"
+        )
+    split = _as_split(name, classes, class_names)
+    if not len(split):
+        raise _no_images(folder)
+    return split
+
+
+def _scan_classes(folder: Path) -> dict[str, list[str]]:
+    """Images per class folder, both sorted."""
+    return {name: _images_within(folder / name) for name in _subfolders(folder)}
+
+
+def _images_within(folder: Path) -> list[str]:
+    """Paths of all images in a class folder, sorted by their POSIX path relative to it."""
+    found: list[tuple[str, str]] = []
+    visited: set[Path] = set()
+    pending = [(folder, "")]
+    while pending:
+        current, prefix = pending.pop()
+        if current.resolve() in visited:
+            continue
+        visited.add(current.resolve())
+        entries = _entries(current)
+        images = [e for e in entries if e.name.lower().endswith(IMAGE_ENDINGS) and not _is_folder(e)]
+        found += [(prefix + entry.name, entry.path) for entry in images]
+        # In a fixed order (the last is taken first), as it decides under which name a linked folder is read.
+        pending += [(current / e.name, f"{prefix}{e.name}/") for e in reversed(entries) if _is_folder(e)]
+    return [path for _, path in sorted(found)]
+
+
+def _entries(folder: Path) -> list["os.DirEntry[str]"]:
+    """What a folder holds, sorted by name, without hidden names."""
+    try:
+        with os.scandir(folder) as entries:
+            seen = [e for e in entries if not e.name.startswith(".") and e.name != "__MACOSX"]
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"cannot list the folder {str(folder)!r}: {reason}; check its permissions") from None
+    return sorted(seen, key=lambda entry: entry.name)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return [entry.name for entry in _entries(folder) if _is_folder(entry)]
+
+
+def _holds_splits(root: Path, train_split: str, val_split: str) -> bool:
+    """Whether ``root`` holds split folders; a class may be called "train", but then it holds no folders."""
+    if (root / train_split).is_dir():
+        others = set(_subfolders(root)) - {train_split}
+        return bool(_subfolders(root / train_split)) or not others or val_split in others
+    if (root / val_split).is_dir() and _subfolders(root / val_split):
+        raise DataError(
+            f"{str(root)!r} has a folder {val_split!r} but no {train_split!r}; it holds "
+            f"{_listing(_subfolders(root))}. Rename the folder to train on, or name it as the train split"
+        )
+    return False
+
+
+def _require_folder(root: Path) -> None:
+    try:
+        exists, is_folder = root.exists(), root.is_dir()
+    except OSError as error:
+        raise DataError(f"cannot open {str(root)!r}: {error.strerror}; check path and permissions") from None
+    if is_folder:
+        return
+    if exists:
+        archive = root.name.lower().endswith(_ARCHIVE_ENDINGS)
+        remedy = "unpack it and give the folder" if archive else "give the folder of the class folders"
+        raise DataError(f"{str(root)!r} is {'an archive' if archive else 'a file'}, not a folder; {remedy}")
+    parent = root.absolute()
+    while not parent.is_dir() and parent != parent.parent:
+        missing, parent = parent.name, parent.parent
+    by_lower = {entry.name.lower(): entry.name for entry in _entries(parent)}
+    close = [by_lower[key] for key in difflib.get_close_matches(missing.lower(), list(by_lower), cutoff=0.5)]
+    holds = f"which holds {_listing(close)}" if close else f"which holds nothing named like {missing!r}"
+    raise DataError(f"there is no folder {str(root)!r}; the nearest that exists is {str(parent)!r}, {holds}")
+
+
+def _require_classes(folder: Path, classes: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Refuse what is no set of at least two filled class folders, with a hint at what it seems to be."""
+    place = repr(str(folder))
+    if not classes:
+        files = [entry.name for entry in _entries(folder)]
+        archives = [name for name in files if name.lower().endswith(_ARCHIVE_ENDINGS)]
+        if any(name.lower().endswith(IMAGE_ENDINGS) for name in files):
+            raise DataError(f"{place} holds images but no class folders; sort them as {_LAYOUTS}")
+        if archives:
+            raise DataError(f"{place} holds no class folders but archives: {_listing(archives)}; unpack them")
+        raise DataError(f"{place} holds no class folders; images belong in {_LAYOUTS}")
+    only = repr(next(iter(classes))) if len(classes) == 1 else None
+    inner = _find_nested(folder) if only else None
+    if inner is not None:
+        raise DataError(f"{place} holds only the folder {only}, a single class; did you mean {str(inner)!r}?")
+    if not any(classes.values()):
+        raise _no_images(folder)
+    if only:
+        raise DataError(
+            f"{place} holds one class, {only}, but a classifier needs at least two to tell apart; add a "
+            "folder per further class, or give the folder above if this is a class itself"
+        )
+    empty = [name for name, paths in classes.items() if not paths]
+    if empty:
+        raise DataError(
+            f"{place} has {len(empty)} class folders without images: {_listing(empty)}; fill or remove them "
+            f"(endings looked for: {' '.join(IMAGE_ENDINGS)})"
+        )
+    return classes
+
+
+def _find_nested(folder: Path) -> Path | None:
+    """The folder with several folders that lies below a chain of single ones, as unpacking leaves behind."""
+    names = _subfolders(folder)
+    for _ in range(4):  # a chain of links might have no end
+        if len(names) != 1:
+            break
+        folder = folder / names[0]
+        names = _subfolders(folder)
+    return folder if len(names) > 1 else None
+
+
+def _no_images(folder: Path) -> DataError:
+    looked_for = " ".join(IMAGE_ENDINGS)
+    return DataError(f"{str(folder)!r} holds no images at any depth (looked for {looked_for}); check the path")
+
+
+def _listing(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(repr(name) for name in names[:_LISTED]) + more

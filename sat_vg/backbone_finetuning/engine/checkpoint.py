@@ -1,0 +1,221 @@
+"""last.pt: everything that a run needs to go on as if it had never stopped."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+import sat_vg
+from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError
+from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_tensors
+
+FORMAT = "sat_vg.run"
+SCHEMA = 1
+LAST = "last.pt"
+
+
+@dataclass
+class RunState:
+    """Where a run stands, beside its tensors. Plain numbers; all random streams follow from them.
+
+    Attributes:
+        phase: index of the running phase.
+        epoch: finished epochs, over all phases.
+        epoch_in_phase: finished epochs of the running phase.
+        step: optimizer steps taken.
+        step_in_epoch: those of the running epoch.
+        train_loss_sum: loss summed over the images of the running epoch so far.
+        train_images: images of the running epoch so far.
+        train_seconds: time spent on them.
+        best_value: best validation metric; None before the first validation.
+        best_epoch: number of its epoch, from 1.
+        epochs_without_improvement: since the best one.
+        plateau_factor: product of the plateau schedule's reductions.
+        plateau_waited: epochs without improvement since the last reduction.
+        finished: whether the run has come to its end.
+    """
+
+    phase: int = 0
+    epoch: int = 0
+    epoch_in_phase: int = 0
+    step: int = 0
+    step_in_epoch: int = 0
+    train_loss_sum: float = 0.0
+    train_images: int = 0
+    train_seconds: float = 0.0
+    best_value: float | None = None
+    best_epoch: int = 0
+    epochs_without_improvement: int = 0
+    plateau_factor: float = 1.0
+    plateau_waited: int = 0
+    finished: bool = False
+
+    def note_validation(self, value: float, higher_is_better: bool, min_delta: float) -> bool:
+        """Take a validation metric into the history; tells whether it is the best so far."""
+        gain = 0.0 if self.best_value is None else (value - self.best_value) * (1 if higher_is_better else -1)
+        if self.best_value is None or gain > min_delta:
+            self.best_value, self.best_epoch = value, self.epoch + 1
+            self.epochs_without_improvement = self.plateau_waited = 0
+            return True
+        self.epochs_without_improvement += 1
+        self.plateau_waited += 1
+        return False
+
+    def reduce_on_plateau(self, patience: int, gamma: float) -> None:
+        """Lower the plateau schedule's factor after ``patience`` epochs without improvement."""
+        if self.plateau_waited >= patience:
+            self.plateau_factor *= gamma
+            self.plateau_waited = 0
+
+    def end_epoch(self) -> None:
+        """Go on to the next epoch."""
+        self.epoch += 1
+        self.epoch_in_phase += 1
+        self.step_in_epoch = self.train_images = 0
+        self.train_loss_sum = self.train_seconds = 0.0
+
+    def end_phase(self) -> None:
+        """Go on to the next phase."""
+        self.phase += 1
+        self.epoch_in_phase = 0
+
+
+@dataclass(frozen=True)
+class RunTensors:
+    """The stateful objects of a run whose state is saved beside ``RunState``."""
+
+    network: nn.Module
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What must agree for a run to be resumed.
+
+    Attributes:
+        config: the configuration as plain data.
+        data_fingerprint: of the images' names, labels and splits.
+        preprocessing: that the starting weights asked for; carried along, not compared.
+    """
+
+    config: dict[str, Any]
+    data_fingerprint: str
+    preprocessing: dict[str, Any]
+
+
+def fingerprint(names_and_labels: Sequence[tuple[str, int]], class_names: Sequence[str]) -> str:
+    """A hash of which images there are, in which order, with which labels."""
+    digest = hashlib.sha256("\0".join(class_names).encode())
+    for name, label in names_and_labels:
+        digest.update(f"\0{name}\0{label}".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def save_run(folder: Path, state: RunState, tensors: RunTensors, identity: RunIdentity, keep: int) -> Path:
+    """Write the state of a run; ``last.pt`` becomes another name of the new file.
+
+    Args:
+        folder: of the checkpoints.
+        state: where the run stands.
+        tensors: whose states are captured.
+        identity: what a resume is checked against.
+        keep: how many of the newest files stay.
+
+    Raises:
+        OSError: the folder cannot be written to or the disk is full; the files from before are untouched.
+    """
+    path = folder / f"step_{state.step:08d}.pt"
+    save_tensors(
+        path,
+        {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            "version": sat_vg.__version__,
+            "state": asdict(state),
+            "network": tensors.network.state_dict(),
+            "optimizer": tensors.optimizer.state_dict(),
+            "scaler": tensors.scaler.state_dict(),
+            "config": identity.config,
+            "data_fingerprint": identity.data_fingerprint,
+            "preprocessing": identity.preprocessing,
+        },
+    )
+    _point_last_at(path)
+    for old in sorted(folder.glob("step_????????.pt"))[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def _point_last_at(path: Path) -> None:
+    """A hard link costs no space; where the file system has none, a link by name does."""
+    temporary = path.with_name(f".{LAST}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.hardlink_to(path)
+    except OSError:
+        temporary.symlink_to(path.name)
+    temporary.replace(path.with_name(LAST))
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """The content of a last.pt.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, no run's state, or of a newer schema.
+    """
+    content = load_tensors(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{str(path)!r} is no last.pt of sat_vg, so no run can go on from it; check --resume")
+    if content["schema"] > SCHEMA:
+        raise CheckpointError(
+            f"{str(path)!r} has schema {content['schema']}; this sat_vg {sat_vg.__version__} reads up to {SCHEMA}. "
+            f"It was written by sat_vg {content['version']}: upgrade to that"
+        )
+    return content
+
+
+def check_identity(content: Mapping[str, Any], config: Mapping[str, Any], data_fingerprint: str, path: Path) -> None:
+    """Refuse to go on with a run that another configuration or other data began.
+
+    Raises:
+        CheckpointError: names every field that differs, with both values, and the ways out.
+    """
+    differing = [
+        f"{name}: the run has {content['config'].get(name)!r}, now {value!r}"
+        for name, value in config.items()
+        if name not in FIELDS_FREE_ON_RESUME and content["config"].get(name) != value
+    ]
+    if content["data_fingerprint"] != data_fingerprint:
+        differing.append("the images: their names, classes or splits are not those that the run began with")
+    if differing:
+        raise CheckpointError(
+            f"{str(path)!r} belongs to a run with other settings, which would change its course:\n  "
+            + "\n  ".join(differing)
+            + "\nGo on with the run's own settings, or begin another run with --checkpoint_dir DIR --log_dir DIR, "
+            "or begin anew here with --resume never (the old run is moved aside)"
+        )
+
+
+def restore_run(content: Mapping[str, Any], tensors: RunTensors) -> RunState:
+    """Put a run's state back, strictly.
+
+    Raises:
+        CheckpointError: a part does not fit.
+    """
+    try:
+        tensors.network.load_state_dict(content["network"], strict=True)
+        tensors.optimizer.load_state_dict(content["optimizer"])
+        if tensors.scaler.is_enabled() and content["scaler"]:
+            tensors.scaler.load_state_dict(content["scaler"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"the checkpoint does not fit the model it is to go on with: {error}") from error
+    known = {field.name for field in fields(RunState)}
+    return RunState(**{name: value for name, value in content["state"].items() if name in known})

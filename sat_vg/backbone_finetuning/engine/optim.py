@@ -1,0 +1,116 @@
+"""Optimizer, its parameter groups by stage, and the learning rate as a function of the epoch."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The course of the learning rate within a phase.
+
+    Attributes:
+        kind: ``cosine`` (Loshchilov & Hutter, 2017, without restarts), ``step`` or ``plateau``.
+        learning_rate: after the warm-up.
+        warmup_epochs: epochs of linear rise from 0.
+        step_size: step: epochs between reductions; plateau: epochs without improvement before one.
+        gamma: factor of a reduction.
+        min_lr: lower bound after the warm-up.
+    """
+
+    kind: Literal["cosine", "step", "plateau"]
+    learning_rate: float
+    warmup_epochs: float
+    step_size: int
+    gamma: float
+    min_lr: float
+
+    def at(self, epoch: float, num_epochs: int, plateau_factor: float = 1.0) -> float:
+        """The learning rate at a point of a phase.
+
+        Args:
+            epoch: epochs since the phase began, with fractions.
+            num_epochs: length of the phase.
+            plateau_factor: product of the reductions so far; the one thing that depends on the past.
+        """
+        warmup = min(self.warmup_epochs, num_epochs / 2)  # a phase of one epoch shall not end in its warm-up
+        if epoch < warmup:
+            return self.learning_rate * epoch / warmup
+        if self.kind == "cosine":
+            share = (epoch - warmup) / max(num_epochs - warmup, 1e-9)
+            return self.min_lr + (self.learning_rate - self.min_lr) * (1 + math.cos(math.pi * min(share, 1))) / 2
+        if self.kind == "step":
+            return max(self.min_lr, self.learning_rate * self.gamma ** math.floor(epoch / self.step_size))
+        return max(self.min_lr, self.learning_rate * plateau_factor)
+
+
+def build_optimizer(
+    model: FineTuneModel, name: Literal["adamw", "sgd"], weight_decay: float, momentum: float
+) -> Optimizer:
+    """An optimizer over all parameters, in groups by stage.
+
+    It holds frozen parameters too: they have no gradient, so no optimizer touches them, and what is frozen can
+    change from phase to phase without losing the state of what stays trained.
+    """
+    groups = parameter_groups(model, weight_decay)
+    # The fused kernels update all parameters in one pass over memory.
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=fused)
+    return torch.optim.AdamW(groups, lr=0.0, fused=fused)
+
+
+def parameter_groups(model: FineTuneModel, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups a stage and two for the classifier: with and without weight decay.
+
+    Each has ``params``, ``name``, ``weight_decay`` and ``lr_scale``, the factor on the run's learning rate.
+    """
+    named = {stage.name: dict(stage.named_parameters(model.network)) for stage in model.stages}
+    of_network = dict(model.network.named_parameters())
+    named["head"] = {name: of_network[name] for name in model.classifier_parameter_names}
+    covered = sum(len(parameters) for parameters in named.values())
+    assert covered == len(of_network), "every parameter belongs to exactly one stage or the head"
+    groups = []
+    for stage, parameters in named.items():
+        for decays in (True, False):
+            chosen = [p for name, p in parameters.items() if _decays(name, p, model) is decays]
+            if chosen:
+                groups.append(
+                    {
+                        "params": chosen,
+                        "name": f"{stage}{'' if decays else '/no_decay'}",
+                        "weight_decay": weight_decay if decays else 0.0,
+                        "lr_scale": 1.0,
+                    }
+                )
+    return groups
+
+
+def _decays(name: str, parameter: nn.Parameter, model: FineTuneModel) -> bool:
+    """Norms, biases, class tokens and position embeddings are not pulled towards zero."""
+    is_vector = parameter.ndim <= 1 or name.endswith("class_token")
+    return not is_vector and name != model.row.family.position_embedding
+
+
+def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
+    """Give every group the learning rate times its own ``lr_scale``."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["lr_scale"]
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy against distributions, summed over the batch, in fp32.
+
+    Args:
+        logits: ``[B, num_classes]`` of any float type.
+        targets: ``[B, num_classes]``; each row sums to 1.
+        label_smoothing: share spread over all classes (Szegedy et al., 2016).
+    """
+    return functional.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=label_smoothing)

@@ -1,0 +1,89 @@
+"""The record of a run: TensorBoard, metrics.jsonl and pictures, in ``log_dir``."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+from sat_vg.backbone_finetuning.engine.checkpoint import RunState
+from sat_vg.backbone_finetuning.utils.safe_files import write_text
+
+METRICS = "metrics.jsonl"
+
+
+class Tracker:
+    """Writes the same numbers to TensorBoard and, one JSON object a line, to metrics.jsonl.
+
+    Lines of a run that went on after ``state`` was saved are dropped first, so a resumed run leaves no doubles.
+
+    Args:
+        log_dir: where everything goes; made if need be.
+        state: where the run starts or goes on.
+    """
+
+    def __init__(self, log_dir: Path, state: RunState) -> None:
+        log_dir.mkdir(parents=True, exist_ok=True)
+        self.log_dir = log_dir
+        _drop_lines_after(log_dir / METRICS, state)
+        purge_step = state.step + 1 if state.step else None
+        self._writer = SummaryWriter(str(log_dir), purge_step=purge_step)
+        self._lines = (log_dir / METRICS).open("a", encoding="utf-8")
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lines.close()
+        self._writer.close()
+
+    def numbers(self, numbers: Mapping[str, Any], step: int, group: str) -> None:
+        """Write one line, and its numbers as scalars ``group/name``.
+
+        Args:
+            numbers: names and plain values; texts go to the line only.
+            step: optimizer steps so far.
+            group: ``step`` or ``epoch``.
+        """
+        self._lines.write(json.dumps(dict(numbers)) + "\n")
+        self._lines.flush()
+        for name, value in numbers.items():
+            if name != "step" and isinstance(value, (int, float)):
+                self._writer.add_scalar(f"{group}/{name}", value, step)
+        if group == "epoch":
+            self._writer.flush()
+
+    def figure(self, name: str, figure: Figure, step: int) -> None:
+        """Show a figure in TensorBoard and keep its latest state as ``name.png``."""
+        figure.savefig(self.log_dir / f"{name}.png", dpi=110)
+        self._writer.add_figure(name, figure, step)
+        self._writer.flush()
+
+    def text(self, name: str, text: str) -> None:
+        """Show a text in TensorBoard."""
+        self._writer.add_text(name, text)
+
+    def hyperparameters(self, config: Mapping[str, Any], results: Mapping[str, float]) -> None:
+        """Enter the run into TensorBoard's table of hyperparameters."""
+        plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in config.items()}
+        self._writer.add_hparams(plain, {f"hparam/{k}": v for k, v in results.items()}, run_name=".")
+
+
+def _drop_lines_after(path: Path, state: RunState) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the line that was being written when the run was killed
+        ends_epoch = "val_accuracy" in entry
+        if (entry["epoch"] <= state.epoch) if ends_epoch else (entry["step"] <= state.step):
+            kept.append(line + "\n")
+    write_text(path, "".join(kept))

@@ -1,0 +1,262 @@
+"""The fine-tuning recipe, from top to bottom: config → data → model → phases → loop → best_model.pt."""
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.data.checks import require_readable
+from sat_vg.backbone_finetuning.data.loaders import ImageDataset, training_loader, validation_loader
+from sat_vg.backbone_finetuning.data.mixing import Mixing
+from sat_vg.backbone_finetuning.data.sampling import BatchPlan, EpochBatches
+from sat_vg.backbone_finetuning.data.scenes import scenes_folder
+from sat_vg.backbone_finetuning.data.sources import Splits, load_class_folders
+from sat_vg.backbone_finetuning.data.transforms import training_transform
+from sat_vg.backbone_finetuning.engine.checkpoint import (
+    RunIdentity,
+    RunState,
+    check_identity,
+    fingerprint,
+    restore_run,
+)
+from sat_vg.backbone_finetuning.engine.loop import BEST_MODEL, Outputs, Stopping, Training, fit
+from sat_vg.backbone_finetuning.engine.optim import Schedule, build_optimizer
+from sat_vg.backbone_finetuning.engine.phases import Phase, single_phase
+from sat_vg.backbone_finetuning.engine.precision import (
+    Precision,
+    choose_device,
+    choose_num_workers,
+    choose_precision,
+)
+from sat_vg.backbone_finetuning.engine.run_folder import EarlierRun, find_run, open_folders
+from sat_vg.backbone_finetuning.engine.tracking import Tracker
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.reports.figures import draw_image_grid
+from sat_vg.backbone_finetuning.reports.tables import text_table
+from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
+from sat_vg.backbone_finetuning.utils.terminal import say
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run gave.
+
+    Attributes:
+        best_model: path of best_model.pt.
+        metrics: of its weights on the validation images: ``val_accuracy`` (a fraction), ``val_loss``, ``epoch``.
+    """
+
+    best_model: Path
+    metrics: dict[str, float]
+
+
+def finetune(config: FinetuneConfig) -> TrainingResult:
+    """Fine-tune as the configuration says, or go on with the run that is in its checkpoint folder.
+
+    Returns:
+        The best model's path and metrics.
+
+    Raises:
+        UserError: a setting, the data, the weights or a checkpoint cannot be used, or the loss left the numbers.
+        InterruptedRun: Ctrl-C; the state was saved, the same call goes on.
+    """
+    splits = load_data(config)
+    data_fingerprint = fingerprint_of(splits)
+    checkpoint_dir, log_dir = Path(config.checkpoint_dir), Path(config.log_dir)
+    earlier = find_run(checkpoint_dir, config.resume)
+    if earlier is not None:
+        check_identity(earlier.content, config.to_dict(), data_fingerprint, earlier.path)
+        if earlier.content["state"]["finished"]:
+            say(
+                f"the run in {checkpoint_dir} has finished. Another one: --checkpoint_dir DIR --log_dir DIR; the "
+                "same one anew: --resume never"
+            )
+            return summarise(config)
+    precision = choose_precision(choose_device(config.device), config.mixed_precision)
+    say(f"device: {precision}")
+    model = build_model(config, splits.class_names, earlier)
+    training = assemble(config, splits, model, precision)
+    phases = choose_phases(config, model)
+    state = RunState() if earlier is None else restore_run(earlier.content, training.tensors)
+    open_folders(checkpoint_dir, log_dir, begins_anew=earlier is None)
+    if earlier is not None:
+        say(f"going on with {earlier.path}: epoch {state.epoch + 1}, step {state.step}")
+
+    with Tracker(log_dir, state) as tracker:
+        if earlier is None:
+            tracker.text("config", "".join(f"    {name}: {value}\n" for name, value in config.to_dict().items()))
+            show_training_images(training, splits, tracker)
+        outputs = Outputs(
+            folder=checkpoint_dir,
+            identity=RunIdentity(config.to_dict(), data_fingerprint, model.preprocessing.to_dict()),
+            save_frequency=config.save_frequency,
+            keep=config.max_checkpoints,
+            log_every=config.log_every,
+            tracker=tracker,
+            path_of=lambda index: splits.train.paths[index],
+        )
+        stopping = Stopping(
+            config.early_stopping_metric, config.early_stopping_patience, config.early_stopping_min_delta
+        )
+        fit(training, phases, stopping, outputs, state)
+        result = summarise(config)
+        tracker.hyperparameters(config.to_dict(), result.metrics)
+    return result
+
+
+def load_data(config: FinetuneConfig) -> Splits:
+    """The images of the configuration, all of them readable.
+
+    Raises:
+        DataError: there are none, some cannot be read, or their classes do not fit together.
+        ConfigError: ``num_classes`` is not their number of classes.
+    """
+    if config.dataset_path is None:
+        say("no --dataset_path DIR was given: training on the built-in scenes, drawn by this program")
+    root = scenes_folder() if config.dataset_path is None else Path(config.dataset_path).expanduser()
+    splits = load_class_folders(
+        root,
+        train_split=config.train_split,
+        val_split=config.val_split,
+        val_fraction=config.val_fraction,
+        seed=config.seed,
+    )
+    splits, left_out = require_readable(splits, config.on_bad_image, record=cache_folder() / "readable_images.npz")
+    for bad in left_out:
+        say(f"left out {bad.path}: {bad.reason}")
+    say(f"data: {splits.description}")
+    if config.num_classes not in (None, len(splits.class_names)):
+        raise ConfigError(
+            f"num_classes = {config.num_classes}: the images have {len(splits.class_names)} classes; leave it out"
+        )
+    return splits
+
+
+def fingerprint_of(splits: Splits) -> str:
+    """A hash of all images' names, labels and splits; moving the whole data set does not change it."""
+    root = os.path.commonpath([*splits.train.paths, *splits.val.paths])
+    entries = [
+        (f"{split.name}/{os.path.relpath(path, root)}", label)
+        for split in (splits.train, splits.val)
+        for path, label in zip(split.paths, split.labels, strict=True)
+    ]
+    return fingerprint(entries, splits.class_names)
+
+
+def build_model(config: FinetuneConfig, class_names: tuple[str, ...], earlier: EarlierRun | None) -> FineTuneModel:
+    """The model with its starting weights, or with none yet where an earlier run's will be put in."""
+    model = FineTuneModel(
+        config.backbone,
+        len(class_names),
+        config.pretrained,
+        config.freeze_early_layers,
+        config.unfreeze_layers,
+        config.dropout,
+        weights=config.weights if earlier is None else "none",
+        image_size=config.image_size,
+        class_names=class_names,
+        seed=config.seed,
+    )
+    if earlier is not None:
+        model.preprocessing = Preprocessing.from_dict(earlier.content["preprocessing"])
+    counts = model.parameter_counts()
+    trained = sum(counts[name] for name in (*model.trainable_stages, "head"))
+    say(f"model: {model.backbone}, {sum(counts.values()) / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained")
+    if earlier is None:
+        say(model.weights_report)
+    return model
+
+
+def choose_phases(config: FinetuneConfig, model: FineTuneModel) -> list[Phase]:
+    """The fine-tuning strategy as phases."""
+    return single_phase(config.num_epochs, model.trainable_stages, model.stage_names)
+
+
+def assemble(config: FinetuneConfig, splits: Splits, model: FineTuneModel, precision: Precision) -> Training:
+    """Put loaders, optimizer and schedule together; nothing after this sees the whole configuration."""
+    plain = model.preprocessing.geometry()
+    augmented = training_transform(config.image_size, model.preprocessing.interpolation)
+    train_set = ImageDataset(splits.train, augmented if config.use_augmentation else plain, config.seed)
+    val_set = ImageDataset(splits.val, plain, config.seed)
+    batches = EpochBatches(BatchPlan(len(train_set), config.batch_size, config.seed))
+    num_workers = choose_num_workers(config.num_workers, precision.device, os.cpu_count() or 1)
+    precision.place_model(model)
+    return Training(
+        model=model,
+        optimizer=build_optimizer(model, config.optimizer, config.weight_decay, config.momentum),
+        scaler=precision.scaler(),
+        precision=precision,
+        schedule=Schedule(
+            config.lr_scheduler,
+            config.learning_rate,
+            config.warmup_epochs,
+            config.lr_step_size,
+            config.lr_gamma,
+            config.min_lr,
+        ),
+        mixing=Mixing(config.mixup_alpha, config.cutmix_alpha, config.seed),
+        batches=batches,
+        train_loader=training_loader(train_set, batches, num_workers, precision.device),
+        val_loader=validation_loader(val_set, 2 * config.batch_size, num_workers, precision.device),
+        seed=config.seed,
+        label_smoothing=config.label_smoothing,
+        gradient_clip=config.gradient_clip or float("inf"),
+        micro_batch_size=config.micro_batch_size or config.batch_size,
+    )
+
+
+def show_training_images(training: Training, splits: Splits, tracker: Tracker) -> None:
+    """Draw the first images of the run as the augmentation hands them to the model."""
+    dataset = training.train_loader.dataset
+    assert isinstance(dataset, ImageDataset)
+    samples = [dataset[0, index] for index in training.batches.plan.batches(epoch=0)[0][:16]]
+    images = torch.stack([image for image, _, _ in samples]).permute(0, 2, 3, 1).numpy()
+    titles = [splits.class_names[label] for _, label, _ in samples]
+    heading = "training images of the first step, as the model sees them before normalisation"
+    tracker.figure("training_images", draw_image_grid(images, titles, heading), step=0)
+
+
+def summarise(config: FinetuneConfig) -> TrainingResult:
+    """Read best_model.pt back, as its user will, and say what it is and how to go on."""
+    path = Path(config.checkpoint_dir) / BEST_MODEL
+    extractor = FineTuneModel.load_checkpoint(path).get_feature_extractor()
+    metrics = extractor.provenance["metrics"]
+    maps = zip(extractor.out_names, extractor.channels, extractor.strides, strict=True)
+    beside_python = Path(sys.executable).with_name("tensorboard")
+    is_on_path = shutil.which("tensorboard") is not None or not beside_python.exists()
+    tensorboard = "tensorboard" if is_on_path else os.path.relpath(beside_python)
+    say(f"done: validation accuracy {100 * metrics['val_accuracy']:.2f} % (epoch {metrics['epoch']})")
+    say(f"  best model   {path}")
+    say("  its maps     " + ", ".join(f"{n}: {c} channels at stride {s}" for n, c, s in maps))
+    say(f'  use it       FineTuneModel.load_checkpoint("{path}").get_feature_extractor()')
+    say(f"  TensorBoard  {tensorboard} --logdir {config.log_dir}")
+    return TrainingResult(path, metrics)
+
+
+def dry_run(config: FinetuneConfig) -> None:
+    """Say what a run would do: data, phases, steps, batch shapes. Trains and writes nothing."""
+    splits = load_data(config)
+    precision = choose_precision(choose_device(config.device), config.mixed_precision)
+    say(f"device: {precision}")
+    model = build_model(config, splits.class_names, earlier=None)
+    training = assemble(config, splits, model, precision)
+    class_counts = zip(splits.class_names, splits.train.class_counts(), splits.val.class_counts(), strict=True)
+    say("\n" + text_table(("class", "train", "val"), list(class_counts)))
+    counts = model.parameter_counts()
+    for number, phase in enumerate(choose_phases(config, model), start=1):
+        trained = (*phase.trainable_stages, "head")
+        rows = [(name, f"{count:,}", "yes" if name in trained else "no") for name, count in counts.items()]
+        say(f"\nphase {number}, {phase.name}: {phase.epochs} epochs")
+        say(text_table(("stage", "parameters", "trained"), rows))
+    plan, size = training.batches.plan, config.image_size
+    smallest, largest = plan.batch_sizes
+    sizes = f"{largest}" if smallest == largest else f"{smallest} or {largest}"
+    say(f"\nsteps per epoch: {plan.num_batches}, of {sizes} images")
+    say(f"batch: images uint8 [{largest}, 3, {size}, {size}], targets float32 [{largest}, {model.num_classes}]")
+    say("dry run: nothing was trained")

@@ -1,0 +1,64 @@
+"""Figures from plain arrays: confusion matrices and grids of images."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+_MAX_NAMED_CLASSES = 60  # more names than this cannot be read on one figure
+_MAX_NUMBERED_CLASSES = 25
+
+
+def draw_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str]) -> Figure:
+    """A confusion matrix, coloured by the share of each true class, with counts where there is room.
+
+    Args:
+        confusion: ``[num_classes, num_classes]`` counts; rows are true classes, columns predictions.
+        class_names: in the order of rows and columns.
+    """
+    count = len(class_names)
+    side = float(np.clip(2.5 + 0.34 * count, 5, 22))
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.add_subplot()
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    if count <= _MAX_NAMED_CLASSES:
+        names = [plain(name) for name in class_names]
+        axes.set_xticks(range(count), names, rotation=90 if count > 6 else 45, ha="right" if count <= 6 else "center")
+        axes.set_yticks(range(count), names)
+    if count <= _MAX_NUMBERED_CLASSES:
+        for row, column in zip(*np.nonzero(confusion), strict=True):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(confusion[row, column]), ha="center", va="center", fontsize=7, color=colour)
+    accuracy = confusion.trace() / max(confusion.sum(), 1)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.set_title(f"{confusion.sum()} validation images, {100 * accuracy:.2f} % right")
+    return figure
+
+
+def draw_image_grid(images: np.ndarray, titles: Sequence[str], heading: str, columns: int = 8) -> Figure:
+    """A grid of images with a title over each.
+
+    Args:
+        images: uint8 ``[N, H, W, 3]``.
+        titles: N texts.
+        heading: over the whole figure.
+        columns: images in a row.
+    """
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.5 * columns, 1.7 * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, image, title in zip(grid, images, titles, strict=False):
+        axes.imshow(image)
+        axes.set_title(plain(title), fontsize=8)
+    figure.suptitle(plain(heading), fontsize=10)
+    return figure
+
+
+def plain(text: str, limit: int = 28) -> str:
+    """A text that matplotlib shows as it is: no formulas, no control characters, not too long."""
+    shown = "".join(c if c.isprintable() else "?" for c in text).replace("$", r"\$")
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"

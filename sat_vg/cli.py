@@ -1,0 +1,24 @@
+"""``sat-vg COMMAND``: every command of the package under one name."""
+
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "train": ("sat_vg.backbone_finetuning.train", "fine-tune a backbone on images in class folders"),
+}
+
+
+def main() -> int:
+    """Run the command that the first argument names."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in COMMANDS:
+        module = import_module(COMMANDS[name][0])
+        return int(module.main(sys.argv[2:], f"sat-vg {name}"))
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {command.ljust(width)}  {text}" for command, (_, text) in COMMANDS.items())
+    usage = f"usage: sat-vg COMMAND [...]\n\n{listing}\n\nsat-vg COMMAND --help says more"
+    if name in ("-h", "--help"):
+        print(usage)
+        return 0
+    print(f"error: sat-vg has no command {name!r}\n{usage}", file=sys.stderr)
+    return 2

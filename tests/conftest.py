@@ -1,0 +1,109 @@
+"""Real tiny data, a real training process, and the real data and weights where they are at hand."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED = REPOSITORY.parent / "shared"
+
+# One class is bright at the left, one at the top, one all over: learnable from augmented images by brightness alone.
+COLOURS = {"field": (40, 160, 60), "sea": (20, 60, 150), "town": (170, 160, 150)}
+
+
+def write_image(path: Path, colour: tuple[int, int, int], seed: int, size: int = 40) -> None:
+    generator = np.random.default_rng(seed)
+    noise = generator.normal(0, 12, (size, size, 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(path)
+
+
+@pytest.fixture
+def class_folders(tmp_path: Path) -> Path:
+    """train/ and val/ with three classes: 9 + 3 images each, JPEG and PNG."""
+    root = tmp_path / "images"
+    for number, (name, colour) in enumerate(COLOURS.items()):
+        for split, count in (("train", 9), ("val", 3)):
+            for index in range(count):
+                ending = "png" if index % 2 else "jpg"
+                write_image(root / split / name / f"{split}_{index}.{ending}", colour, 100 * number + index)
+    return root
+
+
+@dataclass
+class Run:
+    """What a finished training process left."""
+
+    code: int
+    out: str
+    err: str
+    folder: Path
+
+    @property
+    def lines(self) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / "logs/metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def epochs(self) -> list[dict]:
+        return [line for line in self.lines if "val_accuracy" in line]
+
+    @property
+    def best_model(self) -> Path:
+        return self.folder / "ckpt/best_model.pt"
+
+
+def train_command(folder: Path, *arguments: object) -> list[str]:
+    """The training command on a small model, with outputs below ``folder``."""
+    small = {
+        "backbone": "resnet18",
+        "pretrained": "false",
+        "image_size": "32",
+        "batch_size": "6",
+        "num_epochs": "2",
+        "warmup_epochs": "0",
+        "log_every": "2",
+        "num_workers": "0",
+        "log_dir": f"{folder}/logs",
+        "checkpoint_dir": f"{folder}/ckpt",
+    }
+    given = [str(argument) for argument in arguments]
+    flags = [part for name, value in small.items() if f"--{name}" not in given for part in (f"--{name}", value)]
+    return [sys.executable, "-m", "sat_vg.backbone_finetuning.train", *flags, *given]
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    return {**os.environ, "SAT_VG_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1", **more}
+
+
+@pytest.fixture
+def train(tmp_path: Path):
+    """Run the training command in a process of its own."""
+
+    def run(*arguments: object, folder: str = "run", **more: str) -> Run:
+        target = tmp_path / folder
+        done = subprocess.run(
+            train_command(target, *arguments),
+            capture_output=True,
+            text=True,
+            env=environment(tmp_path, **more),
+            cwd=tmp_path,
+            timeout=300,
+        )
+        return Run(done.returncode, done.stdout, done.stderr, target)
+
+    return run
+
+
+@pytest.fixture
+def mobilenet_weights() -> Path:
+    path = SHARED / "weights/mobilenet_v2-imagenet.pth"
+    if not path.exists():
+        pytest.skip(f"real ImageNet weights are not at hand: no {path}")
+    return path

@@ -1,0 +1,204 @@
+"""What every backbone must keep, whatever its family; one small member of each family runs through all of it."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate, soft_cross_entropy
+from sat_vg.backbone_finetuning.models.backbones import BACKBONES, build_network
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+
+SMALL = ["resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "efficientnet_v2_s", "vit_b_16"]
+SIZE = 64
+
+
+@pytest.fixture(scope="module", params=SMALL)
+def model(request):
+    torch.manual_seed(0)
+    model = FineTuneModel(request.param, 5, pretrained=False, image_size=SIZE, dropout=0.3)
+    for module in model.modules():  # statistics that are not those of a fresh layer, so that mixing them up shows
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+def test_the_small_ones_stand_for_all_families():
+    assert {BACKBONES[name].family.name for name in SMALL} == {row.family.name for row in BACKBONES.values()}
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_every_row_is_cut_into_stages_that_cover_it(name):
+    row = BACKBONES[name]
+    size = 16 * 14 if row.family.fixed_size else 64
+    with torch.device("meta"):
+        network = build_network(row, 7, size)
+    owned = [n for stage in row.family.stages(network) for n, _ in stage.named_parameters(network)]
+    head = [n for n, _ in network.named_parameters() if n.startswith(row.family.classifier + ".")]
+    assert head
+    assert sorted(owned + head) == sorted(n for n, _ in network.named_parameters())
+    names = [stage.name for stage in row.family.stages(network)]
+    assert len(names) == len(set(names)) >= 5
+
+
+def test_stages_compose_to_torchvisions_own_forward_bitwise(model):
+    images = torch.randn(2, 3, SIZE, SIZE)
+    with torch.no_grad():
+        assert torch.equal(model(images), model.network(images))
+
+
+def test_the_extractor_declares_what_it_gives(model):
+    extractor = model.get_feature_extractor(out_names=model.stage_names)
+    for height, width in ((SIZE, SIZE), (256, 192), (100, 75)):
+        with torch.no_grad():
+            maps = extractor(torch.randn(1, 3, height, width))
+        assert tuple(maps) == extractor.out_names == model.stage_names
+        for found, channels, stride in zip(maps.values(), extractor.channels, extractor.strides, strict=True):
+            padded = [
+                -(-side // extractor.size_divisibility) * extractor.size_divisibility for side in (height, width)
+            ]
+            assert found.shape == (1, channels, -(-padded[0] // stride), -(-padded[1] // stride))
+    assert extractor.num_channels == extractor.channels[-1]
+
+
+def test_default_maps_are_the_last_of_every_stride(model):
+    extractor = model.get_feature_extractor()
+    assert extractor.strides == ((16,) if model.backbone.startswith("vit") else (4, 8, 16, 32))
+    assert extractor.out_names[-1] == model.stage_names[-1]
+
+
+def test_pooled_vector_is_what_the_head_saw(model):
+    images = torch.randn(2, 3, SIZE, SIZE)
+    extractor = model.get_feature_extractor()
+    with torch.no_grad():
+        pooled = extractor.forward_pooled(images)
+        assert torch.equal(model.forward_head(pooled), model(images))
+    assert pooled.shape == (2, extractor.embed_dim)
+
+
+def test_freezing_moves_nothing_that_is_frozen_and_all_that_is_not(model):
+    model = copy.deepcopy(model)
+    keep = len(model.stages) // 2
+    trained = model.stage_names[keep:]
+    model.set_trainable(trained)
+    assert model.num_frozen_stages == keep
+    optimizer = build_optimizer(model, "adamw", 0.1, 0.9)
+    set_learning_rate(optimizer, 1e-2)
+    images, targets = torch.randn(4, 3, SIZE, SIZE), torch.eye(5)[torch.tensor([0, 1, 2, 3])]
+    frozen_members = tuple(f"{member}." for stage in model.stages[:keep] for member in stage.members)
+    before = {name: value.clone() for name, value in model.network.state_dict().items()}
+    with torch.no_grad():
+        prefix_before = model.run_stages(images, stop=keep)
+    for _ in range(2):
+        model.train()
+        model.network.train()  # whoever calls it, and on whatever part
+        for module in model.network.modules():
+            module.train()
+        soft_cross_entropy(model(images), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    after = model.network.state_dict()
+    checked = 0
+    for name, value in after.items():
+        if f"{name}.".startswith(frozen_members):
+            checked += 1
+            assert torch.equal(value, before[name]), f"{name} moved"
+        elif model.network.state_dict(keep_vars=True)[name].requires_grad:
+            assert not torch.equal(value, before[name]), f"{name} did not move"
+    assert checked > 0
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(model.run_stages(images, stop=keep), prefix_before)
+
+
+def test_train_after_freezing_keeps_the_mode_of_frozen_stages(model):
+    model = copy.deepcopy(model)
+    model.set_trainable(model.stage_names[-1:])
+    model.train()
+    assert not any(m.training for stage in model.stages[:-1] for m in stage.modules(model.network))
+    assert any(m.training for m in model.stages[-1].modules(model.network))
+    model.set_trainable(model.stage_names)
+    model.train()
+    assert all(m.training for m in model.modules())
+
+
+def test_save_load_extract_is_exact(model, tmp_path):
+    model.save_checkpoint(tmp_path / "m.pt", config={"a": 1}, metrics={"val_accuracy": 0.5})
+    loaded = FineTuneModel.load_checkpoint(tmp_path / "m.pt")
+    images = torch.randn(2, 3, SIZE, SIZE)
+    assert not loaded.training
+    with torch.no_grad():
+        assert torch.equal(loaded(images), model(images))
+    assert (loaded.class_names, loaded.preprocessing) == (model.class_names, model.preprocessing)
+    extractor = loaded.get_feature_extractor()
+    assert extractor.provenance["metrics"] == {"val_accuracy": 0.5}
+    with torch.no_grad():
+        for mine, theirs in zip(
+            extractor(images).values(), model.get_feature_extractor()(images).values(), strict=True
+        ):
+            assert torch.equal(mine, theirs)
+    # The weights lie under torchvision's own names and load there strictly.
+    stored = torch.load(tmp_path / "m.pt", weights_only=True)["state_dict"]
+    build_network(model.row, 5, SIZE).load_state_dict(stored, strict=True)
+
+
+def test_the_extractor_has_torchvisions_names(model):
+    own = model.get_feature_extractor().state_dict()
+    assert set(own) <= set(model.network.state_dict())
+    left_out = set(model.network.state_dict()) - set(own)
+    assert left_out
+    assert all(name.startswith(model.row.family.classifier.split(".")[0]) for name in left_out)
+
+
+def test_the_extractor_can_be_copied_and_pickled(model):
+    extractor, images = model.get_feature_extractor(), torch.randn(1, 3, 80, 48)
+    for other in (copy.deepcopy(extractor), pickle.loads(pickle.dumps(extractor))):
+        with torch.no_grad():
+            assert torch.equal(list(other(images).values())[-1], list(extractor(images).values())[-1])
+        for parameter in other.parameters():
+            parameter.data.zero_()
+        with torch.no_grad():
+            assert not torch.equal(list(other(images).values())[-1], list(extractor(images).values())[-1])
+
+
+def test_masks_mark_padding_at_each_map(model):
+    extractor = model.get_feature_extractor()
+    mask = torch.zeros(2, 100, 75, dtype=torch.bool)
+    mask[1, 64:] = True
+    with torch.no_grad():
+        maps = extractor.forward_with_mask(torch.randn(2, 3, 100, 75), mask)
+        tokens_mask, tokens = extractor.forward_tokens(torch.randn(2, 3, 100, 75), mask.int())
+    for features, small in maps.values():
+        assert small.dtype == torch.bool
+        assert small.shape == (2, *features.shape[-2:])
+        assert small[1, -1].all()
+        assert not small[0, 0, 0]
+    last = maps[extractor.out_names[-1]]
+    assert torch.equal(tokens_mask, last[1].flatten(1))
+    assert tokens.shape == (last[0].shape[2] * last[0].shape[3], 2, extractor.num_channels)
+    with pytest.raises(ValueError, match="mask has shape"):
+        extractor.forward_with_mask(torch.randn(2, 3, 64, 64), mask)
+
+
+def test_gradients_reach_the_first_stage_and_batch_norm_stays(model):
+    extractor = model.get_feature_extractor()
+    extractor.train()
+    before = {name: value.clone() for name, value in extractor.named_buffers()}
+    sum(m.square().mean() for m in extractor(torch.randn(2, 3, SIZE, SIZE)).values()).backward()
+    first = [p for _, p in extractor._stages[0].named_parameters(extractor) if p.requires_grad]
+    assert first
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in first)
+    assert all(torch.equal(value, before[name]) for name, value in extractor.named_buffers())
+
+
+def test_param_groups_cover_what_is_trained(model):
+    names = model.stage_names[-2:]
+    extractor = model.get_feature_extractor(trainable_stages=names)
+    groups = extractor.param_groups(lr=1.0, decay=0.5)
+    trained = [p for p in extractor.parameters() if p.requires_grad]
+    assert {id(p) for group in groups for p in group["params"]} == {id(p) for p in trained}
+    assert [(group["name"], group["lr"]) for group in groups] == [(names[0], 0.5), (names[1], 1.0)]
+    torch.optim.SGD(groups).step()

@@ -1,0 +1,220 @@
+"""The check before training: it finds what is bad, remembers what is good, and trusts no damaged record."""
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sat_vg.backbone_finetuning.data import checks
+from sat_vg.backbone_finetuning.data.checks import BadImage, find_unreadable, require_readable
+from sat_vg.backbone_finetuning.data.sources import load_class_folders
+from sat_vg.backbone_finetuning.utils.errors import DataError
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two classes of 20 readable images."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    for index, pixels in enumerate(noise):
+        folder = tmp_path / "images" / "ab"[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{index:02}.jpg")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def paths(root):
+    return sorted(str(path) for path in root.rglob("*.jpg"))
+
+
+def cut(path, length=300):
+    """Cut a file short but keep its time of change."""
+    before = Path(path).stat().st_mtime_ns
+    with Path(path).open("r+b") as file:
+        file.truncate(length)
+    os.utime(path, ns=(before, before))
+
+
+def damage_unseen(path):
+    """Make a file unreadable that keeps its size and time of change, so that only decoding can tell."""
+    before = Path(path).stat()
+    with Path(path).open("r+b") as file:
+        file.write(bytes(before.st_size))
+    os.utime(path, ns=(before.st_mtime_ns, before.st_mtime_ns))
+
+
+class TestFindUnreadable:
+    def test_all_good(self, paths):
+        assert find_unreadable(paths) == []
+        assert find_unreadable([]) == []
+
+    @pytest.mark.parametrize("threads", [1, 3, None])
+    def test_in_order_with_reasons(self, paths, threads, monkeypatch):
+        monkeypatch.setattr(checks, "_BATCH", 3)
+        cut(paths[31])
+        Path(paths[7]).write_bytes(b"")
+        asked = [*paths[::-1], paths[0] + ".gone"]
+        bad = find_unreadable(asked, threads=threads)
+        assert [image.path for image in bad] == [paths[31], paths[7], paths[0] + ".gone"]
+        assert "cut short" in bad[0].reason
+        assert bad[1] == BadImage(paths[7], "the file is empty (0 bytes)")
+        assert "no such file" in bad[2].reason
+        assert not any(image.path in image.reason for image in bad)
+
+    def test_few_batches_wait_at_a_time(self, paths):
+        class Counting:
+            taken = 0
+
+            def __iter__(self):
+                for path in paths * 50:
+                    self.taken += 1
+                    yield path
+
+        counting = Counting()
+        batches = checks._run_in_order(counting, set(), threads=2)
+        assert [checked.bad for checked in next(batches)] == [None] * checks._BATCH
+        assert counting.taken <= 4 * checks._BATCH
+        batches.close()
+
+    def test_silent_without_terminal(self, paths, capfd):
+        find_unreadable(paths)
+        find_unreadable(paths, show_progress=False)
+        assert capfd.readouterr() == ("", "")
+
+    def test_no_thread_is_left(self, paths):
+        find_unreadable(paths, threads=4)
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("check-images")]
+
+
+class TestRecord:
+    def test_second_check_passes_over_known_images(self, paths, tmp_path):
+        record = tmp_path / "cache" / "readable"
+        assert find_unreadable(paths[:30], record=record) == []
+        for path in (paths[0], paths[35]):
+            damage_unseen(path)
+        assert [image.path for image in find_unreadable(paths, record=record)] == [paths[35]]
+        assert [image.path for image in find_unreadable(paths)] == [paths[0], paths[35]]
+
+    @pytest.mark.parametrize("what", ["size", "time"])
+    def test_changed_image_is_decoded_again(self, paths, tmp_path, what):
+        record = tmp_path / "record"
+        find_unreadable(paths, record=record)
+        if what == "size":
+            cut(paths[4])
+        else:
+            damage_unseen(paths[4])
+            os.utime(paths[4], ns=(1, 1))
+        assert [image.path for image in find_unreadable(paths, record=record)] == [paths[4]]
+
+    def test_bad_image_is_bad_again(self, paths, tmp_path):
+        cut(paths[2])
+        first = find_unreadable(paths, record=tmp_path / "record")
+        assert [image.path for image in first] == [paths[2]]
+        assert find_unreadable(paths, record=tmp_path / "record") == first
+
+    def test_relative_and_absolute_paths_are_one(self, paths, tmp_path, monkeypatch):
+        record = tmp_path / "record"
+        find_unreadable(paths, record=record)
+        damage_unseen(paths[0])
+        monkeypatch.chdir(tmp_path)
+        assert find_unreadable([os.path.relpath(paths[0])], record=record) == []
+
+    def test_other_images_stay_known(self, paths, tmp_path):
+        record = tmp_path / "record"
+        find_unreadable(paths[:20], record=record)
+        find_unreadable(paths[20:], record=record)
+        damage_unseen(paths[0])
+        assert find_unreadable(paths, record=record) == []
+
+    @pytest.mark.parametrize("kind", ["empty", "text", "cut", "altered", "pickle", "array", "other", "version"])
+    def test_damaged_or_foreign_record_is_rewritten(self, paths, tmp_path, kind):
+        record = tmp_path / "record"
+        find_unreadable(paths, record=record)
+        whole = record.read_bytes()
+        if kind in ("pickle", "array"):
+            with record.open("wb") as file:
+                np.save(file, np.array([{}] if kind == "pickle" else [1.0]), allow_pickle=True)
+        elif kind == "other":
+            with record.open("wb") as file:
+                np.savez(file, format=np.array("sat_vg"), keys=np.arange(3))
+        elif kind == "version":
+            with np.load(record) as content:
+                keys, version = content["keys"], str(content["format"])
+            with record.open("wb") as file:
+                np.savez(file, format=np.array(version + ".1"), keys=keys)
+        else:
+            middle = len(whole) // 2
+            altered = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
+            contents = {"empty": b"", "text": b"[1, 2]\n", "cut": whole[:middle], "altered": altered}
+            record.write_bytes(contents[kind])
+        damage_unseen(paths[0])
+        assert [image.path for image in find_unreadable(paths, record=record)] == [paths[0]]
+        assert checks._read_record(record) == {checks._key(path) for path in paths[1:]}
+
+    def test_record_that_cannot_be_written(self, paths, tmp_path):
+        (tmp_path / "file").touch()
+        assert find_unreadable(paths, record=tmp_path / "file" / "record") == []
+        assert find_unreadable(paths, record=tmp_path) == []
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "images"]
+
+    def test_interrupted_check_keeps_what_it_has(self, paths, tmp_path, monkeypatch):
+        class Interrupting(list):
+            def __iter__(self):
+                yield from super().__iter__()
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(checks, "_BATCH", 2)
+        with pytest.raises(KeyboardInterrupt):
+            find_unreadable(Interrupting(paths), record=tmp_path / "record", threads=1)
+        assert checks._key(paths[0]) in checks._read_record(tmp_path / "record")
+
+
+class TestRequireReadable:
+    def test_all_good(self, root):
+        splits = load_class_folders(root)
+        assert require_readable(splits, "error") == (splits, [])
+
+    def test_error_lists_ten(self, root, paths):
+        for path in paths[:12]:
+            cut(path)
+        with pytest.raises(DataError) as caught:
+            require_readable(load_class_folders(root), "error")
+        message = str(caught.value)
+        assert message.startswith("12 of 40 images cannot be read:\n")
+        assert message.count("cut short") == 10
+        assert "and 2 more" in message
+        assert "Mend or remove them, or leave them out with --on_bad_image skip" in message
+
+    def test_skip(self, root):
+        before = load_class_folders(root)
+        bad = [before.train.paths[3], before.val.paths[0]]
+        for path in bad:
+            cut(path)
+        splits, found = require_readable(before, "skip")
+        assert [image.path for image in found] == bad
+        assert splits == before.without(bad)
+        assert len(splits.train) == len(before.train) - 1
+
+    def test_test_images_are_checked_too(self, root, tmp_path):
+        for name in ("train", "val", "test"):
+            (tmp_path / "set" / name).mkdir(parents=True)
+            for label in "ab":
+                (tmp_path / "set" / name / label).symlink_to(root / label)
+        splits = load_class_folders(tmp_path / "set")
+        cut(splits.test.paths[0])
+        kept, bad = require_readable(splits, "skip")
+        assert len(bad) == 3  # the same file in each split
+        assert len(kept.test) == len(splits.test) - 1
+
+    @pytest.mark.parametrize("what", ["val", "class"])
+    def test_skip_that_empties(self, root, what):
+        splits = load_class_folders(root)
+        train = [path for path, label in zip(splits.train.paths, splits.train.labels, strict=True) if label == 1]
+        for path in splits.val.paths if what == "val" else train:
+            cut(path)
+        words = "leave nothing of val" if what == "val" else "leave nothing of train's classes 'b'"
+        with pytest.raises(DataError, match=words):
+            require_readable(splits, "skip")

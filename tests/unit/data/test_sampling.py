@@ -1,0 +1,42 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sat_vg.backbone_finetuning.data.sampling import BatchPlan, EpochBatches, InOrder
+
+plans = st.builds(BatchPlan, st.integers(1, 300), st.integers(1, 64), st.integers(0, 2**40))
+
+
+@given(plans, st.integers(0, 1000))
+def test_every_image_once_in_batches_of_nearly_equal_size(plan, epoch):
+    batches = plan.batches(epoch)
+    assert sorted(index for batch in batches for index in batch) == list(range(plan.num_samples))
+    assert len(batches) == plan.num_batches
+    sizes = {len(batch) for batch in batches}
+    assert sizes <= set(range(plan.batch_sizes[0], plan.batch_sizes[1] + 1))
+    assert max(sizes) <= plan.batch_size
+    assert max(sizes) - min(sizes) <= 1
+    if plan.num_samples > 1 and plan.batch_size > 1 and plan.batch_size > 2:
+        assert min(sizes) > 1
+
+
+@given(plans, st.integers(0, 50), st.data())
+def test_any_cut_equals_the_whole(plan, epoch, data):
+    sampler = EpochBatches(plan)
+    sampler.start_at(epoch)
+    whole = list(sampler)
+    cut = data.draw(st.integers(0, len(whole)))
+    sampler.start_at(epoch, cut)
+    assert list(sampler) == whole[cut:]
+    assert len(sampler) == len(whole) - cut
+
+
+def test_epochs_and_seeds_differ():
+    plan = BatchPlan(100, 10, seed=0)
+    assert plan.batches(0) == plan.batches(0)
+    assert plan.batches(0) != plan.batches(1)
+    assert plan.batches(0) != BatchPlan(100, 10, seed=1).batches(0)
+
+
+def test_in_order_is_in_order():
+    assert [index for batch in InOrder(7, 3) for _, index in batch] == list(range(7))
+    assert len(InOrder(7, 3)) == len(list(InOrder(7, 3))) == 3

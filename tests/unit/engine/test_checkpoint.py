@@ -1,0 +1,117 @@
+import pytest
+import torch
+
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.engine.checkpoint import (
+    RunIdentity,
+    RunState,
+    RunTensors,
+    check_identity,
+    fingerprint,
+    read_run,
+    restore_run,
+    save_run,
+)
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError
+
+CONFIG = FinetuneConfig()
+
+
+def small_tensors():
+    network = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)
+    network(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    return RunTensors(network, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+
+
+def identity(config=CONFIG, data="d"):
+    return RunIdentity(config.to_dict(), data, {})
+
+
+def test_round_trip_of_every_number_and_tensor(tmp_path):
+    saved, state = small_tensors(), RunState(phase=1, epoch=7, step=70, best_value=0.5, plateau_factor=0.1)
+    path = save_run(tmp_path, state, saved, identity(), keep=2)
+    fresh = small_tensors()
+    assert restore_run(read_run(path), fresh) == state
+    assert torch.equal(fresh.network.weight, saved.network.weight)
+    for mine, theirs in zip(fresh.optimizer.state.values(), saved.optimizer.state.values(), strict=True):
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+def test_only_the_newest_are_kept_and_last_is_the_newest(tmp_path):
+    for step in (10, 20, 30, 40):
+        save_run(tmp_path, RunState(step=step), small_tensors(), identity(), keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.pt", "step_00000030.pt", "step_00000040.pt"]
+    assert read_run(tmp_path / "last.pt")["state"]["step"] == 40
+
+
+def test_a_resume_with_other_settings_names_them_all(tmp_path):
+    path = save_run(tmp_path, RunState(), small_tensors(), identity(), keep=1)
+    other = CONFIG.replace(learning_rate=0.5, seed=3, num_workers=4, log_every=77)
+    with pytest.raises(CheckpointError) as caught:
+        check_identity(read_run(path), other.to_dict(), "e", path)
+    message = str(caught.value)
+    for part in ("learning_rate: the run has 0.0003, now 0.5", "seed", "the images", "--resume never"):
+        assert part in message
+    assert "num_workers" not in message
+    assert "log_every" not in message
+    same = CONFIG.replace(num_workers=4, log_every=77, device="cpu")
+    check_identity(read_run(path), same.to_dict(), "d", path)
+
+
+def test_the_fingerprint_sees_names_labels_and_classes():
+    base = fingerprint([("a/1.jpg", 0), ("b/2.jpg", 1)], ["a", "b"])
+    assert base == fingerprint([("a/1.jpg", 0), ("b/2.jpg", 1)], ["a", "b"])
+    for other in (
+        fingerprint([("a/1.jpg", 1), ("b/2.jpg", 1)], ["a", "b"]),
+        fingerprint([("b/2.jpg", 1), ("a/1.jpg", 0)], ["a", "b"]),
+        fingerprint([("a/1.jpg", 0), ("b/2.jpg", 1)], ["a", "c"]),
+    ):
+        assert other != base
+
+
+def test_files_that_are_no_run(tmp_path):
+    with pytest.raises(CheckpointError, match="no file"):
+        read_run(tmp_path / "none.pt")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "plain.pt")
+    with pytest.raises(CheckpointError, match=r"no last\.pt"):
+        read_run(tmp_path / "plain.pt")
+    path = save_run(tmp_path, RunState(), small_tensors(), identity(), keep=1)
+    whole = path.read_bytes()
+    for share in (0.0, 0.3, 0.9):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(CheckpointError, match=r"cut short|no file of plain"):
+            read_run(path)
+    torch.save({"format": "sat_vg.run", "schema": 99, "version": "9.9"}, tmp_path / "new.pt")
+    with pytest.raises(CheckpointError, match=r"schema 99.*9\.9"):
+        read_run(tmp_path / "new.pt")
+
+
+def test_a_pickle_is_refused_and_does_not_run(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "hacked"), "w"))
+
+    torch.save({"format": Hostile()}, tmp_path / "evil.pt")
+    with pytest.raises(CheckpointError, match="could run code"):
+        read_run(tmp_path / "evil.pt")
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_history_of_best_early_stopping_and_plateau():
+    state = RunState()
+    verdicts = []
+    for value in (0.5, 0.6, 0.6, 0.605, 0.7):
+        verdicts.append(state.note_validation(value, higher_is_better=True, min_delta=0.01))
+        state.reduce_on_plateau(patience=2, gamma=0.1)
+        state.end_epoch()
+    assert verdicts == [True, True, False, False, True]
+    assert state.plateau_factor == pytest.approx(0.1)
+    assert (state.best_value, state.best_epoch, state.epochs_without_improvement) == (0.7, 5, 0)
+    lower = RunState()
+    assert [lower.note_validation(v, higher_is_better=False, min_delta=0.0) for v in (2.0, 1.0, 1.5)] == [
+        True,
+        True,
+        False,
+    ]

@@ -1,0 +1,79 @@
+import torch
+
+from sat_vg.backbone_finetuning.data.loaders import Batch
+from sat_vg.backbone_finetuning.data.mixing import Mixing
+from sat_vg.backbone_finetuning.engine.loop import Training, train_step
+from sat_vg.backbone_finetuning.engine.metrics import ValidationSums
+from sat_vg.backbone_finetuning.engine.optim import Schedule, build_optimizer, soft_cross_entropy
+from sat_vg.backbone_finetuning.engine.precision import Precision
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+
+
+def make_training(micro_batch_size, mixup_alpha=0.0, clip=float("inf")):
+    torch.manual_seed(0)
+    # Frozen batch norm: only then can parts of a batch equal the whole.
+    model = FineTuneModel("resnet18", 4, pretrained=False, image_size=32).eval()
+    precision = Precision(torch.device("cpu"), torch.float32, torch.contiguous_format)
+    return Training(
+        model=model,
+        optimizer=build_optimizer(model, "sgd", 0.0, 0.0),
+        scaler=precision.scaler(),
+        precision=precision,
+        schedule=Schedule("cosine", 0.1, 0.0, 1, 0.1, 0.0),
+        mixing=Mixing(mixup_alpha, 0.0, seed=0),
+        batches=None,
+        train_loader=None,
+        val_loader=None,
+        seed=0,
+        label_smoothing=0.0,
+        gradient_clip=clip,
+        micro_batch_size=micro_batch_size,
+    )
+
+
+def a_batch(count=32):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return Batch(images, torch.eye(4)[torch.arange(count) % 4], torch.arange(count))
+
+
+def weights_after_steps(training, count=32):
+    for step in range(2):
+        train_step(training, a_batch(count), 0.05, step)
+    return torch.cat([p.detach().flatten() for p in training.model.parameters()])
+
+
+def test_accumulation_equals_the_whole_batch_also_with_a_short_last_part_and_mixup():
+    for count, size, alpha in ((32, 8, 0.0), (30, 8, 0.0), (32, 8, 0.8)):
+        whole = weights_after_steps(make_training(count, alpha, clip=1.0), count)
+        parts = weights_after_steps(make_training(size, alpha, clip=1.0), count)
+        assert torch.allclose(whole, parts, rtol=1e-4, atol=1e-6), (count, size, alpha)
+
+
+def test_a_step_is_a_function_of_seed_and_step():
+    first, second = make_training(32, 0.4), make_training(32, 0.4)
+    torch.rand(17)  # whatever else was drawn in between
+    assert torch.equal(weights_after_steps(first), weights_after_steps(second))
+
+
+def test_clipping_limits_the_step():
+    free, clipped = make_training(32), make_training(32, clip=1e-3)
+    start = torch.cat([p.detach().flatten() for p in clipped.model.parameters()])
+    moved = (weights_after_steps(clipped) - start).norm()
+    assert 0 < moved <= 2 * 0.05 * 1e-3 * 1.01
+    assert (weights_after_steps(free) - start).norm() > moved
+
+
+def test_metrics_are_sums_over_uneven_batches():
+    logits = torch.randn(11, 3)
+    targets = torch.eye(3)[torch.randint(3, (11,))]
+    sums = ValidationSums(3, torch.device("cpu"))
+    for part, part_targets in zip(logits.split(4), targets.split(4), strict=True):
+        sums.add(part, part_targets, soft_cross_entropy(part, part_targets))
+    result = sums.result()
+    assert result.accuracy == (logits.argmax(1) == targets.argmax(1)).double().mean().item()
+    assert abs(result.loss - torch.nn.functional.cross_entropy(logits, targets).item()) < 1e-6
+    for true in range(3):
+        for predicted in range(3):
+            count = ((targets.argmax(1) == true) & (logits.argmax(1) == predicted)).sum()
+            assert result.confusion[true, predicted] == count

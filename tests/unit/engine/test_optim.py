@@ -1,0 +1,90 @@
+import pytest
+import torch
+
+from sat_vg.backbone_finetuning.engine.optim import (
+    Schedule,
+    build_optimizer,
+    parameter_groups,
+    set_learning_rate,
+    soft_cross_entropy,
+)
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+
+
+def schedule(kind, **changes):
+    values = {"learning_rate": 1.0, "warmup_epochs": 2.0, "step_size": 3, "gamma": 0.1, "min_lr": 0.01, **changes}
+    return Schedule(kind, **values)
+
+
+def test_cosine_with_warmup():
+    course = schedule("cosine")
+    assert course.at(0.5, 10) == pytest.approx(0.25)
+    assert course.at(2.0, 10) == pytest.approx(1.0)
+    assert course.at(6.0, 10) == pytest.approx((1 + 0.01) / 2)
+    assert course.at(10.0, 10) == pytest.approx(0.01)
+    rates = [course.at(epoch / 7, 10) for epoch in range(14, 71)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_step_and_plateau():
+    assert [schedule("step").at(e + 0.5, 12) for e in (2, 3, 6, 11)] == pytest.approx([1.0, 0.1, 0.01, 0.01])
+    assert schedule("plateau").at(5.0, 12, plateau_factor=0.1) == pytest.approx(0.1)
+    assert schedule("plateau").at(1.0, 12, plateau_factor=0.1) == pytest.approx(0.5)  # the warm-up is not scaled
+
+
+def test_a_phase_of_one_epoch_is_not_all_warmup():
+    assert schedule("cosine").at(0.5, 1) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "vit_b_16"])
+def test_groups_cover_every_parameter_once(backbone):
+    model = FineTuneModel(backbone, 3, pretrained=False, image_size=32)
+    groups = parameter_groups(model, 0.1)
+    ids = [id(p) for group in groups for p in group["params"]]
+    assert len(ids) == len(set(ids)) == len(list(model.network.parameters()))
+    names = {id(p): name for name, p in model.network.named_parameters()}
+    spared = {names[id(p)] for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+    decayed = {names[id(p)] for group in groups if group["weight_decay"] == 0.1 for p in group["params"]}
+    assert all(model.network.get_parameter(name).ndim > 1 for name in decayed)
+    assert {name for name in names.values() if name.endswith("bias")} <= spared
+    if backbone == "vit_b_16":
+        assert {"class_token", "encoder.pos_embedding"} <= spared
+        assert "conv_proj.weight" in decayed
+
+
+def test_the_learning_rate_reaches_every_group_with_its_scale():
+    model = FineTuneModel("resnet18", 3, pretrained=False, image_size=32)
+    optimizer = build_optimizer(model, "adamw", 0.1, 0.9)
+    optimizer.param_groups[0]["lr_scale"] = 0.5
+    set_learning_rate(optimizer, 0.2)
+    assert [group["lr"] for group in optimizer.param_groups[:2]] == [0.1, 0.2]
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_frozen_parameters_do_not_move_and_keep_their_state(name):
+    model = FineTuneModel("resnet18", 3, pretrained=False, image_size=32)
+    optimizer = build_optimizer(model, name, 0.1, 0.9)
+    set_learning_rate(optimizer, 0.01)
+
+    def step():
+        soft_cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.eye(3)[torch.tensor([0, 1, 2, 0])]).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    model.train()
+    step()
+    layer1, layer4 = model.network.layer1[0].conv1.weight, model.network.layer4[0].conv1.weight
+    before, state_before = layer1.clone(), dict(optimizer.state[layer4])
+    model.set_trainable(["layer3", "layer4"])
+    assert optimizer.state[layer4].keys() == state_before.keys()
+    moved_before = layer4.clone()
+    step()
+    assert torch.equal(layer1, before)
+    assert not torch.equal(layer4, moved_before)
+
+
+def test_soft_targets_equal_hard_ones_to_the_bit():
+    logits, labels = torch.randn(16, 5), torch.randint(5, (16,))
+    hard = torch.nn.functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=0.1)
+    soft = soft_cross_entropy(logits, torch.eye(5)[labels], 0.1)
+    assert torch.allclose(soft, hard, rtol=1e-6)

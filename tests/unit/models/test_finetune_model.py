@@ -1,0 +1,175 @@
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from sat_vg.backbone_finetuning import create_efficientnet, create_resnet, create_vit
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.models.frozen_norm import FrozenBatchNorm2d
+from sat_vg.backbone_finetuning.models.position_embedding import resample_positions
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
+
+
+def resnet(**options):
+    return FineTuneModel("resnet18", 5, pretrained=False, image_size=64, **options)
+
+
+def test_the_last_resnet_map_is_that_of_the_cut_network_bitwise():
+    model = FineTuneModel("resnet50", 5, pretrained=False).eval()
+    cut = nn.Sequential(*list(model.network.children())[:-2])
+    for size in (224, 320):
+        images = torch.randn(1, 3, size, size)
+        with torch.no_grad():
+            assert torch.equal(model.get_feature_extractor()(images)["layer4"], cut(images))
+
+
+def test_a_stride_32_extractor_gives_400_tokens_at_640():
+    with torch.no_grad():
+        mask, tokens = resnet().get_feature_extractor(["layer4"]).forward_tokens(torch.randn(1, 3, 640, 640))
+    assert mask.shape == (1, 400)
+    assert tokens.shape == (400, 1, 512)
+
+
+def test_unfreeze_layers_by_name():
+    model = resnet(freeze_early_layers=True, unfreeze_layers=["layer4", "layer2"])
+    assert model.trainable_stages == ("layer2", "layer4")
+    assert model.num_frozen_stages == 2
+    assert not model.network.layer3[0].conv1.weight.requires_grad
+    assert resnet(freeze_early_layers=True).trainable_stages == ("layer2", "layer3", "layer4")
+    with pytest.raises(ConfigError, match=r"'layer5'.*did you mean layer\d\? Stages: stem, layer1"):
+        resnet(freeze_early_layers=True, unfreeze_layers=["layer5"])
+
+
+def test_a_frozen_stage_between_trained_ones_passes_gradients_on():
+    model = resnet(freeze_early_layers=True, unfreeze_layers=["layer2", "layer4"]).train()
+    model(torch.randn(2, 3, 64, 64)).sum().backward()
+    assert model.network.layer2[0].conv1.weight.grad is not None
+    assert model.network.layer3[0].conv1.weight.grad is None
+    assert model.network.layer1[0].conv1.weight.grad is None
+
+
+def test_the_start_depends_on_the_seed_alone():
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    one, same, other = resnet(seed=1), resnet(seed=1), resnet(seed=2)
+    assert torch.equal(one.network.fc.weight, same.network.fc.weight)
+    assert not torch.equal(one.network.fc.weight, other.network.fc.weight)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_unknown_names_suggest_the_nearest():
+    with pytest.raises(ConfigError, match="resnet50"):
+        FineTuneModel("resnet-50", 5, pretrained=False)
+    with pytest.raises(ConfigError, match="multiple of 16; for example 96"):
+        FineTuneModel("vit_b_16", 5, pretrained=False, image_size=100)
+    with pytest.raises(ConfigError, match="class_names holds 1"):
+        FineTuneModel("resnet18", 5, pretrained=False, class_names=["a"])
+
+
+def test_factories_freeze_the_first_stage_groups():
+    settings = {"architecture": "resnet50", "num_classes": 10, "pretrained": False, "freeze_layers": 2}
+    model = create_resnet(settings)
+    assert model.trainable_stages == ("layer2", "layer3", "layer4")
+    vit = create_vit({"architecture": "vit_b_16", "num_classes": 2, "pretrained": False, "image_size": 32})
+    assert vit.num_classes == 2
+    efficientnet = {"architecture": "efficientnet_b0", "num_classes": 2, "pretrained": False, "freeze_layers": 9}
+    assert create_efficientnet(efficientnet).trainable_stages == ()
+    with pytest.raises(ConfigError, match="no ViT"):
+        create_vit(settings)
+    with pytest.raises(ConfigError, match="depth"):
+        create_resnet({**settings, "depth": 3})
+    with pytest.raises(ConfigError, match="0 to 5"):
+        create_resnet({**settings, "freeze_layers": 6})
+
+
+def test_attention_maps_are_the_attention_that_the_block_applies():
+    model = FineTuneModel("vit_b_16", 3, pretrained=False, image_size=64).train()
+    images = torch.randn(2, 3, 64, 64)
+    maps = model.get_attention_maps(images, layer_idx=-1)
+    assert maps.shape == (2, 12, 17, 17)
+    assert torch.allclose(maps.sum(-1), torch.ones(2, 12, 17), atol=1e-5)
+    assert model.training
+    model.eval()
+    block = model.network.encoder.layers.encoder_layer_11
+    with torch.no_grad():
+        tokens = block.ln_1(model.run_stages(images, stop=12))
+        attention = block.self_attention
+        value = nn.functional.linear(tokens, attention.in_proj_weight, attention.in_proj_bias).chunk(3, -1)[2]
+        value = value.unflatten(2, (12, 64)).transpose(1, 2)
+        joined = (maps @ value).transpose(1, 2).flatten(2)
+        expected, _ = attention(tokens, tokens, tokens, need_weights=False)
+        assert torch.allclose(attention.out_proj(joined), expected, atol=1e-4)
+    assert model.get_attention_maps(torch.randn(1, 3, 96, 48)).shape == (1, 12, 19, 19)
+    with pytest.raises(ConfigError, match="blocks 0 to 11"):
+        model.get_attention_maps(images, layer_idx=12)
+    with pytest.raises(ConfigError, match="no attention"):
+        resnet().get_attention_maps(images)
+
+
+def test_positions_are_resampled_smoothly_and_once():
+    grid = torch.arange(16.0).reshape(1, 16, 1)
+    positions = torch.cat([torch.full((1, 1, 1), 99.0), grid], dim=1)
+    assert resample_positions(positions, (4, 4), 1) is positions
+    larger = resample_positions(positions, (8, 6), 1)
+    assert larger.shape == (1, 49, 1)
+    assert larger[0, 0, 0] == 99
+    assert larger[0, 1:].mean() == pytest.approx(7.5, abs=0.3)
+    with pytest.raises(ValueError, match="square"):
+        resample_positions(positions[:, :-1], (4, 4), 1)
+    extractor = FineTuneModel("vit_b_16", 3, pretrained=False, image_size=64).get_feature_extractor()
+    with torch.no_grad():
+        first = extractor(torch.randn(1, 3, 96, 96))
+        assert list(extractor.__dict__["_resampled_positions"])[-1][0] == (6, 6)
+        extractor.get_parameter("encoder.pos_embedding").add_(1.0)
+        images = torch.randn(1, 3, 96, 96)
+        stale = extractor(images)["norm"]
+        extractor.__dict__["_resampled_positions"].clear()
+        assert torch.equal(extractor(images)["norm"], stale)  # a changed parameter is seen at once
+    assert first["norm"].shape == (1, 768, 6, 6)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_v2_s"])
+def test_frozen_norm_keeps_each_layers_eps_and_survives_train(name):
+    model = FineTuneModel(name, 3, pretrained=False, image_size=64)
+    extractor = model.get_feature_extractor()
+    norms = [m for m in extractor.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert all(isinstance(m, FrozenBatchNorm2d) for m in norms)
+    expected = [m.eps for m in model.network.features.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert [m.eps for m in norms] == expected
+    for module in extractor.modules():
+        module.train()
+    before = norms[0].running_mean.clone()
+    extractor(torch.randn(2, 3, 64, 64))
+    assert torch.equal(norms[0].running_mean, before)
+    assert not norms[0].weight.requires_grad
+    free = model.get_feature_extractor(freeze_norm=False).train()
+    assert not any(isinstance(m, FrozenBatchNorm2d) for m in free.modules())
+
+
+def test_the_extractor_is_a_copy():
+    model = resnet()
+    extractor = model.get_feature_extractor(trainable_stages=["layer4"])
+    assert model.network.conv1.weight.requires_grad
+    assert not extractor.get_parameter("conv1.weight").requires_grad
+    extractor.get_parameter("conv1.weight").data.zero_()
+    assert model.network.conv1.weight.abs().sum() > 0
+    with pytest.raises(ConfigError, match="out_names = 'layer9'"):
+        model.get_feature_extractor(["layer9"])
+
+
+def test_artifacts_that_are_none(tmp_path):
+    with pytest.raises(CheckpointError, match="no file"):
+        FineTuneModel.load_checkpoint(tmp_path / "none.pt")
+    torch.save(models.resnet18().state_dict(), tmp_path / "plain.pth")
+    with pytest.raises(CheckpointError, match="--weights"):
+        FineTuneModel.load_checkpoint(tmp_path / "plain.pth")
+    resnet().save_checkpoint(tmp_path / "m.pt")
+    content = torch.load(tmp_path / "m.pt", weights_only=True)
+    torch.save({**content, "schema": 9}, tmp_path / "new.pt")
+    with pytest.raises(CheckpointError, match="schema 9"):
+        FineTuneModel.load_checkpoint(tmp_path / "new.pt")
+    whole = (tmp_path / "m.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="cut short"):
+        FineTuneModel.load_checkpoint(tmp_path / "cut.pt")

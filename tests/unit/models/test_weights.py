@@ -1,0 +1,109 @@
+import pytest
+import torch
+from torchvision import models
+
+from sat_vg.backbone_finetuning.models import weights as weights_module
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.models.weights import strip_prefixes
+from sat_vg.backbone_finetuning.utils.errors import WeightsError
+
+
+def build(path, backbone="resnet18", **options):
+    return FineTuneModel(backbone, 5, weights=str(path), **{"image_size": 64, **options})
+
+
+@pytest.fixture(scope="module")
+def source():
+    torch.manual_seed(3)
+    return models.resnet18(num_classes=1000).state_dict()
+
+
+def test_prefixes_come_off_in_any_nesting():
+    for prefix in ("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.backbone.", "model."):
+        assert strip_prefixes(f"{prefix}layer1.0.conv1.weight") == "layer1.0.conv1.weight"
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module._orig_mod.", "_orig_mod.module.", "backbone."])
+def test_files_as_people_have_them(tmp_path, source, wrapper, prefix):
+    state = {prefix + name: value for name, value in source.items()}
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "w.pth")
+    model = build(tmp_path / "w.pth")
+    own = model.network.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in source.items() if not name.startswith("fc."))
+    for part in ("loaded", "dropped fc.weight, fc.bias", "none missing but the new head"):
+        assert part in model.weights_report
+
+
+def test_parts_that_are_missing_are_named(tmp_path, source):
+    part = {name: value for name, value in source.items() if not name.startswith("layer4")}
+    torch.save(part, tmp_path / "w.pth")
+    assert "missing layer4.0.conv1.weight" in build(tmp_path / "w.pth").weights_report
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ({"a.b": torch.zeros(2)}, "no name matches: it holds a.b"),
+        ({"epoch": 3}, "holds no state dict"),
+        ([1, 2], "holds no state dict"),
+        ({"conv1.weight": torch.zeros(64, 4, 7, 7)}, "another shape: conv1.weight is (64, 4, 7, 7)"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, content, part):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(WeightsError) as caught:
+        build(tmp_path / "w.pth")
+    assert part in str(caught.value)
+
+
+def test_weights_of_another_backbone_are_refused(tmp_path, source):
+    torch.save(source, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="do not fit"):
+        build(tmp_path / "w.pth", "resnet50")
+    with pytest.raises(WeightsError, match="do not fit"):
+        build(tmp_path / "w.pth", "vit_b_16")
+
+
+def test_a_name_that_is_neither_file_nor_weights():
+    with pytest.raises(WeightsError, match=r"neither a file.*IMAGENET1K_V1.*did you mean IMAGENET1K_V1"):
+        build("imagenet1k_v3")
+
+
+def test_a_failed_download_says_how_to_fetch_the_file(tmp_path, monkeypatch):
+    # The real loading code against an address where nothing answers.
+    entry = models.ResNet18_Weights.IMAGENET1K_V1
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    torch.hub.set_dir(str(tmp_path))
+    closed = "http://127.0.0.1:9/resnet18.pth"
+    monkeypatch.setattr(type(entry), "url", property(lambda self: closed), raising=False)
+    with pytest.raises(WeightsError) as caught:
+        weights_module._download(entry, "resnet18")
+    for part in ("cannot be downloaded", closed, "--weights PATH", "--pretrained false"):
+        assert part in str(caught.value)
+
+
+def test_positions_are_resampled_for_another_image_size(tmp_path):
+    torch.manual_seed(0)
+    trained = models.vit_b_16(image_size=64).state_dict()
+    trained["encoder.pos_embedding"].normal_()
+    torch.save(trained, tmp_path / "w.pth")
+    model = build(tmp_path / "w.pth", "vit_b_16", image_size=128)
+    assert model.network.encoder.pos_embedding.shape == (1, 65, 768)
+    assert torch.equal(model.network.encoder.pos_embedding[:, 0], trained["encoder.pos_embedding"][:, 0])
+    same = build(tmp_path / "w.pth", "vit_b_16", image_size=64)
+    assert torch.equal(same.network.encoder.pos_embedding, trained["encoder.pos_embedding"])
+
+
+def test_a_fine_tuned_model_is_a_start_for_another(tmp_path):
+    first = FineTuneModel("resnet18", 3, pretrained=False, image_size=64, seed=9)
+    first.save_checkpoint(tmp_path / "best_model.pt")
+    second = build(tmp_path / "best_model.pt")
+    assert torch.equal(second.network.layer4[1].conv2.weight, first.network.layer4[1].conv2.weight)
+    assert second.network.fc.weight.shape == (5, 512)
+
+
+def test_real_imagenet_weights(mobilenet_weights):
+    model = FineTuneModel("mobilenet_v2", 21, weights=str(mobilenet_weights))
+    assert "312 tensors loaded" in model.weights_report
+    assert "none missing but the new head" in model.weights_report
