@@ -1,0 +1,45 @@
+# Everything a user or developer runs. `make` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test check test-slow bench clean
+
+help:
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+# A stamp per set of dependencies: made again only where setup.py has changed.
+$(VENV)/.installed: setup.py
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing sat_vg and what it needs into $(VENV) (a minute or two, once)"
+	$(PY) -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+quickstart: $(VENV)/.installed ## install and run the main job on the built-in scenes (under 3 minutes of training)
+	$(PY) -m sat_vg.backbone_finetuning.train
+
+test: $(VENV)/.installed-dev ## lint, types and all tests
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m pytest -m "not slow"
+
+check: $(VENV)/.installed-dev ## lint, types and the fast tests, in about a minute
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(PY) -m pytest -q -m "not slow and not recipe" tests/unit
+
+test-slow: $(VENV)/.installed-dev ## the tests that take many minutes
+	$(PY) -m pytest -m slow
+
+bench: $(VENV)/.installed-dev ## what the benchmark scripts measure, and how to run each
+	$(PY) tests/bench/accuracy.py --help
+
+clean: ## remove the environment and caches; runs and checkpoints stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
