@@ -229,8 +229,8 @@ def summarise(config: FinetuneConfig) -> TrainingResult:
     metrics = extractor.provenance["metrics"]
     maps = zip(extractor.out_names, extractor.channels, extractor.strides, strict=True)
     beside_python = Path(sys.executable).with_name("tensorboard")
-    is_on_path = shutil.which("tensorboard") is not None or not beside_python.exists()
-    tensorboard = "tensorboard" if is_on_path else os.path.relpath(beside_python)
+    needs_path = shutil.which("tensorboard") is None and beside_python.exists()
+    tensorboard = min(str(beside_python), os.path.relpath(beside_python), key=len) if needs_path else "tensorboard"
     say(f"done: validation accuracy {100 * metrics['val_accuracy']:.2f} % (epoch {metrics['epoch']})")
     say(f"  best model   {path}")
     say("  its maps     " + ", ".join(f"{n}: {c} channels at stride {s}" for n, c, s in maps))
