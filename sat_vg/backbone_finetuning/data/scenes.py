@@ -4,7 +4,6 @@ It stands in where the user names no data, so that everything can be tried witho
 share colours, seasons and surroundings on purpose: what tells them apart is texture and layout.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.data import scene_textures as draw
 from sat_vg.backbone_finetuning.data.scene_textures import REACH, Array, Canvas, Shape
+from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
 
@@ -313,7 +313,7 @@ def scenes_folder(
         DataError: the cache folder cannot be written to.
         ValueError: the tiles are too small to show anything.
     """
-    cache = _default_cache() if cache_root is None else cache_root
+    cache = cache_folder() if cache_root is None else cache_root
     folder = cache / f"scenes-v{_VERSION}-seed{seed}-{size}px-{train_per_class}train-{val_per_class}val"
     try:
         if _is_there(folder):
@@ -346,15 +346,3 @@ def _publish(temporary: Path, folder: Path) -> None:
 
 def _is_there(folder: Path) -> bool:
     return (folder / "train").is_dir() and (folder / "val").is_dir()
-
-
-def _default_cache() -> Path:
-    chosen, shared = os.environ.get("SAT_VG_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if chosen:
-        return Path(chosen).expanduser()
-    if shared:
-        return Path(shared) / "sat_vg"
-    try:
-        return Path.home() / ".cache" / "sat_vg"
-    except RuntimeError as error:
-        raise DataError("this user has no home folder to keep the built-in scenes in; set SAT_VG_CACHE") from error

@@ -130,7 +130,7 @@ def save_run(folder: Path, state: RunState, tensors: RunTensors, identity: RunId
         keep: how many of the newest files stay.
 
     Raises:
-        OSError: the folder cannot be written to or the disk is full; the files from before are untouched.
+        WriteError: the folder cannot be written to or the disk is full; the files from before are untouched.
     """
     path = folder / f"step_{state.step:08d}.pt"
     save_tensors(

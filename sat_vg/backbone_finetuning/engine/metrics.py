@@ -32,7 +32,7 @@ class ValidationSums:
     def add(self, logits: Tensor, targets: Tensor, loss_sum: Tensor) -> None:
         """Add a batch: logits and targets ``[B, num_classes]`` and the batch's summed loss."""
         cells = targets.argmax(1) * self.num_classes + logits.argmax(1)
-        self.confusion += torch.bincount(cells, minlength=self.num_classes**2)
+        self.confusion.scatter_add_(0, cells, torch.ones_like(cells))  # bincount would wait for the device
         self.loss_sum += loss_sum
 
     def result(self) -> Validation:

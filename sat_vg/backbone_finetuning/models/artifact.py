@@ -57,7 +57,7 @@ def write_artifact(path: Path, artifact: Artifact) -> None:
     """Write best_model.pt, whole or not at all.
 
     Raises:
-        OSError: the folder cannot be written to or the disk is full.
+        WriteError: the folder cannot be written to or the disk is full.
     """
     save_tensors(
         path,

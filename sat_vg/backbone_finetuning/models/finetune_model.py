@@ -214,7 +214,7 @@ class FineTuneModel(nn.Module):
             metrics: validation metrics of these weights.
 
         Raises:
-            OSError: the folder cannot be written to or the disk is full.
+            WriteError: the folder cannot be written to or the disk is full.
         """
         artifact = Artifact(
             backbone=self.backbone,

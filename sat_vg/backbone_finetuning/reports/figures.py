@@ -54,7 +54,7 @@ def draw_image_grid(images: np.ndarray, titles: Sequence[str], heading: str, col
     for axes, image, title in zip(grid, images, titles, strict=False):
         axes.imshow(image)
         axes.set_title(plain(title), fontsize=8)
-    figure.suptitle(plain(heading), fontsize=10)
+    figure.suptitle(plain(heading, limit=200), fontsize=10)
     return figure
 
 

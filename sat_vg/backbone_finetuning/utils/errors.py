@@ -25,6 +25,10 @@ class CheckpointError(UserError):
     """A checkpoint or artifact that cannot be read or does not fit the run."""
 
 
+class WriteError(UserError):
+    """A file of the run cannot be written; what was there before is untouched."""
+
+
 class NonFiniteLossError(UserError):
     """The loss became NaN or infinite."""
 

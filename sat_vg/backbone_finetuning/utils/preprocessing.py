@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Literal, cast
 
 import torch
@@ -52,14 +53,21 @@ class Preprocessing:
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 ``[B, C, H, W]`` → float32 of the same shape with the weights' mean and deviation removed."""
-        mean = torch.tensor(self.mean, device=images.device).mul(255).view(-1, 1, 1)
-        scale = torch.tensor(self.std, device=images.device).mul(255).reciprocal().view(-1, 1, 1)
+        mean, scale = _constants(self.mean, self.std, images.device)
         return images.float().sub_(mean).mul_(scale)
 
     def transforms(self) -> nn.Module:
         """A PIL image or uint8 tensor ``[C, H, W]`` → float32 ``[C, image_size, image_size]``, normalised."""
         steps = v2.Compose([v2.RGB(), v2.PILToTensor(), self.geometry(), v2.Lambda(_Normalise(self))])
         return cast(nn.Module, steps)
+
+
+@lru_cache(maxsize=32)
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    # Made once per device: a copy from the host in every step would make the host wait for the device.
+    with torch.inference_mode(False):
+        as_column = [torch.tensor(values, device=device).mul(255).view(-1, 1, 1) for values in (mean, std)]
+        return as_column[0], as_column[1].reciprocal()
 
 
 @dataclass(frozen=True)

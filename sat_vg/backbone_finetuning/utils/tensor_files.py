@@ -1,19 +1,32 @@
 """Files of tensors and plain data: written whole or not at all, read without running any code in them."""
 
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sat_vg.backbone_finetuning.utils.errors import CheckpointError
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, WriteError
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain data with ``torch.save``, atomically."""
-    with atomic_write(path) as file:
-        torch.save(content, file)
+    """Write tensors and plain data with ``torch.save``, atomically.
+
+    Raises:
+        WriteError: the disk is full or the folder cannot be written to; the file from before is untouched.
+    """
+    try:
+        with atomic_write(path) as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError of its archive
+        cause = error if isinstance(error, OSError) else error.__context__ or error
+        free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
+        raise WriteError(
+            f"{str(path)!r} cannot be written ({str(cause).splitlines()[0]}; {free / 2**20:.0f} MiB are free there). "
+            "The files from before are untouched: make room and run the same command again"
+        ) from error
 
 
 def load_tensors(path: Path) -> Any:

@@ -1,0 +1,46 @@
+import pickle
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sat_vg.backbone_finetuning.utils.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+
+
+def test_round_trip_as_plain_data():
+    preprocessing = Preprocessing(image_size=96, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0), interpolation="bicubic")
+    assert Preprocessing.from_dict(preprocessing.to_dict()) == preprocessing
+    assert all(isinstance(value, (int, str, list)) for value in preprocessing.to_dict().values())
+
+
+def test_normalisation_is_torchvisions():
+    images = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    expected = (images / 255 - torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(IMAGENET_STD).view(3, 1, 1)
+    with torch.inference_mode():  # constants made here must serve training, too
+        Preprocessing(image_size=8).normalise(images)
+    found = Preprocessing(image_size=8).normalise(images)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert not found.is_inference()
+
+
+def test_geometry_keeps_the_whole_of_a_square_and_the_centre_of_the_rest():
+    geometry = Preprocessing(image_size=32).geometry()
+    square = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
+    assert torch.equal(geometry(square), square)
+    wide = torch.zeros(3, 32, 96, dtype=torch.uint8)
+    wide[:, :, 32:64] = 200
+    assert (geometry(wide) == 200).all()
+    for height, width in ((20, 31), (247, 253), (1, 1)):
+        assert geometry(torch.zeros(3, height, width, dtype=torch.uint8)).shape == (3, 32, 32)
+
+
+def test_transforms_take_pil_images_and_tensors_and_can_be_pickled():
+    preprocessing = Preprocessing(image_size=24)
+    array = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    transforms = pickle.loads(pickle.dumps(preprocessing.transforms()))
+    from_tensor = transforms(tensor)
+    assert from_tensor.shape == (3, 24, 24)
+    assert torch.equal(transforms(Image.fromarray(array)), from_tensor)
+    assert torch.equal(from_tensor, preprocessing.normalise(preprocessing.geometry()(tensor)[None])[0])
+    assert transforms(Image.fromarray(array[..., 0])).shape == (3, 24, 24)
