@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check test-slow bench clean
+.PHONY: help quickstart test check test-slow bench golden clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -27,19 +27,23 @@ test: $(VENV)/.installed-dev ## lint, types and all tests
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow and not alone"
+	$(PY) -m pytest -m "alone and not slow"
 
 check: $(VENV)/.installed-dev ## lint, types and the fast tests, in about a minute
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest -q -m "not slow and not recipe" tests/unit
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m "not slow and not recipe" tests/unit tests/golden
 
 test-slow: $(VENV)/.installed-dev ## the tests that take many minutes
 	$(PY) -m pytest -m slow
 
 bench: $(VENV)/.installed-dev ## what the benchmark scripts measure, and how to run each
 	$(PY) tests/bench/accuracy.py --help
+
+golden: $(VENV)/.installed-dev ## write the golden losses anew and print the difference
+	OMP_NUM_THREADS=1 $(PY) tests/golden/test_golden_loss.py
 
 clean: ## remove the environment and caches; runs and checkpoints stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -35,7 +35,7 @@ from sat_vg.backbone_finetuning.engine.precision import (
 from sat_vg.backbone_finetuning.engine.run_folder import EarlierRun, find_run, open_folders
 from sat_vg.backbone_finetuning.engine.tracking import Tracker
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.reports.figures import draw_image_grid
+from sat_vg.backbone_finetuning.reports.figures import draw_image_grid, draw_learning_curves
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
@@ -105,6 +105,7 @@ def finetune(config: FinetuneConfig) -> TrainingResult:
             config.early_stopping_metric, config.early_stopping_patience, config.early_stopping_min_delta
         )
         fit(training, phases, stopping, outputs, state)
+        tracker.figure("learning_curves", draw_learning_curves(tracker.ended_epochs()), state.step)
         result = summarise(config)
         tracker.hyperparameters(config.to_dict(), result.metrics)
     return result

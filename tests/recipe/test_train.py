@@ -51,7 +51,7 @@ def test_images_in_folders_to_extractor(train, class_folders, tmp_path):
     assert content["config"]["dataset_path"] == str(class_folders)
     best = max(line["val_accuracy"] for line in run.epochs)
     assert content["metrics"]["val_accuracy"] == best
-    for name in ("confusion_matrix.png", "training_images.png"):
+    for name in ("confusion_matrix.png", "training_images.png", "learning_curves.png"):
         assert (run.folder / "logs" / name).stat().st_size > 5000
 
     # In a new process the loaded model predicts, to the bit, what the run's own weights predict.

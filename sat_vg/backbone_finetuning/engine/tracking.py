@@ -64,6 +64,11 @@ class Tracker:
         self._writer.add_figure(name, figure, step)
         self._writer.flush()
 
+    def ended_epochs(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl that end epochs, those from before a resume included."""
+        entries = map(json.loads, (self.log_dir / METRICS).read_text(encoding="utf-8").splitlines())
+        return [entry for entry in entries if "val_accuracy" in entry]
+
     def text(self, name: str, text: str) -> None:
         """Show a text in TensorBoard."""
         self._writer.add_text(name, text)

@@ -1,6 +1,6 @@
-"""Figures from plain arrays: confusion matrices and grids of images."""
+"""Figures from plain arrays: confusion matrices, grids of images, learning curves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -55,6 +55,32 @@ def draw_image_grid(images: np.ndarray, titles: Sequence[str], heading: str, col
         axes.imshow(image)
         axes.set_title(plain(title), fontsize=8)
     figure.suptitle(plain(heading, limit=200), fontsize=10)
+    return figure
+
+
+def draw_learning_curves(epochs: Sequence[Mapping[str, float]]) -> Figure:
+    """Losses and validation accuracy by epoch.
+
+    Args:
+        epochs: the entries that end epochs, with ``epoch``, ``train_loss``, ``val_loss``, ``val_accuracy``.
+    """
+    numbers = [entry["epoch"] for entry in epochs]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    losses, accuracy = figure.subplots(1, 2)
+    for name in ("train_loss", "val_loss"):
+        losses.plot(numbers, [entry[name] for entry in epochs], marker="o", markersize=3, label=name)
+    losses.set(xlabel="epoch", ylabel="loss")
+    losses.legend()
+    shares = [100 * entry["val_accuracy"] for entry in epochs]
+    accuracy.plot(numbers, shares, marker="o", markersize=3, color="tab:green")
+    best = int(np.argmax(shares))
+    accuracy.annotate(
+        f"{shares[best]:.2f} %", (numbers[best], shares[best]), (0, -14), textcoords="offset points", ha="center"
+    )
+    accuracy.set(xlabel="epoch", ylabel="validation accuracy, %")
+    for axes in (losses, accuracy):
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 

@@ -21,7 +21,7 @@ def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
         file.write(b"half")
         raise RuntimeError("stop")
     assert path.read_text() == "old"
-    assert os.listdir(path.parent) == ["file"]
+    assert [found.name for found in path.parent.iterdir()] == ["file"]
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_says_so(tmp_path):
@@ -45,7 +45,7 @@ assert torch.equal(load_tensors(path)["a"], torch.ones(2))
     assert done.returncode == 0, done.stderr
     assert "'f.pt' cannot be written (" in done.stdout
     assert "MiB are free" in done.stdout
-    assert os.listdir(tmp_path) == ["f.pt"]
+    assert [found.name for found in tmp_path.iterdir()] == ["f.pt"]
 
 
 def test_the_content_is_synced_before_the_rename(tmp_path, monkeypatch):

@@ -1,0 +1,149 @@
+"""Every command and every snippet that the docs show is run here, or by the test that is named here."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY, environment, train_command
+
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+
+pytestmark = pytest.mark.recipe
+
+PAGES = [
+    REPOSITORY / "README.md",
+    *sorted(REPOSITORY.glob("docs/*.md")),
+    *sorted(REPOSITORY.glob("docs/benchmarks/*.md")),
+]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+TRAIN = "python -m sat_vg.backbone_finetuning.train"
+
+# What is shown, and where it is run. Placeholders are in capitals.
+RUN_BY = {
+    "make quickstart": "test_quickstart",
+    "make test": "the run of this very test",
+    "python3 -m venv .venv && . .venv/bin/activate": "the Makefile's first target, the same words",
+    "pip install -e .": "the Makefile's first target, the same words",
+    TRAIN: "test_quickstart",
+    f"{TRAIN} --dataset_path DIR --backbone resnet50": "test_the_shown_training_commands",
+    f"{TRAIN} --dataset_path DIR --checkpoint_dir CKPT --log_dir LOGS": "test_the_shown_training_commands",
+}
+
+
+def shown_commands() -> list[tuple[Path, str]]:
+    found = []
+    for page in PAGES:
+        for language, body in FENCE.findall(page.read_text()):
+            if (language in ("bash", "") and "python" in body) or "make " in body:
+                joined = body.replace("\\\n", " ")
+                lines = [line.split("  #")[0].split("   #")[0].strip() for line in joined.splitlines()]
+                found += [(page, re.sub(r"\s+", " ", line)) for line in lines if line]
+    return found
+
+
+def test_every_shown_command_is_known():
+    commands = shown_commands()
+    assert len(commands) >= 7
+    for page, command in commands:
+        if "tests/bench/accuracy.py" in command:
+            continue  # test_the_benchmark_script runs it
+        assert command in RUN_BY, f"{page.name} shows {command!r}, which no test runs"
+
+
+def test_the_makefile_does_what_the_readme_says():
+    makefile = (REPOSITORY / "Makefile").read_text()
+    assert "quickstart: $(VENV)/.installed" in makefile
+    assert "\t$(PY) -m sat_vg.backbone_finetuning.train\n" in makefile
+    assert "-m venv $(VENV)" in makefile
+    assert "install --quiet --disable-pip-version-check -e ." in makefile
+    listing = subprocess.run(["make"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    for target in ("quickstart", "test", "check", "bench"):
+        assert target in listing
+
+
+def test_the_shown_training_commands(class_folders, tmp_path):
+    for number, command in enumerate(c for c in RUN_BY if c.startswith(TRAIN) and "DIR" in c):
+        values = {"DIR": str(class_folders), "CKPT": f"{tmp_path}/c{number}", "LOGS": f"{tmp_path}/l{number}"}
+        shown = [values.get(word, word) for word in shlex.split(command)[3:]]
+        folder = tmp_path / f"run{number}"
+        folder.mkdir()
+        # The same flags on a network without weights to download, at a size that is done in seconds.
+        quick = ["--pretrained", "false", "--image_size", "32", "--num_epochs", "1", "--warmup_epochs", "0"]
+        done = subprocess.run(
+            [sys.executable, "-m", "sat_vg.backbone_finetuning.train", *shown, *quick],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            env=environment(tmp_path),
+        )
+        assert done.returncode == 0, done.stderr
+        assert "done: validation accuracy" in done.stdout
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/extractor.md"])
+def test_the_shown_python_runs(page, tmp_path, monkeypatch):
+    model = FineTuneModel("resnet18", 3, pretrained=False, image_size=64)
+    path = tmp_path / "checkpoints/finetune/best_model.pt"
+    path.parent.mkdir(parents=True)
+    model.save_checkpoint(path)
+    monkeypatch.chdir(tmp_path)
+    names = {"images_uint8": torch.randint(256, (2, 3, 64, 96), dtype=torch.uint8)}
+    snippets = [body for language, body in FENCE.findall((REPOSITORY / page).read_text()) if language == "python"]
+    assert snippets
+    for body in snippets:
+        exec(compile(body, page, "exec"), names)
+    assert list(names["maps"]) == ["layer1", "layer2", "layer3", "layer4"]
+    if page == "docs/extractor.md":
+
+        class Samples:
+            tensors, mask = torch.randn(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.bool)
+
+        backbone = names["Backbone"](names["extractor"])
+        assert [m.shape[-1] for _, m in backbone(Samples).values()] == [24, 12, 6, 3]
+        assert backbone.num_channels == 512
+    names["extractor"].eval()
+
+
+def test_the_benchmark_script(class_folders, tmp_path):
+    flags = train_command(tmp_path, "--dataset_path", class_folders, "--num_epochs", 1)[3:]
+    own = [f for pair in zip(flags[::2], flags[1::2], strict=True) if pair[0] not in ("--log_dir", "--checkpoint_dir")
+           for f in pair]  # fmt: skip
+    table = tmp_path / "table.md"
+    done = subprocess.run(
+        [sys.executable, "tests/bench/accuracy.py", "--seeds", "0", "1", "--work", tmp_path / "w", "--table", table,
+         "--", *own],
+        cwd=REPOSITORY, capture_output=True, text=True, env=environment(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in table.read_text().splitlines() if line.startswith("| ")]
+    assert len(rows) == 4
+    assert rows[-1].startswith("| **mean ± std**")
+    assert str(tmp_path) not in table.read_text()
+
+
+@pytest.mark.alone
+def test_quickstart(tmp_path):
+    """The command of ``make quickstart`` as it is, with the default number of threads."""
+    from conftest import Run
+
+    cache = {"SAT_VG_CACHE": str(tmp_path / "cache")}
+    clean = {k: v for k, v in environment(tmp_path).items() if k != "OMP_NUM_THREADS"} | cache
+    command = [sys.executable, "-m", "sat_vg.backbone_finetuning.train"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=clean)
+    assert done.returncode == 0, done.stderr
+    first_line = done.stdout.splitlines()[0]
+    assert "built-in scenes" in first_line
+    assert "--dataset_path" in first_line
+    for part in ("done: validation accuracy", "checkpoints/quickstart/best_model.pt", "stride 32", "tensorboard"):
+        assert part in done.stdout, part
+    logs = tmp_path / "logs/quickstart"
+    run = Run(0, done.stdout, done.stderr, tmp_path)
+    (tmp_path / "logs/metrics.jsonl").symlink_to(logs / "metrics.jsonl")
+    assert max(line["val_accuracy"] for line in run.epochs) >= 0.90
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=clean)
+    assert again.returncode == 0
+    assert "has finished" in again.stdout
