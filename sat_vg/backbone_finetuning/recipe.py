@@ -3,10 +3,14 @@
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.checks import require_readable
@@ -17,14 +21,15 @@ from sat_vg.backbone_finetuning.data.scenes import scenes_folder
 from sat_vg.backbone_finetuning.data.sources import Splits, load_class_folders
 from sat_vg.backbone_finetuning.data.transforms import training_transform
 from sat_vg.backbone_finetuning.engine.checkpoint import (
+    BEST_MODEL,
     RunIdentity,
     RunState,
     check_identity,
     fingerprint,
     restore_run,
 )
-from sat_vg.backbone_finetuning.engine.loop import BEST_MODEL, Outputs, Stopping, Training, fit
-from sat_vg.backbone_finetuning.engine.optim import Schedule, build_optimizer
+from sat_vg.backbone_finetuning.engine.loop import Outputs, Stopping, Training, fit
+from sat_vg.backbone_finetuning.engine.optim import Schedule, build_optimizer, soft_cross_entropy
 from sat_vg.backbone_finetuning.engine.phases import Phase, single_phase
 from sat_vg.backbone_finetuning.engine.precision import (
     Precision,
@@ -32,13 +37,14 @@ from sat_vg.backbone_finetuning.engine.precision import (
     choose_num_workers,
     choose_precision,
 )
-from sat_vg.backbone_finetuning.engine.run_folder import EarlierRun, find_run, open_folders
+from sat_vg.backbone_finetuning.engine.run_folder import EarlierRun, adopt_best_model, find_run, open_folders
 from sat_vg.backbone_finetuning.engine.tracking import Tracker
+from sat_vg.backbone_finetuning.models.backbones import find_backbone
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.figures import draw_image_grid, draw_learning_curves
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
-from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, DeviceMemoryError, LostImageError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 from sat_vg.backbone_finetuning.utils.terminal import say
 
@@ -66,27 +72,29 @@ def finetune(config: FinetuneConfig) -> TrainingResult:
         UserError: a setting, the data, the weights or a checkpoint cannot be used, or the loss left the numbers.
         InterruptedRun: Ctrl-C; the state was saved, the same call goes on.
     """
-    splits = load_data(config)
-    data_fingerprint = fingerprint_of(splits)
     checkpoint_dir, log_dir = Path(config.checkpoint_dir), Path(config.log_dir)
+    # Whatever can be wrong is looked at in the order of what it costs; decoding every image comes last.
+    precision = choose_hardware(config)
+    found = find_images(config)
     earlier = find_run(checkpoint_dir, config.resume)
-    if earlier is not None:
-        check_identity(earlier.content, config.to_dict(), data_fingerprint, earlier.path)
-        if earlier.content["state"]["finished"]:
-            say(
-                f"the run in {checkpoint_dir} has finished. Another one: --checkpoint_dir DIR --log_dir DIR; the "
-                "same one anew: --resume never"
-            )
-            return summarise(config)
-    precision = choose_precision(choose_device(config.device), config.mixed_precision)
-    say(f"device: {precision}")
-    model = build_model(config, splits.class_names, earlier)
+    model = build_model(config, found.class_names, earlier)
+    splits = require_images(config, found)
+    identity = RunIdentity(config.to_dict(), fingerprint_of(splits), model.preprocessing.to_dict())
     training = assemble(config, splits, model, precision)
     phases = choose_phases(config, model)
-    state = RunState() if earlier is None else restore_run(earlier.content, training.tensors)
-    open_folders(checkpoint_dir, log_dir, begins_anew=earlier is None)
+    state = RunState()
     if earlier is not None:
-        say(f"going on with {earlier.path}: epoch {state.epoch + 1}, step {state.step}")
+        check_identity(earlier.content, identity, earlier.path)
+        state = restore_run(earlier.content, training.tensors)
+    moves_in = earlier is None or not earlier.lives_in(checkpoint_dir)
+    open_folders(checkpoint_dir, log_dir, begins_anew=moves_in)
+    if earlier is not None:
+        adopt_best_model(earlier, checkpoint_dir, state)
+        say(f"going on with {earlier.path}: {state.epoch} epochs done, step {state.step}")
+    if state.finished:
+        say(f"the run in {checkpoint_dir} has finished; another one: --checkpoint_dir DIR --log_dir DIR")
+        say("the same one anew: --resume never")
+        return summarise(config)
 
     with Tracker(log_dir, state) as tracker:
         if earlier is None:
@@ -94,7 +102,7 @@ def finetune(config: FinetuneConfig) -> TrainingResult:
             show_training_images(training, splits, tracker)
         outputs = Outputs(
             folder=checkpoint_dir,
-            identity=RunIdentity(config.to_dict(), data_fingerprint, model.preprocessing.to_dict()),
+            identity=identity,
             save_frequency=config.save_frequency,
             keep=config.max_checkpoints,
             log_every=config.log_every,
@@ -104,18 +112,49 @@ def finetune(config: FinetuneConfig) -> TrainingResult:
         stopping = Stopping(
             config.early_stopping_metric, config.early_stopping_patience, config.early_stopping_min_delta
         )
-        fit(training, phases, stopping, outputs, state)
+        with explained_losses(config):
+            fit(training, phases, stopping, outputs, state)
         tracker.figure("learning_curves", draw_learning_curves(tracker.ended_epochs()), state.step)
         result = summarise(config)
         tracker.hyperparameters(config.to_dict(), result.metrics)
     return result
 
 
-def load_data(config: FinetuneConfig) -> Splits:
-    """The images of the configuration, all of them readable.
+@contextmanager
+def explained_losses(config: FinetuneConfig) -> Iterator[None]:
+    """Say of what a run can lose on its way (an image, the device's memory) what to do about it."""
+    try:
+        yield
+    except DataError as error:  # one that comes from a worker process carries that process's trace
+        reason = str(error).rpartition("DataError: ")[2].strip()
+        raise LostImageError(
+            f"{reason}. It could be read when the training began; put it back, or remove it and begin anew with "
+            "--resume never. The checkpoints from before are untouched"
+        ) from None
+    except torch.OutOfMemoryError as error:
+        smaller = max(1, (config.micro_batch_size or config.batch_size) // 2)
+        raise DeviceMemoryError(
+            f"the device has too little memory for {config.micro_batch_size or config.batch_size} images at once "
+            f"({str(error).splitlines()[0]}). Try --micro_batch_size {smaller}, which keeps --batch_size "
+            f"{config.batch_size} by accumulation, or a smaller --image_size"
+        ) from error
+
+
+def choose_hardware(config: FinetuneConfig) -> Precision:
+    """Device and number formats.
 
     Raises:
-        DataError: there are none, some cannot be read, or their classes do not fit together.
+        ConfigError: there is no such device, or no such backbone to put on it.
+    """
+    find_backbone(config.backbone)
+    return choose_precision(choose_device(config.device), config.mixed_precision)
+
+
+def find_images(config: FinetuneConfig) -> Splits:
+    """List the images of the configuration, without opening them.
+
+    Raises:
+        DataError: there are none, or their classes do not fit together.
         ConfigError: ``num_classes`` is not their number of classes.
     """
     if config.dataset_path is None:
@@ -128,15 +167,24 @@ def load_data(config: FinetuneConfig) -> Splits:
         val_fraction=config.val_fraction,
         seed=config.seed,
     )
-    splits, left_out = require_readable(splits, config.on_bad_image, record=cache_folder() / "readable_images.npz")
-    for bad in left_out:
-        say(f"left out {bad.path}: {bad.reason}")
     say(f"data: {splits.description}")
     if config.num_classes not in (None, len(splits.class_names)):
         raise ConfigError(
             f"num_classes = {config.num_classes}: the images have {len(splits.class_names)} classes; leave it out"
         )
     return splits
+
+
+def require_images(config: FinetuneConfig, splits: Splits) -> Splits:
+    """Decode every image once; the splits without those that cannot be, where the configuration says so.
+
+    Raises:
+        DataError: some images cannot be read.
+    """
+    kept, left_out = require_readable(splits, config.on_bad_image, record=cache_folder() / "readable_images.npz")
+    for bad in left_out:
+        say(f"left out {bad.path}: {bad.reason}")
+    return kept
 
 
 def fingerprint_of(splits: Splits) -> str:
@@ -188,6 +236,9 @@ def assemble(config: FinetuneConfig, splits: Splits, model: FineTuneModel, preci
     batches = EpochBatches(BatchPlan(len(train_set), config.batch_size, config.seed))
     num_workers = choose_num_workers(config.num_workers, precision.device, os.cpu_count() or 1)
     precision.place_model(model)
+    say(f"device: {precision}")
+    micro_batch_size = config.micro_batch_size or config.batch_size
+    require_norm_can_train(model, min(micro_batch_size, batches.plan.batch_sizes[0]))
     return Training(
         model=model,
         optimizer=build_optimizer(model, config.optimizer, config.weight_decay, config.momentum),
@@ -206,10 +257,25 @@ def assemble(config: FinetuneConfig, splits: Splits, model: FineTuneModel, preci
         train_loader=training_loader(train_set, batches, num_workers, precision.device),
         val_loader=validation_loader(val_set, 2 * config.batch_size, num_workers, precision.device),
         seed=config.seed,
-        label_smoothing=config.label_smoothing,
+        loss=partial(soft_cross_entropy, label_smoothing=config.label_smoothing),
         gradient_clip=config.gradient_clip or float("inf"),
-        micro_batch_size=config.micro_batch_size or config.batch_size,
+        micro_batch_size=micro_batch_size,
     )
+
+
+def require_norm_can_train(model: FineTuneModel, fewest_images: int) -> None:
+    """Batch norm that is trained needs more than one image at a time for its statistics.
+
+    Raises:
+        ConfigError: it would get a single one.
+    """
+    model.train()
+    trains_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules())
+    if fewest_images == 1 and trains_norm:
+        raise ConfigError(
+            f"batch norm of {model.backbone} cannot be trained on one image at a time; use a batch_size (and "
+            "micro_batch_size) of 2 or more, freeze the stages, or take a backbone without it such as vit_b_16"
+        )
 
 
 def show_training_images(training: Training, splits: Splits, tracker: Tracker) -> None:
@@ -242,10 +308,10 @@ def summarise(config: FinetuneConfig) -> TrainingResult:
 
 def dry_run(config: FinetuneConfig) -> None:
     """Say what a run would do: data, phases, steps, batch shapes. Trains and writes nothing."""
-    splits = load_data(config)
-    precision = choose_precision(choose_device(config.device), config.mixed_precision)
-    say(f"device: {precision}")
-    model = build_model(config, splits.class_names, earlier=None)
+    precision = choose_hardware(config)
+    found = find_images(config)
+    model = build_model(config, found.class_names, earlier=None)
+    splits = require_images(config, found)
     training = assemble(config, splits, model, precision)
     class_counts = zip(splits.class_names, splits.train.class_counts(), splits.val.class_counts(), strict=True)
     say("\n" + text_table(("class", "train", "val"), list(class_counts)))

@@ -7,7 +7,7 @@ from top to bottom, stands in ``recipe.py``.
 import sys
 
 from sat_vg.backbone_finetuning.configs.command_line import parse_command_line
-from sat_vg.backbone_finetuning.utils.errors import InterruptedRun, NonFiniteLossError, UserError, WriteError
+from sat_vg.backbone_finetuning.utils.errors import InterruptedRun, StoppedError, UserError
 from sat_vg.backbone_finetuning.utils.printable import printable
 
 EXIT_STOPPED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
@@ -24,9 +24,9 @@ def main(arguments: list[str] | None = None, prog: str = "python -m sat_vg.backb
         run(command.config)
     except UserError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
-        return EXIT_STOPPED if isinstance(error, (NonFiniteLossError, WriteError)) else EXIT_BAD_INPUT
+        return EXIT_STOPPED if isinstance(error, StoppedError) else EXIT_BAD_INPUT
     except (InterruptedRun, KeyboardInterrupt) as interrupted:
-        print(str(interrupted) or "interrupted before there was anything to save", file=sys.stderr)
+        print(str(interrupted) or "interrupted at once; what was saved before is untouched", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 

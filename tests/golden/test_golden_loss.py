@@ -5,6 +5,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torchvision
 from sat_vg.backbone_finetuning.data.loaders import Batch
 from sat_vg.backbone_finetuning.data.mixing import Mixing
 from sat_vg.backbone_finetuning.engine.loop import Training, train_step
-from sat_vg.backbone_finetuning.engine.optim import Schedule, build_optimizer
+from sat_vg.backbone_finetuning.engine.optim import Schedule, build_optimizer, soft_cross_entropy
 from sat_vg.backbone_finetuning.engine.precision import Precision
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
@@ -49,7 +50,7 @@ def losses(backbone: str) -> list[float]:
             train_loader=None,
             val_loader=None,
             seed=5,
-            label_smoothing=0.1,
+            loss=partial(soft_cross_entropy, label_smoothing=0.1),
             gradient_clip=1.0,
             micro_batch_size=4,
         )

@@ -3,11 +3,13 @@
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -158,9 +160,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on_to_the_same_bits(train, class_folders,
     assert all(torch.equal(first[name], second[name]) for name in first)
     wanted = ("phase", "epoch", "step", "learning_rate", "train_loss", "val_loss", "val_accuracy")
     rows = [[{k: line.get(k) for k in wanted} for line in run.lines] for run in (whole, resumed)]
-    epoch_rows = [[row for row in part if row["val_accuracy"] is not None] for part in rows]
-    assert epoch_rows[0] == epoch_rows[1]
-    assert [(r["epoch"], r["step"]) for r in rows[0]] == [(r["epoch"], r["step"]) for r in rows[1]]
+    assert rows[0] == rows[1]
 
 
 def test_resume_across_a_kill_with_another_number_of_workers(train, class_folders, tmp_path):
@@ -179,6 +179,8 @@ def test_resume_across_a_kill_with_another_number_of_workers(train, class_folder
     resumed = train(*options, "--num_workers", 2, folder="cut")
     assert resumed.code == 0, resumed.err
     assert state_dicts_equal(whole.best_model, resumed.best_model)
+    first, second = (weights_of_run(run.folder / "ckpt/last.pt") for run in (whole, resumed))
+    assert all(torch.equal(first[name], second[name]) for name in first)
     assert [line["epoch"] for line in resumed.epochs] == list(range(1, 9))
     assert [line["train_loss"] for line in resumed.epochs] == [line["train_loss"] for line in whole.epochs]
 
@@ -284,6 +286,85 @@ def test_a_good_checkpoint_outlives_a_later_nan(train, class_folders):
     assert "the loss is nan at step 5 (epoch 2" in broken.err
     assert last.read_bytes() == before
     assert run.best_model.read_bytes() == best
+
+
+def test_a_validation_that_leaves_the_numbers_is_never_the_best(train, class_folders):
+    # One step an epoch: the weights leave the numbers after the last training loss was looked at.
+    run = train("--dataset_path", class_folders, "--learning_rate", 1e38, "--optimizer", "sgd", "--num_epochs", 1,
+                "--gradient_clip", 0, "--batch_size", 32)  # fmt: skip
+    assert run.code == 1, run.out
+    assert "the validation loss is nan after step 1" in run.err
+    assert not list((run.folder / "ckpt").glob("*.pt"))
+    assert run.epochs == []
+
+
+def test_an_image_that_vanishes_during_the_run(train, class_folders, tmp_path):
+    for workers in (0, 2):
+        folder = tmp_path / f"w{workers}"
+        images = tmp_path / f"images{workers}"
+        shutil.copytree(class_folders, images)
+        process = subprocess.Popen(
+            train_command(folder, "--dataset_path", images, "--num_epochs", 500, "--num_workers", workers),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(tmp_path), cwd=tmp_path,
+        )  # fmt: skip
+        while not (folder / "ckpt/last.pt").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        (images / "train/sea/train_4.jpg").unlink()
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1, err
+        assert "Traceback" not in err
+        assert err.startswith("error: cannot read the image")
+        assert "train_4.jpg" in err
+        assert "--resume never" in err
+
+
+def test_many_kills_and_interrupts_at_any_instant(train, class_folders, tmp_path):
+    options = ("--dataset_path", class_folders, "--num_epochs", 9, "--mixup_alpha", 0.4, "--save_frequency", 2,
+               "--log_every", 3, "--micro_batch_size", 3)  # fmt: skip
+    whole = train(*options, folder="whole")
+    assert whole.code == 0, whole.err
+    instants = random.Random(3)
+    codes = []
+    for number in range(30):
+        command = train_command(tmp_path / "cut", *options, "--num_workers", 2 * (number % 2))
+        process = subprocess.Popen(command, env=environment(tmp_path), cwd=tmp_path, start_new_session=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        if number < 6:
+            for line in process.stdout:  # the time that loading torch takes says nothing
+                if line.startswith(("device:", "going on")):
+                    break
+            time.sleep(instants.uniform(0.1, 1.5))
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT if number % 3 else signal.SIGKILL)
+        _, err = process.communicate(timeout=120)
+        assert "Traceback" not in err, err
+        codes.append(process.returncode)
+        if process.returncode == 0:
+            break
+    assert codes[-1] == 0
+    assert len(codes) > 4
+    assert set(codes[:-1]) <= {130, -signal.SIGKILL}
+    first, second = (weights_of_run(tmp_path / name / "ckpt/last.pt") for name in ("whole", "cut"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert state_dicts_equal(whole.best_model, tmp_path / "cut/ckpt/best_model.pt")
+    wanted = ("epoch", "step", "learning_rate", "train_loss", "val_loss", "val_accuracy")
+    lines = [json.loads(line) for line in (tmp_path / "cut/logs/metrics.jsonl").read_text().splitlines()]
+    assert [[line.get(k) for k in wanted] for line in lines] == [
+        [line.get(k) for k in wanted] for line in whole.lines
+    ]
+
+
+def test_going_on_in_another_folder_takes_the_best_model_along(train, class_folders, tmp_path):
+    first = train("--dataset_path", class_folders, "--save_frequency", 1, "--max_checkpoints", 5)
+    state = first.folder / "ckpt/step_00000005.pt"
+    second = train("--dataset_path", class_folders, "--resume", state, folder="other")
+    assert second.code == 0, second.err
+    assert state_dicts_equal(first.best_model, second.best_model)
+    first.best_model.unlink()
+    lost = train("--dataset_path", class_folders)
+    assert lost.code == 2
+    assert "best_model.pt is gone" in lost.err
 
 
 def test_metrics_lines_are_json_that_others_can_read(train, class_folders):

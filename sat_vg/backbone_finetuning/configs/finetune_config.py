@@ -1,5 +1,6 @@
 """FinetuneConfig: every setting of a fine-tuning run, checked when it is made."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -19,6 +20,20 @@ FIELDS_FREE_ON_RESUME = frozenset(
         "max_checkpoints", "log_every", "resume",
     }
 )  # fmt: skip
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, with numbers such as 1e-4 read as numbers, which YAML 1.1 takes for text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what ``_Loader`` reads: text that looks like a number gets quotes."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +94,7 @@ class FinetuneConfig:
     """Epochs in which the learning rate rises linearly from near 0."""
     lr_scheduler: Literal["cosine", "step", "plateau"] = "cosine"
     """Course of the learning rate after the warm-up; plateau lowers it once validation stops improving."""
-    lr_step_size: int = 10
+    lr_step_size: int = 7
     """step: epochs between two reductions. plateau: epochs without improvement before a reduction."""
     lr_gamma: float = 0.1
     """step and plateau: factor of each reduction."""
@@ -166,7 +181,7 @@ class FinetuneConfig:
 
     def as_yaml(self) -> str:
         """The config as YAML text."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
     def replace(self, **changes: Any) -> "FinetuneConfig":
         """A new config with some fields changed."""
@@ -180,7 +195,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ConfigError: there is no such file, or it holds something else than a mapping.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"the config file {str(path)!r} cannot be read: {reason}; check --config") from error

@@ -94,7 +94,7 @@ RULES: dict[str, Rule] = {
     "momentum": _PROBABILITY,
     "warmup_epochs": _NOT_NEGATIVE,
     "lr_scheduler": _one_of("cosine", "step", "plateau"),
-    "lr_step_size": _whole(1, 10),
+    "lr_step_size": _whole(1, 7),
     "lr_gamma": _real("above 0 and below 1", lambda value: 0 < value < 1, 0.1),
     "min_lr": _NOT_NEGATIVE,
     "gradient_clip": _NOT_NEGATIVE,
@@ -160,6 +160,12 @@ def _combinations(values: Mapping[str, Any]) -> list[str]:
     if values["min_lr"] > values["learning_rate"]:
         problems.append(
             f"min_lr = {values['min_lr']}: must not exceed learning_rate = {values['learning_rate']}; lower it"
+        )
+    patience = values["early_stopping_patience"]
+    if values["lr_scheduler"] == "plateau" and 0 < patience <= values["lr_step_size"]:
+        problems.append(
+            f"lr_step_size = {values['lr_step_size']}: with the plateau schedule it must be below "
+            f"early_stopping_patience = {patience}, or the run stops before the rate is ever lowered; for example 3"
         )
     micro_batch_size = values["micro_batch_size"]
     if micro_batch_size is not None and micro_batch_size > values["batch_size"]:

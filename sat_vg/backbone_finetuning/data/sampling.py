@@ -11,16 +11,24 @@ from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, torch
 SampleKey = tuple[int, int]  # (epoch, index of the image)
 
 
+def num_parts(count: int, size: int) -> int:
+    """Into how many parts of nearly ``size``, none of a single one, ``count`` things are divided."""
+    parts = -(-count // size)
+    leaves_a_single_one = size > 1 and count > 1 and count // parts == 1
+    return max(1, count // size) if leaves_a_single_one else parts
+
+
 @dataclass(frozen=True)
 class BatchPlan:
     """The division of an epoch into batches.
 
-    The batches of an epoch differ by one image at the most: nothing is dropped, no image weighs more than
-    another in a short last batch, and there is never a last batch of one image that batch norm could not take.
+    The batches of an epoch differ by one image at the most: nothing is dropped, and no image weighs more than
+    another in a short last batch. A batch of one image, which batch norm could not take, comes about only where
+    ``batch_size`` or the data set is one.
 
     Attributes:
         num_samples: images in the epoch.
-        batch_size: the largest batch.
+        batch_size: the largest batch (with 2 and an odd number of images, one batch has 3).
         seed: of the order.
     """
 
@@ -31,7 +39,7 @@ class BatchPlan:
     @property
     def num_batches(self) -> int:
         """Batches in an epoch."""
-        return -(-self.num_samples // self.batch_size)
+        return num_parts(self.num_samples, self.batch_size)
 
     @property
     def batch_sizes(self) -> tuple[int, int]:

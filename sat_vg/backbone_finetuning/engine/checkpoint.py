@@ -12,13 +12,14 @@ from torch import nn
 from torch.optim import Optimizer
 
 import sat_vg
-from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME
+from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_tensors
 
 FORMAT = "sat_vg.run"
 SCHEMA = 1
 LAST = "last.pt"
+BEST_MODEL = "best_model.pt"
 
 
 @dataclass
@@ -34,6 +35,8 @@ class RunState:
         train_loss_sum: loss summed over the images of the running epoch so far.
         train_images: images of the running epoch so far.
         train_seconds: time spent on them.
+        window_loss_sum: loss summed over the images since the last log entry.
+        window_images: images since the last log entry.
         best_value: best validation metric; None before the first validation.
         best_epoch: number of its epoch, from 1.
         epochs_without_improvement: since the best one.
@@ -50,6 +53,8 @@ class RunState:
     train_loss_sum: float = 0.0
     train_images: int = 0
     train_seconds: float = 0.0
+    window_loss_sum: float = 0.0
+    window_images: int = 0
     best_value: float | None = None
     best_epoch: int = 0
     epochs_without_improvement: int = 0
@@ -82,9 +87,10 @@ class RunState:
         self.train_loss_sum = self.train_seconds = 0.0
 
     def end_phase(self) -> None:
-        """Go on to the next phase."""
+        """Go on to the next phase, with its own patience."""
         self.phase += 1
-        self.epoch_in_phase = 0
+        self.epoch_in_phase = self.epochs_without_improvement = self.plateau_waited = 0
+        self.plateau_factor = 1.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class RunIdentity:
 
 def fingerprint(names_and_labels: Sequence[tuple[str, int]], class_names: Sequence[str]) -> str:
     """A hash of which images there are, in which order, with which labels."""
-    digest = hashlib.sha256("\0".join(class_names).encode())
+    digest = hashlib.sha256("\0".join(class_names).encode("utf-8", "surrogateescape"))
     for name, label in names_and_labels:
         digest.update(f"\0{name}\0{label}".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
@@ -149,7 +155,9 @@ def save_run(folder: Path, state: RunState, tensors: RunTensors, identity: RunId
         },
     )
     _point_last_at(path)
-    for old in sorted(folder.glob("step_????????.pt"))[:-keep]:
+    # By age, not by step: a run that went back to an earlier state leaves files of later steps behind.
+    by_age = sorted(folder.glob("step_????????.pt"), key=lambda found: found.stat().st_mtime_ns)
+    for old in [found for found in by_age if found != path][: -(keep - 1) or None]:
         old.unlink(missing_ok=True)
     return path
 
@@ -182,18 +190,20 @@ def read_run(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_identity(content: Mapping[str, Any], config: Mapping[str, Any], data_fingerprint: str, path: Path) -> None:
+def check_identity(content: Mapping[str, Any], identity: RunIdentity, path: Path) -> None:
     """Refuse to go on with a run that another configuration or other data began.
 
     Raises:
         CheckpointError: names every field that differs, with both values, and the ways out.
     """
+    # A field that came with a later version had its default's meaning before.
+    of_run = {**FinetuneConfig().to_dict(), **content["config"]}
     differing = [
-        f"{name}: the run has {content['config'].get(name)!r}, now {value!r}"
-        for name, value in config.items()
-        if name not in FIELDS_FREE_ON_RESUME and content["config"].get(name) != value
+        f"{name}: the run has {of_run[name]!r}, now {value!r}"
+        for name, value in identity.config.items()
+        if name not in FIELDS_FREE_ON_RESUME and of_run[name] != value
     ]
-    if content["data_fingerprint"] != data_fingerprint:
+    if content["data_fingerprint"] != identity.data_fingerprint:
         differing.append("the images: their names, classes or splits are not those that the run began with")
     if differing:
         raise CheckpointError(

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.data.loaders import Batch
 from sat_vg.backbone_finetuning.data.mixing import Mixing
-from sat_vg.backbone_finetuning.data.sampling import EpochBatches
-from sat_vg.backbone_finetuning.engine.checkpoint import LAST, RunIdentity, RunState, RunTensors, save_run
+from sat_vg.backbone_finetuning.data.sampling import EpochBatches, num_parts
+from sat_vg.backbone_finetuning.engine.checkpoint import BEST_MODEL, LAST, RunIdentity, RunState, RunTensors, save_run
 from sat_vg.backbone_finetuning.engine.interrupts import InterruptRequest
 from sat_vg.backbone_finetuning.engine.metrics import Validation, ValidationSums
 from sat_vg.backbone_finetuning.engine.optim import Schedule, set_learning_rate, soft_cross_entropy
@@ -28,8 +28,6 @@ from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix
 from sat_vg.backbone_finetuning.utils.errors import InterruptedRun, NonFiniteLossError
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, seed_default_generator
 from sat_vg.backbone_finetuning.utils.terminal import say
-
-BEST_MODEL = "best_model.pt"
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Training:
         train_loader: seeded training batches.
         val_loader: every validation image once.
         seed: the run's.
-        label_smoothing: of the training loss.
+        loss: ``(logits, targets) ->`` sum over the batch, fp32.
         gradient_clip: largest norm; infinite where clipping is off.
         micro_batch_size: images that go through the model at once.
     """
@@ -62,7 +60,7 @@ class Training:
     train_loader: DataLoader[Batch]
     val_loader: DataLoader[Batch]
     seed: int
-    label_smoothing: float
+    loss: Callable[[Tensor, Tensor], Tensor]
     gradient_clip: float
     micro_batch_size: int
 
@@ -114,7 +112,10 @@ class Outputs:
         save_run(self.folder, state, training.tensors, self.identity, self.keep)
 
     def interrupted(self, state: RunState, training: Training) -> InterruptedRun:
-        """Save the state; the exception to raise says where."""
+        """Save the state, if it is sound; the exception to raise says where."""
+        finite = torch.stack([p.detach().isfinite().all() for p in training.model.parameters()]).all()
+        if not finite:
+            return InterruptedRun("interrupted; the weights are no longer finite, so they were not saved")
         self.save(state, training)
         return InterruptedRun(
             f"interrupted in epoch {state.epoch + 1} after step {state.step}, saved in {self.folder / LAST}; "
@@ -139,13 +140,13 @@ def fit(training: Training, phases: Sequence[Phase], stopping: Stopping, outputs
                 validation = evaluate(training.model, training.val_loader, training.precision, interrupt)
                 if validation is None:
                     raise outputs.interrupted(state, training)
+                _require_finite(validation, state)
                 is_best = _note_epoch(training, phase, stopping, outputs, state, validation, num_epochs)
                 if is_best:
                     save_best(training.model, outputs, validation, state)
                 state.end_epoch()
                 if stopping.patience and state.epochs_without_improvement >= stopping.patience:
                     say(f"stopped early: no better {stopping.metric} for {stopping.patience} epochs")
-                    state.phase = len(phases) - 1
                     break
                 if state.epoch % outputs.save_frequency == 0 and state.epoch < num_epochs:
                     outputs.save(state, training)
@@ -193,13 +194,13 @@ def _train_epoch(
             bar.update(len(batch.indices))
             must_log = state.step % outputs.log_every == 0
             if must_log or interrupt.requested or state.step_in_epoch == plan.num_batches:
-                window_loss = _settle(pending, outputs.path_of, state)
+                _settle(pending, outputs.path_of, state)
                 now = time.perf_counter()
                 state.train_seconds += now - clock
                 clock = now
                 if must_log:
-                    _note_step(outputs.tracker, phase, state, rate, window_loss)
-                bar.set_postfix(loss=f"{window_loss:.3f}", lr=f"{rate:.1e}")
+                    _note_step(outputs.tracker, phase, state, rate)
+                bar.set_postfix(loss=f"{state.train_loss_sum / state.train_images:.3f}", lr=f"{rate:.1e}")
             if interrupt.requested:
                 raise outputs.interrupted(state, training)
 
@@ -216,15 +217,16 @@ def train_step(training: Training, batch: Batch, learning_rate: float, step: int
     Returns:
         The loss summed over the batch, fp32, on the device.
     """
-    precision, size = training.precision, training.micro_batch_size
+    precision = training.precision
+    parts = num_parts(len(batch.indices), training.micro_batch_size)
     seed_default_generator(derive_seed(training.seed, Purpose.STEP, step), precision.device)
     images = precision.place_images(training.model.preprocessing.normalise(batch.images))
     images, targets = training.mixing(images, batch.targets, step)
     total = torch.zeros((), device=precision.device)
-    for part, part_targets in zip(images.split(size), targets.split(size), strict=True):
+    for part, part_targets in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
         with precision.autocast():
             logits = training.model(part)
-        loss = soft_cross_entropy(logits, part_targets, training.label_smoothing)
+        loss = training.loss(logits, part_targets)
         # Divided by the whole batch, so that parts of any size add up to its mean.
         training.scaler.scale(loss / len(images)).backward()
         total += loss.detach()
@@ -237,11 +239,8 @@ def train_step(training: Training, batch: Batch, learning_rate: float, step: int
     return total
 
 
-def _settle(pending: list[_Pending], path_of: Callable[[int], str], state: RunState) -> float:
-    """Bring the losses of the last steps over from the device, all at once, and check them.
-
-    Returns:
-        Their mean per image.
+def _settle(pending: list[_Pending], path_of: Callable[[int], str], state: RunState) -> None:
+    """Bring the losses of the last steps over from the device, all at once, check and add them up.
 
     Raises:
         NonFiniteLossError: one of them is NaN or infinite.
@@ -255,10 +254,19 @@ def _settle(pending: list[_Pending], path_of: Callable[[int], str], state: RunSt
                 f"{entry.learning_rate:.3g}). The checkpoints from before are untouched. Lower --learning_rate, "
                 "raise --warmup_epochs, or try --mixed_precision false. Images of the batch:\n  " + "\n  ".join(files)
             )
-    num_images = sum(len(entry.indices) for entry in pending)
+        state.train_loss_sum += loss
+        state.window_loss_sum += loss
+        state.window_images += len(entry.indices)
     pending.clear()
-    state.train_loss_sum += float(losses.sum(dtype=torch.float64))
-    return float(losses.sum()) / num_images
+
+
+def _require_finite(validation: Validation, state: RunState) -> None:
+    if not math.isfinite(validation.loss):
+        raise NonFiniteLossError(
+            f"the validation loss is {validation.loss} after step {state.step} (epoch {state.epoch + 1}). The "
+            "checkpoints from before are untouched. Lower --learning_rate, raise --warmup_epochs, or try "
+            "--mixed_precision false"
+        )
 
 
 @torch.inference_mode()
@@ -279,16 +287,17 @@ def evaluate(
     return sums.result()
 
 
-def _note_step(tracker: Tracker, phase: Phase, state: RunState, rate: float, loss: float) -> None:
+def _note_step(tracker: Tracker, phase: Phase, state: RunState, rate: float) -> None:
     numbers = {
         "phase": phase.name,
         "epoch": state.epoch + 1,
         "step": state.step,
         "learning_rate": rate,
-        "train_loss": loss,
+        "train_loss": state.window_loss_sum / state.window_images,
         "images_per_second": state.train_images / state.train_seconds,
     }
     tracker.numbers(numbers, state.step, "step")
+    state.window_loss_sum, state.window_images = 0.0, 0
 
 
 def _note_epoch(

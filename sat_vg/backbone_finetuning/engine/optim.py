@@ -60,10 +60,12 @@ def build_optimizer(
     change from phase to phase without losing the state of what stays trained.
     """
     groups = parameter_groups(model, weight_decay)
-    # The fused kernels update all parameters in one pass over memory.
-    fused = next(model.parameters()).device.type in ("cpu", "cuda")
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=fused)
+        # Not fused: where loss scaling skips the very first step, torch's fused SGD leaves its momentum
+        # buffers allocated but unfilled, and the next step takes them for momentum.
+        return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0)
+    # The fused kernel updates all parameters in one pass over memory.
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
     return torch.optim.AdamW(groups, lr=0.0, fused=fused)
 
 

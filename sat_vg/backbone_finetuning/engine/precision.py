@@ -61,10 +61,14 @@ def choose_device(wanted: str) -> torch.device:
         device = torch.device(wanted)
     except RuntimeError as error:
         raise ConfigError(f"device = {wanted!r}: no device of torch; use auto, cpu, cuda, cuda:1 or mps") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"device = {wanted!r}: not supported; use auto, cpu, cuda, cuda:1 or mps")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device = {wanted!r}: this machine has {torch.cuda.device_count()} GPUs; use auto or cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device = 'mps': this machine has none; use auto or cpu")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # seeds and questions about the hardware go to the current device
     return device
 
 

@@ -1,15 +1,23 @@
 """The folders of a run: finding a run to go on with, and moving an earlier one aside."""
 
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sat_vg.backbone_finetuning.engine.checkpoint import LAST, read_run
-from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.engine.checkpoint import BEST_MODEL, LAST, RunState, read_run
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
 from sat_vg.backbone_finetuning.utils.terminal import say
 
-_RUN_FILES = ("best_model.pt", LAST, "step_*.pt")
-_LOG_FILES = ("metrics.jsonl", "events.out.tfevents.*", "*.png")
+_RUN_FILES = (BEST_MODEL, LAST, "step_*.pt")
+_LOG_FILES = (
+    "metrics.jsonl",
+    "events.out.tfevents.*",
+    "training_images.png",
+    "confusion_matrix.png",
+    "learning_curves.png",
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,10 @@ class EarlierRun:
 
     path: Path
     content: dict[str, Any]
+
+    def lives_in(self, folder: Path) -> bool:
+        """Whether its files lie in ``folder``."""
+        return self.path.parent.resolve() == folder.resolve()
 
 
 def find_run(checkpoint_dir: Path, resume: str) -> EarlierRun | None:
@@ -38,7 +50,7 @@ def find_run(checkpoint_dir: Path, resume: str) -> EarlierRun | None:
     if resume == "never":
         return None
     path = checkpoint_dir / LAST if resume == "auto" else Path(resume).expanduser()
-    if resume == "auto" and not path.exists():
+    if resume == "auto" and not os.path.lexists(path):
         return None
     return EarlierRun(path, read_run(path))
 
@@ -62,6 +74,22 @@ def open_folders(checkpoint_dir: Path, log_dir: Path, begins_anew: bool) -> None
             ) from error
         if begins_anew:
             _move_aside(folder, patterns)
+
+
+def adopt_best_model(earlier: EarlierRun, checkpoint_dir: Path, state: RunState) -> None:
+    """Bring the best model so far along to another folder; where it is lost, let the next epoch be the best."""
+    beside, own = earlier.path.with_name(BEST_MODEL), checkpoint_dir / BEST_MODEL
+    if not own.exists() and beside.exists():
+        shutil.copyfile(beside, own)
+    if own.exists() or state.best_value is None:
+        return
+    if state.finished:
+        raise CheckpointError(
+            f"the run of {str(earlier.path)!r} has finished, but its {BEST_MODEL} is gone from "
+            f"{str(checkpoint_dir)!r}; put it back, or train anew with --resume never"
+        )
+    say(f"{BEST_MODEL} of the earlier run is gone; the next epoch counts as the best so far")
+    state.best_value = None
 
 
 def _move_aside(folder: Path, patterns: tuple[str, ...]) -> None:

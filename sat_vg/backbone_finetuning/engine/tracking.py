@@ -1,7 +1,8 @@
 """The record of a run: TensorBoard, metrics.jsonl and pictures, in ``log_dir``."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from sat_vg.backbone_finetuning.engine.checkpoint import RunState
+from sat_vg.backbone_finetuning.utils.errors import WriteError
 from sat_vg.backbone_finetuning.utils.safe_files import write_text
 
 METRICS = "metrics.jsonl"
@@ -39,8 +41,20 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lines.close()
-        self._writer.close()
+        with suppress(OSError):  # what could not be flushed was reported where it was written
+            self._lines.close()
+        with suppress(OSError):
+            self._writer.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise WriteError(
+                f"the log in {str(self.log_dir)!r} cannot be written ({error.strerror or error}). The checkpoints "
+                "from before are untouched: make room and run the same command again"
+            ) from error
 
     def numbers(self, numbers: Mapping[str, Any], step: int, group: str) -> None:
         """Write one line, and its numbers as scalars ``group/name``.
@@ -50,19 +64,21 @@ class Tracker:
             step: optimizer steps so far.
             group: ``step`` or ``epoch``.
         """
-        self._lines.write(json.dumps(dict(numbers)) + "\n")
-        self._lines.flush()
-        for name, value in numbers.items():
-            if name != "step" and isinstance(value, (int, float)):
-                self._writer.add_scalar(f"{group}/{name}", value, step)
-        if group == "epoch":
-            self._writer.flush()
+        with self._writing():
+            self._lines.write(json.dumps(dict(numbers), allow_nan=False) + "\n")
+            self._lines.flush()
+            for name, value in numbers.items():
+                if name != "step" and isinstance(value, (int, float)):
+                    self._writer.add_scalar(f"{group}/{name}", value, step)
+            if group == "epoch":
+                self._writer.flush()
 
     def figure(self, name: str, figure: Figure, step: int) -> None:
         """Show a figure in TensorBoard and keep its latest state as ``name.png``."""
-        figure.savefig(self.log_dir / f"{name}.png", dpi=110)
-        self._writer.add_figure(name, figure, step)
-        self._writer.flush()
+        with self._writing():
+            figure.savefig(self.log_dir / f"{name}.png", dpi=110)
+            self._writer.add_figure(name, figure, step)
+            self._writer.flush()
 
     def ended_epochs(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl that end epochs, those from before a resume included."""

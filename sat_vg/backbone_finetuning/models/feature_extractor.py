@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from sat_vg.backbone_finetuning.models.backbones import BackboneRow
 from sat_vg.backbone_finetuning.models.freezing import apply_trainable, check_stage_names, keep_in_eval
-from sat_vg.backbone_finetuning.models.frozen_norm import freeze_batch_norm
+from sat_vg.backbone_finetuning.models.frozen_norm import FrozenBatchNorm2d, freeze_batch_norm
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 
 
@@ -86,11 +86,10 @@ class FeatureExtractor(nn.Module):
             self.register_buffer(name, buffer)
 
     def _freeze_stages(self) -> None:
-        frozen_before = {name for name, p in self.named_parameters() if not p.requires_grad}
         self._frozen_modules = apply_trainable(self, self._stages, self.trainable_stages)
-        for name, parameter in self.named_parameters():  # frozen batch norm stays frozen in trained stages
-            if name in frozen_before:
-                parameter.requires_grad_(False)
+        for module in self.modules():  # frozen batch norm stays frozen in trained stages
+            if isinstance(module, FrozenBatchNorm2d):
+                module.requires_grad_(False)
 
     @torch.no_grad()
     def _measure(self, out_names: Sequence[str] | None) -> None:

@@ -244,7 +244,8 @@ class FineTuneModel(nn.Module):
             class_names=artifact.class_names,
         )
         try:
-            model.network.load_state_dict(artifact.state_dict, strict=True)
+            # The very tensors, not copies of their values: their memory layout decides how convolutions round.
+            model.network.load_state_dict(artifact.state_dict, strict=True, assign=True)
         except RuntimeError as error:
             raise CheckpointError(f"{str(path)!r} does not fit its own backbone {model.backbone}: {error}") from error
         model.preprocessing = artifact.preprocessing

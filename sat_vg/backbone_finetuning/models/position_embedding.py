@@ -37,7 +37,8 @@ def resample_positions(positions: Tensor, grid: tuple[int, int], num_prefix_toke
 def positions_for(network: nn.Module, positions: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
     """``resample_positions``, remembered per grid for as long as the parameter does not change."""
     is_trained = positions.requires_grad and torch.is_grad_enabled()
-    if is_trained or torch.compiler.is_compiling():
+    # Inference tensors have no version that would tell a change.
+    if is_trained or positions.is_inference() or torch.compiler.is_compiling():
         return resample_positions(positions, grid, prefix)
     cache: dict[Any, Tensor] = network.__dict__.setdefault("_resampled_positions", {})
     key = (grid, positions._version, positions.data_ptr(), positions.dtype)

@@ -31,7 +31,7 @@ class LoadedWeights:
         loaded: number of tensors taken over.
         dropped: names in the source that were not used (the old classifier, parts the network lacks).
         missing: names in the network that the source lacks; they keep their random start.
-        preprocessing: what the source says of its preprocessing, if it says anything.
+        preprocessing: that of the source; for a plain file that of torchvision's best weights for the backbone.
     """
 
     source: str
@@ -84,7 +84,8 @@ def load_initial_weights(
             f"({', '.join(names)}); {hint}Check the path, or use one of these names, or none"
         )
     content = load_tensors(path)
-    return _apply(network, row, _state_dict(content, path), str(path), _of_artifact(content, image_size))
+    preprocessing = _of_artifact(content, image_size) or _of_torchvision(names["DEFAULT"], image_size)
+    return _apply(network, row, _state_dict(content, path), str(path), preprocessing)
 
 
 def _of_torchvision(entry: Any, image_size: int) -> Preprocessing:

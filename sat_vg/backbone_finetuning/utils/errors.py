@@ -25,12 +25,24 @@ class CheckpointError(UserError):
     """A checkpoint or artifact that cannot be read or does not fit the run."""
 
 
-class WriteError(UserError):
+class StoppedError(UserError):
+    """A run that had begun cannot go on; its checkpoints from before are untouched."""
+
+
+class WriteError(StoppedError):
     """A file of the run cannot be written; what was there before is untouched."""
 
 
-class NonFiniteLossError(UserError):
+class NonFiniteLossError(StoppedError):
     """The loss became NaN or infinite."""
+
+
+class LostImageError(StoppedError):
+    """An image that could be read before the training cannot be read any more."""
+
+
+class DeviceMemoryError(StoppedError):
+    """The device has too little memory for a step."""
 
 
 class InterruptedRun(Exception):

@@ -53,7 +53,9 @@ def seed_default_generator(seed: int, device: torch.device | None = None) -> Non
     """
     torch.default_generator.manual_seed(seed)
     if device is not None and device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+        torch.cuda.manual_seed(seed)  # of the current device, which is the run's
+    elif device is not None and device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def torch_generator(seed: int) -> torch.Generator:

@@ -1,7 +1,9 @@
 """Files of tensors and plain data: written whole or not at all, read without running any code in them."""
 
 import pickle
+import re
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,20 @@ import torch
 
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, WriteError
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
+
+# What torch's reader lets escape on files that are cut short, altered or of another kind.
+_DAMAGE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    struct.error,
+)
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:
@@ -40,12 +56,13 @@ def load_tensors(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = f"it holds the Python object {named.group(1)}" if named else "it is no checkpoint of torch"
         raise CheckpointError(
-            f"{str(path)!r} is no file of plain tensors, so it was not loaded ({reason}). It may hold Python "
-            "objects, which could run code: convert it where you trust it, keeping only its state_dict"
+            f"{str(path)!r} is no file of plain tensors, so it was not loaded: {found}. Python objects could run "
+            "code: if you trust the file, convert it where it was made, keeping only its state_dict"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except _DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"{str(path)!r} cannot be read: {reason}. The file is cut short or altered; copy it again or use "

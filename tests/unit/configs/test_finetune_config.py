@@ -49,6 +49,7 @@ def test_all_errors_come_at_once_with_field_value_allowed_and_remedy():
         ({"pretrained": False, "weights": "IMAGENET1K_V1"}, "contradicts"),
         ({"warmup_epochs": 20.0}, "num_epochs = 20"),
         ({"min_lr": 1.0}, "must not exceed learning_rate"),
+        ({"lr_scheduler": "plateau", "lr_step_size": 10}, "before the rate is ever lowered"),
         ({"batch_size": 4, "micro_batch_size": 8}, "must not exceed batch_size"),
         ({"learning_rate": float("nan")}, "above 0"),
         ({"unfreeze_layers": (), "freeze_early_layers": True}, "not empty"),
@@ -104,6 +105,13 @@ def test_a_yaml_file_that_is_none(tmp_path, content, part):
     path.write_text(content)
     with pytest.raises(ConfigError, match=part):
         FinetuneConfig.from_yaml(path)
+
+
+def test_numbers_as_people_write_them_in_yaml(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("learning_rate: 1e-4\nmin_lr: 1.5E-7\nweight_decay: 1e+0\nweights: '1e3'\n")
+    config = FinetuneConfig.from_yaml(path)
+    assert (config.learning_rate, config.min_lr, config.weight_decay, config.weights) == (1e-4, 1.5e-7, 1.0, "1e3")
 
 
 def test_yaml_cannot_run_code(tmp_path):

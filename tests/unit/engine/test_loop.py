@@ -25,7 +25,7 @@ def make_training(micro_batch_size, mixup_alpha=0.0, clip=float("inf")):
         train_loader=None,
         val_loader=None,
         seed=0,
-        label_smoothing=0.0,
+        loss=soft_cross_entropy,
         gradient_clip=clip,
         micro_batch_size=micro_batch_size,
     )

@@ -1,9 +1,14 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 from torchvision import models
 
 from sat_vg.backbone_finetuning import create_efficientnet, create_resnet, create_vit
+from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate, soft_cross_entropy
+from sat_vg.backbone_finetuning.engine.precision import Precision
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.frozen_norm import FrozenBatchNorm2d
 from sat_vg.backbone_finetuning.models.position_embedding import resample_positions
@@ -156,6 +161,51 @@ def test_the_extractor_is_a_copy():
     assert model.network.conv1.weight.abs().sum() > 0
     with pytest.raises(ConfigError, match="out_names = 'layer9'"):
         model.get_feature_extractor(["layer9"])
+
+
+def test_the_extractor_decides_what_is_trained_whatever_the_model_froze():
+    model = resnet(freeze_early_layers=True, unfreeze_layers=["layer4"])
+    extractor = model.get_feature_extractor()
+    assert extractor.trainable_stages == model.stage_names
+    assert extractor.get_parameter("conv1.weight").requires_grad
+    assert not extractor.get_parameter("bn1.weight").requires_grad  # batch norm is frozen by default
+    chosen = model.get_feature_extractor(trainable_stages=["stem"])
+    assert chosen.get_parameter("conv1.weight").requires_grad
+    assert not chosen.get_parameter("layer4.0.conv1.weight").requires_grad
+
+
+def test_an_extractor_made_and_used_in_inference_mode():
+    with torch.inference_mode():
+        model = FineTuneModel("vit_b_16", 3, pretrained=False, image_size=64)
+        assert model.get_feature_extractor()(torch.randn(1, 3, 96, 80))["norm"].shape == (1, 768, 6, 5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0", "vit_b_16"])
+def test_the_loaded_model_equals_the_trained_one_bitwise_in_a_new_process(name, tmp_path):
+    precision = Precision(torch.device("cpu"), torch.float32)
+    model = FineTuneModel(name, 3, pretrained=False, image_size=64)
+    precision.place_model(model)
+    optimizer = build_optimizer(model, "adamw", 0.01, 0.9)
+    set_learning_rate(optimizer, 1e-3)
+    images = precision.place_images(torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    model.train()
+    for _ in range(2):
+        soft_cross_entropy(model(images), torch.eye(3)[[0, 1, 2, 0]]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        trained = model.eval()(images)
+    model.save_checkpoint(tmp_path / "m.pt")
+    code = f"""
+import torch
+from sat_vg.backbone_finetuning import FineTuneModel
+torch.set_num_threads({torch.get_num_threads()})
+images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+with torch.no_grad():
+    torch.save(FineTuneModel.load_checkpoint("m.pt")(images), "logits.pt")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    assert torch.equal(torch.load(tmp_path / "logits.pt", weights_only=True), trained)
 
 
 def test_artifacts_that_are_none(tmp_path):

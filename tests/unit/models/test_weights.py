@@ -5,7 +5,8 @@ from torchvision import models
 from sat_vg.backbone_finetuning.models import weights as weights_module
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.weights import strip_prefixes
-from sat_vg.backbone_finetuning.utils.errors import WeightsError
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, WeightsError
+from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 
 
 def build(path, backbone="resnet18", **options):
@@ -101,6 +102,27 @@ def test_a_fine_tuned_model_is_a_start_for_another(tmp_path):
     second = build(tmp_path / "best_model.pt")
     assert torch.equal(second.network.layer4[1].conv2.weight, first.network.layer4[1].conv2.weight)
     assert second.network.fc.weight.shape == (5, 512)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"x", b"backbone: resnet50\n", b"\xff\xd8\xff\xe0 a picture", b"PK\x03\x04cut", b"\x80\x02."]
+)
+def test_files_of_another_kind_are_refused(tmp_path, content):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"w\.pth"):
+        build(tmp_path / "w.pth")
+
+
+def test_a_plain_file_is_normalised_as_torchvisions_own_weights(tmp_path):
+    network = models.efficientnet_b0()
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    preprocessing = build(tmp_path / "w.pth", "efficientnet_b0").preprocessing
+    assert preprocessing.interpolation == "bicubic"
+    assert preprocessing.mean == (0.485, 0.456, 0.406)
+    first = FineTuneModel("resnet18", 3, pretrained=False, image_size=64)
+    first.preprocessing = Preprocessing(image_size=64, mean=(0.1, 0.2, 0.3))
+    first.save_checkpoint(tmp_path / "best_model.pt")
+    assert build(tmp_path / "best_model.pt", image_size=32).preprocessing.mean == (0.1, 0.2, 0.3)
 
 
 def test_real_imagenet_weights(mobilenet_weights):
