@@ -102,6 +102,23 @@ def train(tmp_path: Path):
 
 
 @pytest.fixture
+def train_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """Run the training command's ``main`` in this process, which saves loading torch once more."""
+    from sat_vg.backbone_finetuning.train import main
+
+    def run(*arguments: object, folder: str = "run") -> Run:
+        target = tmp_path / folder
+        monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
+        monkeypatch.chdir(tmp_path)
+        capfd.readouterr()
+        code = main(train_command(target, *arguments)[3:])
+        out, err = capfd.readouterr()
+        return Run(code, out, err, target)
+
+    return run
+
+
+@pytest.fixture
 def mobilenet_weights() -> Path:
     path = SHARED / "weights/mobilenet_v2-imagenet.pth"
     if not path.exists():

@@ -73,7 +73,7 @@ torch.save((model(images).detach(), model.get_feature_extractor()(images)["layer
     torch.set_num_threads(1)
     try:
         network = FineTuneModel("resnet18", 3, pretrained=False, image_size=32).network.eval()
-        network.load_state_dict(content["state_dict"])
+        network.load_state_dict(content["state_dict"], assign=True)  # with their layout
         with torch.no_grad():
             assert torch.equal(network(images), logits)
             assert torch.equal(torch.nn.Sequential(*list(network.children())[:-2])(images), features)
@@ -81,8 +81,8 @@ torch.save((model(images).detach(), model.get_feature_extractor()(images)["layer
         torch.set_num_threads(threads)
 
 
-def test_the_reported_accuracy_is_that_of_the_saved_weights(train, class_folders):
-    run = train("--dataset_path", class_folders, "--mixed_precision", "false")
+def test_the_reported_accuracy_is_that_of_the_saved_weights(train_here, class_folders):
+    run = train_here("--dataset_path", class_folders, "--mixed_precision", "false")
     assert run.code == 0, run.err
     model = FineTuneModel.load_checkpoint(run.best_model)
     from sat_vg.backbone_finetuning.data.decoding import decode_rgb
@@ -98,8 +98,8 @@ def test_the_reported_accuracy_is_that_of_the_saved_weights(train, class_folders
     assert torch.nn.functional.cross_entropy(logits, labels).item() == pytest.approx(best["val_loss"], rel=1e-4)
 
 
-def test_tensorboards_own_reader_finds_everything(train, class_folders):
-    run = train("--dataset_path", class_folders)
+def test_tensorboards_own_reader_finds_everything(train_here, class_folders):
+    run = train_here("--dataset_path", class_folders)
     assert run.code == 0, run.err
     events = EventAccumulator(str(run.folder / "logs"))
     events.Reload()
@@ -185,27 +185,27 @@ def test_resume_across_a_kill_with_another_number_of_workers(train, class_folder
     assert [line["train_loss"] for line in resumed.epochs] == [line["train_loss"] for line in whole.epochs]
 
 
-def test_a_finished_run_says_so_and_other_settings_are_refused(train, class_folders):
+def test_a_finished_run_says_so_and_other_settings_are_refused(train_here, class_folders):
     options = ("--dataset_path", class_folders)
-    first = train(*options)
+    first = train_here(*options)
     stamp = first.best_model.stat().st_mtime_ns
-    again = train(*options)
+    again = train_here(*options)
     assert again.code == 0
     assert "has finished" in again.out
     assert "done: validation accuracy" in again.out
     assert first.best_model.stat().st_mtime_ns == stamp
-    other = train(*options, "--learning_rate", 0.01, "--seed", 5)
+    other = train_here(*options, "--learning_rate", 0.01, "--seed", 5)
     assert other.code == 2
     for part in ("learning_rate: the run has 0.0003, now 0.01", "seed: the run has 0, now 5", "--resume never"):
         assert part in other.err, part
     write_image(class_folders / "train/sea/new.png", (1, 2, 3), 0)
-    assert "the images" in train(*options).err
+    assert "the images" in train_here(*options).err
 
 
-def test_resume_never_moves_the_old_run_aside(train, class_folders):
-    first = train("--dataset_path", class_folders)
+def test_resume_never_moves_the_old_run_aside(train_here, class_folders):
+    first = train_here("--dataset_path", class_folders)
     old = first.best_model.read_bytes()
-    second = train("--dataset_path", class_folders, "--seed", 1, "--resume", "never")
+    second = train_here("--dataset_path", class_folders, "--seed", 1, "--resume", "never")
     assert second.code == 0, second.err
     assert "moved to" in second.out
     assert (second.folder / "ckpt/earlier_run_1/best_model.pt").read_bytes() == old
@@ -214,8 +214,8 @@ def test_resume_never_moves_the_old_run_aside(train, class_folders):
 
 
 @pytest.mark.parametrize("backbone", ["mobilenet_v2", "efficientnet_b0", "vit_b_16"])
-def test_the_other_families_run(train, class_folders, backbone):
-    run = train("--dataset_path", class_folders, "--backbone", backbone, "--num_epochs", 1)
+def test_the_other_families_run(train_here, class_folders, backbone):
+    run = train_here("--dataset_path", class_folders, "--backbone", backbone, "--num_epochs", 1)
     assert run.code == 0, run.err
     extractor = FineTuneModel.load_checkpoint(run.best_model).get_feature_extractor()
     assert list(extractor(torch.randn(1, 3, 48, 80)).values())[-1].shape[1] == extractor.num_channels
@@ -237,11 +237,11 @@ def test_the_command_sat_vg_and_dry_run(class_folders, tmp_path):
     assert subprocess.run([program, "trian"], capture_output=True).returncode == 2
 
 
-def test_frozen_stages_stay_to_the_bit(train, class_folders, tmp_path):
+def test_frozen_stages_stay_to_the_bit(train_here, class_folders, tmp_path):
     torch.manual_seed(0)
     start = FineTuneModel("resnet18", 9, pretrained=False, image_size=32, seed=4)
     start.save_checkpoint(tmp_path / "start.pt")
-    run = train("--dataset_path", class_folders, "--weights", tmp_path / "start.pt", "--pretrained", "true",
+    run = train_here("--dataset_path", class_folders, "--weights", tmp_path / "start.pt", "--pretrained", "true",
                 "--freeze_early_layers", "true", "--unfreeze_layers", "layer4")  # fmt: skip
     assert run.code == 0, run.err
     end = torch.load(run.best_model, weights_only=True)["state_dict"]
@@ -250,9 +250,9 @@ def test_frozen_stages_stay_to_the_bit(train, class_folders, tmp_path):
     assert moved == {"layer4"}
 
 
-def test_early_stopping(train, class_folders):
+def test_early_stopping(train_here, class_folders):
     # A learning rate that changes nothing: no epoch after the first one can be better.
-    run = train("--dataset_path", class_folders, "--num_epochs", 9, "--early_stopping_patience", 2,
+    run = train_here("--dataset_path", class_folders, "--num_epochs", 9, "--early_stopping_patience", 2,
                 "--learning_rate", 1e-12, "--min_lr", 0, "--early_stopping_metric", "val_accuracy")  # fmt: skip
     assert run.code == 0, run.err
     best = torch.load(run.best_model, weights_only=True)["metrics"]["epoch"]
@@ -260,9 +260,9 @@ def test_early_stopping(train, class_folders):
     assert "stopped early" in run.out
 
 
-def test_a_loss_that_leaves_the_numbers(train, class_folders):
-    run = train("--dataset_path", class_folders, "--learning_rate", 1e38, "--optimizer", "sgd", "--num_epochs", 3,
-                "--gradient_clip", 0)  # fmt: skip
+def test_a_loss_that_leaves_the_numbers(train_here, class_folders):
+    run = train_here("--dataset_path", class_folders, "--learning_rate", 1e38, "--optimizer", "sgd",
+                     "--num_epochs", 3, "--gradient_clip", 0)  # fmt: skip
     assert run.code == 1
     assert "Traceback" not in run.err
     for part in ("the loss is ", " at step ", "learning rate ", "Lower --learning_rate", "Images of the batch"):
@@ -271,9 +271,9 @@ def test_a_loss_that_leaves_the_numbers(train, class_folders):
     assert all(math.isfinite(line["train_loss"]) for line in run.lines)
 
 
-def test_a_good_checkpoint_outlives_a_later_nan(train, class_folders):
+def test_a_good_checkpoint_outlives_a_later_nan(train_here, class_folders):
     steps_of_first_epoch = 5
-    run = train("--dataset_path", class_folders, "--num_epochs", 2, "--lr_scheduler", "cosine")
+    run = train_here("--dataset_path", class_folders, "--num_epochs", 2, "--lr_scheduler", "cosine")
     assert run.code == 0
     last = run.folder / "ckpt/last.pt"
     content = torch.load(last, weights_only=True)
@@ -281,17 +281,17 @@ def test_a_good_checkpoint_outlives_a_later_nan(train, class_folders):
     content["network"]["fc.bias"].fill_(float("nan"))
     torch.save(content, last)
     before, best = last.read_bytes(), run.best_model.read_bytes()
-    broken = train("--dataset_path", class_folders, "--num_epochs", 2, "--lr_scheduler", "cosine")
+    broken = train_here("--dataset_path", class_folders, "--num_epochs", 2, "--lr_scheduler", "cosine")
     assert broken.code == 1
     assert "the loss is nan at step 5 (epoch 2" in broken.err
     assert last.read_bytes() == before
     assert run.best_model.read_bytes() == best
 
 
-def test_a_validation_that_leaves_the_numbers_is_never_the_best(train, class_folders):
+def test_a_validation_that_leaves_the_numbers_is_never_the_best(train_here, class_folders):
     # One step an epoch: the weights leave the numbers after the last training loss was looked at.
-    run = train("--dataset_path", class_folders, "--learning_rate", 1e38, "--optimizer", "sgd", "--num_epochs", 1,
-                "--gradient_clip", 0, "--batch_size", 32)  # fmt: skip
+    run = train_here("--dataset_path", class_folders, "--learning_rate", 1e38, "--optimizer", "sgd",
+                     "--num_epochs", 1, "--gradient_clip", 0, "--batch_size", 32)  # fmt: skip
     assert run.code == 1, run.out
     assert "the validation loss is nan after step 1" in run.err
     assert not list((run.folder / "ckpt").glob("*.pt"))
@@ -355,19 +355,19 @@ def test_many_kills_and_interrupts_at_any_instant(train, class_folders, tmp_path
     ]
 
 
-def test_going_on_in_another_folder_takes_the_best_model_along(train, class_folders, tmp_path):
-    first = train("--dataset_path", class_folders, "--save_frequency", 1, "--max_checkpoints", 5)
+def test_going_on_in_another_folder_takes_the_best_model_along(train_here, class_folders, tmp_path):
+    first = train_here("--dataset_path", class_folders, "--save_frequency", 1, "--max_checkpoints", 5)
     state = first.folder / "ckpt/step_00000005.pt"
-    second = train("--dataset_path", class_folders, "--resume", state, folder="other")
+    second = train_here("--dataset_path", class_folders, "--resume", state, folder="other")
     assert second.code == 0, second.err
     assert state_dicts_equal(first.best_model, second.best_model)
     first.best_model.unlink()
-    lost = train("--dataset_path", class_folders)
+    lost = train_here("--dataset_path", class_folders)
     assert lost.code == 2
     assert "best_model.pt is gone" in lost.err
 
 
-def test_metrics_lines_are_json_that_others_can_read(train, class_folders):
-    run = train("--dataset_path", class_folders, "--num_epochs", 1)
+def test_metrics_lines_are_json_that_others_can_read(train_here, class_folders):
+    run = train_here("--dataset_path", class_folders, "--num_epochs", 1)
     for line in (run.folder / "logs/metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
