@@ -29,7 +29,7 @@ def test_the_same_batches_with_any_number_of_workers_and_from_any_start(class_fo
         assert images.dtype == torch.uint8
         assert images.shape[1:] == (3, 24, 24)
         assert targets.argmax(1).tolist() == [split.labels[index] for index in indices]
-    for num_workers in (0, 1, 3):
+    for num_workers in (0, 1, 2):
         other_batches, other, _ = make_loader(class_folders, num_workers)
         for epoch, first in ((0, 0), (3, 0), (3, 4)):  # the same persistent workers serve all of them
             torch.rand(5)

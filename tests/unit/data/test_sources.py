@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -172,13 +173,7 @@ class TestWhichFilesCount:
         ]
         assert [name for name in paths if name.startswith("c/")] == ["c/000.jpg", "c/001.jpg", "c/002.jpg"]
 
-    def test_what_cannot_be_listed_is_not_passed_over(self, tmp_path):
-        root = fill(tmp_path, a=2, b=2)
-        locked = root / "a" / "locked"
-        locked.mkdir(mode=0)
-        tmp_path.chmod(0o755)
-        tmp_path.parent.chmod(0o755)
-        tmp_path.parent.parent.chmod(0o755)
+    def test_what_cannot_be_listed_is_not_passed_over(self):
         # Nothing is forbidden to root, so root becomes nobody, once everything is imported.
         code = (
             "import os, sys\n"
@@ -191,9 +186,14 @@ class TestWhichFilesCount:
             "    except ValueError as error:\n"
             "        print(type(error).__name__, error)\n"
         )
-        command = [sys.executable, "-c", code, str(root), str(locked / "inside")]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        locked.chmod(0o755)
+        with tempfile.TemporaryDirectory() as open_to_all:  # pytest's own folders are closed to others
+            Path(open_to_all).chmod(0o755)
+            root = fill(Path(open_to_all), a=2, b=2)
+            locked = root / "a" / "locked"
+            locked.mkdir(mode=0)
+            command = [sys.executable, "-c", code, str(root), str(locked / "inside")]
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            locked.chmod(0o755)
         inside, listed = result.stdout.splitlines()
         assert inside.startswith(f"DataError cannot open {str(locked / 'inside')!r}: Permission denied")
         assert listed.startswith(f"DataError cannot list the folder {str(locked)!r}: Permission denied")
