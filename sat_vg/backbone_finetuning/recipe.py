@@ -90,11 +90,11 @@ def finetune(config: FinetuneConfig) -> TrainingResult:
     open_folders(checkpoint_dir, log_dir, begins_anew=moves_in)
     if earlier is not None:
         adopt_best_model(earlier, checkpoint_dir, state)
+        if state.finished:
+            say(f"the run in {checkpoint_dir} has finished. Another one: --checkpoint_dir DIR --log_dir DIR")
+            say("The same one anew: --resume never, which moves this one aside")
+            return summarise(config)
         say(f"going on with {earlier.path}: {state.epoch} epochs done, step {state.step}")
-    if state.finished:
-        say(f"the run in {checkpoint_dir} has finished; another one: --checkpoint_dir DIR --log_dir DIR")
-        say("the same one anew: --resume never")
-        return summarise(config)
 
     with Tracker(log_dir, state) as tracker:
         if earlier is None:
