@@ -11,7 +11,11 @@ from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learnin
 from sat_vg.backbone_finetuning.models.backbones import BACKBONES, build_network
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
-SMALL = ["resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "efficientnet_v2_s", "vit_b_16"]
+SMALL = [
+    "resnet18", "resnet50", "resnext50_32x4d", "regnet_y_400mf", "densenet121", "vgg11_bn", "alexnet", "mobilenet_v2",
+    "mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5", "efficientnet_b0", "efficientnet_v2_s", "convnext_tiny",
+    "vit_b_16", "swin_t", "swin_v2_t",
+]  # fmt: skip
 SIZE = 64
 
 
@@ -33,7 +37,7 @@ def test_the_small_ones_stand_for_all_families():
 @pytest.mark.parametrize("name", sorted(BACKBONES))
 def test_every_row_is_cut_into_stages_that_cover_it(name):
     row = BACKBONES[name]
-    size = 16 * 14 if row.family.fixed_size else 64
+    size = 16 * 14 if row.family.position_embedding else 64
     with torch.device("meta"):
         network = build_network(row, 7, size)
     owned = [n for stage in row.family.stages(network) for n, _ in stage.named_parameters(network)]

@@ -8,9 +8,18 @@ from torch import nn
 from torchvision import models
 
 from sat_vg.backbone_finetuning.models.families import (
+    ALEXNET,
+    CONVNEXT,
+    DENSENET,
     EFFICIENTNET,
+    MNASNET,
     MOBILENET_V2,
+    MOBILENET_V3,
+    REGNET,
     RESNET,
+    SHUFFLENET_V2,
+    SWIN,
+    VGG,
     VIT,
     Family,
 )
@@ -32,32 +41,27 @@ class BackboneRow:
     family: Family
 
 
+_NAMES: tuple[tuple[Family, str], ...] = (
+    (RESNET, "resnet18 resnet34 resnet50 resnet101 resnet152"),
+    (RESNET, "resnext50_32x4d resnext101_32x8d resnext101_64x4d wide_resnet50_2 wide_resnet101_2"),
+    (REGNET, "regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf regnet_x_32gf"),
+    (REGNET, "regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf regnet_y_32gf"),
+    (DENSENET, "densenet121 densenet161 densenet169 densenet201"),
+    (VGG, "vgg11 vgg13 vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn"),
+    (ALEXNET, "alexnet"),
+    (MOBILENET_V2, "mobilenet_v2"),
+    (MOBILENET_V3, "mobilenet_v3_small mobilenet_v3_large"),
+    (MNASNET, "mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3"),
+    (SHUFFLENET_V2, "shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0"),
+    (EFFICIENTNET, "efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3"),
+    (EFFICIENTNET, "efficientnet_b4 efficientnet_b5 efficientnet_b6 efficientnet_b7"),
+    (EFFICIENTNET, "efficientnet_v2_s efficientnet_v2_m efficientnet_v2_l"),
+    (CONVNEXT, "convnext_tiny convnext_small convnext_base convnext_large"),
+    (VIT, "vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14"),
+    (SWIN, "swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b"),
+)
 BACKBONES: dict[str, BackboneRow] = {
-    row.name: row
-    for row in (
-        BackboneRow("resnet18", RESNET),
-        BackboneRow("resnet34", RESNET),
-        BackboneRow("resnet50", RESNET),
-        BackboneRow("resnet101", RESNET),
-        BackboneRow("resnet152", RESNET),
-        BackboneRow("mobilenet_v2", MOBILENET_V2),
-        BackboneRow("efficientnet_b0", EFFICIENTNET),
-        BackboneRow("efficientnet_b1", EFFICIENTNET),
-        BackboneRow("efficientnet_b2", EFFICIENTNET),
-        BackboneRow("efficientnet_b3", EFFICIENTNET),
-        BackboneRow("efficientnet_b4", EFFICIENTNET),
-        BackboneRow("efficientnet_b5", EFFICIENTNET),
-        BackboneRow("efficientnet_b6", EFFICIENTNET),
-        BackboneRow("efficientnet_b7", EFFICIENTNET),
-        BackboneRow("efficientnet_v2_s", EFFICIENTNET),
-        BackboneRow("efficientnet_v2_m", EFFICIENTNET),
-        BackboneRow("efficientnet_v2_l", EFFICIENTNET),
-        BackboneRow("vit_b_16", VIT),
-        BackboneRow("vit_b_32", VIT),
-        BackboneRow("vit_l_16", VIT),
-        BackboneRow("vit_l_32", VIT),
-        BackboneRow("vit_h_14", VIT),
-    )
+    name: BackboneRow(name, family) for family, names in _NAMES for name in names.split()
 }
 
 
@@ -86,13 +90,13 @@ def build_network(row: BackboneRow, num_classes: int, image_size: int, seed: int
     Raises:
         ConfigError: the network cannot be built for this image size.
     """
-    options = {"image_size": image_size} if row.family.fixed_size else {}
+    options = row.family.build_options(image_size)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, Purpose.INITIALISATION))
         try:
             network: nn.Module = models.get_model(row.name, weights=None, num_classes=num_classes, **options)
         except (AssertionError, RuntimeError) as error:  # torchvision asserts on sizes that do not divide
-            patch = int(row.name.rsplit("_", 1)[1]) if row.family.fixed_size else 32
+            patch = int(row.name.rsplit("_", 1)[1]) if row.family is VIT else 32
             near = max(patch, round(image_size / patch) * patch)
             raise ConfigError(
                 f"image_size = {image_size}: {row.name} needs a multiple of {patch}; for example {near}"

@@ -54,7 +54,9 @@ class FeatureExtractor(nn.Module):
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self._graft(network, without=row.family.classifier.partition(".")[0])
+        parent, _, leaf = row.family.classifier.rpartition(".")
+        setattr(network.get_submodule(parent), leaf, nn.Identity())
+        self._graft(network)
         self._family = row.family
         self._stages = row.family.stages(self)
         self._frozen_modules: list[nn.Module] = []
@@ -75,11 +77,10 @@ class FeatureExtractor(nn.Module):
         self._measure(out_names)
         self.eval()
 
-    def _graft(self, network: nn.Module, without: str) -> None:
+    def _graft(self, network: nn.Module) -> None:
         """Take over the network's children and own parameters under their names."""
         for name, child in network.named_children():
-            if name != without:
-                self.add_module(name, child)
+            self.add_module(name, child)
         for name, parameter in network.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
         for name, buffer in network.named_buffers(recurse=False):
@@ -91,28 +92,36 @@ class FeatureExtractor(nn.Module):
             if isinstance(module, FrozenBatchNorm2d):
                 module.requires_grad_(False)
 
-    @torch.no_grad()
     def _measure(self, out_names: Sequence[str] | None) -> None:
-        """Run the stages once on blank images and read channels and strides off the maps."""
+        """Read channels, strides and the pooled vector's length off blank images of two sizes."""
+        side = math.ceil(64 / self.size_divisibility) * self.size_divisibility
+        small, self.embed_dim = self._shapes(side)
+        large, _ = self._shapes(2 * side)
+        # From the difference, since convolutions without padding lose a border of constant width.
+        strides = {name: round(side / (large[name][1] - small[name][1])) for name in small}
+        if out_names is None:
+            out_names = list({stride: name for name, stride in strides.items() if stride >= 4}.values())
+        check_stage_names(out_names, tuple(small), "out_names")
+        self.out_names = tuple(name for name in small if name in out_names)
+        self.channels = tuple(small[name][0] for name in self.out_names)
+        self.strides = tuple(strides[name] for name in self.out_names)
+
+    @torch.no_grad()
+    def _shapes(self, side: int) -> tuple[dict[str, tuple[int, int]], int]:
+        """Channels and height of every map for images of ``side`` pixels, and the pooled vector's length."""
         was_training = self.training
         super().train(False)
-        side = math.ceil(64 / self.size_divisibility) * self.size_divisibility
         reference = next(self.parameters())
         value = torch.zeros(1, self.in_channels, side, side, dtype=reference.dtype, device=reference.device)
-        measured: dict[str, tuple[int, int]] = {}
+        shapes: dict[str, tuple[int, int]] = {}
         for stage in self._stages:
             value = stage.run(self, value)
-            feature_map = self._family.to_map(self, value, (side, side))
-            measured[stage.name] = (feature_map.shape[1], side // feature_map.shape[2])
-        self.embed_dim: int = self._family.pool(self, value).shape[1]
+            if stage.gives_map:
+                feature_map = self._family.to_map(self, value, (side, side))
+                shapes[stage.name] = (feature_map.shape[1], feature_map.shape[2])
+        embed_dim = self._family.pool(self, value).shape[1]
         super().train(was_training)
-        if out_names is None:
-            last_of_stride = {stride: name for name, (_, stride) in measured.items() if stride >= 4}
-            out_names = list(last_of_stride.values())
-        check_stage_names(out_names, self.stage_names, "out_names")
-        self.out_names = tuple(name for name in self.stage_names if name in out_names)
-        self.channels = tuple(measured[name][0] for name in self.out_names)
-        self.strides = tuple(measured[name][1] for name in self.out_names)
+        return shapes, embed_dim
 
     @property
     def stage_names(self) -> tuple[str, ...]:

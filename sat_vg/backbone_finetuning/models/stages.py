@@ -20,11 +20,13 @@ class Stage:
         name: such as ``layer3`` or ``block11``.
         members: dotted names of the modules and parameters that belong to the stage.
         forward: ``(network, input) -> output``; unset: the members one after another.
+        gives_map: whether the output still has places in the image; a neck after the pooling has none.
     """
 
     name: str
     members: tuple[str, ...]
     forward: Callable[[nn.Module, Tensor], Tensor] | None = None
+    gives_map: bool = True
 
     def run(self, network: nn.Module, value: Tensor) -> Tensor:
         """Compute the stage's output with the modules of ``network``."""
