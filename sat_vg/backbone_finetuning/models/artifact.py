@@ -1,6 +1,7 @@
 """best_model.pt: the self-contained product of a run, as tensors and plain data."""
 
 import platform
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,16 @@ def write_artifact(path: Path, artifact: Artifact) -> None:
             "config": artifact.config,
             "metrics": artifact.metrics,
             "versions": current_versions(),
-            "state_dict": {name: value.detach().cpu() for name, value in artifact.state_dict.items()},
+            "state_dict": _on_cpu(artifact.state_dict),
         },
     )
+
+
+def _on_cpu(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, with the layers' version numbers that torch keeps beside them (MNASNet needs its)."""
+    moved = OrderedDict((name, value.detach().cpu()) for name, value in state_dict.items())
+    moved._metadata = getattr(state_dict, "_metadata", {})  # type: ignore[attr-defined]
+    return moved
 
 
 def read_artifact(path: Path) -> Artifact:

@@ -1,6 +1,7 @@
 """Starting weights: torchvision's by name, a file, or none; always saying what was loaded and what was not."""
 
 import difflib
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +161,10 @@ def _apply(
     misfits = [name for name, value in usable.items() if value.shape != own[name].shape]
     if misfits or not usable:
         raise WeightsError(_explain_misfit(row.name, source, given, own, misfits))
-    network.load_state_dict(usable, strict=False)
+    # With the layers' version numbers, which a plain dictionary of tensors lacks.
+    versioned = OrderedDict(usable)
+    versioned._metadata = own._metadata  # type: ignore[attr-defined]
+    network.load_state_dict(versioned, strict=False)
     missing = [name for name in own if name not in usable and name not in head and _COUNTER not in name]
     dropped = [name for name in given if name not in usable]
     return LoadedWeights(source, len(usable), tuple(dropped), tuple(missing), preprocessing)
