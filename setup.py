@@ -26,7 +26,7 @@ setup(
         "pillow>=10.3",
         "tqdm>=4.66",
         "tensorboard>=2.16",
-        "jsonargparse[signatures]>=4.35",
+        "jsonargparse[signatures]>=4.43",
         "torchmetrics>=1.4",
         "safetensors>=0.4.3",
         "matplotlib>=3.8",
