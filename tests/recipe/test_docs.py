@@ -2,13 +2,15 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, environment, train_command
+from conftest import REPOSITORY, SHARED, environment, train_command
 
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
@@ -21,6 +23,7 @@ PAGES = [
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TRAIN = "python -m sat_vg.backbone_finetuning.train"
+UCMERCED = "--config configs/ucmerced.yaml --dataset_path UCMerced --weights mobilenet_v2-imagenet.pth"
 
 # What is shown, and where it is run. Placeholders are in capitals.
 RUN_BY = {
@@ -30,6 +33,7 @@ RUN_BY = {
     "pip install -e .": "the Makefile's first target, the same words",
     TRAIN: "test_quickstart",
     f"{TRAIN} --dataset_path DIR --backbone resnet50": "test_the_shown_training_commands",
+    f"{TRAIN} {UCMERCED}": "test_the_recipe_for_ucmerced",
     f"{TRAIN} --dataset_path DIR --checkpoint_dir CKPT --log_dir LOGS": "test_the_shown_training_commands",
 }
 
@@ -82,6 +86,31 @@ def test_the_shown_training_commands(class_folders, tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert "done: validation accuracy" in done.stdout
+
+
+def test_the_recipe_for_ucmerced(mobilenet_weights, tmp_path):
+    """The shown command on the real weights and some of the real images; its full length is the benchmark."""
+    archive = SHARED / "data/ucmerced.zip"
+    if not archive.exists():
+        pytest.skip(f"the real images are not at hand: no {archive}")
+    with zipfile.ZipFile(archive) as packed:
+        wanted = [
+            n for n in packed.namelist() if n.split("/")[1] in ("forest", "harbor", "runway") and n.endswith("5.jpg")
+        ]
+        packed.extractall(tmp_path, wanted)
+    shutil.copy(mobilenet_weights, tmp_path / "mobilenet_v2-imagenet.pth")
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    command = next(c for c in RUN_BY if "configs/ucmerced.yaml" in c)
+    done = subprocess.run(
+        [sys.executable, *shlex.split(command)[1:], "--num_epochs", "4"],
+        cwd=tmp_path, capture_output=True, text=True, env=environment(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "312 tensors loaded" in done.stdout
+    accuracy = torch.load(tmp_path / "checkpoints/ucmerced/best_model.pt", weights_only=True)["metrics"][
+        "val_accuracy"
+    ]
+    assert accuracy >= 0.8
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/extractor.md"])

@@ -74,9 +74,7 @@ def draw_learning_curves(epochs: Sequence[Mapping[str, float]]) -> Figure:
     shares = [100 * entry["val_accuracy"] for entry in epochs]
     accuracy.plot(numbers, shares, marker="o", markersize=3, color="tab:green")
     best = int(np.argmax(shares))
-    accuracy.annotate(
-        f"{shares[best]:.2f} %", (numbers[best], shares[best]), (0, -14), textcoords="offset points", ha="center"
-    )
+    accuracy.set_title(f"best: {shares[best]:.2f} % in epoch {numbers[best]}", fontsize=10)
     accuracy.set(xlabel="epoch", ylabel="validation accuracy, %")
     for axes in (losses, accuracy):
         axes.grid(alpha=0.3)

@@ -38,7 +38,7 @@ def test_learning_curves_hold_the_numbers():
     losses, accuracy = draw_learning_curves(epochs).axes
     assert [list(line.get_ydata()) for line in losses.lines] == [[1, 1 / 2, 1 / 3], [2, 1, 2 / 3]]
     assert np.allclose(accuracy.lines[0].get_ydata(), [10, 20, 30])
-    assert accuracy.texts[0].get_text() == "30.00 %"
+    assert accuracy.get_title() == "best: 30.00 % in epoch 3"
 
 
 def test_a_table_is_aligned():
