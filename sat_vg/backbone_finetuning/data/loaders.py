@@ -77,14 +77,14 @@ def training_loader(
     dataset: ImageDataset, batches: EpochBatches, num_workers: int, device: torch.device
 ) -> DataLoader[Batch]:
     """A loader that yields the batches that ``batches`` is set to, with workers that live through all epochs."""
-    return _loader(dataset, batches, num_workers, device, persistent=num_workers > 0)
+    return _loader(dataset, batches, num_workers, device)
 
 
 def validation_loader(
     dataset: ImageDataset, batch_size: int, num_workers: int, device: torch.device
 ) -> DataLoader[Batch]:
     """A loader that yields every image once, in order."""
-    return _loader(dataset, InOrder(len(dataset), batch_size), num_workers, device, persistent=num_workers > 0)
+    return _loader(dataset, InOrder(len(dataset), batch_size), num_workers, device)
 
 
 def _loader(
@@ -92,7 +92,6 @@ def _loader(
     batches: Sampler[list[SampleKey]],
     num_workers: int,
     device: torch.device,
-    persistent: bool,
 ) -> DataLoader[Batch]:
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # a dataset of samples, a loader of batches
@@ -100,7 +99,7 @@ def _loader(
         num_workers=num_workers,
         collate_fn=_Collate(len(dataset.split.class_names)),
         pin_memory=device.type == "cuda",
-        persistent_workers=persistent,
+        persistent_workers=num_workers > 0,
         worker_init_fn=_leave_interrupts_to_the_parent,
         # The loader draws a base seed for its workers; it must not touch the generator that dropout uses.
         generator=torch.Generator(),
