@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check test-slow bench golden clean
+.PHONY: help quickstart test check test-slow bench golden backbones clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ bench: $(VENV)/.installed-dev ## what the benchmark scripts measure, and how to 
 
 golden: $(VENV)/.installed-dev ## write the golden losses anew and print the difference
 	OMP_NUM_THREADS=1 $(PY) tests/golden/test_golden_loss.py
+
+backbones: $(VENV)/.installed-dev ## measure the listing of all backbones anew
+	PYTHONPATH=tests $(PY) tests/contract/test_every_backbone.py
 
 clean: ## remove the environment and caches; runs and checkpoints stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

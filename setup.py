@@ -17,7 +17,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["sat_vg", "sat_vg.*"]),
-    package_data={"sat_vg": ["py.typed"]},
+    package_data={"sat_vg": ["py.typed", "backbone_finetuning/models/*.json"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",
@@ -45,6 +45,7 @@ setup(
             "mypy>=1.11",
             "types-PyYAML",
             "scikit-learn>=1.4",
+            "timm>=1.0",
         ],
     },
     entry_points={"console_scripts": ["sat-vg = sat_vg.cli:main"]},

@@ -5,6 +5,10 @@ from importlib import import_module
 
 COMMANDS = {
     "train": ("sat_vg.backbone_finetuning.train", "fine-tune a backbone on images in class folders"),
+    "backbones": (
+        "sat_vg.backbone_finetuning.backbones",
+        "list the backbones: parameters, stages, channels, strides",
+    ),
 }
 
 

@@ -211,6 +211,7 @@ def build_model(config: FinetuneConfig, class_names: tuple[str, ...], earlier: E
         image_size=config.image_size,
         class_names=class_names,
         seed=config.seed,
+        freeze_layers=config.freeze_layers,
     )
     if earlier is not None:
         model.preprocessing = Preprocessing.from_dict(earlier.content["preprocessing"])

@@ -61,7 +61,7 @@ class FinetuneConfig:
     """What to do with an image that cannot be read: stop before training, or leave it out and list it."""
 
     backbone: str = "resnet50"
-    """torchvision's name of the backbone, such as resnet50, vit_b_16, efficientnet_b0, mobilenet_v2."""
+    """A name that `sat-vg backbones` lists, such as resnet50, vit_b_16, swin_t; or timm:NAME."""
     pretrained: bool = True
     """Start from pre-trained weights (see weights) and not from random ones."""
     weights: str | None = None
@@ -73,6 +73,8 @@ class FinetuneConfig:
     """Freeze all stages but those in unfreeze_layers (unset: the first half of the stages is frozen)."""
     unfreeze_layers: tuple[str, ...] | None = None
     """Stages to train where freeze_early_layers is on, such as layer3,layer4; the head always is."""
+    freeze_layers: int = 0
+    """Freeze so many stages from the input on; --dry_run lists them. Not together with freeze_early_layers."""
     dropout: float = 0.0
     """Probability of dropping a pooled feature before the classifier."""
 

@@ -84,6 +84,7 @@ RULES: dict[str, Rule] = {
     "image_size": _whole(16, 224, highest=4096),
     "freeze_early_layers": _SWITCH,
     "unfreeze_layers": _STAGES,
+    "freeze_layers": _whole(0, 2),
     "dropout": _PROBABILITY,
     "batch_size": _whole(1, 32),
     "micro_batch_size": _whole(1, 8, or_unset=True),
@@ -148,6 +149,11 @@ def _combinations(values: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"unfreeze_layers = {list(values['unfreeze_layers'])}: has no effect while "
             "freeze_early_layers is false; set freeze_early_layers to true, or leave unfreeze_layers out"
+        )
+    if values["freeze_layers"] and values["freeze_early_layers"]:
+        problems.append(
+            f"freeze_layers = {values['freeze_layers']}: freeze_early_layers already says what is frozen; set "
+            "freeze_early_layers to false, or leave freeze_layers out"
         )
     if not values["pretrained"] and values["weights"] not in (None, "none"):
         problems.append(f"weights = {values['weights']!r}: contradicts pretrained = False; leave one of the two out")

@@ -225,8 +225,9 @@ def train_step(training: Training, batch: Batch, learning_rate: float, step: int
     total = torch.zeros((), device=precision.device)
     for part, part_targets in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
         with precision.autocast():
-            logits = training.model(part)
-        loss = training.loss(logits, part_targets)
+            outputs = training.model.training_outputs(part)
+        losses = [weight * training.loss(logits, part_targets) for weight, logits in outputs]
+        loss = torch.stack(losses).sum()
         # Divided by the whole batch, so that parts of any size add up to its mean.
         training.scaler.scale(loss / len(images)).backward()
         total += loss.detach()

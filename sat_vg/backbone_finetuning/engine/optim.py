@@ -76,7 +76,7 @@ def parameter_groups(model: FineTuneModel, weight_decay: float) -> list[dict[str
     """
     named = {stage.name: dict(stage.named_parameters(model.network)) for stage in model.stages}
     of_network = dict(model.network.named_parameters())
-    named["head"] = {name: of_network[name] for name in model.classifier_parameter_names}
+    named["head"] = {name: of_network[name] for name in model.head_parameter_names}
     covered = sum(len(parameters) for parameters in named.values())
     assert covered == len(of_network), "every parameter belongs to exactly one stage or the head"
     groups = []

@@ -1,28 +1,36 @@
 """The table of backbones: one row each. A new one is a new row."""
 
 import difflib
+import functools
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torchvision import models
 
 from sat_vg.backbone_finetuning.models.families import (
     ALEXNET,
     CONVNEXT,
+    CUSTOM_CNN,
     DENSENET,
     EFFICIENTNET,
+    GOOGLENET,
+    INCEPTION_V3,
+    MAXVIT,
     MNASNET,
     MOBILENET_V2,
     MOBILENET_V3,
     REGNET,
     RESNET,
     SHUFFLENET_V2,
+    SQUEEZENET,
     SWIN,
     VGG,
     VIT,
+    AuxiliaryHead,
     Family,
 )
+from sat_vg.backbone_finetuning.models.families.timm_networks import PREFIX as TIMM_PREFIX
+from sat_vg.backbone_finetuning.models.families.timm_networks import timm_family
 from sat_vg.backbone_finetuning.models.stages import find_member
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed
@@ -30,10 +38,10 @@ from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed
 
 @dataclass(frozen=True)
 class BackboneRow:
-    """One torchvision network.
+    """One network.
 
     Attributes:
-        name: torchvision's name.
+        name: torchvision's name, ``custom_cnn``, or ``timm:`` and timm's name.
         family: how it is cut into stages.
     """
 
@@ -46,9 +54,13 @@ _NAMES: tuple[tuple[Family, str], ...] = (
     (RESNET, "resnext50_32x4d resnext101_32x8d resnext101_64x4d wide_resnet50_2 wide_resnet101_2"),
     (REGNET, "regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf regnet_x_32gf"),
     (REGNET, "regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf regnet_y_32gf"),
+    (REGNET, "regnet_y_128gf"),
     (DENSENET, "densenet121 densenet161 densenet169 densenet201"),
     (VGG, "vgg11 vgg13 vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn"),
     (ALEXNET, "alexnet"),
+    (SQUEEZENET, "squeezenet1_0 squeezenet1_1"),
+    (GOOGLENET, "googlenet"),
+    (INCEPTION_V3, "inception_v3"),
     (MOBILENET_V2, "mobilenet_v2"),
     (MOBILENET_V3, "mobilenet_v3_small mobilenet_v3_large"),
     (MNASNET, "mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3"),
@@ -59,27 +71,61 @@ _NAMES: tuple[tuple[Family, str], ...] = (
     (CONVNEXT, "convnext_tiny convnext_small convnext_base convnext_large"),
     (VIT, "vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14"),
     (SWIN, "swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b"),
+    (MAXVIT, "maxvit_t"),
+    (CUSTOM_CNN, "custom_cnn"),
 )
 BACKBONES: dict[str, BackboneRow] = {
     name: BackboneRow(name, family) for family, names in _NAMES for name in names.split()
 }
 
 
+# Names under which the same architectures are known elsewhere. The weights are torchvision's.
+_HUB_NAMES = {
+    "microsoft/resnet-{}": ("resnet{}", "18 34 50 101 152"),
+    "facebook/convnext-{}-224": ("convnext_{}", "tiny small base large"),
+    "google/vit-base-patch{}-224": ("vit_b_{}", "16 32"),
+    "google/vit-base-patch{}-224-in21k": ("vit_b_{}", "16 32"),
+    "google/vit-large-patch{}-224": ("vit_l_{}", "16 32"),
+    "google/efficientnet-{}": ("efficientnet_{}", "b0 b1 b2 b3 b4 b5 b6 b7"),
+    "vit_base_patch{}_224": ("vit_b_{}", "16 32"),
+    "vit_large_patch{}_224": ("vit_l_{}", "16 32"),
+    "vit_huge_patch{}_224": ("vit_h_{}", "14"),
+    "tf_efficientnet_{}": ("efficientnet_{}", "b0 b1 b2 b3 b4 b5 b6 b7"),
+    "mobilenetv2_{}": ("mobilenet_v2", "100"),
+    "mobilenetv3_{}_100": ("mobilenet_v3_{}", "small large"),
+}
+_SWIN_SIZES = {"tiny": "t", "small": "s", "base": "b"}
+ALIASES: dict[str, str] = {
+    theirs.format(part): ours.format(part) for theirs, (ours, parts) in _HUB_NAMES.items() for part in parts.split()
+}
+ALIASES.update({f"microsoft/swin-{size}-patch4-window7-224": f"swin_{t}" for size, t in _SWIN_SIZES.items()})
+ALIASES.update({f"swin_{size}_patch4_window7_224": f"swin_{t}" for size, t in _SWIN_SIZES.items()})
+ALIASES.update({f"microsoft/swinv2-{size}-patch4-window8-256": f"swin_v2_{t}" for size, t in _SWIN_SIZES.items()})
+
+
 def find_backbone(name: str) -> BackboneRow:
-    """The table's row of a backbone.
+    """The row of a backbone, by torchvision's name, one of ``ALIASES``, or ``timm:`` and timm's name.
 
     Raises:
-        ConfigError: the name is unknown; the nearest known ones are named.
+        ConfigError: the name is unknown; the nearest known ones are named. Or it needs timm, which is not installed.
     """
-    if name in BACKBONES:
-        return BACKBONES[name]
-    near = difflib.get_close_matches(name.lower(), BACKBONES, n=3, cutoff=0.5)
+    if name.startswith(TIMM_PREFIX):
+        return _timm_row(name)
+    known = ALIASES.get(name, name)
+    if known in BACKBONES:
+        return BACKBONES[known]
+    near = difflib.get_close_matches(name.lower(), [*BACKBONES, *ALIASES], n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ConfigError(f"backbone = {name!r}: unknown; {hint}Known: {', '.join(BACKBONES)}")
+    raise ConfigError(f"backbone = {name!r}: unknown; {hint}sat-vg backbones lists all {len(BACKBONES)}")
+
+
+@functools.lru_cache
+def _timm_row(name: str) -> BackboneRow:
+    return BackboneRow(name, timm_family(name.removeprefix(TIMM_PREFIX)))
 
 
 def build_network(row: BackboneRow, num_classes: int, image_size: int, seed: int = 0) -> nn.Module:
-    """Build torchvision's network with random weights and a new classifier.
+    """Build the network with random weights and a new classifier, for RGB images.
 
     Args:
         row: the table's row.
@@ -90,21 +136,29 @@ def build_network(row: BackboneRow, num_classes: int, image_size: int, seed: int
     Raises:
         ConfigError: the network cannot be built for this image size.
     """
-    options = row.family.build_options(image_size)
+    smallest = row.family.smallest_image
+    if image_size < smallest:
+        raise ConfigError(
+            f"image_size = {image_size}: {row.name} needs {smallest} pixels or more; for example "
+            f"{max(64, smallest)}, or another backbone such as custom_cnn"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, Purpose.INITIALISATION))
-        try:
-            network: nn.Module = models.get_model(row.name, weights=None, num_classes=num_classes, **options)
-        except (AssertionError, RuntimeError) as error:  # torchvision asserts on sizes that do not divide
-            patch = int(row.name.rsplit("_", 1)[1]) if row.family is VIT else 32
-            near = max(patch, round(image_size / patch) * patch)
-            raise ConfigError(
-                f"image_size = {image_size}: {row.name} needs a multiple of {patch}; for example {near}"
-            ) from error
-    return network
+        return row.family.build(row.name, num_classes, image_size)
 
 
-def classifier_names(network: nn.Module, family: Family) -> tuple[str, ...]:
-    """Full names of the classifier's parameters, such as ``fc.weight`` and ``fc.bias``."""
-    classifier: nn.Module = find_member(network, family.classifier)
-    return tuple(f"{family.classifier}.{name}" for name, _ in classifier.named_parameters())
+def new_layers(network: nn.Module, family: Family) -> tuple[str, ...]:
+    """Full names of the parameters that no pre-trained weights are taken for: those that give the classes."""
+    layers = (family.classifier, *(head.classifier for head in present_auxiliary_heads(network, family)))
+    return tuple(f"{layer}.{name}" for layer in layers for name, _ in network.get_submodule(layer).named_parameters())
+
+
+def head_parameters(network: nn.Module, family: Family) -> tuple[str, ...]:
+    """Full names of the parameters outside all stages: the classifier's and those of auxiliary heads."""
+    parts = (family.classifier, *(head.module for head in present_auxiliary_heads(network, family)))
+    return tuple(f"{part}.{name}" for part in parts for name, _ in network.get_submodule(part).named_parameters())
+
+
+def present_auxiliary_heads(network: nn.Module, family: Family) -> tuple[AuxiliaryHead, ...]:
+    """The family's auxiliary heads that this network was built with."""
+    return tuple(head for head in family.auxiliary_heads if find_member(network, head.module) is not None)

@@ -42,13 +42,5 @@ def _create(settings: Mapping[str, Any], family: Family) -> FineTuneModel:
     row = find_backbone(settings["architecture"])
     if row.family is not family:
         raise ConfigError(f"architecture = {row.name!r} is no {family.name}")
-    options = {key: settings[key] for key in ("pretrained", "dropout", "weights", "image_size") if key in settings}
-    model = FineTuneModel(row.name, settings["num_classes"], **options)
-    num_frozen = settings.get("freeze_layers", 0)
-    if not isinstance(num_frozen, int) or not 0 <= num_frozen <= len(model.stages):
-        raise ConfigError(
-            f"freeze_layers = {num_frozen!r}: must be 0 to {len(model.stages)}; stages of {row.name}: "
-            f"{', '.join(model.stage_names)}"
-        )
-    model.set_trainable(model.stage_names[num_frozen:])
-    return model
+    options = {key: value for key, value in settings.items() if key not in ("architecture", "num_classes")}
+    return FineTuneModel(row.name, settings["num_classes"], **options)

@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from sat_vg.backbone_finetuning.models.backbones import BackboneRow
 from sat_vg.backbone_finetuning.models.freezing import apply_trainable, check_stage_names, keep_in_eval
-from sat_vg.backbone_finetuning.models.frozen_norm import FrozenBatchNorm2d, freeze_batch_norm
+from sat_vg.backbone_finetuning.models.frozen_norm import FrozenBatchNorm2d
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 
 
@@ -27,12 +28,15 @@ class FeatureExtractor(nn.Module):
         out_names: the stages whose maps are given, in order of depth.
         channels: channels of each map, measured.
         strides: input pixels per map pixel, measured.
+        stage_strides: of every stage that gives a map, by name, wanted or not.
         num_channels: channels of the last map.
         embed_dim: length of the pooled vector.
         size_divisibility: images are padded to multiples of this.
+        smallest_image: and to so many pixels a side at least.
         mean: of the normalisation, for images scaled to [0, 1].
         std: of the normalisation.
         in_channels: channels of the input.
+        bands: what they are, in order.
         image_size: of the training images, in pixels.
         interpolation: of the training images' resizing.
         class_names: of the classes it was fine-tuned on.
@@ -48,12 +52,14 @@ class FeatureExtractor(nn.Module):
         *,
         preprocessing: Preprocessing,
         class_names: Sequence[str] = (),
-        out_names: Sequence[str] | None = None,
+        out_names: Sequence[str | int] | None = None,
         trainable_stages: Sequence[str] | None = None,
         freeze_norm: bool = True,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        for head in row.family.auxiliary_heads:
+            setattr(network, head.module, None)
         parent, _, leaf = row.family.classifier.rpartition(".")
         setattr(network.get_submodule(parent), leaf, nn.Identity())
         self._graft(network)
@@ -66,15 +72,20 @@ class FeatureExtractor(nn.Module):
         self.image_size, self.interpolation = preprocessing.image_size, preprocessing.interpolation
         self.class_names = tuple(class_names)
         self.provenance = dict(provenance or {})
-        self.in_channels = len(self.mean)
+        self.bands, self.in_channels = preprocessing.bands, len(preprocessing.bands)
         self.size_divisibility = row.family.size_divisibility(self)
+        self.smallest_image = max(row.family.smallest_image, row.family.smallest_measured(self))
         if freeze_norm:
-            freeze_batch_norm(self)
+            row.family.freeze_norm(self)
+        self._measure(out_names)
         names = self.stage_names
-        self.trainable_stages = names if trainable_stages is None else tuple(trainable_stages)
+        if trainable_stages is None:
+            # What lies behind the last map is not run, and a parameter that waits for a gradient in vain would stop
+            # a consumer that trains on several devices.
+            trainable_stages = names[: names.index(self.out_names[-1]) + 1]
+        self.trainable_stages = tuple(trainable_stages)
         check_stage_names(self.trainable_stages, names, "trainable_stages")
         self._freeze_stages()
-        self._measure(out_names)
         self.eval()
 
     def _graft(self, network: nn.Module) -> None:
@@ -92,19 +103,25 @@ class FeatureExtractor(nn.Module):
             if isinstance(module, FrozenBatchNorm2d):
                 module.requires_grad_(False)
 
-    def _measure(self, out_names: Sequence[str] | None) -> None:
+    def _measure(self, out_names: Sequence[str | int] | None) -> None:
         """Read channels, strides and the pooled vector's length off blank images of two sizes."""
-        side = math.ceil(64 / self.size_divisibility) * self.size_divisibility
+        # A multiple of every stride, so that the difference of two sizes tells the strides exactly, whatever border
+        # convolutions without padding lose.
+        unit = self.size_divisibility if 32 % self.size_divisibility else 32
+        fixed = self._family.fixed_image_size(self)
+        side = fixed or math.ceil(max(64, self.smallest_image) / unit) * unit
         small, self.embed_dim = self._shapes(side)
-        large, _ = self._shapes(2 * side)
-        # From the difference, since convolutions without padding lose a border of constant width.
-        strides = {name: round(side / (large[name][1] - small[name][1])) for name in small}
+        if fixed:
+            self.stage_strides = {name: round(side / height) for name, (_, height) in small.items()}
+        else:
+            large, _ = self._shapes(2 * side)
+            self.stage_strides = {name: round(side / (large[name][1] - small[name][1])) for name in small}
         if out_names is None:
-            out_names = list({stride: name for name, stride in strides.items() if stride >= 4}.values())
-        check_stage_names(out_names, tuple(small), "out_names")
-        self.out_names = tuple(name for name in small if name in out_names)
+            out_names = list({stride: name for name, stride in self.stage_strides.items() if stride >= 4}.values())
+        wanted = _by_name(out_names, tuple(small))
+        self.out_names = tuple(name for name in small if name in wanted)
         self.channels = tuple(small[name][0] for name in self.out_names)
-        self.strides = tuple(strides[name] for name in self.out_names)
+        self.strides = tuple(self.stage_strides[name] for name in self.out_names)
 
     @torch.no_grad()
     def _shapes(self, side: int) -> tuple[dict[str, tuple[int, int]], int]:
@@ -209,11 +226,12 @@ class FeatureExtractor(nn.Module):
 
     def _pad(self, images: Tensor, value: float) -> Tensor:
         """Pad ``[B, C, H, W]`` at the right and the bottom to multiples of ``size_divisibility``."""
-        height, width = images.shape[-2:]
-        missing = (-height % self.size_divisibility, -width % self.size_divisibility)
-        if missing == (0, 0):
-            return images
-        return functional.pad(images, (0, missing[1], 0, missing[0]), value=value)
+        down, right = (self._missing(side) for side in images.shape[-2:])
+        return images if down == right == 0 else functional.pad(images, (0, right, 0, down), value=value)
+
+    def _missing(self, side: int) -> int:
+        at_least = max(side, self.smallest_image)
+        return at_least - side + -at_least % self.size_divisibility
 
     def transforms(self) -> nn.Module:
         """A PIL image or uint8 tensor ``[C, H, W]`` → ``[C, image_size, image_size]``, as in the validation."""
@@ -239,3 +257,22 @@ class FeatureExtractor(nn.Module):
             if parameters:
                 groups.append({"params": parameters, "lr": lr * decay**depth_from_end, "name": stage.name})
         return groups[::-1]
+
+
+def _by_name(wanted: Sequence[str | int], names: Sequence[str]) -> tuple[str, ...]:
+    """Names of stages that were asked for by name or by position.
+
+    Raises:
+        ConfigError: there is no such name or position; the message lists all.
+    """
+    if isinstance(wanted, str) or not wanted:
+        raise ConfigError(f"out_names = {wanted!r}: must be a list of stages that is not empty: {', '.join(names)}")
+    for position in wanted:
+        if isinstance(position, int) and not -len(names) <= position < len(names):
+            raise ConfigError(
+                f"out_names = {position}: there are {len(names)} stages that give maps, 0 to {len(names) - 1}: "
+                f"{', '.join(names)}"
+            )
+    found = tuple(names[name] if isinstance(name, int) else name for name in wanted)
+    check_stage_names(found, names, "out_names")
+    return found

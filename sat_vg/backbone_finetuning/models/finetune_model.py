@@ -5,14 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sat_vg.backbone_finetuning.models.artifact import Artifact, read_artifact, write_artifact
 from sat_vg.backbone_finetuning.models.attention import attention_maps
-from sat_vg.backbone_finetuning.models.backbones import build_network, classifier_names, find_backbone
+from sat_vg.backbone_finetuning.models.backbones import (
+    build_network,
+    find_backbone,
+    head_parameters,
+    present_auxiliary_heads,
+)
+from sat_vg.backbone_finetuning.models.explain import grad_cam
+from sat_vg.backbone_finetuning.models.explain import save_explanation as write_explanation
 from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
 from sat_vg.backbone_finetuning.models.freezing import (
     apply_trainable,
@@ -20,23 +27,23 @@ from sat_vg.backbone_finetuning.models.freezing import (
     choose_trainable,
     keep_in_eval,
 )
+from sat_vg.backbone_finetuning.models.input_bands import choose_bands, take_bands
 from sat_vg.backbone_finetuning.models.stages import find_member
 from sat_vg.backbone_finetuning.models.weights import load_initial_weights
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
-from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 
 
 class FineTuneModel(nn.Module):
-    """A backbone to fine-tune: ``images [B, 3, H, W], normalised → logits [B, num_classes]``.
+    """A backbone to fine-tune: ``images [B, C, H, W], normalised → logits [B, num_classes]``.
 
     ``network`` is torchvision's own module with torchvision's own parameter names, so its state dict loads into
     ``torchvision.models`` and the other way round. It is run stage by stage; frozen stages before the first
     trained one run without gradients.
 
     Args:
-        backbone: torchvision's name, such as ``resnet50``.
+        backbone: a name that ``sat-vg backbones`` lists, such as ``resnet50``.
         num_classes: outputs of the new classifier.
-        pretrained: start from torchvision's best weights; ``weights`` decides where it is given.
+        pretrained: start from the best published weights; ``weights`` decides where it is given.
         freeze_early_layers: freeze all stages but ``unfreeze_layers``.
         unfreeze_layers: names of the stages to train then; unset: the deeper half.
         dropout: probability of dropping a pooled feature before the classifier.
@@ -44,6 +51,10 @@ class FineTuneModel(nn.Module):
         image_size: height and width of the training images, in pixels.
         class_names: in the order of the outputs; unset: ``"0" … ``.
         seed: of the random start.
+        freeze_layers: freeze so many stages from the input on; not together with ``freeze_early_layers``.
+        in_channels: channels of the images; unset: as many as ``bands``, or 3.
+        bands: what the channels are, in order, such as ``("red", "green", "blue", "nir")``; needed where they are
+            not red, green, blue. RGB weights are inflated for them (see ``input_bands.inflate_rgb``).
 
     Attributes:
         stages: the backbone's stages, in order of depth.
@@ -70,27 +81,38 @@ class FineTuneModel(nn.Module):
         image_size: int = 224,
         class_names: Sequence[str] | None = None,
         seed: int = 0,
+        freeze_layers: int = 0,
+        in_channels: int | None = None,
+        bands: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         if class_names is not None and len(class_names) != num_classes:
             raise ConfigError(f"num_classes = {num_classes}, but class_names holds {len(class_names)} names")
         self.row = find_backbone(backbone)
         self.network = build_network(self.row, num_classes, image_size, seed)
-        loaded = load_initial_weights(self.network, self.row, weights, pretrained, image_size)
+        self.stages = self.row.family.stages(self.network)
+        bands = choose_bands(in_channels, bands)
+        take_bands(self.network, self.stages, bands)
+        loaded = load_initial_weights(self.network, self.row, weights, pretrained, image_size, bands)
         self.weights_report = str(loaded)
         self.provenance: dict[str, Any] = {"weights": self.weights_report}
-        self.preprocessing = loaded.preprocessing or Preprocessing(image_size=image_size)
+        self.preprocessing = loaded.preprocessing
         self.class_names = tuple(class_names or (str(index) for index in range(num_classes)))
-        self.stages = self.row.family.stages(self.network)
         self.dropout = nn.Dropout(dropout)
-        self.classifier_parameter_names = classifier_names(self.network, self.row.family)
+        self.head_parameter_names = head_parameters(self.network, self.row.family)
+        self._auxiliary_heads = present_auxiliary_heads(self.network, self.row.family)
         self._frozen_modules: list[nn.Module] = []
-        self.set_trainable(choose_trainable(self.stages, freeze_early_layers, unfreeze_layers))
+        self.set_trainable(choose_trainable(self.stages, freeze_early_layers, unfreeze_layers, freeze_layers))
 
     @property
     def backbone(self) -> str:
         """Name of the backbone, as in torchvision."""
         return self.row.name
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        return len(self.preprocessing.bands)
 
     @property
     def num_classes(self) -> int:
@@ -117,6 +139,22 @@ class FineTuneModel(nn.Module):
         check_stage_names(stages, self.stage_names, "trainable stages")
         self.trainable_stages = tuple(name for name in self.stage_names if name in stages)
         self._frozen_modules = apply_trainable(self.network, self.stages, self.trainable_stages)
+        for head in self._auxiliary_heads:
+            module = self.network.get_submodule(head.module)
+            is_used = self.stage_names.index(head.after_stage) >= self.num_frozen_stages
+            module.requires_grad_(is_used)
+            if not is_used:
+                self._frozen_modules.extend(module.modules())
+        keep_in_eval(self._frozen_modules)
+
+    def train_from(self, first_stage: str) -> None:
+        """Train this stage, all deeper ones and the classifier; freeze what comes before.
+
+        Raises:
+            ConfigError: there is no such stage.
+        """
+        check_stage_names([first_stage], self.stage_names, "first_stage")
+        self.set_trainable(self.stage_names[self.stage_names.index(first_stage) :])
 
     def train(self, mode: bool = True) -> FineTuneModel:
         """Switch training mode; frozen stages stay in eval mode."""
@@ -131,16 +169,38 @@ class FineTuneModel(nn.Module):
         return value
 
     def forward(self, images: Tensor) -> Tensor:
-        """``images [B, 3, H, W]``, normalised → logits ``[B, num_classes]``."""
+        """``images [B, C, H, W]``, normalised → logits ``[B, num_classes]``."""
         return self.forward_head(self.forward_pooled(images))
 
     def forward_pooled(self, images: Tensor) -> Tensor:
-        """``images [B, 3, H, W]``, normalised → the vector ``[B, D]`` that the classifier sees."""
+        """``images [B, C, H, W]``, normalised → the vector ``[B, D]`` that the classifier sees."""
+        features = self.run_stages(self._run_frozen(images), start=self.num_frozen_stages)
+        return self.row.family.pool(self.network, features)
+
+    def training_outputs(self, images: Tensor) -> tuple[tuple[float, Tensor], ...]:
+        """What the loss is taken of: the logits, and those of auxiliary heads where the backbone has some.
+
+        Args:
+            images: ``[B, C, H, W]``, normalised.
+
+        Returns:
+            The weight of each loss with the logits ``[B, num_classes]``; the classifier's come first, with weight 1.
+        """
+        value, auxiliary = self._run_frozen(images), []
+        for stage in self.stages[self.num_frozen_stages :]:
+            value = stage.run(self.network, value)
+            for head in self._auxiliary_heads:
+                if head.after_stage == stage.name:
+                    auxiliary.append((head.weight, self.network.get_submodule(head.module)(value)))
+        logits = self.forward_head(self.row.family.pool(self.network, value))
+        return ((1.0, logits), *auxiliary)
+
+    def _run_frozen(self, images: Tensor) -> Tensor:
+        """The output of the frozen stages before the first trained one, without a graph."""
         keep_in_eval(self._frozen_modules)  # someone may have called train() on a part of the network
         num_frozen = self.num_frozen_stages
         with torch.set_grad_enabled(False if num_frozen else torch.is_grad_enabled()):
-            features = self.run_stages(images, stop=num_frozen)
-        return self.row.family.pool(self.network, self.run_stages(features, start=num_frozen))
+            return self.run_stages(images, stop=num_frozen)
 
     def forward_head(self, pooled: Tensor) -> Tensor:
         """``pooled [B, D]`` → logits ``[B, num_classes]``."""
@@ -149,40 +209,85 @@ class FineTuneModel(nn.Module):
         return logits
 
     def parameter_counts(self) -> dict[str, int]:
-        """Number of parameters by stage, and of the classifier under ``head``."""
+        """Number of parameters by stage, and of the classifier (and auxiliary ones) under ``head``."""
         counts = {
             stage.name: sum(p.numel() for _, p in stage.named_parameters(self.network)) for stage in self.stages
         }
         parameters = dict(self.network.named_parameters())
-        counts["head"] = sum(parameters[name].numel() for name in self.classifier_parameter_names)
+        counts["head"] = sum(parameters[name].numel() for name in self.head_parameter_names)
         return counts
 
     def get_attention_maps(self, images: Tensor, layer_idx: int = -1) -> Tensor:
-        """Attention of one block of a ViT (Dosovitskiy et al., 2021).
+        """Attention of one block of a ViT (Dosovitskiy et al., 2021) or a Swin (Liu et al., 2021 and 2022).
 
         Args:
-            images: ``[B, 3, H, W]``, normalised.
-            layer_idx: block, from 0; negative from the end.
+            images: ``[B, C, H, W]``, normalised.
+            layer_idx: block, from 0 over the whole network; negative from the end.
 
         Returns:
-            ``[B, heads, tokens, tokens]``; each row sums to 1; token 0 is the class token.
+            ``[B, heads, tokens, tokens]``: row i holds how much token i takes from each token. In a ViT token 0 is
+            the class token and rows sum to 1. In a Swin the windows are joined over the block's whole map, zero
+            between tokens that share no window; what is paid to padding is left out.
 
         Raises:
-            ConfigError: the backbone has no attention, or no such block.
+            ConfigError: the backbone has no attention, or no such block, or the result would be larger than 2 GiB.
         """
         return attention_maps(self.network, self.row, self.stages, images, layer_idx)
 
+    def explain(self, images: Tensor, classes: Tensor | int | str | None = None, stage: str | None = None) -> Tensor:
+        """Where in the images a class was seen, by Grad-CAM (Selvaraju et al., 2017); see ``explain.grad_cam``.
+
+        Args:
+            images: ``[B, C, H, W]``, normalised.
+            classes: index or name of the class for all images, or indices ``[B]``; unset: what is predicted.
+            stage: whose map is looked at; unset: the deepest one whose map the logit depends on.
+
+        Returns:
+            Heat ``[B, H, W]``, float32, 0 to 1; zeros where nothing speaks for the class.
+
+        Raises:
+            ConfigError: there is no such class or stage, the stage gives no map, or the images are no batch.
+        """
+        return grad_cam(self, images, classes, stage)
+
+    def save_explanation(
+        self,
+        images: Tensor,
+        path: str | Path,
+        *,
+        kind: Literal["grad_cam", "attention"] = "grad_cam",
+        classes: Tensor | int | str | None = None,
+        stage: str | None = None,
+        layer_idx: int | None = None,
+    ) -> None:
+        """Draw images beside what the model looked at in them, as a PNG; see ``explain.save_explanation``.
+
+        Args:
+            images: ``[B, C, H, W]``: uint8, or normalised floats.
+            path: of the PNG; it appears whole or not at all.
+            kind: ``grad_cam``, for every backbone; ``attention``, for ViT and Swin.
+            classes: for Grad-CAM: as in ``explain``.
+            stage: for Grad-CAM: as in ``explain``.
+            layer_idx: for attention: the block; unset: the last.
+
+        Raises:
+            ConfigError: an argument that cannot be used, or that this kind has no use for.
+            WriteError: the file cannot be written.
+        """
+        write_explanation(self, images, path, kind=kind, classes=classes, stage=stage, layer_idx=layer_idx)
+
     def get_feature_extractor(
         self,
-        out_names: Sequence[str] | None = None,
+        out_names: Sequence[str | int] | None = None,
         trainable_stages: Sequence[str] | None = None,
         freeze_norm: bool = True,
     ) -> FeatureExtractor:
         """A copy of the backbone without its classifier, for a grounding or detection model.
 
         Args:
-            out_names: stages whose maps are wanted; unset: the last one of every stride from 4 on.
-            trainable_stages: stages that the consumer trains; unset: all.
+            out_names: stages whose maps are wanted, by name, or by position among the stages that give maps
+                (negative: from the end); unset: the last one of every stride from 4 on.
+            trainable_stages: stages that the consumer trains; unset: all up to the last map.
             freeze_norm: batch norm keeps its statistics, scale and shift, whoever calls ``train()``.
 
         Raises:
@@ -242,6 +347,7 @@ class FineTuneModel(nn.Module):
             dropout=artifact.dropout,
             image_size=artifact.preprocessing.image_size,
             class_names=artifact.class_names,
+            bands=artifact.preprocessing.bands,
         )
         try:
             # The very tensors, not copies of their values: their memory layout decides how convolutions round.

@@ -10,7 +10,10 @@ from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 
 def choose_trainable(
-    stages: Sequence[Stage], freeze_early_layers: bool, unfreeze_layers: Iterable[str] | None
+    stages: Sequence[Stage],
+    freeze_early_layers: bool,
+    unfreeze_layers: Iterable[str] | None,
+    freeze_layers: int = 0,
 ) -> tuple[str, ...]:
     """The names of the trained stages, in order of depth.
 
@@ -18,11 +21,23 @@ def choose_trainable(
         stages: all stages of the backbone.
         freeze_early_layers: off: everything is trained.
         unfreeze_layers: the stages to train; unset: the deeper half (of 5 stages, the last 3).
+        freeze_layers: freeze so many stages from the input on instead.
 
     Raises:
-        ConfigError: a name is no stage of this backbone; the message lists the right ones.
+        ConfigError: a name is no stage of this backbone, or there are not so many; the message lists the right ones.
     """
     names = [stage.name for stage in stages]
+    if isinstance(freeze_layers, bool) or not isinstance(freeze_layers, int) or not 0 <= freeze_layers <= len(names):
+        raise ConfigError(
+            f"freeze_layers = {freeze_layers!r}: must be 0 to {len(names)}; stages of this backbone: "
+            f"{', '.join(names)}"
+        )
+    if freeze_layers and freeze_early_layers:
+        raise ConfigError(
+            f"freeze_layers = {freeze_layers} and freeze_early_layers = true both say what is frozen; leave one out"
+        )
+    if freeze_layers:
+        return tuple(names[freeze_layers:])
     if not freeze_early_layers:
         return tuple(names)
     if unfreeze_layers is None:

@@ -29,9 +29,20 @@ def resample_positions(positions: Tensor, grid: tuple[int, int], num_prefix_toke
     if grid == (side, side):
         return positions
     prefix, patches = positions[:, :num_prefix_tokens], positions[:, num_prefix_tokens:]
-    square = patches.float().transpose(1, 2).unflatten(2, (side, side))
-    resampled = functional.interpolate(square, size=grid, mode="bicubic", antialias=True, align_corners=False)
-    return torch.cat([prefix, resampled.flatten(2).transpose(1, 2).to(patches.dtype)], dim=1)
+    square = patches.float().unflatten(1, (side, side))[0]  # [rows, columns, C]
+    down, across = (_resampling_weights(side, length, positions.device) for length in grid)
+    resampled = torch.einsum("hr,wc,rcd->hwd", down, across, square)
+    return torch.cat([prefix, resampled.flatten(0, 1)[None].to(patches.dtype)], dim=1)
+
+
+@torch.no_grad()
+def _resampling_weights(old: int, new: int, device: torch.device) -> Tensor:
+    """``[new, old]``: how much each of the old places gives to each of the new ones, bicubic with antialiasing.
+
+    As a matrix, since the gradient of torch's own antialiased resampling cannot be compiled for changing sizes.
+    """
+    identity = torch.eye(old, device=device)[None, None]
+    return functional.interpolate(identity, size=(new, old), mode="bicubic", antialias=True)[0, 0]
 
 
 def positions_for(network: nn.Module, positions: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:

@@ -3,6 +3,7 @@ import torch
 from torchvision import models
 
 from sat_vg.backbone_finetuning.models import weights as weights_module
+from sat_vg.backbone_finetuning.models.families import RESNET
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.weights import strip_prefixes
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, WeightsError
@@ -79,7 +80,7 @@ def test_a_failed_download_says_how_to_fetch_the_file(tmp_path, monkeypatch):
     closed = "http://127.0.0.1:9/resnet18.pth"
     monkeypatch.setattr(type(entry), "url", property(lambda self: closed), raising=False)
     with pytest.raises(WeightsError) as caught:
-        weights_module._download(entry, "resnet18")
+        weights_module._download(RESNET.weights("resnet18")["IMAGENET1K_V1"], "resnet18")
     for part in ("cannot be downloaded", closed, "--weights PATH", "--pretrained false"):
         assert part in str(caught.value)
 

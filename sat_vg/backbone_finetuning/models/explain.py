@@ -1,0 +1,312 @@
+"""Where in an image a class was seen: Grad-CAM for every backbone, and what transformers attend to."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sat_vg.backbone_finetuning.models.attention import attention_on_grid, in_eval_mode
+from sat_vg.backbone_finetuning.models.freezing import check_stage_names
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
+from sat_vg.backbone_finetuning.utils.preprocessing import RGB, Preprocessing
+from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
+
+if TYPE_CHECKING:
+    from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+
+_SMALLEST_CONTRAST = 1e-5  # of the highest value; smaller differences are rounding and no picture of anything
+
+
+def grad_cam(
+    model: FineTuneModel, images: Tensor, classes: Tensor | int | str | None = None, stage: str | None = None
+) -> Tensor:
+    """Where in the images a class was seen (Grad-CAM, Selvaraju et al., 2017).
+
+    The channels of a stage's map are weighted by the mean gradient of the class's logit, summed, cut off below zero,
+    resampled bilinearly to the images' size and divided by the highest value. An image in which nothing speaks for
+    the class has a heat of zeros. As in the paper, the map's cells are spread evenly over the image; where strided
+    convolutions pad on both sides, what a cell sees is centred up to half a cell further up and left.
+
+    The model is run in eval mode and left as it was: training flags, parameters, ``requires_grad`` and ``.grad``;
+    which stages are frozen makes no difference.
+
+    Args:
+        model: the classifier to explain.
+        images: ``[B, C, H, W]``, normalised; of any size that the backbone takes.
+        classes: the class to explain: its index or name for all images, or indices ``[B]``; unset: of each image the
+            class that is predicted.
+        stage: whose map is looked at; unset: the deepest one whose map the logit depends on. In a ViT, whose class
+            token alone is read at the end, this is the input of the last block. Earlier stages show finer but less
+            meaningful places.
+
+    Returns:
+        Heat ``[B, H, W]``, float32, 0 to 1, on the images' device.
+
+    Raises:
+        ConfigError: there is no such class or stage, the stage gives no map, or the images are no batch.
+    """
+    _check_batch(model, images)
+    if not images.is_floating_point():
+        raise ConfigError(f"images of type {images.dtype}: normalise them first, by model.preprocessing.normalise")
+    if stage is not None:
+        _check_gives_map(model, stage)
+    # Inside somebody's inference mode there would be no gradient to be had.
+    with in_eval_mode(model), torch.inference_mode(False):
+        heat = _heat_of_deepest(model, _as_the_model(model, images), classes, stage)
+    return heat.to(images.device)
+
+
+def attention_heat(weights: Tensor, grid: tuple[int, int], num_prefix_tokens: int) -> Tensor:
+    """One picture of a block's attention, as the mean over its heads.
+
+    With a class token: what that token attends to. Without one, as in a Swin: how much attention each place gets, as
+    the mean over all tokens.
+
+    Args:
+        weights: ``[B, heads, tokens, tokens]``, of ``attention_maps``.
+        grid: height and width of the map that the tokens form.
+        num_prefix_tokens: tokens before those of the map; the first is taken for the class token.
+
+    Returns:
+        Heat ``[B, height, width]``, float32; the least attended place of each image is 0 and the most attended 1, or
+        all are 0 where the attention is the same everywhere.
+
+    Raises:
+        ConfigError: the tokens do not form this grid.
+    """
+    num_tokens = num_prefix_tokens + grid[0] * grid[1]
+    if weights.ndim != 4 or tuple(weights.shape[2:]) != (num_tokens, num_tokens):
+        raise ConfigError(
+            f"weights of shape {list(weights.shape)} with grid = {grid} and num_prefix_tokens = {num_prefix_tokens}: "
+            f"these make {num_tokens} tokens, so the shape must be [B, heads, {num_tokens}, {num_tokens}]"
+        )
+    weights = weights.float()
+    received = weights[:, :, 0, num_prefix_tokens:].mean(1) if num_prefix_tokens else weights.mean((1, 2))
+    lowest, highest = received.amin(1, keepdim=True), received.amax(1, keepdim=True)
+    contrast = highest - lowest
+    is_flat = contrast <= _SMALLEST_CONTRAST * highest
+    heat = ((received - lowest) / contrast.masked_fill(is_flat, 1)).masked_fill(is_flat, 0)
+    return heat.reshape(-1, *grid)
+
+
+def save_explanation(
+    model: FineTuneModel,
+    images: Tensor,
+    path: str | Path,
+    *,
+    kind: Literal["grad_cam", "attention"] = "grad_cam",
+    classes: Tensor | int | str | None = None,
+    stage: str | None = None,
+    layer_idx: int | None = None,
+) -> None:
+    """Draw images beside what the model looked at in them, as a PNG.
+
+    Over each image stand the predicted class with its probability and the explained class. Drawn are the bands that
+    are named red, green and blue; where these are not all there, the first three channels, or a single one in grey.
+
+    Args:
+        model: the classifier to explain.
+        images: ``[B, C, H, W]``: uint8, or normalised floats; of any size that the backbone takes.
+        path: of the PNG; it appears whole or not at all.
+        kind: ``grad_cam``, for every backbone; ``attention``, for ViT and Swin.
+        classes: for Grad-CAM, as there.
+        stage: for Grad-CAM, as there.
+        layer_idx: for attention: the block, from 0, negative from the end; unset: the last.
+
+    Raises:
+        ConfigError: an argument that cannot be used, or that this kind has no use for.
+        WriteError: the file cannot be written.
+    """
+    path = Path(path)
+    _check_choice(kind, path, classes, stage, layer_idx)
+    _check_batch(model, images)
+    if not (images.is_floating_point() or images.dtype == torch.uint8):
+        raise ConfigError(f"images of type {images.dtype}: give uint8, or floats that are normalised")
+    normalised = images if images.is_floating_point() else model.preprocessing.normalise(images)
+    if kind == "grad_cam":
+        picked = None if classes is None else _class_indices(model, classes, len(images))
+        heat = grad_cam(model, normalised, picked, stage)
+        heading = f"{model.backbone}: Grad-CAM" + (f" of {stage}" if stage else "")
+    else:
+        picked = None
+        block = -1 if layer_idx is None else layer_idx
+        inputs = _as_the_model(model, normalised)
+        weights, grid = attention_on_grid(model.network, model.row, model.stages, inputs, block)
+        heat = attention_heat(weights, grid, model.row.family.num_prefix_tokens)
+        heading = f"{model.backbone}: attention of {'the last block' if block == -1 else f'block {block}'}"
+    titles = _titles(model, normalised, picked)
+    # Here and not above: a model is built and loaded without matplotlib.
+    from sat_vg.backbone_finetuning.reports.overlays import draw_overlays
+
+    figure = draw_overlays(_pictures(images, model.preprocessing), heat.cpu().numpy(), titles, heading)
+    try:
+        with atomic_write(path) as file:
+            figure.savefig(file, format="png", dpi=110)
+    except OSError as error:
+        raise WriteError(
+            f"{str(path)!r} cannot be written: {error}; make room there or choose another path"
+        ) from error
+
+
+def _heat_of_deepest(
+    model: FineTuneModel, images: Tensor, classes: Tensor | int | str | None, stage: str | None
+) -> Tensor:
+    """Grad-CAM of ``stage``, or of the deepest one whose map the logit depends on."""
+    last = len(model.stages) if stage is None else model.stage_names.index(stage) + 1
+    outputs = []
+    with torch.no_grad():
+        value = images
+        for each in model.stages[:last]:
+            # A copy goes on, here and below, since stages may begin with a layer that works in place.
+            value = each.run(model.network, value.clone())
+            outputs.append(value)
+    image_hw = (images.shape[-2], images.shape[-1])
+    heat = images.new_zeros((len(images), *image_hw), dtype=torch.float32)
+    for position in reversed(range(last)):
+        if stage is None and not model.stages[position].gives_map:
+            continue
+        activation = outputs[position].detach().clone().requires_grad_()
+        gradient = _logit_gradient(model, activation, position + 1, classes)
+        # Both are only rearranged by to_map, so the gradient of the map is the map of the gradient.
+        maps, slopes = (
+            model.row.family.to_map(model.network, tensor.detach(), image_hw).float()
+            for tensor in (activation, gradient)
+        )
+        if stage is not None or bool(slopes.any()):
+            heat = _heat(maps, slopes, image_hw)
+            break
+    return heat
+
+
+def _logit_gradient(
+    model: FineTuneModel, activation: Tensor, start: int, classes: Tensor | int | str | None
+) -> Tensor:
+    """The gradient of each image's explained logit by the input of stage ``start``; no parameter gets one."""
+    with torch.enable_grad():
+        features = model.run_stages(activation.clone(), start=start)
+        logits = model.forward_head(model.row.family.pool(model.network, features))
+        indices = logits.argmax(1) if classes is None else _class_indices(model, classes, len(logits))
+        explained = logits.gather(1, indices.to(logits.device)[:, None]).sum()
+        (gradient,) = torch.autograd.grad(explained, activation)
+    return gradient
+
+
+def _heat(maps: Tensor, slopes: Tensor, image_hw: tuple[int, int]) -> Tensor:
+    """Grad-CAM of ``maps [B, C, h, w]`` with the logit's gradient by them."""
+    importance = slopes.mean((2, 3), keepdim=True)
+    heat = functional.relu((importance * maps).sum(1, keepdim=True))
+    heat = functional.interpolate(heat, size=image_hw, mode="bilinear", align_corners=False)[:, 0]
+    highest = heat.amax((1, 2), keepdim=True)
+    return heat / highest.masked_fill(highest == 0, 1)
+
+
+def _class_indices(model: FineTuneModel, classes: Tensor | int | str, batch: int) -> Tensor:
+    """Indices ``[batch]`` of the classes to explain.
+
+    Raises:
+        ConfigError: there is no such class, or there are more or fewer than images.
+    """
+    if isinstance(classes, str):
+        if classes not in model.class_names:
+            near = difflib.get_close_matches(classes, model.class_names, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(
+                f"classes = {classes!r}: no class of this model; {hint}Classes: {_some(model.class_names)}"
+            )
+        classes = model.class_names.index(classes)
+    indices = torch.as_tensor(classes)
+    if indices.is_floating_point() or indices.dtype == torch.bool or tuple(indices.shape) not in ((), (batch,)):
+        raise ConfigError(
+            f"classes of shape {list(indices.shape)} and type {indices.dtype}: give one name, one index, or a tensor "
+            f"of {batch} indices, one for each image"
+        )
+    wrong = [index for index in indices.flatten().tolist() if not 0 <= index < model.num_classes]
+    if wrong:
+        raise ConfigError(f"classes = {wrong[0]}: this model has classes 0 to {model.num_classes - 1}")
+    return indices.long().expand(batch)
+
+
+def _some(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:20])
+    return shown if len(names) <= 20 else f"{shown} and {len(names) - 20} more"
+
+
+def _check_batch(model: FineTuneModel, images: Tensor) -> None:
+    channels = len(model.preprocessing.mean)
+    if images.ndim != 4 or images.shape[1] != channels or not len(images):
+        raise ConfigError(
+            f"images of shape {list(images.shape)}: give a batch [B, {channels}, H, W] of one image or more; of a "
+            "single image [C, H, W] make one by images[None]"
+        )
+
+
+def _check_gives_map(model: FineTuneModel, stage: str) -> None:
+    check_stage_names([stage], model.stage_names, "stage")
+    with_map = [each.name for each in model.stages if each.gives_map]
+    if stage not in with_map:
+        raise ConfigError(
+            f"stage = {stage!r}: it comes after the pooling, where no place in the image is left; choose one of "
+            f"{', '.join(with_map)}"
+        )
+
+
+def _check_choice(
+    kind: str, path: Path, classes: Tensor | int | str | None, stage: str | None, layer_idx: int | None
+) -> None:
+    """Refuse arguments that would be passed over in silence.
+
+    Raises:
+        ConfigError: names the argument and the remedy.
+    """
+    if kind not in ("grad_cam", "attention"):
+        raise ConfigError(f"kind = {kind!r}: must be 'grad_cam' or 'attention'")
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"path = {str(path)!r}: a PNG is written; name it {path.with_suffix('.png').name!r}")
+    if kind == "attention" and not (classes is None and stage is None):
+        name = "stage" if classes is None else "classes"
+        raise ConfigError(f"{name} is for kind = 'grad_cam'; attention is the same for every class: leave it out")
+    if kind == "grad_cam" and layer_idx is not None:
+        raise ConfigError(f"layer_idx = {layer_idx} is for kind = 'attention'; Grad-CAM takes the name of a stage")
+
+
+def _as_the_model(model: FineTuneModel, images: Tensor) -> Tensor:
+    """The images on the device and in the number type of the model's parameters."""
+    reference = next(model.network.parameters())
+    return images.to(device=reference.device, dtype=reference.dtype)
+
+
+@torch.no_grad()
+def _titles(model: FineTuneModel, images: Tensor, explained: Tensor | None) -> list[str]:
+    """What was predicted, with its probability, and on a second line what is explained, where it was chosen."""
+    with in_eval_mode(model):
+        shares = model(_as_the_model(model, images)).float().softmax(1)
+    titles = []
+    for number, (share, index) in enumerate(zip(*(tensor.tolist() for tensor in shares.max(1)), strict=True)):
+        title = f"{_short(model.class_names[index])} {100 * share:.0f} %"
+        if explained is not None:
+            chosen = int(explained[number])
+            title += f"\nheat: {_short(model.class_names[chosen])} {100 * shares[number, chosen].item():.0f} %"
+        titles.append(title)
+    return titles
+
+
+def _short(name: str, limit: int = 20) -> str:
+    return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+def _pictures(images: Tensor, preprocessing: Preprocessing) -> np.ndarray:
+    """Images as they are drawn: uint8 ``[B, H, W, 3]``."""
+    bands = preprocessing.bands
+    is_coloured = set(RGB) <= set(bands)
+    wanted = [bands.index(name) for name in RGB] if is_coloured else [0, 1, 2] if len(bands) >= 3 else [0, 0, 0]
+    images = images.detach().cpu()
+    if images.is_floating_point():
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+        images = ((images.float() * std + mean) * 255).round_().clamp_(0, 255).to(torch.uint8)
+    return images[:, wanted].permute(0, 2, 3, 1).contiguous().numpy()

@@ -1,0 +1,218 @@
+"""What a family of networks is, and the pieces that several families share."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from sat_vg.backbone_finetuning.models.frozen_norm import freeze_batch_norm
+from sat_vg.backbone_finetuning.models.stages import Stage, find_member
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class AuxiliaryHead:
+    """A second classifier halfway, trained with the network and left out of the extractor.
+
+    Attributes:
+        module: dotted name of the head in the network.
+        after_stage: the stage whose output it takes.
+        classifier: dotted name of its last linear layer.
+        weight: of its loss beside the main one.
+    """
+
+    module: str
+    after_stage: str
+    classifier: str
+    weight: float
+
+
+def _output_is_map(network: nn.Module, output: Tensor, image_hw: tuple[int, int]) -> Tensor:
+    return output
+
+
+def _any_size(network: nn.Module) -> int:
+    return 1
+
+
+def _takes_all_sizes(network: nn.Module) -> int | None:
+    return None
+
+
+def _as_they_are(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return weights
+
+
+def divisible_by(size: int, network: nn.Module) -> int:
+    """``size_divisibility`` of families whose members all need the same."""
+    return size
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """Weights that can be had by name.
+
+    Attributes:
+        name: such as ``IMAGENET1K_V2``.
+        url: where they lie.
+        fetch: downloads them, or reads them where they were downloaded before.
+        image_size: of their training, in pixels.
+        mean: of their training's normalisation, for images scaled to [0, 1].
+        std: likewise.
+        interpolation: of their training's resizing.
+    """
+
+    name: str
+    url: str
+    fetch: Callable[[], dict[str, Tensor]]
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+
+
+def torchvision_weights(name: str) -> dict[str, PublishedWeights]:
+    """What torchvision publishes for a network, by name, and its best under ``DEFAULT``."""
+    entries = models.get_model_weights(name).__members__.items()
+    return {key: _of_torchvision(entry) for key, entry in entries}
+
+
+def _of_torchvision(entry: Any) -> PublishedWeights:
+    preset = entry.transforms()
+    return PublishedWeights(
+        name=entry.name,
+        url=entry.url,
+        fetch=partial(entry.get_state_dict, progress=True, check_hash=True),
+        image_size=preset.crop_size[0],
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        interpolation=preset.interpolation.value,
+    )
+
+
+def no_weights(name: str) -> dict[str, PublishedWeights]:
+    """For networks that nobody has published weights for."""
+    return {}
+
+
+def torchvision_network(name: str, num_classes: int, image_size: int) -> nn.Module:
+    """Torchvision's network with random weights, for any image size."""
+    return torchvision_built(name, num_classes)
+
+
+def torchvision_built(name: str, num_classes: int, **options: Any) -> nn.Module:
+    """Torchvision's network with random weights; ``options`` go to torchvision's own builder."""
+    network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **options)
+    return network
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Networks that are cut in the same way.
+
+    Attributes:
+        name: for messages.
+        stages: the network's stages, in order of depth.
+        pool: ``(network, last stage's output) -> [B, D]``: the vector that the classifier sees.
+        classifier: dotted name of the last linear layer.
+        to_map: ``(network, a stage's output, image height and width) -> [B, C, h, w]``.
+        size_divisibility: ``network ->`` what the extractor pads height and width to multiples of.
+        smallest_image: fewest pixels a side that come through all stages.
+        position_embedding: dotted name of the parameter that depends on the image size, if there is one.
+        num_prefix_tokens: tokens without a place in the image, such as the class token.
+        build: ``(name, number of classes, image size) ->`` the network with random weights.
+        auxiliary_heads: second classifiers halfway.
+        weights: ``name ->`` the published weights, by their names.
+        normalisation: mean and deviation of the pre-training, where torchvision's presets say something else.
+        smallest_measured: ``network ->`` as ``smallest_image``, where the members differ.
+        fixed_image_size: ``network ->`` the only size it takes, in pixels; None: it takes others too. Its
+            ``size_divisibility`` must be this size then, so that smaller images are padded to it.
+        freeze_norm: replaces every batch norm below a module by one that never moves.
+        adapt_weights: ``(network, weights under their publisher's names) -> weights under the network's names``.
+    """
+
+    name: str
+    stages: Callable[[nn.Module], tuple[Stage, ...]]
+    pool: Callable[[nn.Module, Tensor], Tensor]
+    classifier: str
+    to_map: Callable[[nn.Module, Tensor, tuple[int, int]], Tensor] = _output_is_map
+    size_divisibility: Callable[[nn.Module], int] = _any_size
+    smallest_image: int = 1
+    position_embedding: str | None = None
+    num_prefix_tokens: int = 0
+    build: Callable[[str, int, int], nn.Module] = torchvision_network
+    auxiliary_heads: tuple[AuxiliaryHead, ...] = ()
+    weights: Callable[[str], dict[str, PublishedWeights]] = torchvision_weights
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    smallest_measured: Callable[[nn.Module], int] = _any_size
+    fixed_image_size: Callable[[nn.Module], int | None] = _takes_all_sizes
+    freeze_norm: Callable[[nn.Module], None] = freeze_batch_norm
+    adapt_weights: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]] = _as_they_are
+
+
+def require_multiple(name: str, image_size: int, multiple: int) -> None:
+    """Refuse image sizes that a network cannot be built for.
+
+    Raises:
+        ConfigError: names the nearest size that it can.
+    """
+    if image_size % multiple:
+        near = max(multiple, round(image_size / multiple) * multiple)
+        raise ConfigError(f"image_size = {image_size}: {name} needs a multiple of {multiple}; for example {near}")
+
+
+def global_average(network: nn.Module, features: Tensor) -> Tensor:
+    """The network's own ``avgpool``, flattened."""
+    average_pool: nn.Module = network.avgpool  # type: ignore[assignment]
+    return torch.flatten(average_pool(features), 1)
+
+
+def adaptive_average(network: nn.Module, features: Tensor) -> Tensor:
+    """As the networks that pool by function and not by layer."""
+    return torch.flatten(nn.functional.adaptive_avg_pool2d(features, (1, 1)), 1)
+
+
+def mean_over_places(network: nn.Module, features: Tensor) -> Tensor:
+    """``[B, C, h, w] → [B, C]``."""
+    return features.mean([2, 3])
+
+
+def pooled_already(network: nn.Module, vector: Tensor) -> Tensor:
+    """For networks whose last stage is a neck."""
+    return vector
+
+
+def cut_features(network: nn.Module, starts: Sequence[int], names: Sequence[str]) -> list[Stage]:
+    """Stages over ``network.features`` that begin at the given positions."""
+    features: nn.Sequential = network.features  # type: ignore[assignment]
+    ends = [*starts[1:], len(features)]
+    return [
+        Stage(name, tuple(f"features.{index}" for index in range(start, end)))
+        for name, start, end in zip(names, starts, ends, strict=True)
+    ]
+
+
+def _neck(layers: Sequence[str], flatten_first: bool, network: nn.Module, features: Tensor) -> Tensor:
+    """Pool, and apply the layers of torchvision's classifier that come before its last linear one."""
+    average_pool: nn.Module = network.avgpool  # type: ignore[assignment]
+    value: Tensor = average_pool(features)
+    if flatten_first:
+        value = torch.flatten(value, 1)
+    for layer in layers:
+        value = find_member(network, layer)(value)
+    return torch.flatten(value, 1)
+
+
+def neck_stage(*positions: int, flatten_first: bool = True) -> Stage:
+    """The stage between the pooling and the last linear layer of ``network.classifier``."""
+    members = tuple(f"classifier.{position}" for position in positions)
+    return Stage("neck", members, partial(_neck, members, flatten_first), gives_map=False)
+
+
+def four_stages(network: nn.Module) -> list[Stage]:
+    """Stem, then four stages of which each but the first begins with its downsampling."""
+    return cut_features(network, (0, 1, 2, 4, 6), ("stem", "stage1", "stage2", "stage3", "stage4"))

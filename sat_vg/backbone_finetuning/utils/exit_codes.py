@@ -1,0 +1,26 @@
+"""The edge between commands and the shell: errors become messages and exit codes."""
+
+import sys
+from collections.abc import Callable
+
+from sat_vg.backbone_finetuning.utils.errors import InterruptedRun, StoppedError, UserError
+from sat_vg.backbone_finetuning.utils.printable import printable
+
+EXIT_STOPPED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def run_command(action: Callable[[], None]) -> int:
+    """Run a command's action; returns the exit code.
+
+    0: done. 1: a run that had begun cannot go on. 2: something the user can mend. 130: interrupted. Errors of these
+    kinds are printed without a traceback; any other one is a defect of ours and keeps it.
+    """
+    try:
+        action()
+    except UserError as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return EXIT_STOPPED if isinstance(error, StoppedError) else EXIT_BAD_INPUT
+    except (InterruptedRun, KeyboardInterrupt) as interrupted:
+        print(str(interrupted) or "interrupted at once; what was saved before is untouched", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0

@@ -1,0 +1,175 @@
+"""Every row of the table; ``make backbones`` writes what is measured here into the listing."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from contract.networks import fill, meta_network, no_initialisation, smallest_size
+
+from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate, soft_cross_entropy
+from sat_vg.backbone_finetuning.models.backbones import BACKBONES, build_network
+from sat_vg.backbone_finetuning.models.facts import FACTS_FILE, read_facts
+from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.models.measuring import measure
+from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
+
+NAMES = list(BACKBONES)
+# A step takes four times the memory of the parameters: larger ones are composed, or only shaped.
+TRAINED = [name for name in NAMES if read_facts()[name].parameters < 45e6]
+COMPOSED = [name for name in NAMES if read_facts()[name].parameters < 210e6]
+
+
+def test_the_listing_has_every_row():
+    assert list(read_facts()) == NAMES
+    assert set(NAMES) == {*torchvision.models.list_models(module=torchvision.models), "custom_cnn"}
+    assert len(TRAINED) > 50
+    assert len(COMPOSED) > 70
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_declared_is_what_is_measured(name):
+    row = BACKBONES[name]
+    network = meta_network(row, smallest_size(row))
+    assert measure(row, network) == read_facts()[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_lies_in_one_stage_or_the_head(name):
+    model = model_on(meta_network, name)
+    owned = [n for stage in model.stages for n, _ in stage.named_parameters(model.network)]
+    assert model.head_parameter_names
+    assert sorted([*owned, *model.head_parameter_names]) == sorted(n for n, _ in model.network.named_parameters())
+    assert len(model.stage_names) == len(set(model.stage_names)) >= 4
+    assert sum(model.parameter_counts().values()) == sum(p.numel() for p in model.network.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_of_any_size(name):
+    row = BACKBONES[name]
+    network = meta_network(row, smallest_size(row))
+    with_maps = [stage.name for stage in row.family.stages(network) if stage.gives_map]
+    extractor = FeatureExtractor(network, row, preprocessing=Preprocessing(image_size=224), out_names=with_maps)
+    for height, width in ((224, 224), (256, 192), (230, 187)):
+        maps = extractor(torch.zeros(2, 3, height, width, device="meta"))
+        assert tuple(maps) == extractor.out_names
+        for found, channels, stride in zip(maps.values(), extractor.channels, extractor.strides, strict=True):
+            multiple = extractor.size_divisibility
+            padded = [-(-side // multiple) * multiple for side in (height, width)]
+            assert found.shape[:2] == (2, channels)
+            # Families round at the border up or down, and some do not pad it.
+            assert all(abs(n - side / stride) < 4 for n, side in zip(found.shape[2:], padded, strict=True))
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_stages_compose_to_the_networks_own_forward_bitwise(name):
+    model = model_on(filled_network, name).eval()
+    images = torch.randn(2, 3, model.preprocessing.image_size, model.preprocessing.image_size)
+    with torch.no_grad():
+        own = model.network(images)
+        assert torch.equal(model(images), own)
+        assert own.isfinite().all()
+        assert not torch.equal(own[0], own[1])
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_frozen_stages_stay_and_all_others_move(name, tmp_path):
+    model = model_on(filled_network, name)
+    keep = len(model.stages) // 2
+    model.set_trainable(model.stage_names[keep:])
+    optimizer = build_optimizer(model, "adamw", 0.1, 0.9)
+    set_learning_rate(optimizer, 1e-3)
+    side = model.preprocessing.image_size
+    images, targets = torch.randn(2, 3, side, side), torch.eye(7)[:2]
+    before = {n: v.clone() for n, v in model.network.state_dict().items()}
+    with torch.no_grad():
+        output_before = model.run_stages(images, stop=keep)
+    for _ in range(2):
+        for module in (model, model.network, *model.network.modules()):
+            module.train()  # whoever calls it, on whatever part
+        losses = [weight * soft_cross_entropy(logits, targets) for weight, logits in model.training_outputs(images)]
+        sum(losses).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    of_frozen = tuple(f"{member}." for stage in model.stages[:keep] for member in stage.members)
+    trained = dict(model.network.named_parameters())
+    moved = 0
+    for n, value in model.network.state_dict().items():
+        is_frozen = f"{n}.".startswith(of_frozen)
+        if is_frozen:
+            assert torch.equal(value, before[n]), f"{n} is frozen and moved"
+        elif n in trained:
+            assert trained[n].requires_grad
+            moved += not torch.equal(value, before[n])
+    num_trained = sum(not f"{n}.".startswith(of_frozen) for n in trained)
+    assert moved == num_trained
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(model.run_stages(images, stop=keep), output_before)
+    saved_and_loaded(model, images, tmp_path)
+
+
+def saved_and_loaded(model, images, folder):
+    """Save → load → extractor gives the same bits, and so does the pooled vector with the head."""
+    model.save_checkpoint(folder / "best_model.pt")
+    with no_initialisation():
+        loaded = FineTuneModel.load_checkpoint(folder / "best_model.pt")
+    mine, theirs = model.get_feature_extractor(), loaded.get_feature_extractor()
+    with torch.no_grad():
+        for one, other in zip(mine(images).values(), theirs(images).values(), strict=True):
+            assert torch.equal(one, other)
+        assert torch.equal(loaded.forward_head(theirs.forward_pooled(images)), model(images))
+    (folder / "best_model.pt").unlink()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in TRAINED])
+def test_large_ones_freeze_and_are_reached_by_gradients(name):
+    model = model_on(meta_network, name)
+    side = model.preprocessing.image_size
+    keep = len(model.stages) // 2
+    for first in (0, keep):
+        model.set_trainable(model.stage_names[first:])
+        for module in (model, model.network, *model.network.modules()):
+            module.train()
+        model(torch.zeros(2, 3, side, side, device="meta")).sum().backward()
+        frozen = {n for stage in model.stages[:first] for n, _ in stage.named_parameters(model.network)}
+        for n, parameter in model.network.named_parameters():
+            assert (parameter.grad is None) == (n in frozen), n
+            parameter.grad = None
+        assert not any(m.training for stage in model.stages[:first] for m in stage.modules(model.network))
+
+
+def filled_network(row, image_size, num_classes):
+    with no_initialisation():
+        network = build_network(row, num_classes, image_size)
+    fill(network)
+    return network
+
+
+def model_on(build, name):
+    """A FineTuneModel around a network that was built more cheaply than its constructor does."""
+    row = BACKBONES[name]
+    size = smallest_size(row)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "sat_vg.backbone_finetuning.models.finetune_model.build_network",
+            lambda row, num_classes, image_size, seed: build(row, image_size, num_classes),
+        )
+        return FineTuneModel(name, 7, pretrained=False, image_size=size)
+
+
+def write_listing() -> None:
+    facts = {}
+    for name in NAMES:
+        row = BACKBONES[name]
+        facts[name] = measure(row, meta_network(row, smallest_size(row))).to_dict()
+        print(name, file=sys.stderr)
+    lines = [f"{json.dumps(name)}: {json.dumps(values)}" for name, values in facts.items()]
+    Path(FACTS_FILE).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_listing()
