@@ -1,0 +1,44 @@
+"""The feature extractor in the shape that other libraries' models take a backbone. None of them is imported.
+
+Every adapter is a module around the extractor that it is given, not a copy: weights, gradients, frozen stages and
+frozen batch norm are the extractor's.
+"""
+
+from sat_vg.backbone_finetuning.models.adapters.detectron2_style import Detectron2Backbone, as_detectron2
+from sat_vg.backbone_finetuning.models.adapters.detr import (
+    DetrBackbone,
+    DetrJoiner,
+    MaskedImages,
+    TransvgBackbone,
+    as_detr,
+    as_transvg,
+    export_detr_state_dict,
+    invert_mask,
+)
+from sat_vg.backbone_finetuning.models.adapters.huggingface_style import BackboneOutput, HfBackbone, as_hf
+from sat_vg.backbone_finetuning.models.adapters.smp_style import SmpEncoder, as_smp
+from sat_vg.backbone_finetuning.models.adapters.timm_style import FeatureInfo, TimmBackbone, as_timm
+from sat_vg.backbone_finetuning.models.adapters.torchvision_detection import TorchvisionBackbone, as_torchvision
+
+__all__ = [
+    "BackboneOutput",
+    "Detectron2Backbone",
+    "DetrBackbone",
+    "DetrJoiner",
+    "FeatureInfo",
+    "HfBackbone",
+    "MaskedImages",
+    "SmpEncoder",
+    "TimmBackbone",
+    "TorchvisionBackbone",
+    "TransvgBackbone",
+    "as_detectron2",
+    "as_detr",
+    "as_hf",
+    "as_smp",
+    "as_timm",
+    "as_torchvision",
+    "as_transvg",
+    "export_detr_state_dict",
+    "invert_mask",
+]

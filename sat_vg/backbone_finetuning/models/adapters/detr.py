@@ -1,0 +1,183 @@
+"""DETR, Deformable-DETR and TransVG: masked images in, masked maps or tokens out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
+from sat_vg.backbone_finetuning.models.feature_pyramid import Extractor
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.utils.tensor_files import save_tensors
+
+
+class MaskedImages(Protocol):
+    """Images of several sizes padded into one batch; DETR's ``NestedTensor`` is one.
+
+    Attributes:
+        tensors: ``[B, C, H, W]``.
+        mask: ``[B, H, W]`` bool or integers, True (non-zero) = padding; None: no padding.
+    """
+
+    tensors: Tensor
+    mask: Tensor | None
+
+    def __init__(self, tensors: Tensor, mask: Tensor | None) -> None: ...
+
+
+Samples = TypeVar("Samples", bound=MaskedImages)
+
+
+def invert_mask(mask: Tensor) -> Tensor:
+    """Turn a mask of valid pixels into one of padding, or the other way round.
+
+    Hugging Face's ``pixel_mask`` has 1 = valid; the extractor, DETR and TransVG have True = padding. For Hugging
+    Face, cast the result to ``torch.long``.
+
+    Args:
+        mask: of any shape, bool or numbers; zero is False.
+
+    Returns:
+        The same shape, bool.
+    """
+    return mask == 0
+
+
+class DetrBackbone(nn.Module):
+    """The first half of DETR's ``Joiner``: masked images → masked maps.
+
+    Args:
+        extractor: lies under ``body``, as in DETR, so the state dict has DETR's keys.
+
+    Attributes:
+        num_channels: channels of the last map. Deformable-DETR reads a list here: assign ``channels`` to it.
+        channels: of each map.
+        strides: of each map.
+    """
+
+    def __init__(self, extractor: Extractor) -> None:
+        super().__init__()
+        self.body = extractor
+        self.num_channels: int | list[int] = extractor.num_channels
+        self.channels = list(extractor.channels)
+        self.strides = list(extractor.strides)
+
+    def forward(self, samples: Samples) -> dict[str, Samples]:
+        """Maps under ``"0"``, ``"1"``, … in order of depth, each of the class of ``samples``, with a bool mask."""
+        make = type(samples)
+        maps = self.body.forward_with_mask(samples.tensors, samples.mask)
+        return {str(index): make(features, mask) for index, (features, mask) in enumerate(maps.values())}
+
+
+class PositionEmbedding(nn.Module):
+    """Makes a module of a plain function from masked maps to position encodings."""
+
+    def __init__(self, function: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, samples: Any) -> Tensor:
+        """Masked map ``[B, C, h, w]`` → ``[B, D, h, w]``."""
+        return self.function(samples)
+
+
+class DetrJoiner(nn.Sequential):
+    """Backbone and position embedding as DETR takes them (Carion et al., 2020): made by ``as_detr``.
+
+    Attributes:
+        num_channels: channels of the last map. Deformable-DETR reads a list here: assign ``channels`` to it.
+        channels: of each map.
+        strides: of each map.
+    """
+
+    def __init__(self, backbone: DetrBackbone, position_embedding: nn.Module) -> None:
+        super().__init__(backbone, position_embedding)
+        self.num_channels = backbone.num_channels
+        self.channels = backbone.channels
+        self.strides = backbone.strides
+
+    def forward(self, samples: Samples) -> tuple[list[Samples], list[Tensor]]:
+        """Masked images → masked maps in order of depth, and the position encoding of each in the map's dtype."""
+        maps: list[Samples] = list(self[0](samples).values())
+        return maps, [self[1](level).to(level.tensors.dtype) for level in maps]
+
+
+def as_detr(extractor: Extractor, position_embedding: Callable[[Any], Tensor]) -> DetrJoiner:
+    """The extractor as DETR's ``Joiner``: ``joiner[0]`` is the backbone, ``joiner[1]`` the position embedding.
+
+    ``joiner(samples)`` takes an object with ``.tensors [B, 3, H, W]`` and ``.mask [B, H, W]`` (bool or integers,
+    True = padding, or None) and gives ``(maps, position encodings)``: the maps are of the class of ``samples``, built
+    as ``type(samples)(map, mask)``. DETR uses the last one, Deformable-DETR all of them.
+
+    Args:
+        extractor: its maps are the levels.
+        position_embedding: module or function from such an object to ``[B, D, h, w]``.
+    """
+    if not isinstance(position_embedding, nn.Module):
+        position_embedding = PositionEmbedding(position_embedding)
+    return DetrJoiner(DetrBackbone(extractor), position_embedding)
+
+
+class TransvgBackbone(nn.Module):
+    """Masked images → the last map as tokens: made by ``as_transvg``.
+
+    Attributes:
+        num_channels: of the tokens.
+    """
+
+    def __init__(self, extractor: Extractor) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.num_channels = extractor.num_channels
+
+    def forward(self, samples: MaskedImages) -> tuple[Tensor, Tensor]:
+        """Masked images → ``(mask [B, h * w] bool, True = padding; tokens [h * w, B, num_channels])``."""
+        return self.extractor.forward_tokens(samples.tensors, samples.mask)
+
+
+def as_transvg(extractor: Extractor) -> TransvgBackbone:
+    """The extractor as TransVG's visual branch (Deng et al., 2021).
+
+    TransVG's images have 640 pixels and its models 400 visual tokens: that is a last map of stride 32.
+    """
+    return TransvgBackbone(extractor)
+
+
+def export_detr_state_dict(extractor: FeatureExtractor, path: str | Path) -> int:
+    """Write the weights as a checkpoint of DETR, which TransVG reads too.
+
+    The file holds ``{"model": {"backbone.0.body.conv1.weight": …}}`` and goes into either of them with
+    ``model.load_state_dict(torch.load(path)["model"], strict=False)``. Their batch norm keeps no
+    ``num_batches_tracked``, so it is left out.
+
+    Args:
+        extractor: of a ResNet, ResNeXt or wide ResNet.
+        path: of the file; it appears whole or not at all.
+
+    Returns:
+        The number of tensors written.
+
+    Raises:
+        ConfigError: the backbone has not the names that DETR's ResNet has, so nothing of it would be loaded.
+        WriteError: the folder cannot be written to or the disk is full.
+    """
+    state = extractor.state_dict()
+    missing = [
+        part for part in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+        if not any(name.startswith(f"{part}.") for name in state)
+    ]  # fmt: skip
+    if missing:
+        raise ConfigError(
+            f"backbone = {extractor.backbone!r} has no {', '.join(missing)}: DETR's backbone is a ResNet, and would "
+            "load none of these weights. Fine-tune a ResNet such as resnet50, or put this backbone in with as_detr"
+        )
+    tensors = {
+        f"backbone.0.body.{name}": value.detach().cpu().contiguous()
+        for name, value in state.items()
+        if not name.endswith("num_batches_tracked")
+    }
+    save_tensors(Path(path), {"model": tensors})
+    return len(tensors)
