@@ -11,7 +11,7 @@ from torch import nn
 from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate, soft_cross_entropy
 from sat_vg.backbone_finetuning.models import backbones
 from sat_vg.backbone_finetuning.models.backbones import build_network, find_backbone
-from sat_vg.backbone_finetuning.models.families import timm_networks
+from sat_vg.backbone_finetuning.models.families import timm_cutting
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.frozen_norm import FrozenBatchNorm2d
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, UserError, WeightsError
@@ -212,7 +212,7 @@ def test_stages_that_write_into_their_input_leave_the_map_before_them_alone():
     holder.trunk = WritesIntoItsInput().eval()
     images = torch.randn(1, 3, SIZE, SIZE)
     with torch.no_grad():
-        first, second = timm_networks._measure(holder, images).stages
+        first, second = timm_cutting.measure_cut(holder, images).stages
         value = first.run(holder, images)
         kept = value.clone()
         assert torch.equal(second.run(holder, value), holder.trunk.forward_features(images))
