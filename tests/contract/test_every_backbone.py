@@ -10,7 +10,7 @@ import torchvision
 from contract.networks import fill, meta_network, no_initialisation, smallest_size
 
 from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate, soft_cross_entropy
-from sat_vg.backbone_finetuning.models.backbones import BACKBONES, build_network
+from sat_vg.backbone_finetuning.models.backbones import BACKBONES, build_network, head_parameters
 from sat_vg.backbone_finetuning.models.facts import FACTS_FILE, read_facts
 from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
@@ -19,39 +19,29 @@ from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 
 NAMES = list(BACKBONES)
 # A step takes four times the memory of the parameters: larger ones are composed, or only shaped.
-TRAINED = [name for name in NAMES if read_facts()[name].parameters < 45e6]
+TRAINED = [name for name in NAMES if read_facts()[name].parameters < 30e6]
 COMPOSED = [name for name in NAMES if read_facts()[name].parameters < 210e6]
 
 
 def test_the_listing_has_every_row():
     assert list(read_facts()) == NAMES
     assert set(NAMES) == {*torchvision.models.list_models(module=torchvision.models), "custom_cnn"}
-    assert len(TRAINED) > 50
+    assert len(TRAINED) > 40
     assert len(COMPOSED) > 70
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_declared_is_what_is_measured(name):
+def test_shapes(name):
+    """On one network without values: who owns each parameter, what the listing says, images of any size."""
     row = BACKBONES[name]
     network = meta_network(row, smallest_size(row))
+    stages, head = row.family.stages(network), head_parameters(network, row.family)
+    owned = [n for stage in stages for n, _ in stage.named_parameters(network)]
+    assert head
+    assert sorted([*owned, *head]) == sorted(n for n, _ in network.named_parameters())
+    assert len(stages) == len({stage.name for stage in stages}) >= 4
     assert measure(row, network) == read_facts()[name]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_parameter_lies_in_one_stage_or_the_head(name):
-    model = model_on(meta_network, name)
-    owned = [n for stage in model.stages for n, _ in stage.named_parameters(model.network)]
-    assert model.head_parameter_names
-    assert sorted([*owned, *model.head_parameter_names]) == sorted(n for n, _ in model.network.named_parameters())
-    assert len(model.stage_names) == len(set(model.stage_names)) >= 4
-    assert sum(model.parameter_counts().values()) == sum(p.numel() for p in model.network.parameters())
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_images_of_any_size(name):
-    row = BACKBONES[name]
-    network = meta_network(row, smallest_size(row))
-    with_maps = [stage.name for stage in row.family.stages(network) if stage.gives_map]
+    with_maps = [stage.name for stage in stages if stage.gives_map]
     extractor = FeatureExtractor(network, row, preprocessing=Preprocessing(image_size=224), out_names=with_maps)
     for height, width in ((224, 224), (256, 192), (230, 187)):
         maps = extractor(torch.zeros(2, 3, height, width, device="meta"))
