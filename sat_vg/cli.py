@@ -3,8 +3,11 @@
 import sys
 from importlib import import_module
 
+from sat_vg.backbone_finetuning.utils.stop_signals import ignore_from_now_on
+
 COMMANDS = {
     "train": ("sat_vg.backbone_finetuning.train", "fine-tune a backbone on images in class folders"),
+    "check": ("sat_vg.backbone_finetuning.check", "tell what is wrong with a data set before training on it"),
     "backbones": (
         "sat_vg.backbone_finetuning.backbones",
         "list the backbones: parameters, stages, channels, strides",
@@ -17,7 +20,9 @@ def main() -> int:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:
         module = import_module(COMMANDS[name][0])
-        return int(module.main(sys.argv[2:], f"sat-vg {name}"))
+        code = int(module.main(sys.argv[2:], f"sat-vg {name}"))
+        ignore_from_now_on()
+        return code
     width = max(map(len, COMMANDS))
     listing = "\n".join(f"  {command.ljust(width)}  {text}" for command, (_, text) in COMMANDS.items())
     usage = f"usage: sat-vg COMMAND [...]\n\n{listing}\n\nsat-vg COMMAND --help says more"

@@ -30,10 +30,12 @@ def class_folders(tmp_path: Path) -> Path:
     """train/ and val/ with three classes: 9 + 3 images each, JPEG and PNG."""
     root = tmp_path / "images"
     for number, (name, colour) in enumerate(COLOURS.items()):
-        for split, count in (("train", 9), ("val", 3)):
+        for split, count, first_seed in (("train", 9, 0), ("val", 3, 50)):
             for index in range(count):
                 ending = "png" if index % 2 else "jpg"
-                write_image(root / split / name / f"{split}_{index}.{ending}", colour, 100 * number + index)
+                write_image(
+                    root / split / name / f"{split}_{index}.{ending}", colour, 100 * number + first_seed + index
+                )
     return root
 
 

@@ -13,8 +13,21 @@ import torch
 from torch import nn
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.data.checks import require_readable
-from sat_vg.backbone_finetuning.data.loaders import ImageDataset, training_loader, validation_loader
+from sat_vg.backbone_finetuning.data.checks import (
+    LEFT_OUT,
+    READABLE_IMAGES,
+    BadImage,
+    require_readable,
+    write_left_out,
+)
+from sat_vg.backbone_finetuning.data.duplicates import settle_copies
+from sat_vg.backbone_finetuning.data.loaders import (
+    ImageDataset,
+    one_pass_loader,
+    training_loader,
+    validation_loader,
+    why_loading_failed,
+)
 from sat_vg.backbone_finetuning.data.mixing import Mixing
 from sat_vg.backbone_finetuning.data.sampling import BatchPlan, EpochBatches
 from sat_vg.backbone_finetuning.data.scenes import scenes_folder
@@ -28,24 +41,40 @@ from sat_vg.backbone_finetuning.engine.checkpoint import (
     fingerprint,
     restore_run,
 )
+from sat_vg.backbone_finetuning.engine.ema import MovingAverage, NoAverage
 from sat_vg.backbone_finetuning.engine.loop import Outputs, Stopping, Training, fit
 from sat_vg.backbone_finetuning.engine.optim import Schedule, build_optimizer, soft_cross_entropy
-from sat_vg.backbone_finetuning.engine.phases import Phase, single_phase
+from sat_vg.backbone_finetuning.engine.phases import STRATEGIES, Phase, PhasePlan, single_phase
 from sat_vg.backbone_finetuning.engine.precision import (
     Precision,
     choose_device,
     choose_num_workers,
     choose_precision,
 )
-from sat_vg.backbone_finetuning.engine.run_folder import EarlierRun, adopt_best_model, find_run, open_folders
+from sat_vg.backbone_finetuning.engine.run_folder import (
+    EarlierRun,
+    adopt_best_model,
+    clear_folders,
+    find_run,
+    own_folders,
+)
+from sat_vg.backbone_finetuning.engine.saving import SaveSchedule
 from sat_vg.backbone_finetuning.engine.tracking import Tracker
 from sat_vg.backbone_finetuning.models.backbones import find_backbone
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.figures import draw_image_grid, draw_learning_curves
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
-from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, DeviceMemoryError, LostImageError
+from sat_vg.backbone_finetuning.utils.errors import (
+    ConfigError,
+    DataError,
+    DeviceMemoryError,
+    LoadingError,
+    LostImageError,
+)
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
+from sat_vg.backbone_finetuning.utils.printable import one_line
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 
@@ -70,24 +99,31 @@ def finetune(config: FinetuneConfig) -> TrainingResult:
 
     Raises:
         UserError: a setting, the data, the weights or a checkpoint cannot be used, or the loss left the numbers.
-        InterruptedRun: Ctrl-C; the state was saved, the same call goes on.
+        InterruptedRun: Ctrl-C, SIGTERM or SIGUSR1; the state was saved, the same call goes on.
     """
-    checkpoint_dir, log_dir = Path(config.checkpoint_dir), Path(config.log_dir)
     # Whatever can be wrong is looked at in the order of what it costs; decoding every image comes last.
     precision = choose_hardware(config)
     found = find_images(config)
+    with own_folders(expand_home(config.checkpoint_dir), expand_home(config.log_dir)):
+        return begin_or_go_on(config, precision, found)
+
+
+def begin_or_go_on(config: FinetuneConfig, precision: Precision, found: Splits) -> TrainingResult:
+    """What ``finetune`` does once the run's folders are its own."""
+    checkpoint_dir, log_dir = expand_home(config.checkpoint_dir), expand_home(config.log_dir)
     earlier = find_run(checkpoint_dir, config.resume)
     model = build_model(config, found.class_names, earlier)
-    splits = require_images(config, found)
+    phases = choose_phases(config, model)
+    splits, left_out = require_images(config, found)
     identity = RunIdentity(config.to_dict(), fingerprint_of(splits), model.preprocessing.to_dict())
     training = assemble(config, splits, model, precision)
-    phases = choose_phases(config, model)
     state = RunState()
     if earlier is not None:
         check_identity(earlier.content, identity, earlier.path)
         state = restore_run(earlier.content, training.tensors)
     moves_in = earlier is None or not earlier.lives_in(checkpoint_dir)
-    open_folders(checkpoint_dir, log_dir, begins_anew=moves_in)
+    clear_folders(checkpoint_dir, log_dir, begins_anew=moves_in)
+    write_left_out(log_dir / LEFT_OUT, left_out)
     if earlier is not None:
         adopt_best_model(earlier, checkpoint_dir, state)
         if state.finished:
@@ -98,13 +134,15 @@ def finetune(config: FinetuneConfig) -> TrainingResult:
 
     with Tracker(log_dir, state) as tracker:
         if earlier is None:
-            tracker.text("config", "".join(f"    {name}: {value}\n" for name, value in config.to_dict().items()))
+            settings = [f"    {name}: {one_line(str(value))}\n" for name, value in config.to_dict().items()]
+            tracker.text("config", "".join(settings))
             show_training_images(training, splits, tracker)
         outputs = Outputs(
             folder=checkpoint_dir,
             identity=identity,
             save_frequency=config.save_frequency,
             keep=config.max_checkpoints,
+            saves=SaveSchedule(config.save_every_steps, 60 * config.save_every_minutes),
             log_every=config.log_every,
             tracker=tracker,
             path_of=lambda index: splits.train.paths[index],
@@ -138,6 +176,11 @@ def explained_losses(config: FinetuneConfig) -> Iterator[None]:
             f"({str(error).splitlines()[0]}). Try --micro_batch_size {smaller}, which keeps --batch_size "
             f"{config.batch_size} by accumulation, or a smaller --image_size"
         ) from error
+    except RuntimeError as error:  # torch has no class of its own for what happens to its workers
+        lost = why_loading_failed(error)
+        if lost is None:
+            raise
+        raise LoadingError(f"{lost}. The checkpoints are untouched: the same command goes on") from error
 
 
 def choose_hardware(config: FinetuneConfig) -> Precision:
@@ -159,7 +202,7 @@ def find_images(config: FinetuneConfig) -> Splits:
     """
     if config.dataset_path is None:
         say("no --dataset_path DIR was given: training on the built-in scenes, drawn by this program")
-    root = scenes_folder() if config.dataset_path is None else Path(config.dataset_path).expanduser()
+    root = scenes_folder() if config.dataset_path is None else expand_home(config.dataset_path)
     splits = load_class_folders(
         root,
         train_split=config.train_split,
@@ -175,16 +218,26 @@ def find_images(config: FinetuneConfig) -> Splits:
     return splits
 
 
-def require_images(config: FinetuneConfig, splits: Splits) -> Splits:
-    """Decode every image once; the splits without those that cannot be, where the configuration says so.
+def require_images(config: FinetuneConfig, splits: Splits) -> tuple[Splits, list[BadImage]]:
+    """Decode every image once, and look for copies.
+
+    Returns:
+        The splits that are trained on, and the images that were left out where the configuration says so.
 
     Raises:
-        DataError: some images cannot be read.
+        DataError: images cannot be read, or the same ones lie in more than one split.
     """
-    kept, left_out = require_readable(splits, config.on_bad_image, record=cache_folder() / "readable_images.npz")
-    for bad in left_out:
+    readable = require_readable(
+        splits, config.on_bad_image, max_bad_fraction=config.max_bad_fraction, record=cache_folder() / READABLE_IMAGES
+    )
+    for bad in readable.left_out[:10]:
         say(f"left out {bad.path}: {bad.reason}")
-    return kept
+    if len(readable.left_out) > 10:
+        say(f"left out {len(readable.left_out) - 10} more; a training lists them in {LEFT_OUT} in log_dir")
+    settled, notes = settle_copies(readable.splits, readable.contents, config.on_duplicates)
+    for note in notes:
+        say(note)
+    return settled, readable.left_out
 
 
 def fingerprint_of(splits: Splits) -> str:
@@ -215,17 +268,38 @@ def build_model(config: FinetuneConfig, class_names: tuple[str, ...], earlier: E
     )
     if earlier is not None:
         model.preprocessing = Preprocessing.from_dict(earlier.content["preprocessing"])
-    counts = model.parameter_counts()
-    trained = sum(counts[name] for name in (*model.trainable_stages, "head"))
-    say(f"model: {model.backbone}, {sum(counts.values()) / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained")
+    say(f"model: {model.backbone}, {sum(model.parameter_counts().values()) / 1e6:.2f} M parameters")
     if earlier is None:
         say(model.weights_report)
     return model
 
 
 def choose_phases(config: FinetuneConfig, model: FineTuneModel) -> list[Phase]:
-    """The fine-tuning strategy as phases."""
-    return single_phase(config.num_epochs, model.trainable_stages, model.stage_names)
+    """The fine-tuning strategy as phases.
+
+    Raises:
+        ConfigError: the strategy does not fit the backbone or the number of epochs.
+    """
+    if config.strategy is None:
+        phases = single_phase(config.num_epochs, model.trainable_stages, model.stage_names)
+    else:
+        plan = PhasePlan(
+            model.stage_names,
+            config.num_epochs,
+            config.last_layers,
+            config.phase_epochs,
+            config.probe_solver == "exact",
+        )
+        phases = STRATEGIES[config.strategy](plan)
+        model.set_trainable(phases[-1].trainable_stages)  # the most that is ever trained
+    counts = model.parameter_counts()
+    described = [
+        f"{phase.name} for {phase.epochs} epoch{'' if phase.epochs == 1 else 's'}, "
+        f"{sum(counts[name] for name in (*phase.trainable_stages, 'head')) / 1e6:.2f} M trained"
+        for phase in phases
+    ]
+    say(f"phases: {'; '.join(described)}")
+    return phases
 
 
 def assemble(config: FinetuneConfig, splits: Splits, model: FineTuneModel, precision: Precision) -> Training:
@@ -242,7 +316,14 @@ def assemble(config: FinetuneConfig, splits: Splits, model: FineTuneModel, preci
     require_norm_can_train(model, min(micro_batch_size, batches.plan.batch_sizes[0]))
     return Training(
         model=model,
-        optimizer=build_optimizer(model, config.optimizer, config.weight_decay, config.momentum),
+        optimizer=build_optimizer(
+            model,
+            config.optimizer,
+            config.weight_decay,
+            config.momentum,
+            config.layer_decay,
+            config.head_lr_scale,
+        ),
         scaler=precision.scaler(),
         precision=precision,
         schedule=Schedule(
@@ -261,6 +342,14 @@ def assemble(config: FinetuneConfig, splits: Splits, model: FineTuneModel, preci
         loss=partial(soft_cross_entropy, label_smoothing=config.label_smoothing),
         gradient_clip=config.gradient_clip or float("inf"),
         micro_batch_size=micro_batch_size,
+        plain_train_loader=one_pass_loader(
+            ImageDataset(splits.train, plain, config.seed),
+            2 * config.batch_size,
+            num_workers,
+            precision.device,
+            config.loader_timeout,
+        ),
+        average=MovingAverage(model.network, config.ema_decay) if config.ema_decay else NoAverage(),
     )
 
 
@@ -292,7 +381,7 @@ def show_training_images(training: Training, splits: Splits, tracker: Tracker) -
 
 def summarise(config: FinetuneConfig) -> TrainingResult:
     """Read best_model.pt back, as its user will, and say what it is and how to go on."""
-    path = Path(config.checkpoint_dir) / BEST_MODEL
+    path = expand_home(config.checkpoint_dir) / BEST_MODEL
     extractor = FineTuneModel.load_checkpoint(path).get_feature_extractor()
     metrics = extractor.provenance["metrics"]
     maps = zip(extractor.out_names, extractor.channels, extractor.strides, strict=True)
@@ -312,12 +401,13 @@ def dry_run(config: FinetuneConfig) -> None:
     precision = choose_hardware(config)
     found = find_images(config)
     model = build_model(config, found.class_names, earlier=None)
-    splits = require_images(config, found)
+    phases = choose_phases(config, model)
+    splits, _ = require_images(config, found)
     training = assemble(config, splits, model, precision)
     class_counts = zip(splits.class_names, splits.train.class_counts(), splits.val.class_counts(), strict=True)
     say("\n" + text_table(("class", "train", "val"), list(class_counts)))
     counts = model.parameter_counts()
-    for number, phase in enumerate(choose_phases(config, model), start=1):
+    for number, phase in enumerate(phases, start=1):
         trained = (*phase.trainable_stages, "head")
         rows = [(name, f"{count:,}", "yes" if name in trained else "no") for name, count in counts.items()]
         say(f"\nphase {number}, {phase.name}: {phase.epochs} epochs")

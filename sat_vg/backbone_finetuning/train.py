@@ -7,6 +7,7 @@ import sys
 
 from sat_vg.backbone_finetuning.configs.command_line import parse_command_line
 from sat_vg.backbone_finetuning.utils.exit_codes import run_command
+from sat_vg.backbone_finetuning.utils.stop_signals import handling, ignore_from_now_on, leave_at_once
 
 
 def main(arguments: list[str] | None = None, prog: str = "python -m sat_vg.backbone_finetuning.train") -> int:
@@ -15,7 +16,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m sat_vg.backb
     def action() -> None:
         command = parse_command_line(sys.argv[1:] if arguments is None else arguments, prog)
         # Imported only now: torch takes seconds, and --help or a mistyped flag should be answered at once.
-        from sat_vg.backbone_finetuning import recipe
+        with handling(leave_at_once):
+            from sat_vg.backbone_finetuning import recipe
 
         run = recipe.dry_run if command.dry_run else recipe.finetune
         run(command.config)
@@ -24,4 +26,6 @@ def main(arguments: list[str] | None = None, prog: str = "python -m sat_vg.backb
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    ignore_from_now_on()
+    sys.exit(code)

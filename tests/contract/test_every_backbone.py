@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchvision
 from contract.networks import fill, meta_network, no_initialisation, smallest_size
+from torchvision.ops import StochasticDepth
 
 from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate, soft_cross_entropy
 from sat_vg.backbone_finetuning.models.backbones import BACKBONES, build_network, head_parameters
@@ -19,14 +20,14 @@ from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 
 NAMES = list(BACKBONES)
 # A step takes four times the memory of the parameters: larger ones are composed, or only shaped.
-TRAINED = [name for name in NAMES if read_facts()[name].parameters < 30e6]
+TRAINED = [name for name in NAMES if read_facts()[name].parameters < 25e6]
 COMPOSED = [name for name in NAMES if read_facts()[name].parameters < 210e6]
 
 
 def test_the_listing_has_every_row():
     assert list(read_facts()) == NAMES
     assert set(NAMES) == {*torchvision.models.list_models(module=torchvision.models), "custom_cnn"}
-    assert len(TRAINED) > 40
+    assert len(TRAINED) > 35
     assert len(COMPOSED) > 70
 
 
@@ -67,7 +68,11 @@ def test_stages_compose_to_the_networks_own_forward_bitwise(name):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_frozen_stages_stay_and_all_others_move(name, tmp_path):
+    torch.manual_seed(0)
     model = model_on(filled_network, name)
+    for module in model.modules():
+        if isinstance(module, StochasticDepth):
+            module.p = 0.0  # a block that is dropped for both images in both steps would get no gradient
     keep = len(model.stages) // 2
     model.set_trainable(model.stage_names[keep:])
     optimizer = build_optimizer(model, "adamw", 0.1, 0.9)

@@ -35,7 +35,11 @@ EXPECTED = {
 SIZE = 64
 
 
-@pytest.fixture(scope="module", params=EXPECTED)
+QUICK = ("pvt_v2_b0", "mobilenetv3_small_050", "mixer_s32_224", "deit3_small_patch16_224", "xcit_nano_12_p16_224")
+PARAMETERS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in EXPECTED]
+
+
+@pytest.fixture(scope="module", params=PARAMETERS)
 def model(request):
     model = FineTuneModel(f"timm:{request.param}", 3, pretrained=False, image_size=SIZE, dropout=0.3)
     torch.manual_seed(0)

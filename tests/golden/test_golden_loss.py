@@ -49,6 +49,7 @@ def losses(backbone: str) -> list[float]:
             batches=None,
             train_loader=None,
             val_loader=None,
+            plain_train_loader=None,
             seed=5,
             loss=partial(soft_cross_entropy, label_smoothing=0.1),
             gradient_clip=1.0,
@@ -59,7 +60,7 @@ def losses(backbone: str) -> list[float]:
             generator = torch.Generator().manual_seed(step)
             images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8, generator=generator)
             batch = Batch(images, torch.eye(4)[torch.arange(8) % 4], torch.arange(8))
-            found.append(train_step(training, batch, training.schedule.at((step + 0.5) / 6, 1), step).item() / 8)
+            found.append(train_step(training, batch, training.schedule.at((step + 0.5) / 6, 1), step).loss.item() / 8)
         return found
     finally:
         torch.set_num_threads(threads)

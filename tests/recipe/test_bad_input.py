@@ -17,15 +17,22 @@ def refuse(run, *parts, code=2):
     assert not list((run.folder / "ckpt").glob("*"))
 
 
-def test_unreadable_images(train, class_folders):
+def test_unreadable_images(train_here, class_folders):
     broken = class_folders / "train/sea/train_0.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
     (class_folders / "val/town/empty.png").touch()
-    refuse(train("--dataset_path", class_folders), str(broken), "empty.png", "--on_bad_image skip")
-    run = train("--dataset_path", class_folders, "--on_bad_image", "skip")
+    refuse(train_here("--dataset_path", class_folders), str(broken), "empty.png", "--on_bad_image skip")
+    refuse(
+        train_here("--dataset_path", class_folders, "--on_bad_image", "skip"),
+        "2 of 37", "5.4 %", "--max_bad_fraction 0.055", str(broken),
+    )  # fmt: skip
+    run = train_here("--dataset_path", class_folders, "--on_bad_image", "skip", "--max_bad_fraction", 0.055)
     assert run.code == 0, run.err
     assert f"left out {broken}" in run.out
     assert "empty.png" in run.out
+    listed = (run.folder / "logs/skipped_images.txt").read_text().splitlines()
+    assert len(listed) == 2
+    assert listed[0].startswith(f"{broken}\tthe JPEG is cut short")
 
 
 def test_folders_that_cannot_be_used(train_here, class_folders, tmp_path):

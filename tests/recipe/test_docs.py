@@ -28,6 +28,7 @@ UCMERCED = "--config configs/ucmerced.yaml --dataset_path UCMerced --weights mob
 # What is shown, and where it is run. Placeholders are in capitals.
 RUN_BY = {
     "make quickstart": "test_quickstart",
+    "sat-vg check DIR": "test_the_shown_check_command",
     "make test": "the run of this very test",
     "python3 -m venv .venv && . .venv/bin/activate": "the Makefile's first target, the same words",
     "pip install -e .": "the Makefile's first target, the same words",
@@ -42,7 +43,7 @@ def shown_commands() -> list[tuple[Path, str]]:
     found = []
     for page in PAGES:
         for language, body in FENCE.findall(page.read_text()):
-            if (language in ("bash", "") and "python" in body) or "make " in body:
+            if (language in ("bash", "") and ("python" in body or "sat-vg " in body)) or "make " in body:
                 joined = body.replace("\\\n", " ")
                 lines = [line.split("  #")[0].split("   #")[0].strip() for line in joined.splitlines()]
                 found += [(page, re.sub(r"\s+", " ", line)) for line in lines if line]
@@ -86,6 +87,18 @@ def test_the_shown_training_commands(class_folders, tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert "done: validation accuracy" in done.stdout
+
+
+def test_the_shown_check_command(class_folders, tmp_path):
+    command = next(c for c in RUN_BY if c.startswith("sat-vg check")).replace("DIR", str(class_folders))
+    beside_python = str(Path(sys.executable).with_name("sat-vg"))
+    done = subprocess.run(
+        [beside_python, *shlex.split(command)[1:]],
+        cwd=tmp_path, capture_output=True, text=True, env=environment(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "36 images in 3 classes: 27 train, 9 val" in done.stdout
+    assert "0 errors" in done.stdout
 
 
 def test_the_recipe_for_ucmerced(mobilenet_weights, tmp_path):

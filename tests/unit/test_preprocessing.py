@@ -1,9 +1,11 @@
 import pickle
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 from sat_vg.backbone_finetuning.utils.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 
@@ -44,3 +46,33 @@ def test_transforms_take_pil_images_and_tensors_and_can_be_pickled():
     assert torch.equal(transforms(Image.fromarray(array)), from_tensor)
     assert torch.equal(from_tensor, preprocessing.normalise(preprocessing.geometry()(tensor)[None])[0])
     assert transforms(Image.fromarray(array[..., 0])).shape == (3, 24, 24)
+
+
+def test_the_middle_of_a_very_long_image():
+    geometry = Preprocessing(image_size=16).geometry()
+    image = torch.randint(256, (3, 10, 400), dtype=torch.uint8)
+    middle = geometry(image[..., 160:240])
+    assert torch.equal(geometry(image), middle)
+    assert torch.equal(geometry(image.transpose(1, 2)), geometry(image[..., 160:240].transpose(1, 2)))
+    assert geometry(torch.zeros(3, 1, 30_000, dtype=torch.uint8)).shape == (3, 16, 16)
+    assert geometry(torch.zeros(3, 30_000, 1, dtype=torch.uint8)).shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"image_size": 10**9},
+        {"image_size": "32"},
+        {"std": [0.0, 1.0, 1.0]},
+        {"std": [float("nan"), 1.0, 1.0]},
+        {"mean": [0.5]},
+        {"mean": 0.5},
+        {"interpolation": "cubic"},
+        {"bands": [1, 2, 3]},
+        {"unknown": 1},
+    ],
+    ids=str,
+)
+def test_unsound_values_are_refused(wrong):
+    with pytest.raises(CheckpointError, match="not sound"):
+        Preprocessing.from_dict({**Preprocessing(image_size=32).to_dict(), **wrong})

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
-from sat_vg.backbone_finetuning.configs.finetune_config import SCENES_DEFAULTS, FinetuneConfig, read_yaml
+from sat_vg.backbone_finetuning.configs.finetune_config import LIST_FIELDS, SCENES_DEFAULTS, FinetuneConfig, read_yaml
 from sat_vg.backbone_finetuning.configs.validation import RULES, describe_problem, explain_unknown_fields
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
@@ -20,7 +20,8 @@ Fine-tune a torchvision backbone on satellite or aerial images in class folders.
 
 Results: CHECKPOINT_DIR/best_model.pt (the product), CHECKPOINT_DIR/last.pt (to go on from; the same command
 resumes), LOG_DIR (TensorBoard and metrics.jsonl). Exit codes: 0 done, 1 stopped by an error while running,
-2 a setting or an input is wrong, 130 interrupted (the same command goes on).
+2 a setting or an input is wrong, 130 stopped by Ctrl-C, 75 by SIGTERM or SIGUSR1 (after both the same command
+goes on).
 """
 _OWN_FLAGS = ("config", "print_config", "dry_run", "help")
 
@@ -122,11 +123,11 @@ def _check_names(arguments: list[str]) -> None:
 
 def _lists_in_brackets(argument: str, before: str) -> str:
     """``--unfreeze_layers layer3,layer4`` as people write it, in the form that the parser reads."""
-    flag = "--unfreeze_layers"
-    if before == flag and not argument.startswith(("[", "--")) and argument != "null":
-        return f"[{argument}]"
-    if argument.startswith(f"{flag}=") and not argument.startswith((f"{flag}=[", f"{flag}=null")):
-        return f"{flag}=[{argument.partition('=')[2]}]"
+    for flag in (f"--{name}" for name in LIST_FIELDS):
+        if before == flag and not argument.startswith(("[", "--")) and argument != "null":
+            return f"[{argument}]"
+        if argument.startswith(f"{flag}=") and not argument.startswith((f"{flag}=[", f"{flag}=null")):
+            return f"{flag}=[{argument.partition('=')[2]}]"
     return argument
 
 

@@ -1,5 +1,6 @@
 """FinetuneConfig: every setting of a fine-tuning run, checked when it is made."""
 
+import errno
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,14 +17,26 @@ from sat_vg.backbone_finetuning.utils.safe_files import write_text
 # (A device changes rounding only; the data are compared by their content, not by their path.)
 FIELDS_FREE_ON_RESUME = frozenset(
     {
-        "dataset_path", "device", "num_workers", "log_dir", "checkpoint_dir", "save_frequency",
+        "dataset_path", "max_bad_fraction", "on_duplicates", "device", "num_workers", "loader_timeout",
+        "log_dir", "checkpoint_dir", "save_frequency", "save_every_steps", "save_every_minutes",
         "max_checkpoints", "log_every", "resume",
     }
 )  # fmt: skip
 
+_MAX_YAML_BYTES = 2**18
+
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, with numbers such as 1e-4 read as numbers, which YAML 1.1 takes for text."""
+    """The safe loader, with numbers such as 1e-4 read as numbers, which YAML 1.1 takes for text; without aliases.
+
+    A few lines of aliases to aliases stand for more values than memory holds, and no configuration needs them.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", mark)
+        return super().compose_node(parent, index)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -34,6 +47,10 @@ for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
     )
+
+
+# On the command line: names or numbers with commas between.
+LIST_FIELDS = ("unfreeze_layers", "phase_epochs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +76,11 @@ class FinetuneConfig:
     """Number of classes; read from the data unless given, and checked against them if given."""
     on_bad_image: Literal["error", "skip"] = "error"
     """What to do with an image that cannot be read: stop before training, or leave it out and list it."""
+    max_bad_fraction: float = 0.01
+    """Share of all images that on_bad_image = skip may leave out; more is an error."""
+    on_duplicates: Literal["error", "warn", "ignore"] = "error"
+    """What to do with the same image in two of train, val and test: stop before training, or tell. Where val is split
+    off by seed, both keep copies on one side instead. ignore: look for none."""
 
     backbone: str = "resnet50"
     """A name that `sat-vg backbones` lists, such as resnet50, vit_b_16, swin_t; or timm:NAME."""
@@ -73,6 +95,18 @@ class FinetuneConfig:
     """Freeze all stages but those in unfreeze_layers (unset: the first half of the stages is frozen)."""
     unfreeze_layers: tuple[str, ...] | None = None
     """Stages to train where freeze_early_layers is on, such as layer3,layer4; the head always is."""
+    strategy: Literal["full", "linear_probe", "last_layers", "progressive", "lp_ft"] | None = None
+    """What is trained when. full: everything; linear_probe: the head alone; last_layers: the last stages;
+    progressive: the head, then one more stage at a time (Howard & Ruder, 2018); lp_ft: the head, then everything
+    (Kumar et al., 2022). Unset: as the three freezing fields say, or full."""
+    probe_solver: Literal["exact", "sgd"] = "exact"
+    """How linear_probe and lp_ft find the head. exact: the optimum on the features of the unchanged images, by
+    L-BFGS, in one epoch and without a learning rate. sgd: trained like everything else, with augmentation."""
+    last_layers: int = 1
+    """Stages that the strategy last_layers trains besides the head."""
+    phase_epochs: tuple[int, ...] | None = None
+    """Epochs of each phase of progressive and lp_ft; they add up to num_epochs. Unset: progressive divides them
+    evenly, lp_ft gives a fifth to the head."""
     freeze_layers: int = 0
     """Freeze so many stages from the input on; --dry_run lists them. Not together with freeze_early_layers."""
     dropout: float = 0.0
@@ -88,6 +122,10 @@ class FinetuneConfig:
     """AdamW (Loshchilov & Hutter, 2019), or SGD with Nesterov momentum."""
     learning_rate: float = 3e-4
     """Learning rate after the warm-up."""
+    layer_decay: float = 1.0
+    """Factor on the learning rate from each stage to the one before it (Clark et al., 2020); 1: none."""
+    head_lr_scale: float = 1.0
+    """Factor on the head's learning rate."""
     weight_decay: float = 1e-3
     """Decoupled weight decay (for sgd: L2); not applied to norms, biases and position embeddings."""
     momentum: float = 0.9
@@ -104,6 +142,9 @@ class FinetuneConfig:
     """The learning rate never falls below this after the warm-up."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient; 0 switches clipping off."""
+    ema_decay: float = 0.0
+    """Moving average of the weights and of batch norm's statistics, with this share kept in each step; it is what is
+    validated and saved. 0 switches it off; try 0.99 for hundreds of steps, 0.999 for thousands."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes (Szegedy et al., 2016)."""
     use_augmentation: bool = True
@@ -127,12 +168,18 @@ class FinetuneConfig:
     """bf16 where the device computes in it, fp16 with loss scaling on older GPUs, fp32 elsewhere."""
     num_workers: int | None = None
     """Processes that decode images; 0 decodes in the training process. Unset: chosen for the device."""
+    loader_timeout: int = 300
+    """Seconds to wait for a batch of these processes before stopping with a message; 0 waits for ever."""
     log_dir: str = "logs/finetune"
     """Folder of the TensorBoard log and metrics.jsonl."""
     checkpoint_dir: str = "checkpoints/finetune"
     """Folder of best_model.pt and last.pt."""
     save_frequency: int = 1
     """Epochs between two writes of last.pt."""
+    save_every_steps: int = 0
+    """Optimizer steps between two writes of last.pt, also within an epoch; 0 switches this off."""
+    save_every_minutes: float = 10.0
+    """Write last.pt within an epoch once so many minutes have passed since the last time; 0 switches this off."""
     max_checkpoints: int = 2
     """Resumable checkpoints that are kept; last.pt is the newest."""
     log_every: int = 10
@@ -142,8 +189,9 @@ class FinetuneConfig:
     into a folder of its own. Or the path of a last.pt."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.unfreeze_layers, list):  # YAML and JSON know lists only
-            object.__setattr__(self, "unfreeze_layers", tuple(self.unfreeze_layers))
+        for name in LIST_FIELDS:
+            if isinstance(getattr(self, name), list):  # YAML and JSON know lists only
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         check_config(asdict(self))
 
     @classmethod
@@ -172,10 +220,7 @@ class FinetuneConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain data (strings, numbers, booleans, lists)."""
-        values = asdict(self)
-        if self.unfreeze_layers is not None:
-            values["unfreeze_layers"] = list(self.unfreeze_layers)
-        return values
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
     def to_yaml(self, path: str | Path) -> None:
         """Write the config as YAML, atomically."""
@@ -194,18 +239,35 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file, read with the safe loader.
 
     Raises:
-        ConfigError: there is no such file, or it holds something else than a mapping.
+        ConfigError: there is no such file, it is too large, or it holds something else than a mapping.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        text = _read_text(Path(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the config file {str(path)!r} is not UTF-8 text; check --config") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"the config file {str(path)!r} cannot be read: {reason}; check --config") from error
-    except yaml.YAMLError as error:
+    try:
+        content = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: a number or date that cannot be
         raise ConfigError(f"the config file {str(path)!r} is not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"the config file {str(path)!r} is nested too deeply; check --config") from error
     if not isinstance(content, dict):
         raise ConfigError(f"the config file {str(path)!r} must hold lines such as 'backbone: resnet50'")
     return content
+
+
+def _read_text(path: Path) -> str:
+    """The text of a small regular file; a pipe or a device, which may never end, is refused."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is a folder, a pipe or a device")
+    with path.open("rb") as file:
+        content = file.read(_MAX_YAML_BYTES + 1)
+    if len(content) > _MAX_YAML_BYTES:
+        raise OSError(errno.EFBIG, f"it is larger than {_MAX_YAML_BYTES // 2**10} KiB")
+    return content.decode("utf-8")
 
 
 # What a run on the built-in scenes starts from: a small backbone from random weights, done within minutes on

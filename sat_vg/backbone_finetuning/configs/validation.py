@@ -67,6 +67,23 @@ _STAGES = Rule(
     "a list of stage names that is not empty, or null",
     "for example [layer3, layer4]",
 )
+_EPOCHS = Rule(
+    lambda value: (
+        value is None
+        or (
+            isinstance(value, tuple)
+            and len(value) > 0
+            and all(isinstance(count, int) and not isinstance(count, bool) and count > 0 for count in value)
+        )
+    ),
+    "a list of whole numbers of 1 or more, or null",
+    "for example [4, 16]",
+)
+_STRATEGY = Rule(
+    lambda value: value is None or value in ("full", "linear_probe", "last_layers", "progressive", "lp_ft"),
+    "full, linear_probe, last_layers, progressive, lp_ft or null",
+    "for example lp_ft",
+)
 _POSITIVE = _real("above 0", lambda value: value > 0, 3e-4)
 _NOT_NEGATIVE = _real("of 0 or more", lambda value: value >= 0, 0.0)
 _PROBABILITY = _real("from 0 up to but not including 1", lambda value: 0 <= value < 1, 0.1)
@@ -78,12 +95,18 @@ RULES: dict[str, Rule] = {
     "val_fraction": _real("above 0 and below 1", lambda value: 0 < value < 1, 0.2),
     "num_classes": _whole(2, 10, or_unset=True),
     "on_bad_image": _one_of("error", "skip"),
+    "max_bad_fraction": _real("from 0 to 1", lambda value: 0 <= value <= 1, 0.01),
+    "on_duplicates": _one_of("error", "warn", "ignore"),
     "backbone": _text("for example resnet50"),
     "pretrained": _SWITCH,
     "weights": _text("a torchvision name, a path, none, or null", or_unset=True),
     "image_size": _whole(16, 224, highest=4096),
     "freeze_early_layers": _SWITCH,
     "unfreeze_layers": _STAGES,
+    "strategy": _STRATEGY,
+    "probe_solver": _one_of("exact", "sgd"),
+    "last_layers": _whole(1, 1),
+    "phase_epochs": _EPOCHS,
     "freeze_layers": _whole(0, 2),
     "dropout": _PROBABILITY,
     "batch_size": _whole(1, 32),
@@ -91,6 +114,8 @@ RULES: dict[str, Rule] = {
     "num_epochs": _whole(1, 20),
     "optimizer": _one_of("adamw", "sgd"),
     "learning_rate": _POSITIVE,
+    "layer_decay": _real("above 0 and up to 1", lambda value: 0 < value <= 1, 0.8),
+    "head_lr_scale": _POSITIVE,
     "weight_decay": _NOT_NEGATIVE,
     "momentum": _PROBABILITY,
     "warmup_epochs": _NOT_NEGATIVE,
@@ -99,6 +124,7 @@ RULES: dict[str, Rule] = {
     "lr_gamma": _real("above 0 and below 1", lambda value: 0 < value < 1, 0.1),
     "min_lr": _NOT_NEGATIVE,
     "gradient_clip": _NOT_NEGATIVE,
+    "ema_decay": _PROBABILITY,
     "label_smoothing": _PROBABILITY,
     "use_augmentation": _SWITCH,
     "mixup_alpha": _NOT_NEGATIVE,
@@ -109,10 +135,13 @@ RULES: dict[str, Rule] = {
     "seed": _whole(0, 0),
     "device": _text("auto, cpu, cuda, cuda:0 or mps"),
     "mixed_precision": _SWITCH,
-    "num_workers": _whole(0, 4, or_unset=True),
+    "num_workers": _whole(0, 4, highest=1024, or_unset=True),
+    "loader_timeout": _whole(0, 300, highest=1_000_000),
     "log_dir": _text("for example logs/finetune"),
     "checkpoint_dir": _text("for example checkpoints/finetune"),
     "save_frequency": _whole(1, 1),
+    "save_every_steps": _whole(0, 500),
+    "save_every_minutes": _real("of 0 or more", lambda value: value >= 0, 10.0),
     "max_checkpoints": _whole(1, 2),
     "log_every": _whole(1, 10),
     "resume": _text("auto, never, or the path of a last.pt"),
@@ -144,7 +173,7 @@ def describe_problem(field: str, value: Any) -> str:
 
 
 def _combinations(values: Mapping[str, Any]) -> list[str]:
-    problems = []
+    problems = _strategy_problems(values)
     if values["unfreeze_layers"] is not None and not values["freeze_early_layers"]:
         problems.append(
             f"unfreeze_layers = {list(values['unfreeze_layers'])}: has no effect while "
@@ -178,6 +207,43 @@ def _combinations(values: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"micro_batch_size = {micro_batch_size}: must not exceed batch_size = {values['batch_size']}; "
             "lower it or leave it out"
+        )
+    return problems
+
+
+def _strategy_problems(values: Mapping[str, Any]) -> list[str]:
+    problems = []
+    strategy, epochs = values["strategy"], values["phase_epochs"]
+    freezing = [name for name in ("freeze_layers", "freeze_early_layers", "unfreeze_layers") if values[name]]
+    if strategy is not None and freezing:
+        problems.append(
+            f"strategy = {strategy!r}: says what is trained, and so does {freezing[0]} = {values[freezing[0]]!r}; "
+            "leave one of the two out"
+        )
+    if values["last_layers"] != 1 and strategy != "last_layers":
+        problems.append(
+            f"last_layers = {values['last_layers']}: has no effect with strategy = {strategy!r}; set strategy to "
+            "last_layers, or leave it out"
+        )
+    if values["probe_solver"] != "exact" and strategy not in ("linear_probe", "lp_ft"):
+        problems.append(
+            f"probe_solver = {values['probe_solver']!r}: has no effect with strategy = {strategy!r}; leave it out, "
+            "or set strategy to linear_probe or lp_ft"
+        )
+    if epochs is not None and strategy not in ("progressive", "lp_ft"):
+        problems.append(
+            f"phase_epochs = {list(epochs)}: has no effect with strategy = {strategy!r}, which has one phase; leave "
+            "it out, or set strategy to progressive or lp_ft"
+        )
+    elif epochs is not None and strategy == "lp_ft" and values["probe_solver"] == "exact":
+        problems.append(
+            f"phase_epochs = {list(epochs)}: an exact probe is solved for and takes one pass; set probe_solver to "
+            "sgd, or leave phase_epochs out"
+        )
+    elif epochs is not None and sum(epochs) != values["num_epochs"]:
+        problems.append(
+            f"phase_epochs = {list(epochs)}: add up to {sum(epochs)}, but num_epochs = {values['num_epochs']}; "
+            "change one of the two"
         )
     return problems
 

@@ -1,31 +1,44 @@
-"""Every image decoded once before training, so that a bad file shows at the start and not in epoch 7."""
+"""Every image decoded once before training, so that a bad file shows at the start and not in epoch 7.
+
+On the way each image gets a fingerprint of its pixels, by which ``duplicates`` finds copies. Both are remembered
+between runs, so the second run on the same images decodes none.
+"""
 
 import hashlib
+import math
 import os
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import PIL
 import torchvision
+from torch import Tensor
 from tqdm import tqdm
 
-from sat_vg.backbone_finetuning.data.decoding import why_unreadable
+from sat_vg.backbone_finetuning.data.decoding import decode_or_reason
 from sat_vg.backbone_finetuning.data.sources import Splits
-from sat_vg.backbone_finetuning.utils.errors import DataError
-from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
+from sat_vg.backbone_finetuning.utils.errors import DataError, WriteError
+from sat_vg.backbone_finetuning.utils.printable import one_line
+from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
 
 _BATCH = 64  # images per task: a task costs some 50 microseconds of bookkeeping, a small JPEG 100
 _LISTED = 10
+READABLE_IMAGES = "readable_images.npz"  # in the cache folder
+LEFT_OUT = "skipped_images.txt"  # in the log folder
+_MAX_RECORD_BYTES = 2**31  # of some 10**8 images; no cache of ours is larger
 # What other versions could read is no promise for these.
-_RECORD_FORMAT = f"sat_vg readable images 1; pillow {PIL.__version__}; torchvision {torchvision.__version__}"
+_RECORD_FORMAT = f"sat_vg readable images 2; pillow {PIL.__version__}; torchvision {torchvision.__version__}"
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,81 +54,129 @@ class BadImage:
     reason: str
 
 
-@dataclass(frozen=True)
-class _Checked:
-    key: int | None  # what the record holds of an image that decodes
+class Examined(NamedTuple):
+    """What a pass over images found.
+
+    Attributes:
+        bad: the images that cannot be decoded, in the order of the paths.
+        contents: of every other path a fingerprint of its pixels (see ``content_of``).
+        looks: of every other path what ``look`` gave, if it was asked for.
+    """
+
+    bad: list[BadImage]
+    contents: dict[str, int]
+    looks: dict[str, Any]
+
+
+class Readable(NamedTuple):
+    """Splits of which every image can be decoded.
+
+    Attributes:
+        splits: the images.
+        left_out: images that could not be decoded.
+        contents: of every path a fingerprint of its pixels.
+    """
+
+    splits: Splits
+    left_out: list[BadImage]
+    contents: dict[str, int]
+
+
+class _Checked(NamedTuple):
+    path: str
+    key: int | None  # under which the record holds an image that decodes
+    content: int
+    look: Any
     bad: BadImage | None
 
 
-def find_unreadable(
+def examine_images(
     paths: Sequence[str],
     *,
     record: Path | None = None,
+    look: Callable[[Tensor], Any] | None = None,
     threads: int | None = None,
     show_progress: bool = True,
-) -> list[BadImage]:
-    """Decode every image and report those that cannot be.
+) -> Examined:
+    """Decode every image; report those that cannot be, and fingerprint the others.
 
     Args:
         paths: image files.
-        record: file that remembers which images decoded well, by path, size and time of change, so that a
-            later check passes over them. It is a cache: if it is damaged, of another version or cannot be
-            written, the images are decoded. None remembers nothing.
+        record: file that remembers which images decoded well, by path, size and time of change, and their
+            fingerprints, so that a later check passes over them. It is a cache: if it is damaged, of another
+            version or cannot be written, the images are decoded. None remembers nothing.
+        look: called with every decoded image, uint8 ``[3, H, W]``, in some thread; no image is passed over then.
         threads: images decoded at a time; by default one per available core.
         show_progress: show a progress bar where stderr is a terminal.
-
-    Returns:
-        The bad images in the order of ``paths``.
     """
-    known = _read_record(record) if record is not None else set()
+    known = _read_record(record) if record is not None else {}
     before = len(known)
-    bad: list[BadImage] = []
+    examined = Examined([], {}, {})
+    passed_over = known if look is None else {}
     bar = tqdm(total=len(paths), desc="checking images", unit="image", disable=None if show_progress else True)
     try:
         with bar:
-            for results in _run_in_order(paths, known, threads or _available_cores()):
-                known.update(result.key for result in results if result.key is not None)
-                bad += [result.bad for result in results if result.bad is not None]
+            for results in run_in_order(paths, lambda path: _check(path, passed_over, look), threads):
+                known.update({result.key: result.content for result in results if result.key is not None})
+                examined.contents.update({result.path: result.content for result in results if result.bad is None})
+                if look is not None:
+                    examined.looks.update({result.path: result.look for result in results if result.bad is None})
+                examined.bad.extend(result.bad for result in results if result.bad is not None)
                 bar.update(len(results))
     finally:  # what was checked before Ctrl-C need not be checked again
-        if record is not None and len(known) > before:
+        if record is not None and (len(known) > before or look is not None):
             _write_record(record, known)
-    return bad
+    return examined
+
+
+def find_unreadable(paths: Sequence[str], **options: Any) -> list[BadImage]:
+    """The images that cannot be decoded, in the order of ``paths``; options as of ``examine_images``."""
+    return examine_images(paths, **options).bad
 
 
 def require_readable(
     splits: Splits,
     policy: Literal["error", "skip"],
     *,
+    max_bad_fraction: float = 0.01,
     record: Path | None = None,
     threads: int | None = None,
     show_progress: bool = True,
-) -> tuple[Splits, list[BadImage]]:
+) -> Readable:
     """Check all images of the splits and deal with the bad ones.
 
     Args:
         splits: the images.
         policy: ``"error"`` raises if any image is bad; ``"skip"`` leaves the bad ones out.
-        record: see ``find_unreadable``.
-        threads: see ``find_unreadable``.
-        show_progress: see ``find_unreadable``.
+        max_bad_fraction: share of all images that ``"skip"`` may leave out.
+        record: see ``examine_images``.
+        threads: see ``examine_images``.
+        show_progress: see ``examine_images``.
 
     Returns:
-        The splits without bad images, and the bad images (empty unless ``policy`` is ``"skip"``).
+        The splits without bad images, the bad images (empty unless ``policy`` is ``"skip"``), and fingerprints.
 
     Raises:
-        DataError: an image is bad and ``policy`` is ``"error"``, or leaving the bad ones out would empty val
-            or a class of train.
+        DataError: an image is bad and ``policy`` is ``"error"``, or too many are, or leaving the bad ones out
+            would empty val or a class of train.
     """
     parts = [split for split in (splits.train, splits.val, splits.test) if split is not None]
     paths = [path for split in parts for path in split.paths]
-    bad = find_unreadable(paths, record=record, threads=threads, show_progress=show_progress)
+    bad, contents, _ = examine_images(paths, record=record, threads=threads, show_progress=show_progress)
     if not bad:
-        return splits, []
+        return Readable(splits, [], contents)
     if policy == "error":
         raise DataError(
             f"{len(bad)} of {len(paths)} images cannot be read:\n{_listing(bad)}\n"
             "Mend or remove them, or leave them out with --on_bad_image skip"
+        )
+    fraction = len(bad) / len(paths)
+    if fraction > max_bad_fraction:
+        enough = math.ceil(1000 * fraction) / 1000
+        raise DataError(
+            f"{len(bad)} of {len(paths)} images cannot be read, {100 * fraction:.2g} % of them, and at most "
+            f"{100 * max_bad_fraction:g} % may be left out:\n{_listing(bad)}\n"
+            f"So many point to a damaged copy: mend them, or allow it with --max_bad_fraction {enough:g}"
         )
     kept = splits.without({image.path for image in bad})
     counts = kept.train.class_counts()
@@ -126,7 +187,38 @@ def require_readable(
             f"leaving out the {len(bad)} images that cannot be read would leave nothing of {what}:\n"
             f"{_listing(bad)}\nMend these images or add others"
         )
-    return kept, bad
+    return Readable(kept, bad, contents)
+
+
+def write_left_out(path: Path, left_out: Sequence[BadImage]) -> None:
+    """Write a line for each image that was left out, its path and the reason with a tab between; none: no file.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    lines = [f"{one_line(image.path)}\t{one_line(image.reason)}\n" for image in left_out]
+    try:
+        if lines:
+            write_text(path, "".join(lines))
+        else:
+            path.unlink(missing_ok=True)  # of an earlier run in the same folder
+    except OSError as error:
+        raise WriteError(f"{str(path)!r} cannot be written ({error.strerror or error}); make room there") from error
+
+
+def content_of(image: Tensor) -> int:
+    """A fingerprint of size and pixels of an image: 63 bits of a hash.
+
+    Of the pixels and not of the file, so that a copy with other metadata or in another lossless format is one.
+    Two different images in a million share one with a chance of 1 in 10**7.
+
+    Args:
+        image: uint8 ``[3, H, W]``.
+    """
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=8)
+    digest.update(pixels.reshape(-1).data)
+    return int.from_bytes(digest.digest(), "little") >> 1
 
 
 def _listing(bad: Sequence[BadImage]) -> str:
@@ -140,30 +232,28 @@ def _available_cores() -> int:
     return max(1, min(32, cores or 1))
 
 
-def _run_in_order(paths: Iterable[str], known: set[int], threads: int) -> Iterator[list[_Checked]]:
-    """Check batches of images in threads; results come in order and few batches are held at a time."""
-    remaining = iter(paths)
-    waiting: deque[Future[list[_Checked]]] = deque()
+def run_in_order(paths: Iterable[str], work: Callable[[str], T], threads: int | None = None) -> Iterator[list[T]]:
+    """Work on images in threads; results come in batches, in order, and few batches are held at a time."""
+    remaining, threads = iter(paths), threads or _available_cores()
+    waiting: deque[Future[list[T]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="check-images") as pool:
         while True:
             while len(waiting) < 2 * threads and (batch := list(islice(remaining, _BATCH))):
-                waiting.append(pool.submit(_check_batch, batch, known))
+                waiting.append(pool.submit(lambda batch: [work(path) for path in batch], batch))
             if not waiting:
                 return
             yield waiting.popleft().result()
 
 
-def _check_batch(batch: Sequence[str], known: set[int]) -> list[_Checked]:
-    return [_check(path, known) for path in batch]
-
-
-def _check(path: str, known: set[int]) -> _Checked:
+def _check(path: str, known: Mapping[int, int], look: Callable[[Tensor], Any] | None) -> _Checked:
     # Taken before decoding: a file that changes meanwhile is then decoded again next time.
     key = _key(path)
     if key is not None and key in known:
-        return _Checked(key, None)
-    reason = why_unreadable(path)
-    return _Checked(key, None) if reason is None else _Checked(None, BadImage(path, reason))
+        return _Checked(path, key, known[key], None, None)
+    image = decode_or_reason(path)
+    if isinstance(image, str):
+        return _Checked(path, None, 0, None, BadImage(path, image))
+    return _Checked(path, key, content_of(image), look(image) if look else None, None)
 
 
 def _key(path: str) -> int | None:
@@ -181,24 +271,29 @@ def _key(path: str) -> int | None:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-def _read_record(record: Path) -> set[int]:
-    """Keys of the images that are known to decode; none if the record is missing, damaged or foreign."""
+def _read_record(record: Path) -> dict[int, int]:
+    """Fingerprints of the images that are known to decode; none if the record is missing, damaged or foreign."""
     try:
+        if record.stat().st_size > _MAX_RECORD_BYTES:
+            return {}
         with np.load(record, allow_pickle=False) as content:
-            if str(content["format"]) != _RECORD_FORMAT or content["keys"].dtype != np.uint64:
-                return set()
-            return set(content["keys"].ravel().tolist())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
-        return set()
+            keys, contents = content["keys"], content["contents"]
+            if str(content["format"]) != _RECORD_FORMAT or keys.dtype != np.uint64 or contents.dtype != np.uint64:
+                return {}
+            return dict(zip(keys.ravel().tolist(), contents.ravel().tolist(), strict=True))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError):
+        return {}
     except (zipfile.BadZipFile, zlib.error, NotImplementedError):
-        return set()
+        return {}
 
 
-def _write_record(record: Path, known: set[int]) -> None:
-    keys = np.fromiter(known, dtype=np.uint64, count=len(known))
-    keys.sort()
+def _write_record(record: Path, known: Mapping[int, int]) -> None:
+    keys = np.fromiter(sorted(known), dtype=np.uint64, count=len(known))
+    contents = np.fromiter((known[key] for key in sorted(known)), dtype=np.uint64, count=len(known))
     try:
+        record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with atomic_write(record) as file:
-            np.savez(file, format=np.array(_RECORD_FORMAT), keys=keys)
+            Path(file.name).chmod(0o600)
+            np.savez(file, format=np.array(_RECORD_FORMAT), keys=keys, contents=contents)
     except OSError:
         return  # a read-only or full disk costs the next check time, nothing more

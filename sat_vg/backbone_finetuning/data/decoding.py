@@ -18,11 +18,20 @@ float, signed, 32 bits, over 4 bands    refused
 Pillow's and torchvision.io's Python warnings are muted in the whole process, as the filters of ``warnings``
 are not safe to swap around single calls in threads: what matters among them is an error here. Not to be
 detected are bytes altered inside a whole file of a format without checksums (JPEG, BMP, WebP, plain TIFF).
+
+What a hostile file can cost is bounded: only regular files are read (a pipe would wait for ever, a device never
+end), of ``MAX_FILE_BYTES`` at the most and with ``PIL.Image.MAX_IMAGE_PIXELS`` at the most; of large images one is
+decoded at a time in each process; and a progressive JPEG has at most ``_MAX_SCANS`` scans, each of which costs a
+pass over all its pixels.
 """
 
 import contextlib
+import errno
 import io
+import os
+import stat
 import struct
+import threading
 import warnings
 import zlib
 from pathlib import Path
@@ -59,6 +68,11 @@ _PILLOW_ERRORS = (
     struct.error,
     zlib.error,
 )
+
+MAX_FILE_BYTES = 2**30
+_MAX_SCANS = 200  # encoders write about ten
+_LARGE_PIXELS = 2**24
+_LARGE_IMAGES = threading.Semaphore(1)
 
 _COPY_AGAIN = "copy or download it again, or remove it"
 _CONVERT = "convert it to 8-bit RGB (imagery of more bands needs the [geo] extra)"
@@ -106,17 +120,22 @@ def why_unreadable(path: str | Path) -> str | None:
     Returns:
         The reason why ``decode_rgb`` refuses the file, without its path; None if it decodes.
     """
+    image = decode_or_reason(path)
+    return image if isinstance(image, str) else None
+
+
+def decode_or_reason(path: str | Path) -> Tensor | str:
+    """The image as ``decode_rgb`` gives it, or the reason why it refuses the file, without its path."""
     try:
-        _decode(Path(path))
+        return _decode(Path(path))
     except _Unreadable as problem:
         return problem.reason
-    return None
 
 
 def _decode(path: Path) -> Tensor:
     _mute_warnings()
     try:
-        with path.open("rb") as file:
+        with _open_regular(path) as file:
             head = file.read(26)
             file.seek(0)
             if not head:
@@ -131,6 +150,31 @@ def _decode(path: Path) -> Tensor:
         raise _Unreadable(reason, "check its permissions and the disk") from None
     except ValueError as error:  # a NUL in the path
         raise _Unreadable(f"the path cannot be opened ({error})", "check the path") from None
+    except MemoryError:
+        raise _Unreadable("there is too little memory to decode it", "cut it into smaller tiles") from None
+
+
+def _open_regular(path: Path) -> BinaryIO:
+    """Open a file that has an end; without waiting, where it is a pipe that nobody writes to."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            raise _Unreadable("it is a pipe, a device or the like, not a file", "remove it")
+        if status.st_size > MAX_FILE_BYTES:
+            size = f"{status.st_size / 2**30:.1f} GiB, the limit is {MAX_FILE_BYTES / 2**30:g} GiB"
+            raise _Unreadable(f"the file is too large ({size})", "cut it into smaller tiles")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _one_large_at_a_time(width: int, height: int) -> contextlib.AbstractContextManager[object]:
+    # Many threads check images: without this, so many bombs just below the limit would be held at once.
+    return _LARGE_IMAGES if width * height > _LARGE_PIXELS else contextlib.nullcontext()
 
 
 _MUTED = r"(PIL|torchvision\.io)(\.|$)"
@@ -148,9 +192,12 @@ def _decode_jpeg(data: bytearray) -> Tensor:
     header = _jpeg_header(data)
     if header is not None:
         _refuse_bomb(header.width, header.height)  # torchvision has no limit of its own
+        if data.count(b"\xff\xda") > _MAX_SCANS:  # in compressed pixels an ff is never followed by da
+            raise _Unreadable(f"it is a JPEG of more than {_MAX_SCANS} scans, made to keep decoders busy")
     # Versions of torchvision differ in how they turn CMYK into RGB, hence Pillow's for all.
     if decode_jpeg is not None and header is not None and header.components != 4:
-        with contextlib.suppress(RuntimeError):  # Pillow then reads the file, or tells better why not
+        # What torchvision refuses Pillow then reads, or tells better why not.
+        with contextlib.suppress(RuntimeError), _one_large_at_a_time(header.width, header.height):
             encoded = torch.frombuffer(data, dtype=torch.uint8)
             image: Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
             return image
@@ -192,10 +239,11 @@ def _decode_with_pillow(file: BinaryIO, head: bytes) -> Tensor:
             if head[:4] == b"\x89PNG" and head[24:26] == b"\x10\x02" and any(_colour_key(image)):
                 # Pillow compares the 16-bit colour with the 8-bit pixels; only black comes out right.
                 raise _Unreadable("it is a 16-bit RGB PNG with a transparent colour", _CONVERT)
-            image.load()
-            with contextlib.suppress(*_PILLOW_ERRORS):  # damaged EXIF: the pixels are whole all the same
-                ImageOps.exif_transpose(image, in_place=True)
-            pixels = _to_rgb(image, image_format)
+            with _one_large_at_a_time(*image.size):
+                image.load()
+                with contextlib.suppress(*_PILLOW_ERRORS):  # damaged EXIF: the pixels are whole all the same
+                    ImageOps.exif_transpose(image, in_place=True)
+                pixels = _to_rgb(image, image_format)
     except UnidentifiedImageError:
         kinds = "JPEG, PNG, TIFF, WebP, BMP or GIF"
         raise _Unreadable(f"it is no {kinds} image, or its header is cut short or damaged") from None

@@ -1,6 +1,10 @@
 """Datasets and loaders: keys of samples in, uint8 batches out, the same with any number of workers."""
 
+import multiprocessing
+import os
+import re
 import signal
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +16,7 @@ from sat_vg.backbone_finetuning.data.decoding import decode_rgb
 from sat_vg.backbone_finetuning.data.sampling import EpochBatches, InOrder, SampleKey
 from sat_vg.backbone_finetuning.data.sources import Split
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, seed_default_generator
+from sat_vg.backbone_finetuning.utils.stop_signals import STOP_SIGNALS
 
 
 class Batch(NamedTuple):
@@ -68,23 +73,78 @@ class _Collate:
         return Batch(torch.stack(images), targets, torch.tensor(indices))
 
 
-def _leave_interrupts_to_the_parent(worker_id: int) -> None:
-    # Ctrl-C reaches the whole process group; the workers must outlive it, so that the step can be finished.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_the_parent(worker_id: int) -> None:
+    """Let a worker outlive Ctrl-C and what schedulers send to all processes, so that the step can be finished."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigtimedwait"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # blocked ones are not ignored, but wait
+        threading.Thread(target=_obey_the_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey_the_parent(starter: int) -> None:
+    """End this worker with the process that started it, or when its loader says so."""
+    parent = multiprocessing.parent_process()
+    obeyed = {starter, parent.pid if parent is not None else starter}
+    while os.getppid() == starter:
+        asked = signal.sigtimedwait({signal.SIGTERM}, 1.0)
+        if asked is not None and asked.si_pid in obeyed:
+            break
+    os._exit(0)
 
 
 def training_loader(
-    dataset: ImageDataset, batches: EpochBatches, num_workers: int, device: torch.device
+    dataset: ImageDataset, batches: EpochBatches, num_workers: int, device: torch.device, timeout: int = 0
 ) -> DataLoader[Batch]:
-    """A loader that yields the batches that ``batches`` is set to, with workers that live through all epochs."""
-    return _loader(dataset, batches, num_workers, device)
+    """A loader that yields the batches that ``batches`` is set to, with workers that live through all epochs.
+
+    Iterating raises RuntimeError, which ``why_loading_failed`` explains, if a worker dies, or hands over nothing for
+    ``timeout`` seconds (0: waits for ever).
+    """
+    return _loader(dataset, batches, num_workers, device, timeout)
 
 
 def validation_loader(
-    dataset: ImageDataset, batch_size: int, num_workers: int, device: torch.device
+    dataset: ImageDataset, batch_size: int, num_workers: int, device: torch.device, timeout: int = 0
 ) -> DataLoader[Batch]:
-    """A loader that yields every image once, in order."""
-    return _loader(dataset, InOrder(len(dataset), batch_size), num_workers, device)
+    """A loader that yields every image once, in order; for ``timeout`` see ``training_loader``."""
+    return _loader(dataset, InOrder(len(dataset), batch_size), num_workers, device, timeout)
+
+
+def one_pass_loader(
+    dataset: ImageDataset, batch_size: int, num_workers: int, device: torch.device, timeout: int = 0
+) -> DataLoader[Batch]:
+    """As ``validation_loader``, for data that are read once: its workers end with the pass."""
+    return _loader(dataset, InOrder(len(dataset), batch_size), num_workers, device, timeout, is_read_again=False)
+
+
+def why_loading_failed(error: RuntimeError) -> str | None:
+    """What an error of a loader means and what to do about it; None if it is none of a loader's.
+
+    The loader of torch raises plain RuntimeErrors, which only their texts tell apart.
+    """
+    text = str(error)
+    if "DataLoader timed out" in text:
+        seconds = re.search(r"after ([\d.]+) seconds", text)
+        return (
+            f"the worker processes handed over no batch for {seconds.group(1) if seconds else 'many'} seconds. The "
+            "disk or network share of the images may hang; if it is only slow, raise --loader_timeout (0: no limit)"
+        )
+    if "shared memory" in text or "bus error" in text.lower():
+        return (
+            "a worker process found no room in the shared memory (/dev/shm) to hand over a batch. Enlarge it (docker "
+            "run --shm-size=8g), or use a smaller --batch_size, or --num_workers 0"
+        )
+    if "received 0 items of ancdata" in text or "Too many open files" in text:
+        return "there are too many open files; raise the limit (ulimit -n 65536), or use fewer --num_workers"
+    if "DataLoader worker" in text:
+        first = text.splitlines()[0].strip()
+        return (
+            f"a worker process that decodes images died ({first}). Killed: the memory is used up, so use fewer "
+            "--num_workers or smaller images (dmesg tells). Bus error: the shared memory (/dev/shm) is full, so "
+            "enlarge it (docker run --shm-size=8g). --num_workers 0 needs neither"
+        )
+    return None
 
 
 def _loader(
@@ -92,6 +152,8 @@ def _loader(
     batches: Sampler[list[SampleKey]],
     num_workers: int,
     device: torch.device,
+    timeout: int,
+    is_read_again: bool = True,
 ) -> DataLoader[Batch]:
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # a dataset of samples, a loader of batches
@@ -99,8 +161,9 @@ def _loader(
         num_workers=num_workers,
         collate_fn=_Collate(len(dataset.split.class_names)),
         pin_memory=device.type == "cuda",
-        persistent_workers=num_workers > 0,
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        persistent_workers=num_workers > 0 and is_read_again,
+        timeout=timeout if num_workers else 0,
+        worker_init_fn=_leave_signals_to_the_parent,
         # The loader draws a base seed for its workers; it must not touch the generator that dropout uses.
         generator=torch.Generator(),
     )

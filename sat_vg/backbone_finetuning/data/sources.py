@@ -3,7 +3,9 @@
 Two layouts are read: a root with ``train/`` and ``val/`` (``test/`` if there is one), each with a folder per
 class; or a root with a folder per class, of which each class is split by seed. Images lie at any depth inside
 their class folder and are told by their ending. Names that begin with a dot and ``__MACOSX`` (left behind by
-zip files) are skipped. Symbolic links are followed; a real folder is read once per class, which ends loops.
+zip files) are skipped. Symbolic links are followed, also out of the root; a real folder is read once per class,
+and a link inside a class that leads to a folder around that class is not followed: both end loops, and the
+second keeps the images of other classes out of this one.
 """
 
 import difflib
@@ -50,12 +52,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """Train, val and, where there is a test folder, test; ``description`` is one line for the terminal."""
+    """Train, val and, where there is a test folder, test; ``description`` is one line for the terminal.
+
+    ``val_is_drawn`` tells whether val was split off train by seed, and not given as a folder.
+    """
 
     train: Split
     val: Split
     test: Split | None
     description: str
+    val_is_drawn: bool = False
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -72,7 +78,8 @@ class Splits:
             return self
         test = _leave_out(self.test, left_out) if self.test else None
         train, val = _leave_out(self.train, left_out), _leave_out(self.val, left_out)
-        return Splits(train, val, test or None, f"{self.description}; of these {len(left_out)} left out")
+        description = f"{self.description}; of these {len(left_out)} left out"
+        return replace(self, train=train, val=val, test=test or None, description=description)
 
 
 def load_class_folders(
@@ -107,7 +114,7 @@ def load_class_folders(
     if not _holds_splits(root, train_split, val_split):
         classes = _require_classes(root, _scan_classes(root))
         train, val = _split_off(classes, val_fraction, seed)
-        return _describe(train, val, None, how=f", split by seed {seed}")
+        return replace(_describe(train, val, None, how=f", split by seed {seed}"), val_is_drawn=True)
     classes = _require_classes(root / train_split, _scan_classes(root / train_split))
     names = tuple(classes)
     test_root = root / test_split
@@ -120,7 +127,8 @@ def load_class_folders(
     unused = [name for name in _subfolders(root) if name not in (train_split, test_split)]
     note = f"; not used: {_listing(unused)}" if unused else ""
     share = f"{100 * val_fraction:g}% of {train_split!r} by seed {seed}"
-    return _describe(train, val, test, how=f", no folder {val_split!r}, so val is {share}{note}")
+    drawn = _describe(train, val, test, how=f", no folder {val_split!r}, so val is {share}{note}")
+    return replace(drawn, val_is_drawn=True)
 
 
 def _leave_out(split: Split, left_out: frozenset[str]) -> Split:
@@ -177,13 +185,15 @@ def _scan_classes(folder: Path) -> dict[str, list[str]]:
 def _images_within(folder: Path) -> list[str]:
     """Paths of all images in a class folder, sorted by their POSIX path relative to it."""
     found: list[tuple[str, str]] = []
-    visited: set[Path] = set()
+    # The folders around the class, by the way that leads here and by where it really lies.
+    visited: set[Path] = {*folder.resolve().parents, *(parent.resolve() for parent in folder.absolute().parents)}
     pending = [(folder, "")]
     while pending:
         current, prefix = pending.pop()
-        if current.resolve() in visited:
+        real = current.resolve()
+        if real in visited:
             continue
-        visited.add(current.resolve())
+        visited.add(real)
         entries = _entries(current)
         images = [e for e in entries if e.name.lower().endswith(IMAGE_ENDINGS) and not _is_folder(e)]
         found += [(prefix + entry.name, entry.path) for entry in images]

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,16 @@ from torch.optim import Optimizer
 
 import sat_vg
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
+from sat_vg.backbone_finetuning.engine.ema import NoAverage
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_tensors
+from sat_vg.backbone_finetuning.utils.terminal import say
 
 FORMAT = "sat_vg.run"
+_PARTS = {
+    "state": dict, "network": dict, "optimizer": dict, "scaler": dict, "config": dict, "data_fingerprint": str,
+    "preprocessing": dict,
+}  # fmt: skip
 SCHEMA = 1
 LAST = "last.pt"
 BEST_MODEL = "best_model.pt"
@@ -43,6 +49,10 @@ class RunState:
         plateau_factor: product of the plateau schedule's reductions.
         plateau_waited: epochs without improvement since the last reduction.
         finished: whether the run has come to its end.
+        recent_losses: mean losses of the last steps, the newest last; what a spike is measured against.
+        spikes: losses of the running epoch that were reported as such.
+        skipped_steps: steps of the running epoch that loss scaling left out.
+        skipped_in_a_row: the same up to now without a sound step between, over epochs.
     """
 
     phase: int = 0
@@ -61,6 +71,10 @@ class RunState:
     plateau_factor: float = 1.0
     plateau_waited: int = 0
     finished: bool = False
+    recent_losses: list[float] = field(default_factory=list)
+    spikes: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
 
     def note_validation(self, value: float, higher_is_better: bool, min_delta: float) -> bool:
         """Take a validation metric into the history; tells whether it is the best so far."""
@@ -83,7 +97,7 @@ class RunState:
         """Go on to the next epoch."""
         self.epoch += 1
         self.epoch_in_phase += 1
-        self.step_in_epoch = self.train_images = 0
+        self.step_in_epoch = self.train_images = self.spikes = self.skipped_steps = 0
         self.train_loss_sum = self.train_seconds = 0.0
 
     def end_phase(self) -> None:
@@ -100,6 +114,7 @@ class RunTensors:
     network: nn.Module
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
+    average: NoAverage = field(default_factory=NoAverage)
 
 
 @dataclass(frozen=True)
@@ -149,6 +164,7 @@ def save_run(folder: Path, state: RunState, tensors: RunTensors, identity: RunId
             "network": tensors.network.state_dict(),
             "optimizer": tensors.optimizer.state_dict(),
             "scaler": tensors.scaler.state_dict(),
+            "average": tensors.average.state_dict(),
             "config": identity.config,
             "data_fingerprint": identity.data_fingerprint,
             "preprocessing": identity.preprocessing,
@@ -177,17 +193,62 @@ def read_run(path: Path) -> dict[str, Any]:
     """The content of a last.pt.
 
     Raises:
-        CheckpointError: the file is missing, damaged, no run's state, or of a newer schema.
+        CheckpointError: the file is missing, damaged, no run's state, or of another schema.
     """
     content = load_tensors(path)
+    _require_run(content, path)
+    return dict(content)
+
+
+def _require_run(content: Any, path: Path) -> None:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{str(path)!r} is no last.pt of sat_vg, so no run can go on from it; check --resume")
-    if content["schema"] > SCHEMA:
+    schema = content.get("schema")
+    if not isinstance(schema, int) or schema != SCHEMA:
+        remedy = "upgrade to that" if isinstance(schema, int) and schema > SCHEMA else "use that, or --resume never"
         raise CheckpointError(
-            f"{str(path)!r} has schema {content['schema']}; this sat_vg {sat_vg.__version__} reads up to {SCHEMA}. "
-            f"It was written by sat_vg {content['version']}: upgrade to that"
+            f"{str(path)!r} has schema {schema!r}; this sat_vg {sat_vg.__version__} reads {SCHEMA}. "
+            f"It was written by sat_vg {content.get('version')!r}: {remedy}"
         )
-    return content
+    lacking = [name for name in _PARTS if not isinstance(content.get(name), _PARTS[name])]
+    if lacking:
+        raise CheckpointError(
+            f"{str(path)!r} lacks {', '.join(lacking)}, so no run can go on from it; use another one"
+        )
+
+
+def read_newest_sound(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest state in a folder that can be read: last.pt, or where it is damaged, one from before.
+
+    Raises:
+        CheckpointError: there are states, and none of them can be read; or the newest is no run's state or of another
+            schema, which nothing but its owner can mend.
+    """
+    by_age = sorted(folder.glob("step_????????.pt"), key=lambda found: found.stat().st_mtime_ns, reverse=True)
+    last = [folder / LAST] if os.path.lexists(folder / LAST) else []
+    reasons, seen = [], set()
+    for path in (*last, *by_age):
+        inode = path.stat().st_ino if path.exists() else None
+        if inode in seen:
+            continue  # last.pt under its other name
+        seen.add(inode)
+        try:
+            content = load_tensors(path)
+        except CheckpointError as error:
+            reasons.append(str(error))
+            continue
+        _require_run(content, path)
+        for reason in reasons:
+            say(f"warning: {reason}")
+        if reasons:
+            say(f"warning: going on with the state before, {path}; what came after it is trained once more")
+        return path, content
+    if reasons:
+        raise CheckpointError(
+            "no state of the run can be read:\n  " + "\n  ".join(reasons) + "\nPut back a copy of one of these "
+            "files, or begin anew with --resume never (the old run is moved aside)"
+        )
+    return None
 
 
 def check_identity(content: Mapping[str, Any], identity: RunIdentity, path: Path) -> None:
@@ -223,9 +284,15 @@ def restore_run(content: Mapping[str, Any], tensors: RunTensors) -> RunState:
     try:
         tensors.network.load_state_dict(content["network"], strict=True)
         tensors.optimizer.load_state_dict(content["optimizer"])
+        tensors.average.load_state_dict(content.get("average", {}))
         if tensors.scaler.is_enabled() and content["scaler"]:
             tensors.scaler.load_state_dict(content["scaler"])
     except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"the checkpoint does not fit the model it is to go on with: {error}") from error
-    known = {field.name for field in fields(RunState)}
-    return RunState(**{name: value for name, value in content["state"].items() if name in known})
+    known = {entry.name for entry in fields(RunState)}
+    state = RunState(**{name: value for name, value in content["state"].items() if name in known})
+    for name, default in asdict(RunState()).items():
+        value, is_number = getattr(state, name), default is None or isinstance(default, (int, float))
+        if not isinstance(value, (int, float, type(None)) if is_number else type(default)):
+            raise CheckpointError(f"the checkpoint's {name} is {value!r}; use an earlier checkpoint")
+    return state

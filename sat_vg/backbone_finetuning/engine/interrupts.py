@@ -1,30 +1,46 @@
-"""Ctrl-C as a request: the step is finished and saved before the run ends."""
+"""Stop signals as a request: the step is finished and saved before the run ends."""
 
 import signal
-import threading
+import time
+from contextlib import ExitStack
 from types import FrameType, TracebackType
-from typing import Any
+
+from sat_vg.backbone_finetuning.utils.stop_signals import ONE_REQUEST_S, StoppedBySignal, handling
 
 
 class InterruptRequest:
-    """Within this context the first Ctrl-C sets ``requested``; a second one interrupts at once."""
+    """Within this context the first Ctrl-C, SIGTERM or SIGUSR1 sets ``requested``; a second one stops at once.
+
+    What comes within half a second of the first one belongs to it: some senders signal a process twice.
+
+    Attributes:
+        requested: whether a signal has come.
+        number: which one.
+    """
 
     def __init__(self) -> None:
         self.requested = False
-        self._previous: Any = None
+        self.number: int = signal.SIGINT
+        self._first_at = 0.0
+        self._handlers = ExitStack()
+
+    @property
+    def name(self) -> str:
+        """The signal's name, as users know it."""
+        return "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
 
     def __enter__(self) -> "InterruptRequest":
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._note)
+        self._handlers.enter_context(handling(self._note))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        self._handlers.close()
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.requested:
+            self.requested, self.number, self._first_at = True, number, now
+        elif now - self._first_at >= ONE_REQUEST_S:
+            raise StoppedBySignal(number)

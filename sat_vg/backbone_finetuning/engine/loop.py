@@ -3,12 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -17,11 +18,15 @@ from sat_vg.backbone_finetuning.data.loaders import Batch
 from sat_vg.backbone_finetuning.data.mixing import Mixing
 from sat_vg.backbone_finetuning.data.sampling import EpochBatches, num_parts
 from sat_vg.backbone_finetuning.engine.checkpoint import BEST_MODEL, LAST, RunIdentity, RunState, RunTensors, save_run
+from sat_vg.backbone_finetuning.engine.ema import NoAverage
 from sat_vg.backbone_finetuning.engine.interrupts import InterruptRequest
+from sat_vg.backbone_finetuning.engine.linear_probe import pooled_features, solve_linear_probe
 from sat_vg.backbone_finetuning.engine.metrics import Validation, ValidationSums
 from sat_vg.backbone_finetuning.engine.optim import Schedule, set_learning_rate, soft_cross_entropy
 from sat_vg.backbone_finetuning.engine.phases import Phase
 from sat_vg.backbone_finetuning.engine.precision import Precision
+from sat_vg.backbone_finetuning.engine.saving import SaveSchedule
+from sat_vg.backbone_finetuning.engine.step_results import REMEDY, LossSpike, PendingSteps, StepResult
 from sat_vg.backbone_finetuning.engine.tracking import Tracker
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix
@@ -48,6 +53,8 @@ class Training:
         loss: ``(logits, targets) ->`` sum over the batch, fp32.
         gradient_clip: largest norm; infinite where clipping is off.
         micro_batch_size: images that go through the model at once.
+        average: of the weights, which is validated and saved in their place.
+        plain_train_loader: every training image once, without augmentation; for exact probes.
     """
 
     model: FineTuneModel
@@ -63,11 +70,13 @@ class Training:
     loss: Callable[[Tensor, Tensor], Tensor]
     gradient_clip: float
     micro_batch_size: int
+    plain_train_loader: DataLoader[Batch]
+    average: NoAverage = field(default_factory=NoAverage)
 
     @property
     def tensors(self) -> RunTensors:
         """What a checkpoint captures."""
-        return RunTensors(self.model.network, self.optimizer, self.scaler)
+        return RunTensors(self.model.network, self.optimizer, self.scaler, self.average)
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,7 @@ class Outputs:
         identity: what a resume is checked against.
         save_frequency: epochs between two writes of last.pt.
         keep: number of resumable files.
+        saves: when last.pt is written within an epoch.
         log_every: steps between two log entries.
         tracker: TensorBoard and metrics.jsonl.
         path_of: file of a training image by its index, for error messages.
@@ -103,23 +113,35 @@ class Outputs:
     identity: RunIdentity
     save_frequency: int
     keep: int
+    saves: SaveSchedule
     log_every: int
     tracker: Tracker
     path_of: Callable[[int], str]
 
     def save(self, state: RunState, training: Training) -> None:
-        """Write last.pt."""
-        save_run(self.folder, state, training.tensors, self.identity, self.keep)
+        """Write last.pt, after all that was logged.
 
-    def interrupted(self, state: RunState, training: Training) -> InterruptedRun:
-        """Save the state, if it is sound; the exception to raise says where."""
+        Raises:
+            NonFiniteLossError: the weights are no longer finite, so they were not saved.
+            WriteError: the disk is full or the folder cannot be written to.
+        """
         finite = torch.stack([p.detach().isfinite().all() for p in training.model.parameters()]).all()
         if not finite:
-            return InterruptedRun("interrupted; the weights are no longer finite, so they were not saved")
+            raise NonFiniteLossError(
+                f"the weights are no longer finite after step {state.step} (epoch {state.epoch + 1}), so they were "
+                f"not saved. The checkpoints from before are untouched. {REMEDY}"
+            )
+        self.tracker.sync()
+        save_run(self.folder, state, training.tensors, self.identity, self.keep)
+        self.saves.note_save()
+
+    def interrupted(self, state: RunState, training: Training, interrupt: InterruptRequest) -> InterruptedRun:
+        """Save the state; the exception to raise says where."""
         self.save(state, training)
         return InterruptedRun(
-            f"interrupted in epoch {state.epoch + 1} after step {state.step}, saved in {self.folder / LAST}; "
-            "the same command goes on from there"
+            f"stopped by {interrupt.name} in epoch {state.epoch + 1} after step {state.step}, saved in "
+            f"{self.folder / LAST}; the same command goes on from there",
+            interrupt.number,
         )
 
 
@@ -127,8 +149,9 @@ def fit(training: Training, phases: Sequence[Phase], stopping: Stopping, outputs
     """Train all phases from wherever ``state`` stands, which is moved along.
 
     Raises:
-        NonFiniteLossError: the loss became NaN or infinite; the last good checkpoint is untouched.
-        InterruptedRun: Ctrl-C; the state was saved.
+        NonFiniteLossError: loss, gradient or weights became NaN or infinite; the last good checkpoint is untouched.
+        WriteError: a file of the run cannot be written; those from before are untouched.
+        InterruptedRun: Ctrl-C, SIGTERM or SIGUSR1; the state was saved.
     """
     num_epochs = sum(phase.epochs for phase in phases)
     with InterruptRequest() as interrupt:
@@ -136,14 +159,16 @@ def fit(training: Training, phases: Sequence[Phase], stopping: Stopping, outputs
             phase = phases[state.phase]
             training.model.set_trainable(phase.trainable_stages)
             while state.epoch_in_phase < phase.epochs:
-                _train_epoch(training, phase, outputs, state, interrupt)
-                validation = evaluate(training.model, training.val_loader, training.precision, interrupt)
+                _EPOCHS[phase.method](training, phase, outputs, state, interrupt)
+                with training.average.applied():
+                    validation = evaluate(training.model, training.val_loader, training.precision, interrupt)
                 if validation is None:
-                    raise outputs.interrupted(state, training)
+                    raise outputs.interrupted(state, training, interrupt)
                 _require_finite(validation, state)
                 is_best = _note_epoch(training, phase, stopping, outputs, state, validation, num_epochs)
                 if is_best:
-                    save_best(training.model, outputs, validation, state)
+                    with training.average.applied():
+                        save_best(training.model, outputs, validation, state)
                 state.end_epoch()
                 if stopping.patience and state.epochs_without_improvement >= stopping.patience:
                     say(f"stopped early: no better {stopping.metric} for {stopping.patience} epochs")
@@ -155,15 +180,6 @@ def fit(training: Training, phases: Sequence[Phase], stopping: Stopping, outputs
         outputs.save(state, training)
 
 
-class _Pending(NamedTuple):
-    """A step whose loss has not been looked at yet."""
-
-    step: int
-    learning_rate: float
-    loss: Tensor
-    indices: Tensor
-
-
 def _train_epoch(
     training: Training, phase: Phase, outputs: Outputs, state: RunState, interrupt: InterruptRequest
 ) -> None:
@@ -171,7 +187,7 @@ def _train_epoch(
     plan = training.batches.plan
     training.batches.start_at(state.epoch, state.step_in_epoch)
     training.model.train()
-    pending: list[_Pending] = []
+    pending = PendingSteps(outputs.path_of, training.scaler.is_enabled())
     bar = tqdm(
         total=plan.num_samples,
         initial=state.train_images,
@@ -186,26 +202,54 @@ def _train_epoch(
             # The middle of the step, so that the first one of a warm-up is not lost to a rate of zero.
             position = state.epoch_in_phase + (state.step_in_epoch + 0.5) / plan.num_batches
             rate = phase.lr_scale * training.schedule.at(position, phase.epochs, state.plateau_factor)
-            loss = train_step(training, batch.to(training.precision.device), rate, state.step)
-            pending.append(_Pending(state.step, rate, loss, batch.indices))
+            result = train_step(training, batch.to(training.precision.device), rate, state.step)
+            pending.add(state.step, rate, result, batch.indices)
             state.step += 1
             state.step_in_epoch += 1
             state.train_images += len(batch.indices)
             bar.update(len(batch.indices))
-            must_log = state.step % outputs.log_every == 0
-            if must_log or interrupt.requested or state.step_in_epoch == plan.num_batches:
-                _settle(pending, outputs.path_of, state)
+            must_log, must_stop = state.step % outputs.log_every == 0, interrupt.requested
+            must_save = must_stop or outputs.saves.is_due(state.step)
+            if must_log or must_save or state.step_in_epoch == plan.num_batches:
+                _note_spikes(outputs.tracker, phase, state, pending.settle(state))
                 now = time.perf_counter()
                 state.train_seconds += now - clock
                 clock = now
                 if must_log:
-                    _note_step(outputs.tracker, phase, state, rate)
+                    _note_step(outputs.tracker, phase, state, rate, pending.gradient_norm)
                 bar.set_postfix(loss=f"{state.train_loss_sum / state.train_images:.3f}", lr=f"{rate:.1e}")
-            if interrupt.requested:
-                raise outputs.interrupted(state, training)
+            if must_stop:
+                raise outputs.interrupted(state, training, interrupt)
+            if must_save:
+                outputs.save(state, training)
 
 
-def train_step(training: Training, batch: Batch, learning_rate: float, step: int) -> Tensor:
+def _solve_head(
+    training: Training, phase: Phase, outputs: Outputs, state: RunState, interrupt: InterruptRequest
+) -> None:
+    """Put the exact linear probe on the frozen features in the classifier's place."""
+    clock = time.perf_counter()
+    found = pooled_features(training.model, training.plain_train_loader, training.precision, interrupt)
+    if found is None:
+        raise outputs.interrupted(state, training, interrupt)
+    generator = torch.Generator().manual_seed(derive_seed(training.seed, Purpose.STEP, state.step))
+    features, labels = found
+    probe = solve_linear_probe(
+        features, labels, training.model.num_classes, generator, training.model.classifier_has_bias
+    )
+    training.model.set_classifier(probe.weight, probe.bias)
+    training.average.restart()
+    logits = features @ probe.weight.T + probe.bias
+    state.train_loss_sum = float(functional.cross_entropy(logits, labels, reduction="sum"))
+    state.train_images, state.train_seconds = len(features), time.perf_counter() - clock
+    chosen_by = "" if probe.held_out_accuracy is None else f" ({100 * probe.held_out_accuracy:.2f} % held out)"
+    say(f"exact linear probe on {len(features)} images: L2 {probe.strength:.0e}{chosen_by}")
+
+
+_EPOCHS = {"gradient": _train_epoch, "exact_head": _solve_head}
+
+
+def train_step(training: Training, batch: Batch, learning_rate: float, step: int) -> StepResult:
     """One optimizer step; dropout and mixing depend on (seed, step) alone.
 
     Args:
@@ -215,7 +259,7 @@ def train_step(training: Training, batch: Batch, learning_rate: float, step: int
         step: its number, from 0.
 
     Returns:
-        The loss summed over the batch, fp32, on the device.
+        Loss and norm of the gradient, on the device.
     """
     precision = training.precision
     parts = num_parts(len(batch.indices), training.micro_batch_size)
@@ -226,47 +270,27 @@ def train_step(training: Training, batch: Batch, learning_rate: float, step: int
     for part, part_targets in zip(images.tensor_split(parts), targets.tensor_split(parts), strict=True):
         with precision.autocast():
             outputs = training.model.training_outputs(part)
-        losses = [weight * training.loss(logits, part_targets) for weight, logits in outputs]
-        loss = torch.stack(losses).sum()
+        loss = sum(
+            (weight * training.loss(logits, part_targets) for weight, logits in outputs), start=total.new_zeros(())
+        )
         # Divided by the whole batch, so that parts of any size add up to its mean.
         training.scaler.scale(loss / len(images)).backward()
         total += loss.detach()
     training.scaler.unscale_(training.optimizer)
-    torch.nn.utils.clip_grad_norm_(training.model.parameters(), training.gradient_clip)
+    norm = torch.nn.utils.clip_grad_norm_(training.model.parameters(), training.gradient_clip)
     set_learning_rate(training.optimizer, learning_rate)
     training.scaler.step(training.optimizer)
     training.scaler.update()
     training.optimizer.zero_grad(set_to_none=True)
-    return total
-
-
-def _settle(pending: list[_Pending], path_of: Callable[[int], str], state: RunState) -> None:
-    """Bring the losses of the last steps over from the device, all at once, check and add them up.
-
-    Raises:
-        NonFiniteLossError: one of them is NaN or infinite.
-    """
-    losses = torch.stack([entry.loss for entry in pending]).cpu()
-    for entry, loss in zip(pending, losses.tolist(), strict=True):
-        if not math.isfinite(loss):
-            files = [path_of(int(index)) for index in entry.indices]
-            raise NonFiniteLossError(
-                f"the loss is {loss} at step {entry.step} (epoch {state.epoch + 1}, learning rate "
-                f"{entry.learning_rate:.3g}). The checkpoints from before are untouched. Lower --learning_rate, "
-                "raise --warmup_epochs, or try --mixed_precision false. Images of the batch:\n  " + "\n  ".join(files)
-            )
-        state.train_loss_sum += loss
-        state.window_loss_sum += loss
-        state.window_images += len(entry.indices)
-    pending.clear()
+    training.average.update(step)
+    return StepResult(total, norm)
 
 
 def _require_finite(validation: Validation, state: RunState) -> None:
     if not math.isfinite(validation.loss):
         raise NonFiniteLossError(
             f"the validation loss is {validation.loss} after step {state.step} (epoch {state.epoch + 1}). The "
-            "checkpoints from before are untouched. Lower --learning_rate, raise --warmup_epochs, or try "
-            "--mixed_precision false"
+            f"checkpoints from before are untouched. {REMEDY}"
         )
 
 
@@ -274,7 +298,7 @@ def _require_finite(validation: Validation, state: RunState) -> None:
 def evaluate(
     model: FineTuneModel, loader: DataLoader[Batch], precision: Precision, interrupt: InterruptRequest | None = None
 ) -> Validation | None:
-    """Loss, accuracy and confusion matrix over all batches of ``loader``; None where Ctrl-C came in between."""
+    """Loss, accuracy and confusion matrix over all batches of ``loader``; None where a stop was asked for."""
     model.eval()
     sums = ValidationSums(model.num_classes, precision.device)
     for batch in tqdm(loader, desc="validation", unit="batch", leave=False, disable=None):
@@ -288,13 +312,25 @@ def evaluate(
     return sums.result()
 
 
-def _note_step(tracker: Tracker, phase: Phase, state: RunState, rate: float) -> None:
+def _note_spikes(tracker: Tracker, phase: Phase, state: RunState, spikes: Sequence[LossSpike]) -> None:
+    for spike in spikes:
+        # The line's step counts those that are done, as in the other lines.
+        place = {"event": "loss_spike", "phase": phase.name, "epoch": state.epoch + 1, "step": spike.step + 1}
+        tracker.numbers({**place, "loss": spike.loss, "median_loss": spike.median}, spike.step + 1, "event")
+        say(
+            f"loss spike: {spike.loss:.4g} at step {spike.step + 1} (epoch {state.epoch + 1}), "
+            f"{spike.loss / max(spike.median, 1e-12):.0f} times the median of the steps before"
+        )
+
+
+def _note_step(tracker: Tracker, phase: Phase, state: RunState, rate: float, gradient_norm: float | None) -> None:
     numbers = {
         "phase": phase.name,
         "epoch": state.epoch + 1,
         "step": state.step,
         "learning_rate": rate,
         "train_loss": state.window_loss_sum / state.window_images,
+        "gradient_norm": gradient_norm,  # null: loss scaling left the step out
         "images_per_second": state.train_images / state.train_seconds,
     }
     tracker.numbers(numbers, state.step, "step")
@@ -314,7 +350,7 @@ def _note_epoch(
     value = validation.accuracy if stopping.metric == "val_accuracy" else validation.loss
     is_best = state.note_validation(value, stopping.metric == "val_accuracy", stopping.min_delta)
     state.reduce_on_plateau(training.schedule.step_size, training.schedule.gamma)
-    numbers = {
+    numbers: dict[str, Any] = {
         "phase": phase.name,
         "epoch": state.epoch + 1,
         "step": state.step,
@@ -325,12 +361,15 @@ def _note_epoch(
         "seconds": state.train_seconds,
         "images_per_second": state.train_images / max(state.train_seconds, 1e-9),
     }
+    if training.scaler.is_enabled():
+        numbers["skipped_steps"] = state.skipped_steps
     outputs.tracker.numbers(numbers, state.step, "epoch")
     say(
         f"epoch {state.epoch + 1:3d}/{num_epochs}  train_loss {numbers['train_loss']:.4f}  "
         f"val_loss {validation.loss:.4f}  val_accuracy {100 * validation.accuracy:6.2f} %  "
         f"lr {numbers['learning_rate']:.1e}  {numbers['images_per_second']:5.0f} images/s  "
         f"{state.train_seconds:6.1f} s{'  best' if is_best else ''}"
+        + (f"  {state.skipped_steps} steps left out by loss scaling" if state.skipped_steps else "")
     )
     return is_best
 

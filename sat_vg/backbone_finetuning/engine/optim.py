@@ -52,14 +52,19 @@ class Schedule:
 
 
 def build_optimizer(
-    model: FineTuneModel, name: Literal["adamw", "sgd"], weight_decay: float, momentum: float
+    model: FineTuneModel,
+    name: Literal["adamw", "sgd"],
+    weight_decay: float,
+    momentum: float,
+    layer_decay: float = 1.0,
+    head_lr_scale: float = 1.0,
 ) -> Optimizer:
-    """An optimizer over all parameters, in groups by stage.
+    """An optimizer over all parameters, in groups by stage; for the last two arguments see ``parameter_groups``.
 
     It holds frozen parameters too: they have no gradient, so no optimizer touches them, and what is frozen can
     change from phase to phase without losing the state of what stays trained.
     """
-    groups = parameter_groups(model, weight_decay)
+    groups = parameter_groups(model, weight_decay, layer_decay, head_lr_scale)
     if name == "sgd":
         # Not fused: where loss scaling skips the very first step, torch's fused SGD leaves its momentum
         # buffers allocated but unfilled, and the next step takes them for momentum.
@@ -69,11 +74,21 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=0.0, fused=fused)
 
 
-def parameter_groups(model: FineTuneModel, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: FineTuneModel, weight_decay: float, layer_decay: float = 1.0, head_lr_scale: float = 1.0
+) -> list[dict[str, Any]]:
     """Two groups a stage and two for the classifier: with and without weight decay.
 
     Each has ``params``, ``name``, ``weight_decay`` and ``lr_scale``, the factor on the run's learning rate.
+
+    Args:
+        model: whose parameters they are.
+        weight_decay: of the weights that decay.
+        layer_decay: factor on the learning rate from each stage to the one before it (Clark et al., 2020); the last
+            stage has the run's own.
+        head_lr_scale: factor on the classifier's learning rate.
     """
+    depth_from_end = {stage.name: depth for depth, stage in enumerate(reversed(model.stages))}
     named = {stage.name: dict(stage.named_parameters(model.network)) for stage in model.stages}
     of_network = dict(model.network.named_parameters())
     named["head"] = {name: of_network[name] for name in model.head_parameter_names}
@@ -89,7 +104,9 @@ def parameter_groups(model: FineTuneModel, weight_decay: float) -> list[dict[str
                         "params": chosen,
                         "name": f"{stage}{'' if decays else '/no_decay'}",
                         "weight_decay": weight_decay if decays else 0.0,
-                        "lr_scale": 1.0,
+                        "lr_scale": layer_decay ** depth_from_end[stage]
+                        if stage in depth_from_end
+                        else head_lr_scale,
                     }
                 )
     return groups

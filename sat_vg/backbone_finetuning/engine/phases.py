@@ -1,7 +1,14 @@
-"""A fine-tuning strategy as data: an ordered list of phases. The loop knows phases only."""
+"""A fine-tuning strategy as data: an ordered list of phases. The loop knows phases only.
 
-from collections.abc import Sequence
+A new strategy is one function here that returns phases, and its name in ``STRATEGIES``.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -13,12 +20,64 @@ class Phase:
         epochs: passes over the training images.
         trainable_stages: stages that are trained besides the classifier, in order of depth.
         lr_scale: factor on the configured learning rate.
+        method: ``gradient``, or ``exact_head``: its one epoch solves for the best classifier on frozen features.
     """
 
     name: str
     epochs: int
     trainable_stages: tuple[str, ...]
     lr_scale: float = 1.0
+    method: Literal["gradient", "exact_head"] = "gradient"
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """What a strategy is told.
+
+    Attributes:
+        stages: of the backbone, in order of depth.
+        num_epochs: of the whole run.
+        last_layers: stages that ``last_layers`` trains.
+        phase_epochs: epochs of each phase; unset: the strategy divides ``num_epochs``.
+        probe_is_exact: linear probes are solved for and not trained.
+    """
+
+    stages: tuple[str, ...]
+    num_epochs: int
+    last_layers: int = 1
+    phase_epochs: tuple[int, ...] | None = None
+    probe_is_exact: bool = False
+
+    def epochs(self, shares: Sequence[float]) -> list[int]:
+        """The epochs of each phase, as given, or ``num_epochs`` divided by ``shares``, each at least one.
+
+        Raises:
+            ConfigError: there are not as many phases as ``phase_epochs`` says, or fewer epochs than phases.
+        """
+        if self.phase_epochs is not None:
+            if len(self.phase_epochs) != len(shares):
+                raise ConfigError(
+                    f"phase_epochs = {list(self.phase_epochs)}: this strategy has {len(shares)} phases on this "
+                    f"backbone; give {len(shares)} numbers, or leave it out"
+                )
+            return list(self.phase_epochs)
+        if self.num_epochs < len(shares):
+            raise ConfigError(
+                f"num_epochs = {self.num_epochs}: this strategy has {len(shares)} phases of at least one epoch each"
+            )
+        return divide(self.num_epochs, shares)
+
+
+EXACT_PROBE = Phase("linear_probe", 1, (), method="exact_head")
+
+
+def divide(total: int, shares: Sequence[float]) -> list[int]:
+    """``total`` divided by ``shares``: whole numbers of at least 1 that add up to it."""
+    count, bounds = len(shares), [0]
+    for index in range(1, count + 1):
+        wanted = round(total * sum(shares[:index]) / sum(shares))
+        bounds.append(min(max(wanted, bounds[-1] + 1), total - (count - index)))
+    return [bound - before for before, bound in pairwise(bounds)]
 
 
 def single_phase(epochs: int, trainable_stages: Sequence[str], all_stages: Sequence[str]) -> list[Phase]:
@@ -30,3 +89,66 @@ def single_phase(epochs: int, trainable_stages: Sequence[str], all_stages: Seque
     else:
         name = "head"
     return [Phase(name, epochs, tuple(trainable_stages))]
+
+
+def full(plan: PhasePlan) -> list[Phase]:
+    """Everything is trained from the first epoch on."""
+    return [Phase("full", plan.epochs([1])[0], plan.stages)]
+
+
+def linear_probe(plan: PhasePlan) -> list[Phase]:
+    """The classifier alone is trained, on features that do not change; or solved for, which takes one epoch."""
+    return [EXACT_PROBE if plan.probe_is_exact else Phase("linear_probe", plan.epochs([1])[0], ())]
+
+
+def last_layers(plan: PhasePlan) -> list[Phase]:
+    """The last ``last_layers`` stages and the classifier are trained.
+
+    Raises:
+        ConfigError: the backbone has fewer stages.
+    """
+    if plan.last_layers > len(plan.stages):
+        raise ConfigError(
+            f"last_layers = {plan.last_layers}: this backbone has {len(plan.stages)} stages: {', '.join(plan.stages)}"
+        )
+    return [Phase("last_layers", plan.epochs([1])[0], plan.stages[-plan.last_layers :])]
+
+
+def progressive(plan: PhasePlan) -> list[Phase]:
+    """The classifier first, then one more stage from the end in each phase (Howard & Ruder, 2018).
+
+    Where there are fewer epochs than stages, a phase takes in several.
+    """
+    most = len(plan.stages) + 1
+    count = min(plan.num_epochs, most) if plan.phase_epochs is None else len(plan.phase_epochs)
+    if not 2 <= count <= most:
+        raise ConfigError(
+            f"strategy = 'progressive': {count} phases do not fit this backbone; it needs 2 to "
+            f"{most} (its stages are {', '.join(plan.stages)}), and as many epochs at least"
+        )
+    epochs = plan.epochs([1] * count)
+    taken_in = [round(len(plan.stages) * index / (count - 1)) for index in range(count)]
+    return [
+        Phase(f"last_{number}" if number else "head", length, plan.stages[len(plan.stages) - number :])
+        for number, length in zip(taken_in, epochs, strict=True)
+    ]
+
+
+def lp_ft(plan: PhasePlan) -> list[Phase]:
+    """A linear probe, then full fine-tuning from it (Kumar et al., 2022).
+
+    A probe that is trained gets a fifth of the epochs, one that is solved for gets one.
+    """
+    if plan.probe_is_exact:
+        return [EXACT_PROBE, Phase("full", plan.num_epochs, plan.stages)]
+    probe, rest = plan.epochs([1, 4])
+    return [Phase("linear_probe", probe, ()), Phase("full", rest, plan.stages)]
+
+
+STRATEGIES: dict[str, Callable[[PhasePlan], list[Phase]]] = {
+    "full": full,
+    "linear_probe": linear_probe,
+    "last_layers": last_layers,
+    "progressive": progressive,
+    "lp_ft": lp_ft,
+}

@@ -1,13 +1,18 @@
 """The folders of a run: finding a run to go on with, and moving an earlier one aside."""
 
-import os
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sat_vg.backbone_finetuning.engine.checkpoint import BEST_MODEL, LAST, RunState, read_run
-from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
+from sat_vg.backbone_finetuning.data.checks import LEFT_OUT
+from sat_vg.backbone_finetuning.engine.checkpoint import BEST_MODEL, LAST, RunState, read_newest_sound, read_run
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, WriteError
+from sat_vg.backbone_finetuning.utils.folder_lock import lock_folder
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
+from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, remove_unfinished
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 _RUN_FILES = (BEST_MODEL, LAST, "step_*.pt")
@@ -17,6 +22,7 @@ _LOG_FILES = (
     "training_images.png",
     "confusion_matrix.png",
     "learning_curves.png",
+    LEFT_OUT,
 )
 
 
@@ -49,38 +55,49 @@ def find_run(checkpoint_dir: Path, resume: str) -> EarlierRun | None:
     """
     if resume == "never":
         return None
-    path = checkpoint_dir / LAST if resume == "auto" else Path(resume).expanduser()
-    if resume == "auto" and not os.path.lexists(path):
-        return None
+    if resume == "auto":
+        found = read_newest_sound(checkpoint_dir)
+        return None if found is None else EarlierRun(*found)
+    path = expand_home(resume)
     return EarlierRun(path, read_run(path))
 
 
-def open_folders(checkpoint_dir: Path, log_dir: Path, begins_anew: bool) -> None:
-    """Make the folders; where a run begins anew, move what an earlier one left there aside.
+@contextmanager
+def own_folders(checkpoint_dir: Path, log_dir: Path) -> Iterator[None]:
+    """Make the folders and keep other runs out of them.
 
     Raises:
-        ConfigError: a folder cannot be made or written to.
+        ConfigError: a folder cannot be made or written to, or another run uses it.
     """
-    for folder, patterns in ((checkpoint_dir, _RUN_FILES), (log_dir, _LOG_FILES)):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / ".writable"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise ConfigError(
-                f"the folder {str(folder)!r} cannot be written to ({error.strerror}); choose others with "
-                "--checkpoint_dir DIR --log_dir DIR"
-            ) from error
-        if begins_anew:
-            _move_aside(folder, patterns)
+    with ExitStack() as locks:
+        for folder in dict.fromkeys(path.resolve() for path in (checkpoint_dir, log_dir)):
+            locks.enter_context(lock_folder(folder))
+        yield
+
+
+def clear_folders(checkpoint_dir: Path, log_dir: Path, begins_anew: bool) -> None:
+    """Remove what a killed run was writing; where a run begins anew, move what an earlier one left there aside.
+
+    Raises:
+        WriteError: a folder cannot be changed.
+    """
+    try:
+        for folder, patterns in ((checkpoint_dir, _RUN_FILES), (log_dir, _LOG_FILES)):
+            remove_unfinished(folder, patterns)
+            if begins_anew:
+                _move_aside(folder, patterns)
+    except OSError as error:
+        raise WriteError(
+            f"an earlier run's files in {str(checkpoint_dir)!r} and {str(log_dir)!r} cannot be put away ({error}); "
+            "mend that, or choose other folders with --checkpoint_dir DIR --log_dir DIR"
+        ) from error
 
 
 def adopt_best_model(earlier: EarlierRun, checkpoint_dir: Path, state: RunState) -> None:
     """Bring the best model so far along to another folder; where it is lost, let the next epoch be the best."""
     beside, own = earlier.path.with_name(BEST_MODEL), checkpoint_dir / BEST_MODEL
     if not own.exists() and beside.exists():
-        shutil.copyfile(beside, own)
+        _copy(beside, own)
     if own.exists() or state.best_value is None:
         return
     if state.finished:
@@ -90,6 +107,14 @@ def adopt_best_model(earlier: EarlierRun, checkpoint_dir: Path, state: RunState)
         )
     say(f"{BEST_MODEL} of the earlier run is gone; the next epoch counts as the best so far")
     state.best_value = None
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        with source.open("rb") as reader, atomic_write(target) as writer:
+            shutil.copyfileobj(reader, writer)
+    except OSError as error:
+        raise WriteError(f"{str(source)!r} cannot be copied to {str(target)!r} ({error}): make room") from error
 
 
 def _move_aside(folder: Path, patterns: tuple[str, ...]) -> None:

@@ -17,6 +17,17 @@ from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_ten
 
 FORMAT = "sat_vg.best_model"
 SCHEMA = 1
+_PARTS: dict[str, type | tuple[type, ...]] = {
+    "schema": int,
+    "backbone": str,
+    "class_names": list,
+    "preprocessing": dict,
+    "dropout": (int, float),
+    "config": dict,
+    "metrics": dict,
+    "versions": dict,
+    "state_dict": dict,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +107,20 @@ def read_artifact(path: Path) -> Artifact:
             f"{str(path)!r} is no best_model.pt of sat_vg. Plain weights are a start for training: --weights "
             "PATH; a last.pt goes on with its run: --resume PATH"
         )
+    lacking = [name for name, kind in _PARTS.items() if not isinstance(content.get(name), kind)]
+    if lacking:
+        raise CheckpointError(f"{str(path)!r} lacks {', '.join(lacking)}: it is altered; use another best_model.pt")
     if content["schema"] > SCHEMA:
         raise CheckpointError(
             f"{str(path)!r} has schema {content['schema']}; this sat_vg {sat_vg.__version__} reads up to {SCHEMA}. "
-            f"It was written by sat_vg {content['versions']['sat_vg']}: upgrade to that"
+            f"It was written by sat_vg {content['versions'].get('sat_vg')!r}: upgrade to that"
         )
+    if not content["class_names"] or not all(isinstance(name, str) for name in content["class_names"]):
+        raise CheckpointError(f"{str(path)!r} has no class names, or ones that are no texts: it is altered")
+    if not all(isinstance(name, str) and isinstance(v, Tensor) for name, v in content["state_dict"].items()):
+        raise CheckpointError(f"{str(path)!r} has weights that are no named tensors: it is altered")
+    if not 0 <= content["dropout"] < 1:
+        raise CheckpointError(f"{str(path)!r} has a dropout of {content['dropout']}: it is altered")
     return Artifact(
         backbone=content["backbone"],
         class_names=tuple(content["class_names"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,7 @@ from sat_vg.backbone_finetuning.models.input_bands import choose_bands, take_ban
 from sat_vg.backbone_finetuning.models.stages import find_member
 from sat_vg.backbone_finetuning.models.weights import load_initial_weights
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
+from sat_vg.backbone_finetuning.utils.tensor_files import save_safetensors
 
 
 class FineTuneModel(nn.Module):
@@ -208,6 +210,19 @@ class FineTuneModel(nn.Module):
         logits: Tensor = classifier(self.dropout(pooled))
         return logits
 
+    @property
+    def classifier_has_bias(self) -> bool:
+        """Whether the last linear layer adds a bias."""
+        return find_member(self.network, self.row.family.classifier).bias is not None
+
+    @torch.no_grad()
+    def set_classifier(self, weight: Tensor, bias: Tensor) -> None:
+        """Put ``weight [num_classes, D]`` and ``bias [num_classes]`` into the last linear layer, if it has a bias."""
+        classifier: nn.Linear = find_member(self.network, self.row.family.classifier)
+        classifier.weight.copy_(weight)
+        if classifier.bias is not None:
+            classifier.bias.copy_(bias)
+
     def parameter_counts(self) -> dict[str, int]:
         """Number of parameters by stage, and of the classifier (and auxiliary ones) under ``head``."""
         counts = {
@@ -331,6 +346,25 @@ class FineTuneModel(nn.Module):
             metrics=dict(metrics or {}),
         )
         write_artifact(Path(path), artifact)
+
+    def save_safetensors(self, path: str | Path) -> None:
+        """Write the weights alone in the format of safetensors, under torchvision's names.
+
+        Backbone, class names and preprocessing lie in the file's metadata, as JSON. ``--weights PATH`` starts another
+        run from it; the name must end in ``.safetensors``.
+
+        Raises:
+            ConfigError: the name ends otherwise.
+            WriteError: the folder cannot be written to or the disk is full.
+        """
+        if Path(path).suffix != ".safetensors":
+            raise ConfigError(f"path = {str(path)!r}: must end in .safetensors, by which it is known when it is read")
+        metadata = {
+            "backbone": self.backbone,
+            "class_names": json.dumps(self.class_names),
+            "preprocessing": json.dumps(self.preprocessing.to_dict()),
+        }
+        save_safetensors(Path(path), self.network.state_dict(), metadata)
 
     @classmethod
     def load_checkpoint(cls, path: str | Path) -> FineTuneModel:

@@ -15,6 +15,7 @@ from sat_vg.backbone_finetuning.models.families.family import PublishedWeights
 from sat_vg.backbone_finetuning.models.input_bands import first_convolution, inflate_rgb, of_bands
 from sat_vg.backbone_finetuning.models.position_embedding import resample_positions
 from sat_vg.backbone_finetuning.utils.errors import WeightsError
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.preprocessing import IMAGENET_MEAN, IMAGENET_STD, RGB, Preprocessing
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors
 
@@ -84,7 +85,7 @@ def load_initial_weights(
         source = f"{row.name} {entry.name}"
         preprocessing = _for_bands(row, entry, image_size, bands)
         return _apply(network, row, _download(entry, row.name), source, preprocessing)
-    path = Path(wanted).expanduser()
+    path = expand_home(wanted)
     if not path.is_file():
         raise WeightsError(_explain_unknown(wanted, row, published))
     content = load_tensors(path)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 
 
 def cache_folder() -> Path:
@@ -14,7 +15,7 @@ def cache_folder() -> Path:
     """
     chosen, shared = os.environ.get("SAT_VG_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if chosen:
-        return Path(chosen).expanduser()
+        return expand_home(chosen)
     if shared:
         return Path(shared) / "sat_vg"
     try:

@@ -4,6 +4,8 @@ The commands print them as one message without a traceback; a library caller can
 ``ValueError``. Anything else that escapes is a defect of ours and keeps its traceback.
 """
 
+import signal
+
 
 class UserError(ValueError):
     """Something the user can mend; the message names the value, the place and the remedy."""
@@ -34,11 +36,15 @@ class WriteError(StoppedError):
 
 
 class NonFiniteLossError(StoppedError):
-    """The loss became NaN or infinite."""
+    """The loss, its gradient or the weights became NaN or infinite."""
 
 
 class LostImageError(StoppedError):
     """An image that could be read before the training cannot be read any more."""
+
+
+class LoadingError(StoppedError):
+    """The processes that load images died or came to a halt."""
 
 
 class DeviceMemoryError(StoppedError):
@@ -46,4 +52,12 @@ class DeviceMemoryError(StoppedError):
 
 
 class InterruptedRun(Exception):
-    """The run was asked to stop, by Ctrl-C, and has saved its state; the message says where."""
+    """The run was asked to stop, by Ctrl-C or a scheduler, and has saved its state; the message says where.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.number = number

@@ -5,22 +5,38 @@ from collections.abc import Callable
 
 from sat_vg.backbone_finetuning.utils.errors import InterruptedRun, StoppedError, UserError
 from sat_vg.backbone_finetuning.utils.printable import printable
+from sat_vg.backbone_finetuning.utils.stop_signals import (
+    EXIT_INTERRUPTED,
+    StopAtOnce,
+    StoppedBySignal,
+    exit_code_of,
+    handling,
+)
 
-EXIT_STOPPED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_STOPPED, EXIT_BAD_INPUT = 1, 2
 
 
 def run_command(action: Callable[[], None]) -> int:
     """Run a command's action; returns the exit code.
 
-    0: done. 1: a run that had begun cannot go on. 2: something the user can mend. 130: interrupted. Errors of these
-    kinds are printed without a traceback; any other one is a defect of ours and keeps it.
+    0: done. 1: a run that had begun cannot go on. 2: something the user can mend. 130: stopped by Ctrl-C. 75: by
+    SIGTERM or SIGUSR1, as schedulers send them. Errors of these kinds are printed without a traceback; any other
+    one is a defect of ours and keeps it.
     """
-    try:
-        action()
-    except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return EXIT_STOPPED if isinstance(error, StoppedError) else EXIT_BAD_INPUT
-    except (InterruptedRun, KeyboardInterrupt) as interrupted:
-        print(str(interrupted) or "interrupted at once; what was saved before is untouched", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    stop = StopAtOnce()
+    with handling(stop):
+        try:
+            try:
+                action()
+            finally:
+                stop.is_over = True
+        except UserError as error:
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+            return EXIT_STOPPED if isinstance(error, StoppedError) else EXIT_BAD_INPUT
+        except (InterruptedRun, StoppedBySignal) as stopped:
+            print(stopped, file=sys.stderr)
+            return exit_code_of(stopped.number)
+        except KeyboardInterrupt:
+            print("interrupted at once; what was saved before is untouched", file=sys.stderr)
+            return EXIT_INTERRUPTED
     return 0

@@ -1,5 +1,6 @@
 """The preprocessing that belongs to a set of weights: geometry on uint8, then normalisation."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -9,9 +10,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 RGB = ("red", "green", "blue")
+_MAX_IMAGE_SIZE = 4096  # as in the configuration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +38,28 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        """Restore what ``to_dict`` gave."""
-        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return cls(**plain)
+        """Restore what ``to_dict`` gave.
+
+        Raises:
+            CheckpointError: the values are not such; a file that they came from is altered.
+        """
+        try:
+            plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+            restored = cls(**plain)
+            sound = (
+                isinstance(restored.image_size, int)
+                and 1 <= restored.image_size <= _MAX_IMAGE_SIZE
+                and len(restored.mean) == len(restored.std) == len(restored.bands)
+                and all(math.isfinite(value) for value in restored.mean)
+                and all(math.isfinite(value) and value > 0 for value in restored.std)
+                and restored.interpolation in ("bilinear", "bicubic")
+                and all(isinstance(band, str) for band in restored.bands)
+            )
+        except (TypeError, AttributeError, ValueError, OverflowError):
+            sound = False
+        if not sound:
+            raise CheckpointError("the stored preprocessing is not sound: the file is altered; use another one")
+        return restored
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: numbers, strings and lists."""

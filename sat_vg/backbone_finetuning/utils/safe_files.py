@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -28,6 +28,16 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def remove_unfinished(folder: Path, patterns: Iterable[str]) -> None:
+    """Remove the temporary files that a killed process left of files with such names.
+
+    Nobody else may be writing there.
+    """
+    for pattern in patterns:
+        for left in folder.glob(f".{pattern}.*.tmp"):
+            left.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

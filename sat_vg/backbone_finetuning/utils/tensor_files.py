@@ -1,16 +1,20 @@
 """Files of tensors and plain data: written whole or not at all, read without running any code in them."""
 
 import pickle
-import re
 import shutil
 import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from torch import Tensor
 
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, WriteError
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
+from sat_vg.backbone_finetuning.utils.torch_archives import DamagedFileError, RefusedFileError, require_sound
 
 # What torch's reader lets escape on files that are cut short, altered or of another kind.
 _DAMAGE = (
@@ -24,6 +28,9 @@ _DAMAGE = (
     AssertionError,
     ArithmeticError,
     struct.error,
+    pickle.UnpicklingError,
+    safetensors.SafetensorError,
+    DamagedFileError,
 )
 
 
@@ -33,9 +40,25 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
     Raises:
         WriteError: the disk is full or the folder cannot be written to; the file from before is untouched.
     """
+    with _explained_writing(path), atomic_write(path) as file:
+        torch.save(content, file)
+
+
+def save_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors in the format of safetensors, atomically.
+
+    Raises:
+        WriteError: the disk is full or the folder cannot be written to; the file from before is untouched.
+    """
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with _explained_writing(path), atomic_write(path) as file:
+        file.write(safetensors.torch.save(on_cpu, metadata))
+
+
+@contextmanager
+def _explained_writing(path: Path) -> Iterator[None]:
     try:
-        with atomic_write(path) as file:
-            torch.save(content, file)
+        yield
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError of its archive
         cause = error if isinstance(error, OSError) else error.__context__ or error
         free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
@@ -48,23 +71,27 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
 def load_tensors(path: Path) -> Any:
     """Read a file of tensors and plain data onto the CPU; nothing in it can run code.
 
+    Files of ``torch.save`` are looked through first: checksums are compared, and what would need more memory than
+    the file is long is refused. A name that ends in ``.safetensors`` is read as that format.
+
     Raises:
         CheckpointError: the file is missing, cut short, altered, or holds more than tensors and plain data.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no file {str(path)!r}; check the path")
     try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        require_sound(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        found = f"it holds the Python object {named.group(1)}" if named else "it is no checkpoint of torch"
+    except RefusedFileError as error:
         raise CheckpointError(
-            f"{str(path)!r} is no file of plain tensors, so it was not loaded: {found}. Python objects could run "
-            "code: if you trust the file, convert it where it was made, keeping only its state_dict"
+            f"{str(path)!r} is no file of plain tensors, so it was not loaded: {error}. Such a file could run code "
+            "or exhaust the memory: if you trust it, convert it where it was made, keeping only its state_dict"
         ) from error
     except _DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{str(path)!r} cannot be read: {reason}. The file is cut short or altered; copy it again or use "
-            "an earlier checkpoint"
+            f"{str(path)!r} cannot be read: {reason}. The file is cut short, altered, or no checkpoint of torch; "
+            "copy it again or use an earlier checkpoint"
         ) from error

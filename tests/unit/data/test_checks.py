@@ -9,9 +9,15 @@ import pytest
 from PIL import Image
 
 from sat_vg.backbone_finetuning.data import checks
-from sat_vg.backbone_finetuning.data.checks import BadImage, find_unreadable, require_readable
+from sat_vg.backbone_finetuning.data.checks import (
+    BadImage,
+    examine_images,
+    find_unreadable,
+    require_readable,
+    write_left_out,
+)
 from sat_vg.backbone_finetuning.data.sources import load_class_folders
-from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.backbone_finetuning.utils.errors import DataError, WriteError
 
 
 @pytest.fixture
@@ -74,8 +80,8 @@ class TestFindUnreadable:
                     yield path
 
         counting = Counting()
-        batches = checks._run_in_order(counting, set(), threads=2)
-        assert [checked.bad for checked in next(batches)] == [None] * checks._BATCH
+        batches = checks.run_in_order(counting, len, threads=2)
+        assert next(batches) == [len(path) for path in paths * 2][: checks._BATCH]
         assert counting.taken <= 4 * checks._BATCH
         batches.close()
 
@@ -142,9 +148,9 @@ class TestRecord:
                 np.savez(file, format=np.array("sat_vg"), keys=np.arange(3))
         elif kind == "version":
             with np.load(record) as content:
-                keys, version = content["keys"], str(content["format"])
+                keys, values, version = content["keys"], content["contents"], str(content["format"])
             with record.open("wb") as file:
-                np.savez(file, format=np.array(version + ".1"), keys=keys)
+                np.savez(file, format=np.array(version + ".1"), keys=keys, contents=values)
         else:
             middle = len(whole) // 2
             altered = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
@@ -152,7 +158,7 @@ class TestRecord:
             record.write_bytes(contents[kind])
         damage_unseen(paths[0])
         assert [image.path for image in find_unreadable(paths, record=record)] == [paths[0]]
-        assert checks._read_record(record) == {checks._key(path) for path in paths[1:]}
+        assert set(checks._read_record(record)) == {checks._key(path) for path in paths[1:]}
 
     def test_record_that_cannot_be_written(self, paths, tmp_path):
         (tmp_path / "file").touch()
@@ -171,11 +177,54 @@ class TestRecord:
             find_unreadable(Interrupting(paths), record=tmp_path / "record", threads=1)
         assert checks._key(paths[0]) in checks._read_record(tmp_path / "record")
 
+    def test_fingerprints_are_remembered(self, paths, tmp_path):
+        record = tmp_path / "cache" / "record"
+        first = examine_images(paths, record=record)
+        damage_unseen(paths[0])
+        assert examine_images(paths, record=record) == first
+        assert len(set(first.contents.values())) == len(paths)
+        assert record.stat().st_mode & 0o777 == 0o600
+        assert record.parent.stat().st_mode & 0o777 == 0o700
+
+    def test_a_look_passes_over_nothing_and_is_remembered(self, paths, tmp_path):
+        record = tmp_path / "record"
+        damaged = paths[0]
+        find_unreadable(paths, record=record)
+        damage_unseen(damaged)
+        examined = examine_images(paths, record=record, look=lambda image: tuple(image.shape))
+        assert examined.looks == dict.fromkeys(paths[1:], (3, 16, 16))
+        assert [bad.path for bad in examined.bad] == [damaged]
+
+
+def test_fingerprint_is_of_the_pixels(paths, tmp_path):
+    with Image.open(paths[0]) as image:
+        image.save(tmp_path / "a.png")
+        image.save(tmp_path / "a.bmp")
+        image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "b.png")
+    Image.new("RGB", (4, 2)).save(tmp_path / "wide.png")
+    Image.new("RGB", (2, 4)).save(tmp_path / "high.png")
+    copies = [paths[0], *map(str, sorted(tmp_path.glob("a.*")))]
+    assert len(set(examine_images(copies).contents.values())) == 1
+    others = [paths[0], *map(str, sorted(tmp_path.glob("*.png")))]
+    assert len(set(examine_images(others).contents.values())) == 4  # a.png is the first
+
+
+def test_list_of_what_was_left_out(tmp_path):
+    write_left_out(tmp_path / "logs/skipped.txt", [BadImage("a/\x1b[31m\n\udcff.jpg", "the file is empty\tor so")])
+    assert (tmp_path / "logs/skipped.txt").read_text() == "a/\\x1b[31m\\n\\udcff.jpg\tthe file is empty\\tor so\n"
+    write_left_out(tmp_path / "logs/skipped.txt", [])
+    assert not list((tmp_path / "logs").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError, match="cannot be written"):
+        write_left_out(tmp_path / "file/skipped.txt", [BadImage("a", "b")])
+
 
 class TestRequireReadable:
     def test_all_good(self, root):
         splits = load_class_folders(root)
-        assert require_readable(splits, "error") == (splits, [])
+        readable = require_readable(splits, "error")
+        assert readable[:2] == (splits, [])
+        assert sorted(readable.contents) == sorted(splits.train.paths + splits.val.paths)
 
     def test_error_lists_ten(self, root, paths):
         for path in paths[:12]:
@@ -193,7 +242,8 @@ class TestRequireReadable:
         bad = [before.train.paths[3], before.val.paths[0]]
         for path in bad:
             cut(path)
-        splits, found = require_readable(before, "skip")
+        splits, found, contents = require_readable(before, "skip", max_bad_fraction=0.05)
+        assert len(contents) == 38
         assert [image.path for image in found] == bad
         assert splits == before.without(bad)
         assert len(splits.train) == len(before.train) - 1
@@ -205,7 +255,7 @@ class TestRequireReadable:
                 (tmp_path / "set" / name / label).symlink_to(root / label)
         splits = load_class_folders(tmp_path / "set")
         cut(splits.test.paths[0])
-        kept, bad = require_readable(splits, "skip")
+        kept, bad, _ = require_readable(splits, "skip", max_bad_fraction=0.1)
         assert len(bad) == 3  # the same file in each split
         assert len(kept.test) == len(splits.test) - 1
 
@@ -217,4 +267,15 @@ class TestRequireReadable:
             cut(path)
         words = "leave nothing of val" if what == "val" else "leave nothing of train's classes 'b'"
         with pytest.raises(DataError, match=words):
+            require_readable(splits, "skip", max_bad_fraction=1)
+
+    def test_skip_beyond_the_limit(self, root, paths):
+        for path in paths[:3]:
+            cut(path)
+        splits = load_class_folders(root)
+        with pytest.raises(DataError) as caught:
             require_readable(splits, "skip")
+        message = str(caught.value)
+        assert message.startswith("3 of 40 images cannot be read, 7.5 % of them, and at most 1 % may be left out:\n")
+        assert "--max_bad_fraction 0.075" in message
+        assert len(require_readable(splits, "skip", max_bad_fraction=0.075).left_out) == 3

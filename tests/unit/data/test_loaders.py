@@ -1,6 +1,16 @@
+import os
+import signal
+import time
+
+import pytest
 import torch
 
-from sat_vg.backbone_finetuning.data.loaders import ImageDataset, training_loader, validation_loader
+from sat_vg.backbone_finetuning.data.loaders import (
+    ImageDataset,
+    training_loader,
+    validation_loader,
+    why_loading_failed,
+)
 from sat_vg.backbone_finetuning.data.sampling import BatchPlan, EpochBatches
 from sat_vg.backbone_finetuning.data.sources import load_class_folders
 from sat_vg.backbone_finetuning.data.transforms import RandomQuarterTurn, training_transform
@@ -72,3 +82,27 @@ def test_all_eight_flips_and_turns_happen():
     torch.manual_seed(0)
     seen = {tuple(turn(image).flatten().tolist()) for _ in range(200)}
     assert len(seen) == 8
+
+
+class _Hanging(torch.nn.Module):
+    def forward(self, image):
+        time.sleep(60)
+        return image
+
+
+class _Dying(torch.nn.Module):
+    def forward(self, image):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.timeout(50)
+@pytest.mark.parametrize(
+    ("transform", "says"), [(_Hanging(), "for 1 seconds"), (_Dying(), "died (DataLoader worker")]
+)
+def test_a_worker_that_hangs_or_dies_is_named(class_folders, transform, says):
+    split = load_class_folders(class_folders).train
+    batches = EpochBatches(BatchPlan(len(split), 5, 0))
+    loader = training_loader(ImageDataset(split, transform, 0), batches, 1, CPU, timeout=1)
+    with pytest.raises(RuntimeError) as caught:
+        next(iter(loader))
+    assert says in why_loading_failed(caught.value)

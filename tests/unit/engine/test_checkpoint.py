@@ -8,6 +8,7 @@ from sat_vg.backbone_finetuning.engine.checkpoint import (
     RunTensors,
     check_identity,
     fingerprint,
+    read_newest_sound,
     read_run,
     restore_run,
     save_run,
@@ -86,9 +87,62 @@ def test_files_that_are_no_run(tmp_path):
         path.write_bytes(whole[: int(len(whole) * share)])
         with pytest.raises(CheckpointError, match=r"cut short|no file of plain"):
             read_run(path)
-    torch.save({"format": "sat_vg.run", "schema": 99, "version": "9.9"}, tmp_path / "new.pt")
-    with pytest.raises(CheckpointError, match=r"schema 99.*9\.9"):
-        read_run(tmp_path / "new.pt")
+    for schema, remedy in (
+        (99, "upgrade to that"),
+        (0, "--resume never"),
+        ("x", "--resume never"),
+        (None, "use that"),
+    ):
+        torch.save({"format": "sat_vg.run", "schema": schema, "version": "9.9"}, tmp_path / "new.pt")
+        with pytest.raises(CheckpointError, match=rf"schema {schema!r}.*9\.9.*{remedy}"):
+            read_run(tmp_path / "new.pt")
+    torch.save({"format": "sat_vg.run", "schema": 1, "network": {}, "state": 3}, tmp_path / "part.pt")
+    with pytest.raises(CheckpointError, match="lacks state, optimizer"):
+        read_run(tmp_path / "part.pt")
+
+
+def test_a_state_of_other_types_is_refused(tmp_path):
+    path = save_run(tmp_path, RunState(), small_tensors(), identity(), keep=1)
+    for name, value in (("step", "many"), ("recent_losses", 3), ("best_value", [])):
+        content = read_run(path)
+        content["state"][name] = value
+        with pytest.raises(CheckpointError, match=f"the checkpoint's {name} is "):
+            restore_run(content, small_tensors())
+    content = read_run(path)
+    del content["state"]["recent_losses"]  # as written before the field came
+    assert restore_run(content, small_tensors()) == RunState()
+
+
+def test_the_newest_sound_state_is_found(tmp_path, capsys):
+    assert read_newest_sound(tmp_path) is None
+    for step in (10, 20, 30):
+        save_run(tmp_path, RunState(step=step), small_tensors(), identity(), keep=3)
+
+    def found():
+        path, content = read_newest_sound(tmp_path)
+        return path.name, content["state"]["step"]
+
+    assert found() == ("last.pt", 30)
+    assert capsys.readouterr().out == ""
+    whole = (tmp_path / "last.pt").read_bytes()
+    (tmp_path / "last.pt").unlink()
+    assert found() == ("step_00000030.pt", 30)  # killed before it got its other name
+    (tmp_path / "last.pt").write_bytes(whole[:-5])  # a copy that was cut, not the same file
+    assert found() == ("step_00000030.pt", 30)
+    assert "last.pt' cannot be read" in capsys.readouterr().out
+    with (tmp_path / "step_00000030.pt").open("r+b") as file:
+        file.truncate(100)
+    assert found() == ("step_00000020.pt", 20)
+    assert "going on with the state before" in capsys.readouterr().out
+    for path in tmp_path.glob("step_*.pt"):
+        path.write_bytes(b"")
+    torch.save({"format": "sat_vg.run", "schema": 2, "version": "9.9"}, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match="schema 2"):  # not a damage to be passed over
+        read_newest_sound(tmp_path)
+    (tmp_path / "last.pt").unlink()
+    with pytest.raises(CheckpointError, match="no state of the run can be read") as caught:
+        read_newest_sound(tmp_path)
+    assert "--resume never" in str(caught.value)
 
 
 def test_a_pickle_is_refused_and_does_not_run(tmp_path):

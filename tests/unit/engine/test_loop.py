@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import torch
 
 from sat_vg.backbone_finetuning.data.loaders import Batch
@@ -24,6 +26,7 @@ def make_training(micro_batch_size, mixup_alpha=0.0, clip=float("inf")):
         batches=None,
         train_loader=None,
         val_loader=None,
+        plain_train_loader=None,
         seed=0,
         loss=soft_cross_entropy,
         gradient_clip=clip,
@@ -62,6 +65,17 @@ def test_clipping_limits_the_step():
     moved = (weights_after_steps(clipped) - start).norm()
     assert 0 < moved <= 2 * 0.05 * 1e-3 * 1.01
     assert (weights_after_steps(free) - start).norm() > moved
+
+
+def test_a_step_whose_scaled_gradient_overflows_is_left_out():
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
+    training = replace(make_training(32), scaler=scaler, loss=lambda *pair: 1e6 * soft_cross_entropy(*pair))
+    start = [p.detach().clone() for p in training.model.parameters()]
+    result = train_step(training, a_batch(), 0.05, 0)
+    assert result.loss.isfinite()
+    assert not result.gradient_norm.isfinite()
+    assert all(torch.equal(one, two) for one, two in zip(start, training.model.parameters(), strict=True))
+    assert scaler.get_scale() == 2.0**119
 
 
 def test_metrics_are_sums_over_uneven_batches():

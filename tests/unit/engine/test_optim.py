@@ -88,3 +88,12 @@ def test_soft_targets_equal_hard_ones_to_the_bit():
     hard = torch.nn.functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=0.1)
     soft = soft_cross_entropy(logits, torch.eye(5)[labels], 0.1)
     assert torch.allclose(soft, hard, rtol=1e-6)
+
+
+def test_layer_decay_and_head_scale_reach_the_learning_rates():
+    model = FineTuneModel("resnet18", 3, pretrained=False, image_size=32)
+    optimizer = build_optimizer(model, "adamw", 0.1, 0.9, layer_decay=0.5, head_lr_scale=10.0)
+    set_learning_rate(optimizer, 0.1)
+    rates = {group["name"].removesuffix("/no_decay"): group["lr"] for group in optimizer.param_groups}
+    expected = {"stem": 0.00625, "layer1": 0.0125, "layer2": 0.025, "layer3": 0.05, "layer4": 0.1, "head": 1.0}
+    assert rates == pytest.approx(expected)

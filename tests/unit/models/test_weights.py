@@ -1,12 +1,15 @@
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
 from torchvision import models
 
 from sat_vg.backbone_finetuning.models import weights as weights_module
 from sat_vg.backbone_finetuning.models.families import RESNET
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.weights import strip_prefixes
-from sat_vg.backbone_finetuning.utils.errors import CheckpointError, WeightsError
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, WeightsError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 
 
@@ -130,3 +133,17 @@ def test_real_imagenet_weights(mobilenet_weights):
     model = FineTuneModel("mobilenet_v2", 21, weights=str(mobilenet_weights))
     assert "312 tensors loaded" in model.weights_report
     assert "none missing but the new head" in model.weights_report
+
+
+def test_weights_go_through_safetensors(tmp_path):
+    model = FineTuneModel("resnet18", 3, pretrained=False, image_size=32, class_names=["a", "b", "<c>"], seed=4)
+    model.save_safetensors(tmp_path / "w.safetensors")
+    with safe_open(tmp_path / "w.safetensors", "pt") as file:
+        assert file.metadata()["backbone"] == "resnet18"
+        assert json.loads(file.metadata()["class_names"]) == ["a", "b", "<c>"]
+    again = build(tmp_path / "w.safetensors", image_size=32)
+    assert "none missing" in again.weights_report
+    for name, value in model.network.state_dict().items():
+        assert torch.equal(value, again.network.state_dict()[name]) or name.startswith("fc.")
+    with pytest.raises(ConfigError, match=r"must end in \.safetensors"):
+        model.save_safetensors(tmp_path / "w.pt")
