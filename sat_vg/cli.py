@@ -7,6 +7,7 @@ from sat_vg.backbone_finetuning.utils.stop_signals import ignore_from_now_on
 
 COMMANDS = {
     "train": ("sat_vg.backbone_finetuning.train", "fine-tune a backbone on images in class folders"),
+    "evaluate": ("sat_vg.backbone_finetuning.evaluate", "tell how well a best_model.pt does on images"),
     "check": ("sat_vg.backbone_finetuning.check", "tell what is wrong with a data set before training on it"),
     "backbones": (
         "sat_vg.backbone_finetuning.backbones",

@@ -1,5 +1,6 @@
 """Every command and every snippet that the docs show is run here, or by the test that is named here."""
 
+import json
 import re
 import shlex
 import shutil
@@ -29,6 +30,7 @@ UCMERCED = "--config configs/ucmerced.yaml --dataset_path UCMerced --weights mob
 RUN_BY = {
     "make quickstart": "test_quickstart",
     "sat-vg check DIR": "test_the_shown_check_command",
+    "sat-vg evaluate CKPT/best_model.pt DIR --split val": "test_the_shown_training_commands",
     "make test": "the run of this very test",
     "python3 -m venv .venv && . .venv/bin/activate": "the Makefile's first target, the same words",
     "pip install -e .": "the Makefile's first target, the same words",
@@ -87,6 +89,14 @@ def test_the_shown_training_commands(class_folders, tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert "done: validation accuracy" in done.stdout
+    evaluation = next(c for c in RUN_BY if c.startswith("sat-vg evaluate"))
+    shown = evaluation.replace("CKPT", values["CKPT"]).replace("DIR", values["DIR"])
+    done = subprocess.run(
+        [Path(sys.executable).with_name("sat-vg"), *shlex.split(shown)[1:]],
+        cwd=tmp_path, capture_output=True, text=True, env=environment(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "evaluation/evaluation.json").read_text())["images"] == 9
 
 
 def test_the_shown_check_command(class_folders, tmp_path):

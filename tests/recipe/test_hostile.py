@@ -13,7 +13,7 @@ import torch
 from conftest import write_image
 from hostile_corpus import BAD_IMAGES, CONFIGS, ODD_CLASS_NAMES, ODD_IMAGES, ODD_NAMES, TENSOR_FILES, encoded, noise
 
-from sat_vg.backbone_finetuning import check
+from sat_vg.backbone_finetuning import check, evaluate
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.recipe import explained_losses
@@ -94,13 +94,33 @@ def check_here(capfd):
     return run
 
 
+@pytest.fixture(scope="module")
+def product_path(tmp_path_factory):
+    """A sound best_model.pt of the two classes."""
+    path = tmp_path_factory.mktemp("product") / "best_model.pt"
+    model = FineTuneModel("resnet18", 2, pretrained=False, image_size=32, class_names=["field", "sea"])
+    model.save_checkpoint(path)
+    return path
+
+
+@pytest.fixture
+def evaluate_here(capfd):
+    def run(*arguments):
+        capfd.readouterr()
+        code = evaluate.main([*map(str, arguments), "--output_dir", "run/evaluation", "--num_workers", "0"])
+        return code, *capfd.readouterr()
+
+    return run
+
+
 class TestImages:
     @pytest.mark.parametrize("name", BAD_IMAGES)
-    def test_bad_one(self, name, images, tmp_path, check_here):
+    def test_bad_one(self, name, images, tmp_path, check_here, evaluate_here, product_path):
         make, says = BAD_IMAGES[name]
-        make(images / "train/sea" / name)
+        make(images / "val/sea" / name)
         seal(tmp_path)
         refused(*check_here(images), "1 of 13 images cannot be read", name, says)
+        refused(*evaluate_here(product_path, images), "1 of 13 images cannot be read", name, says)
 
     def test_all_bad_ones_at_once(self, images, tmp_path, train_here):
         for name, (make, _) in BAD_IMAGES.items():
@@ -144,7 +164,7 @@ class TestImages:
         assert "warning: the same images" in run.out
         assert not (run.folder / "logs/skipped_images.txt").exists()
 
-    def test_odd_class_names(self, tmp_path, train_here, check_here):
+    def test_odd_class_names(self, tmp_path, train_here, check_here, evaluate_here, product_path):
         for number, name in enumerate(ODD_CLASS_NAMES):
             for index in range(4):
                 write_image(
@@ -160,6 +180,10 @@ class TestImages:
         assert all(c == "\n" or c.isprintable() for c in out + run.out + run.err)
         model = FineTuneModel.load_checkpoint(run.best_model)
         assert sorted(model.class_names) == sorted(map(os.fsdecode, ODD_CLASS_NAMES))
+        code, out, err = evaluate_here(run.best_model, tmp_path / "images")
+        assert code == 0, err
+        assert all(c == "\n" or c.isprintable() for c in out + err)
+        refused(*evaluate_here(product_path, tmp_path / "images"), "the model knows no class")
 
     def test_no_permission(self, images, tmp_path, check_here):
         locked = images / "train/sea/0.png"
@@ -208,7 +232,7 @@ class TestFolders:
         assert "12 images in 2 classes" in out
 
     @pytest.mark.parametrize("kind", ["file", "pipe", "missing", "empty", "nul", "itself", "device"])
-    def test_no_data_set(self, kind, tmp_path, check_here, train_here):
+    def test_no_data_set(self, kind, tmp_path, check_here, train_here, evaluate_here, product_path):
         path = tmp_path / "images"
         if kind == "file":
             path.write_bytes(b"x")
@@ -222,6 +246,7 @@ class TestFolders:
             path = {"nul": "a\0b", "device": "/dev/zero"}[kind]
         seal(tmp_path)
         refused(*check_here(path))
+        refused(*evaluate_here(product_path, path))
         run = train_here("--dataset_path", path)
         refused(run.code, run.out, run.err)
 
@@ -262,22 +287,15 @@ class TestConfigs:
         refused(run.code, run.out, run.err)
 
 
-@pytest.fixture(scope="module")
-def product(tmp_path_factory):
-    """The content of a sound best_model.pt."""
-    path = tmp_path_factory.mktemp("product") / "best_model.pt"
-    FineTuneModel("resnet18", 2, pretrained=False, image_size=32).save_checkpoint(path)
-    return torch.load(path, weights_only=True)
-
-
 class TestTensorFiles:
     @pytest.mark.parametrize("name", TENSOR_FILES)
-    def test_file(self, name, images, tmp_path, train_here):
+    def test_file(self, name, images, tmp_path, train_here, evaluate_here):
         TENSOR_FILES[name](tmp_path / name)
         seal(tmp_path)
         with pytest.raises(CheckpointError) as caught:
             FineTuneModel.load_checkpoint(tmp_path / name)
         assert len(str(caught.value)) < 5000
+        refused(*evaluate_here(tmp_path / name, images), name)
         for flags in (("--resume", tmp_path / name), ("--pretrained", "true", "--weights", tmp_path / name)):
             run = train_here("--dataset_path", images, *flags)
             refused(run.code, run.out, run.err, name)
@@ -310,15 +328,22 @@ class TestTensorFiles:
             ("state_dict", {3: torch.zeros(3)}),
             ("state_dict", [1]),
             ("config", 3),
+            ("config", {"on_bad_image": 3}),
+            ("config", {"val_split": "../../.."}),
+            ("config", {"no_such_field": 1}),
+            ("config", {"val_fraction": float("nan")}),
             ("metrics", None),
             ("versions", 3),
         ],
         ids=lambda value: str(value)[:30],
     )
-    def test_altered_product(self, product, key, value, tmp_path):
+    def test_altered_product(self, product_path, key, value, images, tmp_path, evaluate_here):
         path = tmp_path / "best_model.pt"
-        torch.save({**product, key: value}, path)
+        torch.save({**torch.load(product_path, weights_only=True), key: value}, path)
         seal(tmp_path)
+        refused(*evaluate_here(path, images))
+        if key == "config" and isinstance(value, dict):  # kept for the record; only evaluate goes by it
+            return
         with pytest.raises(ValueError) as caught:
             FineTuneModel.load_checkpoint(path)
         assert caught.value.args

@@ -1,0 +1,42 @@
+"""The evaluation command: ``sat-vg evaluate CHECKPOINT [DATA]`` tells how well a best_model.pt does on images."""
+
+import argparse
+import sys
+
+from sat_vg.backbone_finetuning.utils.exit_codes import run_command
+
+_DESCRIPTION = """\
+Accuracy, precision, recall and F1 of a best_model.pt on the images of one split.
+
+  what it was chosen by    %(prog)s checkpoints/finetune/best_model.pt
+  other images             %(prog)s checkpoints/finetune/best_model.pt DIR --split test
+
+DATA has the layout that training takes: DIR/CLASS/image.jpg or DIR/val/CLASS/image.jpg. A folder that was split by
+seed in the training is split in the same way. The classes must be those of the model."""
+
+
+def main(arguments: list[str] | None = None, prog: str = "sat-vg evaluate") -> int:
+    """Run the command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a best_model.pt")
+    parser.add_argument("data", nargs="?", metavar="DATA", help="folder of images; unset: that of the training")
+    parser.add_argument("--split", choices=("val", "train", "test"), default="val", help="default: %(default)s")
+    parser.add_argument("--output_dir", default="evaluation", help="default: %(default)s")
+    parser.add_argument("--batch_size", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps; default: %(default)s")
+    parser.add_argument("--num_workers", type=int, help="processes that decode images; unset: chosen for the device")
+    options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+
+    def action() -> None:
+        # Imported only now: torch takes seconds, and --help or a mistyped flag should be answered at once.
+        from sat_vg.backbone_finetuning.evaluation import Request, evaluate_checkpoint
+
+        evaluate_checkpoint(Request(**vars(options)))
+
+    return run_command(action)
+
+
+if __name__ == "__main__":
+    sys.exit(main(prog="python -m sat_vg.backbone_finetuning.evaluate"))
