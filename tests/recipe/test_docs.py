@@ -160,6 +160,7 @@ def test_the_shown_python_runs(page, tmp_path, monkeypatch):
     names["extractor"].eval()
 
 
+@pytest.mark.slow
 def test_the_benchmark_script(class_folders, tmp_path):
     flags = train_command(tmp_path, "--dataset_path", class_folders, "--num_epochs", 1)[3:]
     own = [f for pair in zip(flags[::2], flags[1::2], strict=True) if pair[0] not in ("--log_dir", "--checkpoint_dir")
