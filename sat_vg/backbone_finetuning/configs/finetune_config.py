@@ -40,7 +40,14 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what ``_Loader`` reads: text that looks like a number gets quotes."""
+    """Writes what ``_Loader`` reads: text that looks like a number gets quotes, line breaks of all kinds escapes."""
+
+    def represent_text(self, text: str) -> yaml.Node:
+        """A text; in double quotes where some of its characters, such as U+0085, would not be read back."""
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 for _class in (_Loader, _Dumper):

@@ -1,7 +1,7 @@
 """Any valid configuration comes back from YAML and from plain data as it was."""
 
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig, read_yaml
@@ -43,6 +43,7 @@ SEVERAL = st.sampled_from(
 )
 
 
+@example({"train_split": "0\x85", "log_dir": "a\u2028b\ufeff", "device": "\t x\r\n"}, {})
 @settings(max_examples=150, deadline=None)
 @given(st.fixed_dictionaries({}, optional=FIELDS), SEVERAL)
 def test_round_trip(tmp_path_factory, values, several):
