@@ -86,8 +86,9 @@ class Preprocessing:
 
     def transforms(self) -> nn.Module:
         """A PIL image or uint8 tensor ``[C, H, W]`` → float32 ``[C, image_size, image_size]``, normalised."""
-        steps = v2.Compose([v2.RGB(), v2.PILToTensor(), self.geometry(), v2.Lambda(_Normalise(self))])
-        return cast(nn.Module, steps)
+        # Grey and CMYK images become RGB; other bands are taken as they are.
+        first = [v2.RGB()] if self.bands == RGB else []
+        return cast(nn.Module, v2.Compose([*first, v2.PILToTensor(), self.geometry(), v2.Lambda(_Normalise(self))]))
 
 
 class MiddleOfLong(nn.Module):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 from torchvision import models
 
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
@@ -95,3 +96,13 @@ def test_bands_must_be_named():
         FineTuneModel("resnet18", 3, pretrained=False, bands=("red", "red", "blue"))
     gray = FineTuneModel("resnet18", 3, pretrained=False, in_channels=1, image_size=32)
     assert gray.preprocessing.bands == ("gray",)
+
+
+def test_the_transform_takes_bands_as_they_are():
+    four = FineTuneModel("resnet18", 3, pretrained=False, image_size=32, bands=BANDS)
+    image = torch.randint(256, (4, 40, 50), dtype=torch.uint8)
+    ready = four.get_feature_extractor().transforms()(image)
+    assert ready.shape == (4, 32, 32)
+    torch.testing.assert_close(ready, four.preprocessing.normalise(four.preprocessing.geometry()(image)[None])[0])
+    rgb = FineTuneModel("resnet18", 3, pretrained=False, image_size=32).get_feature_extractor()
+    assert rgb.transforms()(Image.new("L", (40, 40))).shape == (3, 32, 32)
