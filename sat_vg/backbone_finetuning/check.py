@@ -15,11 +15,10 @@ from sat_vg.backbone_finetuning.data.checks import READABLE_IMAGES, BadImage, ex
 from sat_vg.backbone_finetuning.data.duplicates import (
     Copies,
     describe_across,
-    find_copies,
     find_near,
-    keep_together,
     list_copies,
     perceptual_hash,
+    with_copies_together,
 )
 from sat_vg.backbone_finetuning.data.sources import Splits, load_class_folders
 from sat_vg.backbone_finetuning.data.statistics import Look, Statistics, class_table, look_at, summarise_looks
@@ -61,7 +60,7 @@ class Findings:
 
     def to_dict(self) -> dict[str, Any]:
         """The findings as plain data, nothing cut off."""
-        names = [split.name for split in (self.splits.train, self.splits.val, self.splits.test) if split is not None]
+        names = [split.name for split in self.splits.parts]
         numbers = self.statistics
         return {
             "description": self.splits.description,
@@ -123,8 +122,7 @@ def check(options: argparse.Namespace) -> None:
 
 def examine(splits: Splits) -> Findings:
     """Read all images of the splits and judge them."""
-    parts = [split for split in (splits.train, splits.val, splits.test) if split is not None]
-    paths = [path for split in parts for path in split.paths]
+    paths = [path for split in splits.parts for path in split.paths]
     bad, contents, looks = examine_images(paths, record=cache_folder() / READABLE_IMAGES, look=look_at)
     readable = splits.without({image.path for image in bad})
     findings = Findings(readable, unreadable=bad)
@@ -140,14 +138,9 @@ def examine(splits: Splits) -> Findings:
 
 
 def _judge_copies(findings: Findings, contents: dict[str, int]) -> None:
-    splits = findings.splits
-    copies = find_copies(splits, contents)
-    if splits.val_is_drawn and copies:
-        findings.splits = keep_together(splits, copies)
-        moved = set(splits.val.paths).symmetric_difference(findings.splits.val.paths)
-        copies = find_copies(findings.splits, contents)
-        if moved:
-            findings.warnings.append(f"copies lie in train and val as drawn; a training moves {len(moved)} images")
+    findings.splits, copies, moved = with_copies_together(findings.splits, contents)
+    if moved:
+        findings.warnings.append(f"copies lie in train and val as drawn; a training moves {moved} images")
     findings.copies = copies
     across = [group for group in copies if group.across]
     if across:
@@ -169,8 +162,7 @@ def _judge_copies(findings: Findings, contents: dict[str, int]) -> None:
 def _judge_near_copies(findings: Findings, contents: dict[str, int], looks: dict[str, Look]) -> None:
     """Pairs that look alike; of exact copies only the first takes part."""
     splits = findings.splits
-    parts = [split for split in (splits.train, splits.val, splits.test) if split is not None]
-    split_of = {path: split.name for split in parts for path in split.paths}
+    split_of = {path: split.name for split in splits.parts for path in split.paths}
     first_of: dict[int, str] = {}
     for path in split_of:
         first_of.setdefault(contents[path], path)
@@ -218,7 +210,7 @@ def _judge_classes(findings: Findings) -> None:
 def report(findings: Findings) -> str:
     """The findings as text for a person."""
     splits, numbers = findings.splits, findings.statistics
-    parts = [split.name for split in (splits.train, splits.val, splits.test) if split is not None]
+    parts = [split.name for split in splits.parts]
     rows = [(one_line(str(name)), *counts) for name, *counts in class_table(splits)]
     lines = [f"data: {splits.description}", "", text_table(("class", *parts), rows)]
     if numbers is not None:

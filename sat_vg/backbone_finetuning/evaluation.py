@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sat_vg.backbone_finetuning import recipe
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.loaders import ImageDataset, validation_loader
 from sat_vg.backbone_finetuning.data.sources import Split
@@ -14,6 +13,12 @@ from sat_vg.backbone_finetuning.engine.loop import evaluate
 from sat_vg.backbone_finetuning.engine.metrics import Validation
 from sat_vg.backbone_finetuning.engine.precision import Precision, choose_num_workers
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.preparation import (
+    choose_hardware,
+    explained_losses,
+    find_images,
+    require_images,
+)
 from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, WriteError
@@ -65,8 +70,8 @@ def evaluate_checkpoint(request: Request) -> dict[str, Any]:
     if settings.get("on_duplicates") != "ignore":
         settings["on_duplicates"] = "warn"  # nothing is trained here, and the splits are the same with both
     config = FinetuneConfig.from_dict({**settings, "micro_batch_size": None})
-    precision = recipe.choose_hardware(config)
-    splits, _ = recipe.require_images(config, recipe.find_images(config))
+    precision = choose_hardware(config)
+    splits, _ = require_images(config, find_images(config))
     split = {"val": splits.val, "train": splits.train, "test": splits.test}[request.split]
     if split is None:
         raise ConfigError(f"--split test: {config.dataset_path!r} has no folder test; use --split val or train")
@@ -78,7 +83,8 @@ def evaluate_checkpoint(request: Request) -> dict[str, Any]:
     try:
         write_text(folder / "evaluation.json", json.dumps(content, indent=1) + "\n")
         with atomic_write(folder / "confusion_matrix.png") as file:
-            draw_confusion_matrix(validation.confusion.numpy(), model.class_names).savefig(file, dpi=110)
+            figure = draw_confusion_matrix(validation.confusion.numpy(), model.class_names, f"images of {split.name}")
+            figure.savefig(file, dpi=110)
     except OSError as error:
         raise WriteError(
             f"the results cannot be written to {str(folder)!r} ({error.strerror}); choose another --output_dir"
@@ -113,7 +119,7 @@ def run_over(model: FineTuneModel, split: Split, config: FinetuneConfig, precisi
     workers = choose_num_workers(config.num_workers, precision.device, os.cpu_count() or 1)
     precision.place_model(model)
     loader = validation_loader(dataset, config.batch_size, workers, precision.device, config.loader_timeout)
-    with recipe.explained_losses(config):
+    with explained_losses(config):
         validation = evaluate(model, loader, precision)
     assert validation is not None, "nothing asked it to stop"
     return validation

@@ -42,6 +42,7 @@ def test_the_numbers_are_those_of_the_best_epoch(run, tmp_path, capfd):
 
 def test_they_are_those_of_scikit_learn(run, class_folders, tmp_path, capfd):
     _, _, _, found = evaluation(tmp_path, capfd, run.best_model, class_folders, "--split", "train")
+    assert found["split"] == "train"
     model = FineTuneModel.load_checkpoint(run.best_model)
     paths = sorted((class_folders / "train").rglob("*.*"))
     truth = [model.class_names.index(path.parent.name) for path in paths]

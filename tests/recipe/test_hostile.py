@@ -16,7 +16,7 @@ from hostile_corpus import BAD_IMAGES, CONFIGS, ODD_CLASS_NAMES, ODD_IMAGES, ODD
 from sat_vg.backbone_finetuning import check, evaluate
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.recipe import explained_losses
+from sat_vg.backbone_finetuning.preparation import explained_losses
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, LoadingError
 
 # A hang ends after a minute, and not with the whole test run.

@@ -43,10 +43,10 @@ def _real(allowed: str, holds: Callable[[float], bool], example: float) -> Rule:
     return Rule(lambda value: _is_number(value) and holds(value), f"a number {allowed}", f"for example {example}")
 
 
-def _one_of(*choices: str) -> Rule:
+def _one_of(*choices: str, or_unset: bool = False) -> Rule:
     return Rule(
-        lambda value: isinstance(value, str) and value in choices,
-        " or ".join(choices),
+        lambda value: or_unset if value is None else isinstance(value, str) and value in choices,
+        " or ".join((*choices, "null") if or_unset else choices),
         f"for example {choices[0]}",
     )
 
@@ -79,11 +79,6 @@ _EPOCHS = Rule(
     "a list of whole numbers of 1 or more, or null",
     "for example [4, 16]",
 )
-_STRATEGY = Rule(
-    lambda value: value is None or value in ("full", "linear_probe", "last_layers", "progressive", "lp_ft"),
-    "full, linear_probe, last_layers, progressive, lp_ft or null",
-    "for example lp_ft",
-)
 _POSITIVE = _real("above 0", lambda value: value > 0, 3e-4)
 _NOT_NEGATIVE = _real("of 0 or more", lambda value: value >= 0, 0.0)
 _PROBABILITY = _real("from 0 up to but not including 1", lambda value: 0 <= value < 1, 0.1)
@@ -103,7 +98,7 @@ RULES: dict[str, Rule] = {
     "image_size": _whole(16, 224, highest=4096),
     "freeze_early_layers": _SWITCH,
     "unfreeze_layers": _STAGES,
-    "strategy": _STRATEGY,
+    "strategy": _one_of("full", "linear_probe", "last_layers", "progressive", "lp_ft", or_unset=True),
     "probe_solver": _one_of("exact", "sgd"),
     "last_layers": _whole(1, 1),
     "phase_epochs": _EPOCHS,

@@ -160,8 +160,7 @@ def require_readable(
         DataError: an image is bad and ``policy`` is ``"error"``, or too many are, or leaving the bad ones out
             would empty val or a class of train.
     """
-    parts = [split for split in (splits.train, splits.val, splits.test) if split is not None]
-    paths = [path for split in parts for path in split.paths]
+    paths = [path for split in splits.parts for path in split.paths]
     bad, contents, _ = examine_images(paths, record=record, threads=threads, show_progress=show_progress)
     if not bad:
         return Readable(splits, [], contents)

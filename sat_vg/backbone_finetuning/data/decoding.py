@@ -156,8 +156,9 @@ def _decode(path: Path) -> Tensor:
 
 def _open_regular(path: Path) -> BinaryIO:
     """Open a file that has an end; without waiting, where it is a pipe that nobody writes to."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    try:
+    with contextlib.ExitStack() as undo:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        undo.callback(os.close, descriptor)
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             if stat.S_ISDIR(status.st_mode):
@@ -166,10 +167,8 @@ def _open_regular(path: Path) -> BinaryIO:
         if status.st_size > MAX_FILE_BYTES:
             size = f"{status.st_size / 2**30:.1f} GiB, the limit is {MAX_FILE_BYTES / 2**30:g} GiB"
             raise _Unreadable(f"the file is too large ({size})", "cut it into smaller tiles")
+        undo.pop_all()
         return os.fdopen(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
 
 
 def _one_large_at_a_time(width: int, height: int) -> contextlib.AbstractContextManager[object]:

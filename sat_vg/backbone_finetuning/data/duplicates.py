@@ -65,11 +65,24 @@ def find_copies(splits: Splits, contents: Mapping[str, int]) -> list[Copies]:
         contents: fingerprints of their pixels by path.
     """
     by_content: dict[int, list[Place]] = defaultdict(list)
-    for split in (splits.train, splits.val, splits.test):
-        if split is not None:
-            for path, label in zip(split.paths, split.labels, strict=True):
-                by_content[contents[path]].append(Place(split.name, path, label))
+    for split in splits.parts:
+        for path, label in zip(split.paths, split.labels, strict=True):
+            by_content[contents[path]].append(Place(split.name, path, label))
     return [Copies(tuple(places)) for places in by_content.values() if len(places) > 1]
+
+
+def with_copies_together(splits: Splits, contents: Mapping[str, int]) -> tuple[Splits, list[Copies], int]:
+    """The splits as they are trained on: where val was drawn by seed, no copies lie on both of its sides.
+
+    Returns:
+        The splits, all copies in them, and how many images changed sides.
+    """
+    copies = find_copies(splits, contents)
+    if not splits.val_is_drawn:
+        return splits, copies, 0
+    together = keep_together(splits, copies)
+    moved = len(set(splits.val.paths).symmetric_difference(together.val.paths))
+    return (together, find_copies(together, contents), moved) if moved else (splits, copies, 0)
 
 
 def settle_copies(
@@ -91,13 +104,10 @@ def settle_copies(
     """
     if policy == "ignore":
         return splits, []
-    copies, notes = find_copies(splits, contents), []
-    if splits.val_is_drawn and any(len({p.split for p in c.places} & {"train", "val"}) > 1 for c in copies):
-        together = keep_together(splits, copies)
-        before = set(splits.val.paths)
-        moved = len(before.symmetric_difference(together.val.paths))
+    splits, copies, moved = with_copies_together(splits, contents)
+    notes = []
+    if moved:
         notes.append(f"copies (the same pixels) are kept on one side of the split: {moved} images changed sides")
-        splits, copies = together, find_copies(together, contents)
     conflicts = [group for group in copies if group.conflicting]
     if conflicts:
         notes.append(f"warning: {len(conflicts)} images occur with different labels:\n{list_copies(conflicts)}")

@@ -68,6 +68,11 @@ class Splits:
         """The classes, sorted; a label is an index into them."""
         return self.train.class_names
 
+    @property
+    def parts(self) -> tuple[Split, ...]:
+        """Train, val and, where there is one, test."""
+        return (self.train, self.val) if self.test is None else (self.train, self.val, self.test)
+
     def without(self, bad: Collection[str]) -> "Splits":
         """The same splits with the paths in ``bad`` left out; labels and class names stay as they are.
 

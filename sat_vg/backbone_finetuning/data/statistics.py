@@ -79,6 +79,5 @@ def summarise_looks(looks: Sequence[Look]) -> Statistics:
 
 def class_table(splits: Splits) -> list[tuple[str | int, ...]]:
     """Name of every class and its images in train, val and, where there is one, test."""
-    parts = [split for split in (splits.train, splits.val, splits.test) if split is not None]
-    counts = zip(*(split.class_counts() for split in parts), strict=True)
+    counts = zip(*(split.class_counts() for split in splits.parts), strict=True)
     return [(name, *row) for name, row in zip(splits.class_names, counts, strict=True)]

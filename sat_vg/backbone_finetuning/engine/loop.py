@@ -31,7 +31,7 @@ from sat_vg.backbone_finetuning.engine.tracking import Tracker
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix
 from sat_vg.backbone_finetuning.utils.errors import InterruptedRun, NonFiniteLossError
-from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, seed_default_generator
+from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, seed_default_generator, torch_generator
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 
@@ -232,7 +232,7 @@ def _solve_head(
     found = pooled_features(training.model, training.plain_train_loader, training.precision, interrupt)
     if found is None:
         raise outputs.interrupted(state, training, interrupt)
-    generator = torch.Generator().manual_seed(derive_seed(training.seed, Purpose.STEP, state.step))
+    generator = torch_generator(derive_seed(training.seed, Purpose.HELD_OUT, state.step))
     features, labels = found
     probe = solve_linear_probe(
         features, labels, training.model.num_classes, generator, training.model.classifier_has_bias

@@ -7,28 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from sat_vg.backbone_finetuning.models.families import (
-    ALEXNET,
-    CONVNEXT,
-    CUSTOM_CNN,
-    DENSENET,
-    EFFICIENTNET,
-    GOOGLENET,
-    INCEPTION_V3,
-    MAXVIT,
-    MNASNET,
-    MOBILENET_V2,
-    MOBILENET_V3,
-    REGNET,
-    RESNET,
-    SHUFFLENET_V2,
-    SQUEEZENET,
-    SWIN,
-    VGG,
-    VIT,
-    AuxiliaryHead,
-    Family,
-)
+from sat_vg.backbone_finetuning.models import families
+from sat_vg.backbone_finetuning.models.families import AuxiliaryHead, Family
 from sat_vg.backbone_finetuning.models.families.timm_networks import PREFIX as TIMM_PREFIX
 from sat_vg.backbone_finetuning.models.families.timm_networks import timm_family
 from sat_vg.backbone_finetuning.models.stages import find_member
@@ -50,29 +30,35 @@ class BackboneRow:
 
 
 _NAMES: tuple[tuple[Family, str], ...] = (
-    (RESNET, "resnet18 resnet34 resnet50 resnet101 resnet152"),
-    (RESNET, "resnext50_32x4d resnext101_32x8d resnext101_64x4d wide_resnet50_2 wide_resnet101_2"),
-    (REGNET, "regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf regnet_x_32gf"),
-    (REGNET, "regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf regnet_y_32gf"),
-    (REGNET, "regnet_y_128gf"),
-    (DENSENET, "densenet121 densenet161 densenet169 densenet201"),
-    (VGG, "vgg11 vgg13 vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn"),
-    (ALEXNET, "alexnet"),
-    (SQUEEZENET, "squeezenet1_0 squeezenet1_1"),
-    (GOOGLENET, "googlenet"),
-    (INCEPTION_V3, "inception_v3"),
-    (MOBILENET_V2, "mobilenet_v2"),
-    (MOBILENET_V3, "mobilenet_v3_small mobilenet_v3_large"),
-    (MNASNET, "mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3"),
-    (SHUFFLENET_V2, "shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0"),
-    (EFFICIENTNET, "efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3"),
-    (EFFICIENTNET, "efficientnet_b4 efficientnet_b5 efficientnet_b6 efficientnet_b7"),
-    (EFFICIENTNET, "efficientnet_v2_s efficientnet_v2_m efficientnet_v2_l"),
-    (CONVNEXT, "convnext_tiny convnext_small convnext_base convnext_large"),
-    (VIT, "vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14"),
-    (SWIN, "swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b"),
-    (MAXVIT, "maxvit_t"),
-    (CUSTOM_CNN, "custom_cnn"),
+    (families.RESNET, "resnet18 resnet34 resnet50 resnet101 resnet152"),
+    (families.RESNET, "resnext50_32x4d resnext101_32x8d resnext101_64x4d wide_resnet50_2 wide_resnet101_2"),
+    (
+        families.REGNET,
+        "regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf regnet_x_32gf",
+    ),
+    (
+        families.REGNET,
+        "regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf regnet_y_32gf",
+    ),
+    (families.REGNET, "regnet_y_128gf"),
+    (families.DENSENET, "densenet121 densenet161 densenet169 densenet201"),
+    (families.VGG, "vgg11 vgg13 vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn"),
+    (families.ALEXNET, "alexnet"),
+    (families.SQUEEZENET, "squeezenet1_0 squeezenet1_1"),
+    (families.GOOGLENET, "googlenet"),
+    (families.INCEPTION_V3, "inception_v3"),
+    (families.MOBILENET_V2, "mobilenet_v2"),
+    (families.MOBILENET_V3, "mobilenet_v3_small mobilenet_v3_large"),
+    (families.MNASNET, "mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3"),
+    (families.SHUFFLENET_V2, "shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0"),
+    (families.EFFICIENTNET, "efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3"),
+    (families.EFFICIENTNET, "efficientnet_b4 efficientnet_b5 efficientnet_b6 efficientnet_b7"),
+    (families.EFFICIENTNET, "efficientnet_v2_s efficientnet_v2_m efficientnet_v2_l"),
+    (families.CONVNEXT, "convnext_tiny convnext_small convnext_base convnext_large"),
+    (families.VIT, "vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14"),
+    (families.SWIN, "swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b"),
+    (families.MAXVIT, "maxvit_t"),
+    (families.CUSTOM_CNN, "custom_cnn"),
 )
 BACKBONES: dict[str, BackboneRow] = {
     name: BackboneRow(name, family) for family, names in _NAMES for name in names.split()

@@ -192,16 +192,31 @@ class FeatureExtractor(nn.Module):
         Raises:
             ValueError: the mask's shape does not fit the images.
         """
+        padded = self.padded_mask(images, mask)[:, None].float()
+        return OrderedDict(
+            (name, (features, functional.interpolate(padded, size=features.shape[-2:])[:, 0].bool()))
+            for name, features in self.forward(images).items()
+        )
+
+    def padded_mask(self, images: Tensor, mask: Tensor | None) -> Tensor:
+        """The mask of the images as they are after padding.
+
+        Args:
+            images: ``[B, C, H, W]``.
+            mask: ``[B, H, W]``, True (or non-zero) where there is padding; None: no padding.
+
+        Returns:
+            ``[B, H', W']`` bool; what is padded here is True too.
+
+        Raises:
+            ValueError: the mask's shape does not fit the images.
+        """
         batch, _, height, width = images.shape
         if mask is None:
             mask = torch.zeros(batch, height, width, dtype=torch.bool, device=images.device)
         if mask.shape != (batch, height, width):
             raise ValueError(f"mask has shape {tuple(mask.shape)}; images need {(batch, height, width)}")
-        padded = self._pad(mask.to(torch.float32)[:, None], value=1.0)
-        return OrderedDict(
-            (name, (features, functional.interpolate(padded, size=features.shape[-2:])[:, 0].bool()))
-            for name, features in self.forward(images).items()
-        )
+        return self._pad((mask != 0).float()[:, None], value=1.0)[:, 0].bool()
 
     def forward_tokens(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The last map as a sequence, in the order that TransVG takes (Deng et al., 2021).

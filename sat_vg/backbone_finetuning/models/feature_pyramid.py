@@ -102,12 +102,7 @@ class SimpleFeaturePyramid(nn.Module):
         Raises:
             ValueError: the mask's shape does not fit the images.
         """
-        batch, _, height, width = images.shape
-        if mask is None:
-            mask = torch.zeros(batch, height, width, dtype=torch.bool, device=images.device)
-        if mask.shape != (batch, height, width):
-            raise ValueError(f"mask has shape {tuple(mask.shape)}; images need {(batch, height, width)}")
-        padded = self.extractor._pad((mask != 0).float()[:, None], value=1.0)[:, 0].bool()
+        padded = self.extractor.padded_mask(images, mask)
         return OrderedDict(
             (name, (features, _nearest(padded, features.shape[-2:], stride)))
             for (name, features), stride in zip(self.forward(images).items(), self.strides, strict=True)

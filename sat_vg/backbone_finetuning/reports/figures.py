@@ -9,12 +9,15 @@ _MAX_NAMED_CLASSES = 60  # more names than this cannot be read on one figure
 _MAX_NUMBERED_CLASSES = 25
 
 
-def draw_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str]) -> Figure:
+def draw_confusion_matrix(
+    confusion: np.ndarray, class_names: Sequence[str], images: str = "validation images"
+) -> Figure:
     """A confusion matrix, coloured by the share of each true class, with counts where there is room.
 
     Args:
         confusion: ``[num_classes, num_classes]`` counts; rows are true classes, columns predictions.
         class_names: in the order of rows and columns.
+        images: what was counted, for the title.
     """
     count = len(class_names)
     side = float(np.clip(2.5 + 0.34 * count, 5, 22))
@@ -33,7 +36,7 @@ def draw_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str]) -> 
             axes.text(column, row, str(confusion[row, column]), ha="center", va="center", fontsize=7, color=colour)
     accuracy = confusion.trace() / max(confusion.sum(), 1)
     axes.set(xlabel="predicted class", ylabel="true class")
-    axes.set_title(f"{confusion.sum()} validation images, {100 * accuracy:.2f} % right")
+    axes.set_title(f"{confusion.sum()} {images}, {100 * accuracy:.2f} % right")
     return figure
 
 

@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,10 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 def _open_locked(path: Path) -> int:
     """The open lock file, locked and with this process's name in it."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
+    while True:  # the run before may remove the file between our opening and our locking it
+        with ExitStack() as undo:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            undo.callback(os.close, descriptor)
             _take(descriptor, path)
             is_current = path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
             if is_current:
@@ -74,11 +75,8 @@ def _open_locked(path: Path) -> int:
                 }
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, json.dumps(mine).encode(), 0)
+                undo.pop_all()
                 return descriptor
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)  # the run before removed the file between our opening and our locking it: once more
 
 
 def _take(descriptor: int, path: Path) -> None:

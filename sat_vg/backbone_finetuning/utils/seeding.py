@@ -22,6 +22,7 @@ class Purpose(IntEnum):
     SPLIT = 5
     INITIALISATION = 6
     SCENES = 7
+    HELD_OUT = 8
 
 
 def derive_seed(seed: int, purpose: Purpose, *position: int) -> int:

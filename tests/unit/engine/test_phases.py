@@ -82,7 +82,7 @@ def test_every_strategy_fills_the_epochs_and_never_freezes_again(strategy, num_e
     [
         ({"strategy": "lp_ft", "freeze_layers": 2}, "says what is trained, and so does freeze_layers = 2"),
         ({"strategy": "full", "freeze_early_layers": True}, "and so does freeze_early_layers = True"),
-        ({"strategy": "gradual"}, "strategy = 'gradual': must be full, linear_probe"),
+        ({"strategy": "gradual"}, "strategy = 'gradual': must be full or linear_probe"),
         ({"last_layers": 2}, "has no effect with strategy = None"),
         ({"strategy": "full", "phase_epochs": (10, 10)}, "which has one phase"),
         ({"strategy": "progressive", "phase_epochs": (4, 4)}, "add up to 8, but num_epochs = 20"),

@@ -12,6 +12,8 @@ def test_the_confusion_matrix_has_the_right_cells_and_names():
     assert cells == {(0, 0): "3", (0, 1): "1", (1, 2): "5", (2, 2): "7"}
     assert [t.get_text() for t in axes.get_yticklabels()] == ["sea", r"\$x_1\$", "<script>"]
     assert "16 validation images, 62.50 % right" in axes.get_title()
+    of_test = draw_confusion_matrix(confusion, ["a", "b", "c"], "images of test")
+    assert of_test.axes[0].get_title().startswith("16 images of test, 62.50 % right")
     figure.canvas.draw()  # a formula or a wild character would fail here
 
 
