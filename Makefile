@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check test-slow bench golden backbones clean
+.PHONY: help quickstart test check test-slow bench golden backbones docs clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -39,8 +39,9 @@ check: $(VENV)/.installed-dev ## lint, types and the fast tests, in about a minu
 test-slow: $(VENV)/.installed-dev ## the tests that take many minutes
 	$(PY) -m pytest -m slow
 
-bench: $(VENV)/.installed-dev ## what the benchmark scripts measure, and how to run each
-	$(PY) tests/bench/accuracy.py --help
+bench: $(VENV)/.installed-dev ## speed as ratios; more rows with UCMERCED=DIR EUROSAT=DIR WEIGHTS=mobilenet_v2.pth
+	$(PY) tests/bench/speed.py $(if $(UCMERCED),--ucmerced $(UCMERCED)) $(if $(EUROSAT),--eurosat $(EUROSAT)) \
+		$(if $(WEIGHTS),--weights $(WEIGHTS)) $(BENCH)
 
 golden: $(VENV)/.installed-dev ## write the golden losses anew and print the difference
 	OMP_NUM_THREADS=1 $(PY) tests/golden/test_golden_loss.py
@@ -48,5 +49,8 @@ golden: $(VENV)/.installed-dev ## write the golden losses anew and print the dif
 backbones: $(VENV)/.installed-dev ## measure the listing of all backbones anew
 	PYTHONPATH=tests $(PY) tests/contract/test_every_backbone.py
 
-clean: ## remove the environment and caches; runs and checkpoints stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
+docs: $(VENV)/.installed-dev ## build the documentation as a site; open site/index.html, no server needed
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+clean: ## remove the environment, the built site and caches; runs and checkpoints stay
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache *.egg-info

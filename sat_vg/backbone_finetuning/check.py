@@ -123,7 +123,7 @@ def check(options: argparse.Namespace) -> None:
 def examine(splits: Splits) -> Findings:
     """Read all images of the splits and judge them."""
     paths = [path for split in splits.parts for path in split.paths]
-    bad, contents, looks = examine_images(paths, record=cache_folder() / READABLE_IMAGES, look=look_at)
+    bad, contents, looks, _ = examine_images(paths, record=cache_folder() / READABLE_IMAGES, look=look_at)
     readable = splits.without({image.path for image in bad})
     findings = Findings(readable, unreadable=bad)
     if bad:

@@ -1,9 +1,10 @@
 """What the commands share that run a model on images: hardware, data, and what can be lost on the way."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.checks import (
@@ -12,18 +13,23 @@ from sat_vg.backbone_finetuning.data.checks import (
     BadImage,
     require_readable,
 )
+from sat_vg.backbone_finetuning.data.decoded_cache import keep_decoded, lay_out
 from sat_vg.backbone_finetuning.data.duplicates import settle_copies
 from sat_vg.backbone_finetuning.data.loaders import (
     why_loading_failed,
 )
 from sat_vg.backbone_finetuning.data.scenes import scenes_folder
 from sat_vg.backbone_finetuning.data.sources import Splits, load_class_folders
+from sat_vg.backbone_finetuning.engine.micro_batches import is_out_of_memory
 from sat_vg.backbone_finetuning.engine.precision import (
     Precision,
     choose_device,
     choose_precision,
+    set_up_process,
 )
 from sat_vg.backbone_finetuning.models.backbones import find_backbone
+from sat_vg.backbone_finetuning.models.measuring import has_grouped_convolutions
+from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache
 from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
 from sat_vg.backbone_finetuning.utils.errors import (
     ConfigError,
@@ -35,6 +41,25 @@ from sat_vg.backbone_finetuning.utils.errors import (
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.terminal import say
 
+COMPUTED = "computed"  # in the cache folder: what cache_gib bounds
+
+
+@dataclass(frozen=True)
+class CheckedImages:
+    """Images that were all decoded once, in this run or an earlier one.
+
+    Attributes:
+        splits: those that are trained on.
+        left_out: those that cannot be read, where the configuration says to leave them out.
+        contents: of every path a fingerprint of its pixels.
+        sizes: of every path its height and width in pixels.
+    """
+
+    splits: Splits
+    left_out: list[BadImage]
+    contents: dict[str, int]
+    sizes: dict[str, tuple[int, int]]
+
 
 def choose_hardware(config: FinetuneConfig) -> Precision:
     """Device and number formats.
@@ -42,8 +67,15 @@ def choose_hardware(config: FinetuneConfig) -> Precision:
     Raises:
         ConfigError: there is no such device, or no such backbone to put on it.
     """
-    find_backbone(config.backbone)
-    return choose_precision(choose_device(config.device), config.mixed_precision)
+    row = find_backbone(config.backbone)
+    device = choose_device(config.device)
+    settings = set_up_process(device, config.num_threads, config.keep_freed_memory, config.tf32)
+    is_grouped = device.type == "cuda" and config.channels_last is None and has_grouped_convolutions(row)
+    precision = choose_precision(
+        device, config.mixed_precision, config.autocast_dtype, config.channels_last, is_grouped
+    )
+    say(f"device: {precision}, {settings}")
+    return precision
 
 
 def find_images(config: FinetuneConfig) -> Splits:
@@ -72,10 +104,13 @@ def find_images(config: FinetuneConfig) -> Splits:
 
 
 def require_images(config: FinetuneConfig, splits: Splits) -> tuple[Splits, list[BadImage]]:
-    """Decode every image once, and look for copies.
+    """``check_images`` for whoever reads the images once: the splits, and the images that were left out."""
+    checked = check_images(config, splits)
+    return checked.splits, checked.left_out
 
-    Returns:
-        The splits that are trained on, and the images that were left out where the configuration says so.
+
+def check_images(config: FinetuneConfig, splits: Splits) -> CheckedImages:
+    """Decode every image once, and look for copies.
 
     Raises:
         DataError: images cannot be read, or the same ones lie in more than one split.
@@ -90,7 +125,31 @@ def require_images(config: FinetuneConfig, splits: Splits) -> tuple[Splits, list
     settled, notes = settle_copies(readable.splits, readable.contents, config.on_duplicates)
     for note in notes:
         say(note)
-    return settled, readable.left_out
+    return CheckedImages(settled, readable.left_out, readable.contents, readable.sizes)
+
+
+def image_reader(config: FinetuneConfig, checked: CheckedImages) -> Callable[[str], Tensor]:
+    """What reads train's and val's images, uint8 ``[3, H, W]``: decoded anew, or out of a file of decoded images.
+
+    Raises:
+        ConfigError: there is no room for what ``cache`` asks for.
+    """
+    paths = [*checked.splits.train.paths, *checked.splits.val.paths]
+    solves_probe = config.strategy == "linear_probe" and config.probe_solver == "exact"
+    reader = keep_decoded(
+        config.cache,
+        lay_out(paths, checked.contents, checked.sizes),
+        computed_cache(config),
+        is_read_once=config.num_epochs == 1 or solves_probe,
+    )
+    if reader.note is not None:
+        say(reader.note)
+    return reader.read
+
+
+def computed_cache(config: FinetuneConfig) -> BoundedCache:
+    """Where decoded images and features are kept."""
+    return BoundedCache(cache_folder() / COMPUTED, int(config.cache_gib * 2**30))
 
 
 @contextmanager
@@ -104,15 +163,15 @@ def explained_losses(config: FinetuneConfig) -> Iterator[None]:
             f"{reason}. It could be read when the training began; put it back, or remove it and begin anew with "
             "--resume never. The checkpoints from before are untouched"
         ) from None
-    except torch.OutOfMemoryError as error:
-        smaller = max(1, (config.micro_batch_size or config.batch_size) // 2)
-        raise DeviceMemoryError(
-            f"the device has too little memory for {config.micro_batch_size or config.batch_size} images at once "
-            f"({str(error).splitlines()[0]}). Try --micro_batch_size {smaller}, which keeps --batch_size "
-            f"{config.batch_size} by accumulation, or a smaller --image_size"
-        ) from error
-    except RuntimeError as error:  # torch has no class of its own for what happens to its workers
-        lost = why_loading_failed(error)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise DeviceMemoryError(
+                "the memory is too small for a step, however few images go through the model at once "
+                f"({(str(error).splitlines() or ['no memory'])[0]}). Use a smaller --image_size or backbone, or "
+                "freeze stages; the checkpoints are untouched"
+            ) from error
+        # torch has no class of its own for what happens to its workers
+        lost = why_loading_failed(error) if isinstance(error, RuntimeError) else None
         if lost is None:
             raise
         raise LoadingError(f"{lost}. The checkpoints are untouched: the same command goes on") from error

@@ -4,27 +4,20 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
+from sat_vg.backbone_finetuning.assembly import assemble
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.checks import (
     LEFT_OUT,
     write_left_out,
 )
-from sat_vg.backbone_finetuning.data.loaders import (
-    ImageDataset,
-    one_pass_loader,
-    training_loader,
-    validation_loader,
-)
-from sat_vg.backbone_finetuning.data.mixing import Mixing
-from sat_vg.backbone_finetuning.data.sampling import BatchPlan, EpochBatches
+from sat_vg.backbone_finetuning.data.decoding import decode_rgb
+from sat_vg.backbone_finetuning.data.sampling import Part
 from sat_vg.backbone_finetuning.data.sources import Splits
-from sat_vg.backbone_finetuning.data.transforms import training_transform
+from sat_vg.backbone_finetuning.engine.batch_size import largest_batch
 from sat_vg.backbone_finetuning.engine.checkpoint import (
     BEST_MODEL,
     RunIdentity,
@@ -33,14 +26,12 @@ from sat_vg.backbone_finetuning.engine.checkpoint import (
     fingerprint,
     restore_run,
 )
-from sat_vg.backbone_finetuning.engine.ema import MovingAverage, NoAverage
-from sat_vg.backbone_finetuning.engine.loop import Outputs, Stopping, Training, fit
-from sat_vg.backbone_finetuning.engine.optim import Schedule, build_optimizer, soft_cross_entropy
+from sat_vg.backbone_finetuning.engine.loop import fit
 from sat_vg.backbone_finetuning.engine.phases import STRATEGIES, Phase, PhasePlan, single_phase
-from sat_vg.backbone_finetuning.engine.precision import (
-    Precision,
-    choose_num_workers,
-)
+from sat_vg.backbone_finetuning.engine.precision import Precision
+from sat_vg.backbone_finetuning.engine.profiling import TRACE
+from sat_vg.backbone_finetuning.engine.record import Outputs
+from sat_vg.backbone_finetuning.engine.run_description import code, describe_run
 from sat_vg.backbone_finetuning.engine.run_folder import (
     EarlierRun,
     adopt_best_model,
@@ -48,23 +39,22 @@ from sat_vg.backbone_finetuning.engine.run_folder import (
     find_run,
     own_folders,
 )
+from sat_vg.backbone_finetuning.engine.run_pictures import show_best_model
 from sat_vg.backbone_finetuning.engine.saving import SaveSchedule
 from sat_vg.backbone_finetuning.engine.tracking import Tracker
+from sat_vg.backbone_finetuning.engine.training import Stopping, Training
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.preparation import (
+    check_images,
     choose_hardware,
     explained_losses,
     find_images,
-    require_images,
+    image_reader,
 )
 from sat_vg.backbone_finetuning.reports.figures import draw_image_grid, draw_learning_curves
 from sat_vg.backbone_finetuning.reports.tables import text_table
-from sat_vg.backbone_finetuning.utils.errors import (
-    ConfigError,
-)
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
-from sat_vg.backbone_finetuning.utils.printable import one_line
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 
@@ -104,16 +94,21 @@ def begin_or_go_on(config: FinetuneConfig, precision: Precision, found: Splits) 
     earlier = find_run(checkpoint_dir, config.resume)
     model = build_model(config, found.class_names, earlier)
     phases = choose_phases(config, model)
-    splits, left_out = require_images(config, found)
+    images = check_images(config, found)
+    splits = images.splits
+    config = settle_batch_size(config, len(splits.train), model, precision, earlier)
     identity = RunIdentity(config.to_dict(), fingerprint_of(splits), model.preprocessing.to_dict())
-    training = assemble(config, splits, model, precision)
+    has_finished = earlier is not None and bool(earlier.content["state"].get("finished"))
+    read = decode_rgb if has_finished else image_reader(config, images)
+    training = assemble(config, images, model, precision, read)
     state = RunState()
     if earlier is not None:
         check_identity(earlier.content, identity, earlier.path)
         state = restore_run(earlier.content, training.tensors)
+        training.micro_batches.size = state.micro_batch_size or training.micro_batches.size
     moves_in = earlier is None or not earlier.lives_in(checkpoint_dir)
     clear_folders(checkpoint_dir, log_dir, begins_anew=moves_in)
-    write_left_out(log_dir / LEFT_OUT, left_out)
+    write_left_out(log_dir / LEFT_OUT, images.left_out)
     if earlier is not None:
         adopt_best_model(earlier, checkpoint_dir, state)
         if state.finished:
@@ -123,9 +118,10 @@ def begin_or_go_on(config: FinetuneConfig, precision: Precision, found: Splits) 
         say(f"going on with {earlier.path}: {state.epoch} epochs done, step {state.step}")
 
     with Tracker(log_dir, state) as tracker:
-        if earlier is None:
-            settings = [f"    {name}: {one_line(str(value))}\n" for name, value in config.to_dict().items()]
-            tracker.text("config", "".join(settings))
+        if tracker.is_empty:
+            tracker.text("config", code(config.as_yaml().splitlines()))
+            tracker.text("run", describe_run(training, phases, splits))
+            tracker.charts()
             show_training_images(training, splits, tracker)
         outputs = Outputs(
             folder=checkpoint_dir,
@@ -142,9 +138,15 @@ def begin_or_go_on(config: FinetuneConfig, precision: Precision, found: Splits) 
         )
         with explained_losses(config):
             fit(training, phases, stopping, outputs, state)
-        tracker.figure("learning_curves", draw_learning_curves(tracker.ended_epochs()), state.step)
+            show_best_model(training, checkpoint_dir / BEST_MODEL, tracker, state.step)
+        profile = training.profile.write(log_dir)
+        if profile is not None:
+            say(f"\n{profile}\n{log_dir / TRACE}: open it in chrome://tracing or Perfetto\n")
+        if len(tracker.ended_epochs()) > 1:
+            tracker.figure("learning_curves", draw_learning_curves(tracker.ended_epochs()), state.step)
         result = summarise(config)
-        tracker.hyperparameters(config.to_dict(), result.metrics)
+        results = {"best_epoch" if name == "epoch" else name: value for name, value in result.metrics.items()}
+        tracker.hyperparameters(config.to_dict(), results, state.step)
     return result
 
 
@@ -182,6 +184,20 @@ def build_model(config: FinetuneConfig, class_names: tuple[str, ...], earlier: E
     return model
 
 
+def settle_batch_size(
+    config: FinetuneConfig, num_images: int, model: FineTuneModel, precision: Precision, earlier: EarlierRun | None
+) -> FinetuneConfig:
+    """The configuration with a batch size that is a number: measured, or an earlier run's."""
+    if config.batch_size != "auto":
+        return config
+    if earlier is not None:
+        return config.replace(batch_size=earlier.content["config"]["batch_size"])
+    precision.place_model(model)
+    images, reason = largest_batch(model, precision, num_images)
+    say(f"batch_size: {images} ({reason})")
+    return config.replace(batch_size=images)
+
+
 def choose_phases(config: FinetuneConfig, model: FineTuneModel) -> list[Phase]:
     """The fine-tuning strategy as phases.
 
@@ -210,77 +226,10 @@ def choose_phases(config: FinetuneConfig, model: FineTuneModel) -> list[Phase]:
     return phases
 
 
-def assemble(config: FinetuneConfig, splits: Splits, model: FineTuneModel, precision: Precision) -> Training:
-    """Put loaders, optimizer and schedule together; nothing after this sees the whole configuration."""
-    plain = model.preprocessing.geometry()
-    augmented = training_transform(config.image_size, model.preprocessing.interpolation)
-    train_set = ImageDataset(splits.train, augmented if config.use_augmentation else plain, config.seed)
-    val_set = ImageDataset(splits.val, plain, config.seed)
-    batches = EpochBatches(BatchPlan(len(train_set), config.batch_size, config.seed))
-    num_workers = choose_num_workers(config.num_workers, precision.device, os.cpu_count() or 1)
-    precision.place_model(model)
-    say(f"device: {precision}")
-    micro_batch_size = config.micro_batch_size or config.batch_size
-    require_norm_can_train(model, min(micro_batch_size, batches.plan.batch_sizes[0]))
-    return Training(
-        model=model,
-        optimizer=build_optimizer(
-            model,
-            config.optimizer,
-            config.weight_decay,
-            config.momentum,
-            config.layer_decay,
-            config.head_lr_scale,
-        ),
-        scaler=precision.scaler(),
-        precision=precision,
-        schedule=Schedule(
-            config.lr_scheduler,
-            config.learning_rate,
-            config.warmup_epochs,
-            config.lr_step_size,
-            config.lr_gamma,
-            config.min_lr,
-        ),
-        mixing=Mixing(config.mixup_alpha, config.cutmix_alpha, config.seed),
-        batches=batches,
-        train_loader=training_loader(train_set, batches, num_workers, precision.device),
-        val_loader=validation_loader(val_set, 2 * config.batch_size, num_workers, precision.device),
-        seed=config.seed,
-        loss=partial(soft_cross_entropy, label_smoothing=config.label_smoothing),
-        gradient_clip=config.gradient_clip or float("inf"),
-        micro_batch_size=micro_batch_size,
-        plain_train_loader=one_pass_loader(
-            ImageDataset(splits.train, plain, config.seed),
-            2 * config.batch_size,
-            num_workers,
-            precision.device,
-            config.loader_timeout,
-        ),
-        average=MovingAverage(model.network, config.ema_decay) if config.ema_decay else NoAverage(),
-    )
-
-
-def require_norm_can_train(model: FineTuneModel, fewest_images: int) -> None:
-    """Batch norm that is trained needs more than one image at a time for its statistics.
-
-    Raises:
-        ConfigError: it would get a single one.
-    """
-    model.train()
-    trains_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules())
-    if fewest_images == 1 and trains_norm:
-        raise ConfigError(
-            f"batch norm of {model.backbone} cannot be trained on one image at a time; use a batch_size (and "
-            "micro_batch_size) of 2 or more, freeze the stages, or take a backbone without it such as vit_b_16"
-        )
-
-
 def show_training_images(training: Training, splits: Splits, tracker: Tracker) -> None:
     """Draw the first images of the run as the augmentation hands them to the model."""
-    dataset = training.train_loader.dataset
-    assert isinstance(dataset, ImageDataset)
-    samples = [dataset[0, index] for index in training.batches.plan.batches(epoch=0)[0][:16]]
+    dataset = training.feeds.batches.parts[Part.TRAINING]
+    samples = [dataset[0, index] for index in training.plan.batches(epoch=0)[0][:16]]
     images = torch.stack([image for image, _, _ in samples]).permute(0, 2, 3, 1).numpy()
     titles = [splits.class_names[label] for _, label, _ in samples]
     heading = "training images of the first step, as the model sees them before normalisation"
@@ -310,8 +259,10 @@ def dry_run(config: FinetuneConfig) -> None:
     found = find_images(config)
     model = build_model(config, found.class_names, earlier=None)
     phases = choose_phases(config, model)
-    splits, _ = require_images(config, found)
-    training = assemble(config, splits, model, precision)
+    images = check_images(config, found)
+    splits = images.splits
+    config = settle_batch_size(config, len(splits.train), model, precision, earlier=None)
+    training = assemble(config, images, model, precision, decode_rgb)
     class_counts = zip(splits.class_names, splits.train.class_counts(), splits.val.class_counts(), strict=True)
     say("\n" + text_table(("class", "train", "val"), list(class_counts)))
     counts = model.parameter_counts()
@@ -320,7 +271,11 @@ def dry_run(config: FinetuneConfig) -> None:
         rows = [(name, f"{count:,}", "yes" if name in trained else "no") for name, count in counts.items()]
         say(f"\nphase {number}, {phase.name}: {phase.epochs} epochs")
         say(text_table(("stage", "parameters", "trained"), rows))
-    plan, size = training.batches.plan, config.image_size
+        model.set_trainable(phase.trainable_stages)
+        stored = training.feeds.describe(phase)
+        if stored:
+            say(stored)
+    plan, size = training.plan, config.image_size
     smallest, largest = plan.batch_sizes
     sizes = f"{largest}" if smallest == largest else f"{smallest} or {largest}"
     say(f"\nsteps per epoch: {plan.num_batches}, of {sizes} images")

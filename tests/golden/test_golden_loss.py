@@ -14,9 +14,12 @@ import torchvision
 
 from sat_vg.backbone_finetuning.data.loaders import Batch
 from sat_vg.backbone_finetuning.data.mixing import Mixing
-from sat_vg.backbone_finetuning.engine.loop import Training, train_step
+from sat_vg.backbone_finetuning.engine.feeds import ImageFeed
+from sat_vg.backbone_finetuning.engine.loop import train_step
+from sat_vg.backbone_finetuning.engine.micro_batches import MicroBatches
 from sat_vg.backbone_finetuning.engine.optim import Schedule, build_optimizer, soft_cross_entropy
 from sat_vg.backbone_finetuning.engine.precision import Precision
+from sat_vg.backbone_finetuning.engine.training import Training
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
 FILE = Path(__file__).with_name("losses.json")
@@ -46,21 +49,21 @@ def losses(backbone: str) -> list[float]:
             precision=precision,
             schedule=Schedule("cosine", 1e-3, 0.0, 1, 0.1, 0.0),
             mixing=Mixing(0.4, 1.0, seed=5),
-            batches=None,
-            train_loader=None,
-            val_loader=None,
-            plain_train_loader=None,
+            plan=None,
+            feeds=None,
             seed=5,
             loss=partial(soft_cross_entropy, label_smoothing=0.1),
             gradient_clip=1.0,
-            micro_batch_size=4,
+            micro_batches=MicroBatches(4),
+            outputs=model.training_outputs,
         )
-        found = []
+        feed, found = ImageFeed(model, precision, batches=None), []
         for step in range(6):
             generator = torch.Generator().manual_seed(step)
             images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8, generator=generator)
             batch = Batch(images, torch.eye(4)[torch.arange(8) % 4], torch.arange(8))
-            found.append(train_step(training, batch, training.schedule.at((step + 0.5) / 6, 1), step).loss.item() / 8)
+            rate = training.schedule.at((step + 0.5) / 6, 1)
+            found.append(train_step(training, feed, batch, rate, step).loss.item() / 8)
         return found
     finally:
         torch.set_num_threads(threads)

@@ -303,8 +303,8 @@ def test_a_gradient_that_leaves_the_numbers_is_never_saved(train_here, class_fol
 
     sound = loop.train_step
 
-    def train_step(training, batch, learning_rate, step):
-        result = sound(training, batch, learning_rate, step)
+    def train_step(training, feed, batch, learning_rate, step):
+        result = sound(training, feed, batch, learning_rate, step)
         return result._replace(gradient_norm=result.gradient_norm * math.nan) if step == 7 else result
 
     monkeypatch.setattr(loop, "train_step", train_step)
@@ -328,7 +328,8 @@ def test_an_image_that_vanishes_during_the_run(train, class_folders, tmp_path):
         images = tmp_path / f"images{workers}"
         shutil.copytree(class_folders, images)
         process = subprocess.Popen(
-            train_command(folder, "--dataset_path", images, "--num_epochs", 500, "--num_workers", workers),
+            train_command(folder, "--dataset_path", images, "--num_epochs", 500, "--num_workers", workers,
+                          "--cache", "off"),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(tmp_path), cwd=tmp_path,
         )  # fmt: skip
         while not (folder / "ckpt/last.pt").exists():

@@ -17,7 +17,8 @@ from sat_vg.backbone_finetuning.utils.safe_files import write_text
 # (A device changes rounding only; the data are compared by their content, not by their path.)
 FIELDS_FREE_ON_RESUME = frozenset(
     {
-        "dataset_path", "max_bad_fraction", "on_duplicates", "device", "num_workers", "loader_timeout",
+        "dataset_path", "max_bad_fraction", "on_duplicates", "device", "num_workers", "loader_timeout", "cache",
+        "cache_gib", "channels_last", "tf32", "compile", "num_threads", "keep_freed_memory", "profile",
         "log_dir", "checkpoint_dir", "save_frequency", "save_every_steps", "save_every_minutes",
         "max_checkpoints", "log_every", "resume",
     }
@@ -119,10 +120,12 @@ class FinetuneConfig:
     dropout: float = 0.0
     """Probability of dropping a pooled feature before the classifier."""
 
-    batch_size: int = 32
-    """Images per optimizer step."""
+    batch_size: int | Literal["auto"] = 32
+    """Images per optimizer step. auto: the largest power of two that fits well into memory, 256 at most, with 20
+    steps an epoch at least."""
     micro_batch_size: int | None = None
-    """Images that go through the model at once; gradients accumulate to batch_size. Unset: batch_size."""
+    """Images that go through the model at once; gradients accumulate to batch_size. Unset: batch_size, or fewer once
+    the memory was too small for them."""
     num_epochs: int = 20
     """Passes over the training images."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -156,6 +159,10 @@ class FinetuneConfig:
     """Share of the target that is spread over all classes (Szegedy et al., 2016)."""
     use_augmentation: bool = True
     """Flips, quarter turns, mild scale and colour changes: an overhead image has no "up"."""
+    cached_views: int = 0
+    """Where the first stages are frozen: so many augmented versions of each image take turns, and what the frozen
+    stages make of them is computed once and kept. 0: every epoch augments anew. Without augmentation it is always
+    kept."""
     mixup_alpha: float = 0.0
     """Beta parameter of Mixup (Zhang et al., 2018); 0 switches it off."""
     cutmix_alpha: float = 0.0
@@ -173,10 +180,30 @@ class FinetuneConfig:
     """auto, cpu, cuda, cuda:1, mps."""
     mixed_precision: bool = True
     """bf16 where the device computes in it, fp16 with loss scaling on older GPUs, fp32 elsewhere."""
+    autocast_dtype: Literal["auto", "bf16", "fp16"] = "auto"
+    """The number format of mixed_precision."""
+    channels_last: bool | None = None
+    """Memory format of weights and images. Unset: on, but for grouped convolutions (ResNeXt, RegNet) on GPUs."""
+    tf32: bool = True
+    """GPUs may round the inputs of fp32 products to TF32."""
+    compile: bool = False
+    """Train by torch.compile: worth trying on GPUs; on CPUs it cost more than it brought."""
+    num_threads: int | None = None
+    """Threads of the CPU. Unset: as OMP_NUM_THREADS says, or one for each core that the process may use."""
+    keep_freed_memory: bool | None = None
+    """Keep freed memory for the next step and not give it back to the system (glibc). Unset: on for CPUs."""
+    profile: bool = False
+    """Tell where the time goes: a table, and profile_trace.json in log_dir for chrome://tracing or Perfetto."""
     num_workers: int | None = None
     """Processes that decode images; 0 decodes in the training process. Unset: chosen for the device."""
     loader_timeout: int = 300
     """Seconds to wait for a batch of these processes before stopping with a message; 0 waits for ever."""
+    cache: Literal["auto", "ram", "disk", "off"] = "auto"
+    """Where decoded images are kept, so that they are decoded once and not in every epoch. disk: in the cache folder,
+    for later runs too. ram: in memory, for this run. auto: as disk, where that is quicker. off: nowhere."""
+    cache_gib: float = 16.0
+    """Largest size in GiB of what is kept in the cache folder, decoded images and features together; what was used
+    least recently goes first."""
     log_dir: str = "logs/finetune"
     """Folder of the TensorBoard log and metrics.jsonl."""
     checkpoint_dir: str = "checkpoints/finetune"

@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
@@ -58,7 +58,12 @@ def _text(remedy: str, or_unset: bool = False) -> Rule:
     return Rule(holds, "a text that is not empty" + (" or null" if or_unset else ""), remedy)
 
 
+def _or_auto(rule: Rule) -> Rule:
+    return Rule(lambda value: value == "auto" or rule.holds(value), f"{rule.allowed}, or auto", rule.remedy)
+
+
 _SWITCH = Rule(lambda value: isinstance(value, bool), "true or false", "true or false")
+_SWITCH_OR_UNSET = Rule(lambda value: value is None or isinstance(value, bool), "true, false or null", "leave it out")
 _STAGES = Rule(
     lambda value: (
         value is None
@@ -104,7 +109,7 @@ RULES: dict[str, Rule] = {
     "phase_epochs": _EPOCHS,
     "freeze_layers": _whole(0, 2),
     "dropout": _PROBABILITY,
-    "batch_size": _whole(1, 32),
+    "batch_size": _or_auto(_whole(1, 32)),
     "micro_batch_size": _whole(1, 8, or_unset=True),
     "num_epochs": _whole(1, 20),
     "optimizer": _one_of("adamw", "sgd"),
@@ -122,6 +127,7 @@ RULES: dict[str, Rule] = {
     "ema_decay": _PROBABILITY,
     "label_smoothing": _PROBABILITY,
     "use_augmentation": _SWITCH,
+    "cached_views": _whole(0, 4),
     "mixup_alpha": _NOT_NEGATIVE,
     "cutmix_alpha": _NOT_NEGATIVE,
     "early_stopping_patience": _whole(0, 10),
@@ -130,8 +136,20 @@ RULES: dict[str, Rule] = {
     "seed": _whole(0, 0),
     "device": _text("auto, cpu, cuda, cuda:0 or mps"),
     "mixed_precision": _SWITCH,
+    "autocast_dtype": _one_of("auto", "bf16", "fp16"),
+    "channels_last": _SWITCH_OR_UNSET,
+    "tf32": _SWITCH,
+    "compile": _SWITCH,
+    "num_threads": _whole(1, 2, highest=1024, or_unset=True),
+    "keep_freed_memory": _SWITCH_OR_UNSET,
+    "profile": _SWITCH,
     "num_workers": _whole(0, 4, highest=1024, or_unset=True),
     "loader_timeout": _whole(0, 300, highest=1_000_000),
+    "cache": replace(
+        _one_of("auto", "ram", "disk", "off"),
+        remedy='for example auto; in a YAML file "off" needs its quotes, or it means false',
+    ),
+    "cache_gib": _real("above 0", lambda value: value > 0, 16.0),
     "log_dir": _text("for example logs/finetune"),
     "checkpoint_dir": _text("for example checkpoints/finetune"),
     "save_frequency": _whole(1, 1),
@@ -197,12 +215,34 @@ def _combinations(values: Mapping[str, Any]) -> list[str]:
             f"lr_step_size = {values['lr_step_size']}: with the plateau schedule it must be below "
             f"early_stopping_patience = {patience}, or the run stops before the rate is ever lowered; for example 3"
         )
-    micro_batch_size = values["micro_batch_size"]
-    if micro_batch_size is not None and micro_batch_size > values["batch_size"]:
+    micro_batch_size, batch_size = values["micro_batch_size"], values["batch_size"]
+    if micro_batch_size is not None and batch_size != "auto" and micro_batch_size > batch_size:
         problems.append(
             f"micro_batch_size = {micro_batch_size}: must not exceed batch_size = {values['batch_size']}; "
             "lower it or leave it out"
         )
+    return problems + _speed_problems(values)
+
+
+def _speed_problems(values: Mapping[str, Any]) -> list[str]:
+    problems = []
+    if values["autocast_dtype"] != "auto" and not values["mixed_precision"]:
+        problems.append(
+            f"autocast_dtype = {values['autocast_dtype']!r}: has no effect while mixed_precision is false; leave one "
+            "of the two out"
+        )
+    if values["cached_views"]:
+        beside = f"cached_views = {values['cached_views']}:"
+        if not values["use_augmentation"]:
+            problems.append(f"{beside} without use_augmentation there is one version of each image; leave it out")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            if values[name]:
+                problems.append(
+                    f"{beside} {name} = {values[name]} mixes the images of every step anew, so nothing can be kept; "
+                    "leave one of the two out"
+                )
+        if values["strategy"] == "full":
+            problems.append(f"{beside} strategy = 'full' freezes nothing; leave it out, or take another strategy")
     return problems
 
 

@@ -1,7 +1,7 @@
 """Every image decoded once before training, so that a bad file shows at the start and not in epoch 7.
 
-On the way each image gets a fingerprint of its pixels, by which ``duplicates`` finds copies. Both are remembered
-between runs, so the second run on the same images decodes none.
+On the way each image gets a fingerprint of its pixels, by which ``duplicates`` finds copies, and is measured. All of
+it is remembered between runs, so the second run on the same images decodes none.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ READABLE_IMAGES = "readable_images.npz"  # in the cache folder
 LEFT_OUT = "skipped_images.txt"  # in the log folder
 _MAX_RECORD_BYTES = 2**31  # of some 10**8 images; no cache of ours is larger
 # What other versions could read is no promise for these.
-_RECORD_FORMAT = f"sat_vg readable images 2; pillow {PIL.__version__}; torchvision {torchvision.__version__}"
+_RECORD_FORMAT = f"sat_vg readable images 3; pillow {PIL.__version__}; torchvision {torchvision.__version__}"
 
 
 T = TypeVar("T")
@@ -61,11 +61,13 @@ class Examined(NamedTuple):
         bad: the images that cannot be decoded, in the order of the paths.
         contents: of every other path a fingerprint of its pixels (see ``content_of``).
         looks: of every other path what ``look`` gave, if it was asked for.
+        sizes: of every other path its height and width in pixels.
     """
 
     bad: list[BadImage]
     contents: dict[str, int]
     looks: dict[str, Any]
+    sizes: dict[str, tuple[int, int]]
 
 
 class Readable(NamedTuple):
@@ -75,17 +77,25 @@ class Readable(NamedTuple):
         splits: the images.
         left_out: images that could not be decoded.
         contents: of every path a fingerprint of its pixels.
+        sizes: of every path its height and width in pixels.
     """
 
     splits: Splits
     left_out: list[BadImage]
     contents: dict[str, int]
+    sizes: dict[str, tuple[int, int]]
+
+
+class _Remembered(NamedTuple):
+    content: int
+    height: int
+    width: int
 
 
 class _Checked(NamedTuple):
     path: str
     key: int | None  # under which the record holds an image that decodes
-    content: int
+    image: _Remembered
     look: Any
     bad: BadImage | None
 
@@ -111,16 +121,18 @@ def examine_images(
     """
     known = _read_record(record) if record is not None else {}
     before = len(known)
-    examined = Examined([], {}, {})
+    examined = Examined([], {}, {}, {})
     passed_over = known if look is None else {}
     bar = tqdm(total=len(paths), desc="checking images", unit="image", disable=None if show_progress else True)
     try:
         with bar:
             for results in run_in_order(paths, lambda path: _check(path, passed_over, look), threads):
-                known.update({result.key: result.content for result in results if result.key is not None})
-                examined.contents.update({result.path: result.content for result in results if result.bad is None})
+                known.update({result.key: result.image for result in results if result.key is not None})
+                good = [result for result in results if result.bad is None]
+                examined.contents.update({result.path: result.image.content for result in good})
+                examined.sizes.update({result.path: (result.image.height, result.image.width) for result in good})
                 if look is not None:
-                    examined.looks.update({result.path: result.look for result in results if result.bad is None})
+                    examined.looks.update({result.path: result.look for result in good})
                 examined.bad.extend(result.bad for result in results if result.bad is not None)
                 bar.update(len(results))
     finally:  # what was checked before Ctrl-C need not be checked again
@@ -154,16 +166,17 @@ def require_readable(
         show_progress: see ``examine_images``.
 
     Returns:
-        The splits without bad images, the bad images (empty unless ``policy`` is ``"skip"``), and fingerprints.
+        The splits without bad images, the bad images (empty unless ``policy`` is ``"skip"``), fingerprints and sizes.
 
     Raises:
         DataError: an image is bad and ``policy`` is ``"error"``, or too many are, or leaving the bad ones out
             would empty val or a class of train.
     """
     paths = [path for split in splits.parts for path in split.paths]
-    bad, contents, _ = examine_images(paths, record=record, threads=threads, show_progress=show_progress)
+    examined = examine_images(paths, record=record, threads=threads, show_progress=show_progress)
+    bad, contents, sizes = examined.bad, examined.contents, examined.sizes
     if not bad:
-        return Readable(splits, [], contents)
+        return Readable(splits, [], contents, sizes)
     if policy == "error":
         raise DataError(
             f"{len(bad)} of {len(paths)} images cannot be read:\n{_listing(bad)}\n"
@@ -186,7 +199,7 @@ def require_readable(
             f"leaving out the {len(bad)} images that cannot be read would leave nothing of {what}:\n"
             f"{_listing(bad)}\nMend these images or add others"
         )
-    return Readable(kept, bad, contents)
+    return Readable(kept, bad, contents, sizes)
 
 
 def write_left_out(path: Path, left_out: Sequence[BadImage]) -> None:
@@ -244,15 +257,16 @@ def run_in_order(paths: Iterable[str], work: Callable[[str], T], threads: int | 
             yield waiting.popleft().result()
 
 
-def _check(path: str, known: Mapping[int, int], look: Callable[[Tensor], Any] | None) -> _Checked:
+def _check(path: str, known: Mapping[int, _Remembered], look: Callable[[Tensor], Any] | None) -> _Checked:
     # Taken before decoding: a file that changes meanwhile is then decoded again next time.
     key = _key(path)
     if key is not None and key in known:
         return _Checked(path, key, known[key], None, None)
     image = decode_or_reason(path)
     if isinstance(image, str):
-        return _Checked(path, None, 0, None, BadImage(path, image))
-    return _Checked(path, key, content_of(image), look(image) if look else None, None)
+        return _Checked(path, None, _Remembered(0, 0, 0), None, BadImage(path, image))
+    seen = _Remembered(content_of(image), image.shape[1], image.shape[2])
+    return _Checked(path, key, seen, look(image) if look else None, None)
 
 
 def _key(path: str) -> int | None:
@@ -270,29 +284,30 @@ def _key(path: str) -> int | None:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-def _read_record(record: Path) -> dict[int, int]:
-    """Fingerprints of the images that are known to decode; none if the record is missing, damaged or foreign."""
+def _read_record(record: Path) -> dict[int, _Remembered]:
+    """The images that are known to decode; none if the record is missing, damaged or foreign."""
     try:
         if record.stat().st_size > _MAX_RECORD_BYTES:
             return {}
         with np.load(record, allow_pickle=False) as content:
-            keys, contents = content["keys"], content["contents"]
-            if str(content["format"]) != _RECORD_FORMAT or keys.dtype != np.uint64 or contents.dtype != np.uint64:
+            columns = [content[name] for name in ("keys", "contents", "heights", "widths")]
+            if str(content["format"]) != _RECORD_FORMAT or any(column.dtype != np.uint64 for column in columns):
                 return {}
-            return dict(zip(keys.ravel().tolist(), contents.ravel().tolist(), strict=True))
+            rows = zip(*(column.ravel().tolist() for column in columns), strict=True)
+            return {key: _Remembered(*image) for key, *image in rows}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError):
         return {}
     except (zipfile.BadZipFile, zlib.error, NotImplementedError):
         return {}
 
 
-def _write_record(record: Path, known: Mapping[int, int]) -> None:
-    keys = np.fromiter(sorted(known), dtype=np.uint64, count=len(known))
-    contents = np.fromiter((known[key] for key in sorted(known)), dtype=np.uint64, count=len(known))
+def _write_record(record: Path, known: Mapping[int, _Remembered]) -> None:
+    table = np.array([(key, *known[key]) for key in sorted(known)], dtype=np.uint64).reshape(-1, 4)
+    columns = dict(zip(("keys", "contents", "heights", "widths"), table.T, strict=True))
     try:
         record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with atomic_write(record) as file:
             Path(file.name).chmod(0o600)
-            np.savez(file, format=np.array(_RECORD_FORMAT), keys=keys, contents=contents)
+            np.savez(file, format=np.array(_RECORD_FORMAT), **columns)
     except OSError:
         return  # a read-only or full disk costs the next check time, nothing more

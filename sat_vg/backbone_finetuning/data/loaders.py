@@ -5,7 +5,8 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sat_vg.backbone_finetuning.data.decoding import decode_rgb
-from sat_vg.backbone_finetuning.data.sampling import EpochBatches, InOrder, SampleKey
+from sat_vg.backbone_finetuning.data.sampling import BatchPlan, InOrder, Part, PartKey, RunningPass, SampleKey
 from sat_vg.backbone_finetuning.data.sources import Split
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, seed_default_generator
 from sat_vg.backbone_finetuning.utils.stop_signals import STOP_SIGNALS
@@ -46,19 +47,106 @@ class Batch(NamedTuple):
 
 
 class ImageDataset(Dataset[tuple[Tensor, int, int]]):
-    """Decoded and transformed images of a split; the transform's random numbers depend on the key alone."""
+    """Decoded and transformed images of a split; the transform's random numbers depend on the key alone.
 
-    def __init__(self, split: Split, transform: nn.Module, seed: int) -> None:
-        self.split, self.transform, self.seed = split, transform, seed
+    Args:
+        split: the images.
+        transform: uint8 ``[3, height, width]`` → uint8 ``[3, H, W]``.
+        seed: the run's.
+        read: a file's path → its image, uint8 ``[3, height, width]``.
+    """
+
+    def __init__(
+        self, split: Split, transform: nn.Module, seed: int, read: Callable[[str], Tensor] = decode_rgb
+    ) -> None:
+        self.split, self.transform, self.seed, self.read = split, transform, seed, read
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, int, int]:
-        """Image (uint8 ``[3, H, W]``), label and index of the sample ``(epoch, index)``."""
-        epoch, index = key
-        seed_default_generator(derive_seed(self.seed, Purpose.SAMPLE, epoch, index))
-        return self.transform(decode_rgb(self.split.paths[index])), self.split.labels[index], index
+        """Image (uint8 ``[3, H, W]``), label and index of the sample ``(view, index)``."""
+        view, index = key
+        seed_default_generator(derive_seed(self.seed, Purpose.SAMPLE, view, index))
+        return self.transform(self.read(self.split.paths[index])), self.split.labels[index], index
+
+
+class _Parts(Dataset[tuple[Tensor, int, int]]):
+    """The datasets of a run as one, so that one set of worker processes serves all of them."""
+
+    def __init__(self, parts: Mapping[Part, ImageDataset]) -> None:
+        self.parts = parts
+
+    def __getitem__(self, key: PartKey) -> tuple[Tensor, int, int]:
+        part, view, index = key
+        return self.parts[part][view, index]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who decodes images.
+
+    Attributes:
+        count: processes; 0: the training process itself.
+        device: where batches go.
+        timeout: seconds to wait for a batch before RuntimeError, which ``why_loading_failed`` explains; 0: for ever.
+    """
+
+    count: int
+    device: torch.device
+    timeout: int = 0
+
+
+class ImageBatches:
+    """All passes over a run's images, by one set of workers that lives through them.
+
+    Only one pass can be under way at a time.
+
+    Args:
+        parts: the datasets.
+        plan: of the training batches.
+        in_order_size: images in a batch of the other passes.
+        workers: who decodes.
+    """
+
+    def __init__(
+        self, parts: Mapping[Part, ImageDataset], plan: BatchPlan, in_order_size: int, workers: Workers
+    ) -> None:
+        self.parts, self.plan, self.in_order_size = parts, plan, in_order_size
+        self._running = RunningPass()
+        self._loader = _loader(
+            _Parts(parts), self._running, _Collate(len(parts[Part.TRAINING].split.class_names)), workers
+        )
+
+    def training(self, epoch: int, view: int, first_batch: int = 0) -> "Pass":
+        """The batches of an epoch, from any one on; ``view`` numbers the augmentation that each image gets."""
+        return Pass(self._loader, self._running, Part.TRAINING, view, self.plan.batches(epoch)[first_batch:])
+
+    def in_order(self, part: Part, view: int = 0) -> "Pass":
+        """Every image of a part once, in its order."""
+        batches = [few.tolist() for few in torch.arange(len(self.parts[part])).split(self.in_order_size)]
+        return Pass(self._loader, self._running, part, view, batches)
+
+
+class Pass:
+    """One pass over images; may be iterated again once an iteration has ended.
+
+    Attributes:
+        indices: of the images, batch by batch.
+    """
+
+    def __init__(
+        self, loader: DataLoader[Batch], running: RunningPass, part: Part, view: int, indices: list[list[int]]
+    ) -> None:
+        self._loader, self._running, self._part, self._view = loader, running, part, view
+        self.indices = indices
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._running.begin(self._part, self._view, self.indices)
+        return iter(self._loader)
+
+    def __len__(self) -> int:
+        return len(self.indices)
 
 
 class _Collate:
@@ -93,29 +181,10 @@ def _obey_the_parent(starter: int) -> None:
     os._exit(0)
 
 
-def training_loader(
-    dataset: ImageDataset, batches: EpochBatches, num_workers: int, device: torch.device, timeout: int = 0
-) -> DataLoader[Batch]:
-    """A loader that yields the batches that ``batches`` is set to, with workers that live through all epochs.
-
-    Iterating raises RuntimeError, which ``why_loading_failed`` explains, if a worker dies, or hands over nothing for
-    ``timeout`` seconds (0: waits for ever).
-    """
-    return _loader(dataset, batches, num_workers, device, timeout)
-
-
-def validation_loader(
-    dataset: ImageDataset, batch_size: int, num_workers: int, device: torch.device, timeout: int = 0
-) -> DataLoader[Batch]:
-    """A loader that yields every image once, in order; for ``timeout`` see ``training_loader``."""
-    return _loader(dataset, InOrder(len(dataset), batch_size), num_workers, device, timeout)
-
-
-def one_pass_loader(
-    dataset: ImageDataset, batch_size: int, num_workers: int, device: torch.device, timeout: int = 0
-) -> DataLoader[Batch]:
-    """As ``validation_loader``, for data that are read once: its workers end with the pass."""
-    return _loader(dataset, InOrder(len(dataset), batch_size), num_workers, device, timeout, is_read_again=False)
+def validation_loader(dataset: ImageDataset, batch_size: int, workers: Workers) -> DataLoader[Batch]:
+    """A loader that yields every image once, in order; its workers end with the pass."""
+    batches = InOrder(len(dataset), batch_size)
+    return _loader(dataset, batches, _Collate(len(dataset.split.class_names)), workers, is_read_again=False)
 
 
 def why_loading_failed(error: RuntimeError) -> str | None:
@@ -148,21 +217,20 @@ def why_loading_failed(error: RuntimeError) -> str | None:
 
 
 def _loader(
-    dataset: ImageDataset,
-    batches: Sampler[list[SampleKey]],
-    num_workers: int,
-    device: torch.device,
-    timeout: int,
+    dataset: Dataset[tuple[Tensor, int, int]],
+    batches: Sampler[list[SampleKey]] | Sampler[list[PartKey]],
+    collate: _Collate,
+    workers: Workers,
     is_read_again: bool = True,
 ) -> DataLoader[Batch]:
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # a dataset of samples, a loader of batches
         batch_sampler=batches,
-        num_workers=num_workers,
-        collate_fn=_Collate(len(dataset.split.class_names)),
-        pin_memory=device.type == "cuda",
-        persistent_workers=num_workers > 0 and is_read_again,
-        timeout=timeout if num_workers else 0,
+        num_workers=workers.count,
+        collate_fn=collate,
+        pin_memory=workers.device.type == "cuda",
+        persistent_workers=workers.count > 0 and is_read_again,
+        timeout=workers.timeout if workers.count else 0,
         worker_init_fn=_leave_signals_to_the_parent,
         # The loader draws a base seed for its workers; it must not touch the generator that dropout uses.
         generator=torch.Generator(),

@@ -1,14 +1,24 @@
 """Which images form which batch: a pure function of seed and epoch, so a run can go on at any step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 from torch.utils.data import Sampler
 
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, torch_generator
 
-SampleKey = tuple[int, int]  # (epoch, index of the image)
+SampleKey = tuple[int, int]  # (view, index of the image); every view is augmented in another way
+PartKey = tuple["Part", int, int]  # the same within a part
+
+
+class Part(IntEnum):
+    """Which images a pass is over, and how they are transformed."""
+
+    TRAINING = 0
+    VALIDATION = 1
+    PLAIN_TRAINING = 2  # the training images without augmentation
 
 
 def num_parts(count: int, size: int) -> int:
@@ -53,24 +63,22 @@ class BatchPlan:
         return [part.tolist() for part in order.tensor_split(self.num_batches)]
 
 
-class EpochBatches(Sampler[list[SampleKey]]):
-    """Yields the batches of one epoch as keys ``(epoch, index)``, from any batch on."""
+class RunningPass(Sampler[list[PartKey]]):
+    """Yields the batches of the pass that was begun last, as keys ``(part, view, index)``."""
 
-    def __init__(self, plan: BatchPlan) -> None:
-        self.plan = plan
-        self.epoch = 0
-        self.first_batch = 0
+    def __init__(self) -> None:
+        self.begin(Part.TRAINING, 0, [])
 
-    def start_at(self, epoch: int, first_batch: int = 0) -> None:
-        """Set where the next iteration starts."""
-        self.epoch, self.first_batch = epoch, first_batch
+    def begin(self, part: Part, view: int, batches: Sequence[Sequence[int]]) -> None:
+        """Set what the next iteration yields: batches of indices of one part, in one view."""
+        self._part, self._view, self._batches = part, view, batches
 
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        for batch in self.plan.batches(self.epoch)[self.first_batch :]:
-            yield [(self.epoch, index) for index in batch]
+    def __iter__(self) -> Iterator[list[PartKey]]:
+        for batch in self._batches:
+            yield [(self._part, self._view, index) for index in batch]
 
     def __len__(self) -> int:
-        return self.plan.num_batches - self.first_batch
+        return len(self._batches)
 
 
 class InOrder(Sampler[list[SampleKey]]):

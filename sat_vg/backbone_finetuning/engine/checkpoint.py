@@ -53,6 +53,7 @@ class RunState:
         spikes: losses of the running epoch that were reported as such.
         skipped_steps: steps of the running epoch that loss scaling left out.
         skipped_in_a_row: the same up to now without a sound step between, over epochs.
+        micro_batch_size: images that went through the model at once in the last step; 0 before the first.
     """
 
     phase: int = 0
@@ -75,6 +76,7 @@ class RunState:
     spikes: int = 0
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
+    micro_batch_size: int = 0
 
     def note_validation(self, value: float, higher_is_better: bool, min_delta: float) -> bool:
         """Take a validation metric into the history; tells whether it is the best so far."""

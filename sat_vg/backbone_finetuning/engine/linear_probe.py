@@ -9,10 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from sat_vg.backbone_finetuning.data.loaders import Batch
+from sat_vg.backbone_finetuning.engine.feeds import SizedBatches, image_values
 from sat_vg.backbone_finetuning.engine.interrupts import InterruptRequest
 from sat_vg.backbone_finetuning.engine.precision import Precision
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
@@ -47,19 +46,19 @@ class LinearProbe:
 
 @torch.no_grad()
 def pooled_features(
-    model: FineTuneModel, loader: DataLoader[Batch], precision: Precision, interrupt: InterruptRequest | None = None
+    model: FineTuneModel, batches: SizedBatches, precision: Precision, interrupt: InterruptRequest | None = None
 ) -> tuple[Tensor, Tensor] | None:
-    """What the classifier sees of all images of ``loader``, each once; None where a stop was asked for.
+    """What the classifier sees of all images of ``batches``, each once; None where a stop was asked for.
 
     Returns:
         ``(features [N, D] float32, labels [N] int64)`` on the model's device.
     """
     model.eval()
     features, labels = [], []
-    for batch in tqdm(loader, desc="features", unit="batch", leave=False, disable=None):
-        images = precision.place_images(model.preprocessing.normalise(batch.images.to(precision.device)))
+    for batch in tqdm(batches, desc="features", unit="batch", leave=False, disable=None):
         with precision.autocast():
-            features.append(model.forward_pooled(images).float())
+            values = image_values(model, precision, batch.to(precision.device))
+            features.append(model.forward_pooled(values).float())
         labels.append(batch.targets.argmax(1))
         if interrupt is not None and interrupt.requested:
             return None

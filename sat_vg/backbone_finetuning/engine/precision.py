@@ -1,13 +1,18 @@
-"""Where and in which number format the model computes."""
+"""Where and in which number formats the model computes, and what else its speed depends on."""
 
+import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from sat_vg.backbone_finetuning.utils.allocator import keep_freed_memory
+from sat_vg.backbone_finetuning.utils.cores import usable_cores
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -72,15 +77,71 @@ def choose_device(wanted: str) -> torch.device:
     return device
 
 
-def choose_precision(device: torch.device, mixed_precision: bool) -> Precision:
-    """bf16 where the device computes in it, fp16 on older GPUs, fp32 elsewhere and where it is asked for."""
+def choose_precision(
+    device: torch.device,
+    mixed_precision: bool,
+    wanted_dtype: Literal["auto", "bf16", "fp16"] = "auto",
+    channels_last: bool | None = None,
+    has_grouped_convolutions: bool = False,
+) -> Precision:
+    """Number formats: as asked for, or what the device is quickest in.
+
+    bf16 where the device computes in it, fp16 on older GPUs, fp32 elsewhere. channels_last everywhere but for grouped
+    convolutions on GPUs, which it slows down by a third and more, as timm's published tables of both formats tell.
+
+    Args:
+        device: where the model is.
+        mixed_precision: False: fp32 throughout.
+        wanted_dtype: of autocast.
+        channels_last: the memory format; None: chosen.
+        has_grouped_convolutions: whether the backbone is such a one, as ResNeXt and RegNet are.
+
+    Raises:
+        ConfigError: the device cannot compute in the format that is asked for.
+    """
+    if channels_last is None:
+        channels_last = not (device.type == "cuda" and has_grouped_convolutions)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     if not mixed_precision:
-        return Precision(device, torch.float32)
+        return Precision(device, torch.float32, layout)
+    if wanted_dtype != "auto":
+        if device.type == "cpu" and wanted_dtype == "fp16":
+            raise ConfigError("autocast_dtype = 'fp16': a CPU computes in bf16 or fp32; use auto or bf16")
+        return Precision(device, _DTYPES[wanted_dtype], layout)
     if device.type == "cuda":
-        return Precision(device, torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16)
+        return Precision(device, torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16, layout)
     if device.type == "cpu" and _cpu_computes_in_bf16():
-        return Precision(device, torch.bfloat16)
-    return Precision(device, torch.float32)
+        return Precision(device, torch.bfloat16, layout)
+    return Precision(device, torch.float32, layout)
+
+
+def set_up_process(device: torch.device, num_threads: int | None, keeps_freed_memory: bool | None, tf32: bool) -> str:
+    """Settings of the whole process that its speed depends on.
+
+    Args:
+        device: where the model is.
+        num_threads: that a step computes with on the CPU; None: as ``OMP_NUM_THREADS`` says, or one for each core
+            that the process may use.
+        keeps_freed_memory: see ``allocator.keep_freed_memory``; None: where the CPU computes.
+        tf32: whether GPUs may round the inputs of fp32 matrix products and convolutions to 10 bits.
+
+    Returns:
+        What was set, in words.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    if num_threads is None and "OMP_NUM_THREADS" not in os.environ:
+        num_threads = min(usable_cores(), torch.get_num_threads())
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    count = torch.get_num_threads()
+    said = [f"{count} thread{'' if count == 1 else 's'}"] if device.type == "cpu" else []
+    wants_to_keep = device.type == "cpu" if keeps_freed_memory is None else keeps_freed_memory
+    if wants_to_keep and keep_freed_memory():
+        said.append("freed memory is kept")
+    if device.type == "cuda":
+        said.append("TF32" if tf32 else "no TF32")
+    return ", ".join(said)
 
 
 def _cpu_computes_in_bf16() -> bool:

@@ -22,6 +22,9 @@ _LOG_FILES = (
     "training_images.png",
     "confusion_matrix.png",
     "learning_curves.png",
+    "mistakes.png",
+    "projector",
+    "projector_config.pbtxt",
     LEFT_OUT,
 )
 

@@ -43,6 +43,7 @@ class Artifact:
         config: the run's configuration, plain data; empty where there was none.
         metrics: the validation metrics of these weights, plain numbers.
         versions: of the libraries that wrote the file.
+        temperature: what logits are divided by before the softmax, where probabilities are wanted.
     """
 
     backbone: str
@@ -53,6 +54,7 @@ class Artifact:
     config: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    temperature: float = 1.0
 
 
 def current_versions() -> dict[str, str]:
@@ -80,6 +82,7 @@ def write_artifact(path: Path, artifact: Artifact) -> None:
             "class_names": list(artifact.class_names),
             "preprocessing": artifact.preprocessing.to_dict(),
             "dropout": artifact.dropout,
+            "temperature": artifact.temperature,
             "config": artifact.config,
             "metrics": artifact.metrics,
             "versions": current_versions(),
@@ -121,6 +124,9 @@ def read_artifact(path: Path) -> Artifact:
         raise CheckpointError(f"{str(path)!r} has weights that are no named tensors: it is altered")
     if not 0 <= content["dropout"] < 1:
         raise CheckpointError(f"{str(path)!r} has a dropout of {content['dropout']}: it is altered")
+    temperature = content.get("temperature", 1.0)  # files from before calibration have none
+    if not isinstance(temperature, (int, float)) or not 0 < temperature < 1e6:
+        raise CheckpointError(f"{str(path)!r} has a temperature of {temperature!r}: it is altered")
     return Artifact(
         backbone=content["backbone"],
         class_names=tuple(content["class_names"]),
@@ -130,4 +136,5 @@ def read_artifact(path: Path) -> Artifact:
         config=content["config"],
         metrics=content["metrics"],
         versions=content["versions"],
+        temperature=float(temperature),
     )

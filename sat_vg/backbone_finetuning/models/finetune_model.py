@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sat_vg.backbone_finetuning.models.artifact import Artifact, read_artifact, write_artifact
-from sat_vg.backbone_finetuning.models.attention import attention_maps
+from sat_vg.backbone_finetuning.models.attention import attention_maps, in_eval_mode
 from sat_vg.backbone_finetuning.models.backbones import (
     build_network,
     find_backbone,
@@ -64,6 +64,7 @@ class FineTuneModel(nn.Module):
         preprocessing: what images go through before they get here.
         weights_report: what was loaded, in one line.
         provenance: where the weights come from, plain data; handed on to the extractor.
+        temperature: what ``predict_probabilities`` divides the logits by; 1 unless the model was calibrated.
 
     Raises:
         ConfigError: unknown backbone or stage, or an image size the backbone cannot take.
@@ -99,6 +100,7 @@ class FineTuneModel(nn.Module):
         self.weights_report = str(loaded)
         self.provenance: dict[str, Any] = {"weights": self.weights_report}
         self.preprocessing = loaded.preprocessing
+        self.temperature = 1.0
         self.class_names = tuple(class_names or (str(index) for index in range(num_classes)))
         self.dropout = nn.Dropout(dropout)
         self.head_parameter_names = head_parameters(self.network, self.row.family)
@@ -170,39 +172,60 @@ class FineTuneModel(nn.Module):
             value = stage.run(self.network, value)
         return value
 
-    def forward(self, images: Tensor) -> Tensor:
-        """``images [B, C, H, W]``, normalised → logits ``[B, num_classes]``."""
-        return self.forward_head(self.forward_pooled(images))
+    def forward(self, value: Tensor, start: int = 0) -> Tensor:
+        """``images [B, C, H, W]``, normalised → logits ``[B, num_classes]``; ``start``: see ``training_outputs``."""
+        return self.forward_head(self.forward_pooled(value, start))
 
-    def forward_pooled(self, images: Tensor) -> Tensor:
+    @torch.no_grad()
+    def predict_probabilities(self, images: Tensor) -> Tensor:
+        """Softmax of the logits divided by ``temperature``, in eval mode; the model is left as it was.
+
+        Args:
+            images: ``[B, C, H, W]``, normalised, on the model's device.
+
+        Returns:
+            float32 ``[B, num_classes]``; rows sum to 1.
+        """
+        with in_eval_mode(self):
+            logits: Tensor = self(images)
+        return (logits.float() / self.temperature).softmax(1)
+
+    def forward_pooled(self, value: Tensor, start: int = 0) -> Tensor:
         """``images [B, C, H, W]``, normalised → the vector ``[B, D]`` that the classifier sees."""
-        features = self.run_stages(self._run_frozen(images), start=self.num_frozen_stages)
+        if start > len(self.stages):
+            return value
+        return self.pool(self.run_stages(self.run_frozen(value, start), start=max(start, self.num_frozen_stages)))
+
+    def pool(self, features: Tensor) -> Tensor:
+        """The last stage's output → the vector ``[B, D]`` that the classifier sees; without parameters."""
         return self.row.family.pool(self.network, features)
 
-    def training_outputs(self, images: Tensor) -> tuple[tuple[float, Tensor], ...]:
+    def training_outputs(self, value: Tensor, start: int = 0) -> tuple[tuple[float, Tensor], ...]:
         """What the loss is taken of: the logits, and those of auxiliary heads where the backbone has some.
 
         Args:
-            images: ``[B, C, H, W]``, normalised.
+            value: images ``[B, C, H, W]``, normalised, or the output of the first ``start`` stages.
+            start: how many stages lie behind ``value``; one more than there are: ``value`` is the pooled vector.
 
         Returns:
             The weight of each loss with the logits ``[B, num_classes]``; the classifier's come first, with weight 1.
         """
-        value, auxiliary = self._run_frozen(images), []
-        for stage in self.stages[self.num_frozen_stages :]:
+        if start > len(self.stages):
+            return ((1.0, self.forward_head(value)),)
+        value, auxiliary = self.run_frozen(value, start), []
+        for stage in self.stages[max(start, self.num_frozen_stages) :]:
             value = stage.run(self.network, value)
             for head in self._auxiliary_heads:
                 if head.after_stage == stage.name:
                     auxiliary.append((head.weight, self.network.get_submodule(head.module)(value)))
-        logits = self.forward_head(self.row.family.pool(self.network, value))
-        return ((1.0, logits), *auxiliary)
+        return ((1.0, self.forward_head(self.pool(value))), *auxiliary)
 
-    def _run_frozen(self, images: Tensor) -> Tensor:
+    def run_frozen(self, value: Tensor, start: int = 0) -> Tensor:
         """The output of the frozen stages before the first trained one, without a graph."""
         keep_in_eval(self._frozen_modules)  # someone may have called train() on a part of the network
         num_frozen = self.num_frozen_stages
         with torch.set_grad_enabled(False if num_frozen else torch.is_grad_enabled()):
-            return self.run_stages(images, stop=num_frozen)
+            return self.run_stages(value, start=start, stop=num_frozen)
 
     def forward_head(self, pooled: Tensor) -> Tensor:
         """``pooled [B, D]`` → logits ``[B, num_classes]``."""
@@ -344,6 +367,7 @@ class FineTuneModel(nn.Module):
             dropout=self.dropout.p,
             config=dict(config or {}),
             metrics=dict(metrics or {}),
+            temperature=self.temperature,
         )
         write_artifact(Path(path), artifact)
 
@@ -388,7 +412,7 @@ class FineTuneModel(nn.Module):
             model.network.load_state_dict(artifact.state_dict, strict=True, assign=True)
         except RuntimeError as error:
             raise CheckpointError(f"{str(path)!r} does not fit its own backbone {model.backbone}: {error}") from error
-        model.preprocessing = artifact.preprocessing
+        model.preprocessing, model.temperature = artifact.preprocessing, artifact.temperature
         model.weights_report = f"weights: {path}"
         model.provenance = {
             "checkpoint": str(path),

@@ -2,9 +2,10 @@
 
 import copy
 
+import torch
 from torch import nn
 
-from sat_vg.backbone_finetuning.models.backbones import BackboneRow
+from sat_vg.backbone_finetuning.models.backbones import BackboneRow, build_network
 from sat_vg.backbone_finetuning.models.facts import BackboneFacts, StageFacts
 from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
@@ -36,4 +37,13 @@ def measure(row: BackboneRow, network: nn.Module) -> BackboneFacts:
         image_size=None if best is None else best.image_size,
         interpolation=None if best is None else best.interpolation,
         weights=tuple(sorted({entry.name for entry in published.values()})),
+    )
+
+
+def has_grouped_convolutions(row: BackboneRow) -> bool:
+    """Whether some convolution has several groups of several channels, as ResNeXt's and RegNet's have."""
+    with torch.device("meta"):
+        network = build_network(row, num_classes=2, image_size=224)
+    return any(
+        isinstance(module, nn.Conv2d) and 1 < module.groups < module.in_channels for module in network.modules()
     )

@@ -148,9 +148,9 @@ class TestRecord:
                 np.savez(file, format=np.array("sat_vg"), keys=np.arange(3))
         elif kind == "version":
             with np.load(record) as content:
-                keys, values, version = content["keys"], content["contents"], str(content["format"])
+                columns = dict(content)
             with record.open("wb") as file:
-                np.savez(file, format=np.array(version + ".1"), keys=keys, contents=values)
+                np.savez(file, **(columns | {"format": np.array(str(columns["format"]) + ".1")}))
         else:
             middle = len(whole) // 2
             altered = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
@@ -182,6 +182,7 @@ class TestRecord:
         first = examine_images(paths, record=record)
         damage_unseen(paths[0])
         assert examine_images(paths, record=record) == first
+        assert first.sizes == dict.fromkeys(paths, (16, 16))
         assert len(set(first.contents.values())) == len(paths)
         assert record.stat().st_mode & 0o777 == 0o600
         assert record.parent.stat().st_mode & 0o777 == 0o700
@@ -242,8 +243,9 @@ class TestRequireReadable:
         bad = [before.train.paths[3], before.val.paths[0]]
         for path in bad:
             cut(path)
-        splits, found, contents = require_readable(before, "skip", max_bad_fraction=0.05)
+        splits, found, contents, sizes = require_readable(before, "skip", max_bad_fraction=0.05)
         assert len(contents) == 38
+        assert sizes == dict.fromkeys(contents, (16, 16))
         assert [image.path for image in found] == bad
         assert splits == before.without(bad)
         assert len(splits.train) == len(before.train) - 1
@@ -255,7 +257,7 @@ class TestRequireReadable:
                 (tmp_path / "set" / name / label).symlink_to(root / label)
         splits = load_class_folders(tmp_path / "set")
         cut(splits.test.paths[0])
-        kept, bad, _ = require_readable(splits, "skip", max_bad_fraction=0.1)
+        kept, bad, *_ = require_readable(splits, "skip", max_bad_fraction=0.1)
         assert len(bad) == 3  # the same file in each split
         assert len(kept.test) == len(splits.test) - 1
 

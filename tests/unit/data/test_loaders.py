@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import time
@@ -6,24 +7,30 @@ import pytest
 import torch
 
 from sat_vg.backbone_finetuning.data.loaders import (
+    ImageBatches,
     ImageDataset,
-    training_loader,
+    Workers,
     validation_loader,
     why_loading_failed,
 )
-from sat_vg.backbone_finetuning.data.sampling import BatchPlan, EpochBatches
+from sat_vg.backbone_finetuning.data.sampling import BatchPlan, Part
 from sat_vg.backbone_finetuning.data.sources import load_class_folders
-from sat_vg.backbone_finetuning.data.transforms import RandomQuarterTurn, training_transform
+from sat_vg.backbone_finetuning.data.transforms import training_transform
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 
 CPU = torch.device("cpu")
 
 
-def make_loader(root, num_workers, seed=0):
-    split = load_class_folders(root).train
-    batches = EpochBatches(BatchPlan(len(split), 5, seed))
-    dataset = ImageDataset(split, training_transform(24, "bilinear"), seed)
-    return batches, training_loader(dataset, batches, num_workers, CPU), split
+def make_batches(root, num_workers, seed=0, transform=None, timeout=0):
+    splits = load_class_folders(root)
+    plain = Preprocessing(image_size=24).geometry()
+    parts = {
+        Part.TRAINING: ImageDataset(splits.train, transform or training_transform(24, "bilinear"), seed),
+        Part.VALIDATION: ImageDataset(splits.val, plain, seed),
+        Part.PLAIN_TRAINING: ImageDataset(splits.train, plain, seed),
+    }
+    workers = Workers(num_workers, CPU, timeout)
+    return ImageBatches(parts, BatchPlan(len(splits.train), 5, seed), in_order_size=4, workers=workers)
 
 
 def collect(loader):
@@ -31,57 +38,64 @@ def collect(loader):
 
 
 def test_the_same_batches_with_any_number_of_workers_and_from_any_start(class_folders):
-    batches, loader, split = make_loader(class_folders, 0)
-    batches.start_at(3)
-    expected = collect(loader)
-    assert len(expected) == 6
+    batches = make_batches(class_folders, 0)
+    split = batches.parts[Part.TRAINING].split
+    expected = collect(batches.training(3, view=3))
+    assert len(expected) == len(batches.training(3, view=3)) == 6
     for images, targets, indices in expected:
         assert images.dtype == torch.uint8
         assert images.shape[1:] == (3, 24, 24)
         assert targets.argmax(1).tolist() == [split.labels[index] for index in indices]
     for num_workers in (0, 1, 2):
-        other_batches, other, _ = make_loader(class_folders, num_workers)
+        other = make_batches(class_folders, num_workers)
         for epoch, first in ((0, 0), (3, 0), (3, 4)):  # the same persistent workers serve all of them
             torch.rand(5)
-            other_batches.start_at(epoch, first)
-            found = collect(other)
+            found = collect(other.training(epoch, epoch, first))
+            assert len(found) == 6 - first
             if epoch == 3:
                 for mine, theirs in zip(found, expected[first:], strict=True):
                     assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
-def test_augmentation_changes_with_epoch_and_seed(class_folders):
-    _, loader, _ = make_loader(class_folders, 0)
-    dataset = loader.dataset
+def test_one_set_of_workers_serves_training_and_validation(class_folders):
+    batches = make_batches(class_folders, 2)
+    children = set()
+    for _ in range(2):
+        for one_pass in (
+            batches.training(0, 0),
+            batches.in_order(Part.VALIDATION),
+            batches.in_order(Part.PLAIN_TRAINING),
+        ):
+            collect(one_pass)
+            children |= {process.pid for process in multiprocessing.active_children()}
+    assert len(children) == 2
+
+
+def test_augmentation_changes_with_view_and_seed(class_folders):
+    dataset = make_batches(class_folders, 0).parts[Part.TRAINING]
     assert torch.equal(dataset[0, 4][0], dataset[0, 4][0])
     assert not torch.equal(dataset[0, 4][0], dataset[1, 4][0])
-    assert not torch.equal(dataset[0, 4][0], make_loader(class_folders, 0, seed=1)[1].dataset[0, 4][0])
+    other = make_batches(class_folders, 0, seed=1).parts[Part.TRAINING]
+    assert not torch.equal(dataset[0, 4][0], other[0, 4][0])
 
 
 def test_loading_does_not_disturb_the_generator_of_dropout(class_folders):
-    batches, loader, _ = make_loader(class_folders, 2)
-    batches.start_at(0)
+    batches = make_batches(class_folders, 2)
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    iterator = iter(loader)
-    next(iterator)
+    next(iter(batches.training(0, 0)))
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_validation_sees_every_image_once_in_order(class_folders):
-    split = load_class_folders(class_folders).val
-    geometry = Preprocessing(image_size=24).geometry()
-    loader = validation_loader(ImageDataset(split, geometry, 0), 4, 0, CPU)
-    assert torch.cat([batch.indices for batch in loader]).tolist() == list(range(len(split)))
-
-
-def test_all_eight_flips_and_turns_happen():
-    image = torch.arange(9).reshape(1, 3, 3)
-    turn = RandomQuarterTurn()
-    torch.manual_seed(0)
-    seen = {tuple(turn(image).flatten().tolist()) for _ in range(200)}
-    assert len(seen) == 8
+def test_other_passes_see_every_image_once_in_order(class_folders):
+    batches = make_batches(class_folders, 0)
+    for part in (Part.VALIDATION, Part.PLAIN_TRAINING):
+        found = collect(batches.in_order(part))
+        assert torch.cat([indices for _, _, indices in found]).tolist() == list(range(len(batches.parts[part])))
+    loader = validation_loader(batches.parts[Part.VALIDATION], 4, Workers(0, CPU))
+    for mine, theirs in zip(collect(loader), collect(batches.in_order(Part.VALIDATION)), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
 class _Hanging(torch.nn.Module):
@@ -97,12 +111,10 @@ class _Dying(torch.nn.Module):
 
 @pytest.mark.timeout(50)
 @pytest.mark.parametrize(
-    ("transform", "says"), [(_Hanging(), "for 1 seconds"), (_Dying(), "died (DataLoader worker")]
+    ("transform", "timeout", "says"), [(_Hanging(), 1, "for 1 seconds"), (_Dying(), 40, "died (DataLoader worker")]
 )
-def test_a_worker_that_hangs_or_dies_is_named(class_folders, transform, says):
-    split = load_class_folders(class_folders).train
-    batches = EpochBatches(BatchPlan(len(split), 5, 0))
-    loader = training_loader(ImageDataset(split, transform, 0), batches, 1, CPU, timeout=1)
+def test_a_worker_that_hangs_or_dies_is_named(class_folders, transform, timeout, says):
+    batches = make_batches(class_folders, 1, transform=transform, timeout=timeout)
     with pytest.raises(RuntimeError) as caught:
-        next(iter(loader))
+        next(iter(batches.training(0, 0)))
     assert says in why_loading_failed(caught.value)

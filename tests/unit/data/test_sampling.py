@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sat_vg.backbone_finetuning.data.sampling import BatchPlan, EpochBatches, InOrder
+from sat_vg.backbone_finetuning.data.sampling import BatchPlan, InOrder, Part, RunningPass
 
 plans = st.builds(BatchPlan, st.integers(1, 300), st.integers(1, 64), st.integers(0, 2**40))
 
@@ -19,15 +19,13 @@ def test_every_image_once_in_batches_of_nearly_equal_size(plan, epoch):
         assert min(sizes) > 1
 
 
-@given(plans, st.integers(0, 50), st.data())
-def test_any_cut_equals_the_whole(plan, epoch, data):
-    sampler = EpochBatches(plan)
-    sampler.start_at(epoch)
-    whole = list(sampler)
-    cut = data.draw(st.integers(0, len(whole)))
-    sampler.start_at(epoch, cut)
-    assert list(sampler) == whole[cut:]
-    assert len(sampler) == len(whole) - cut
+def test_a_pass_yields_what_was_begun_last():
+    running = RunningPass()
+    assert list(running) == []
+    running.begin(Part.TRAINING, 3, [[4, 1], [2]])
+    assert len(running) == 2
+    running.begin(Part.VALIDATION, 0, [[5], [6, 7]])
+    assert list(running) == [[(Part.VALIDATION, 0, 5)], [(Part.VALIDATION, 0, 6), (Part.VALIDATION, 0, 7)]]
 
 
 def test_epochs_and_seeds_differ():

@@ -4,10 +4,13 @@ import torch
 
 from sat_vg.backbone_finetuning.data.loaders import Batch
 from sat_vg.backbone_finetuning.data.mixing import Mixing
-from sat_vg.backbone_finetuning.engine.loop import Training, train_step
+from sat_vg.backbone_finetuning.engine.feeds import ImageFeed
+from sat_vg.backbone_finetuning.engine.loop import train_step
 from sat_vg.backbone_finetuning.engine.metrics import ValidationSums
+from sat_vg.backbone_finetuning.engine.micro_batches import MicroBatches
 from sat_vg.backbone_finetuning.engine.optim import Schedule, build_optimizer, soft_cross_entropy
 from sat_vg.backbone_finetuning.engine.precision import Precision
+from sat_vg.backbone_finetuning.engine.training import Training
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
 
@@ -23,15 +26,18 @@ def make_training(micro_batch_size, mixup_alpha=0.0, clip=float("inf")):
         precision=precision,
         schedule=Schedule("cosine", 0.1, 0.0, 1, 0.1, 0.0),
         mixing=Mixing(mixup_alpha, 0.0, seed=0),
-        batches=None,
-        train_loader=None,
-        val_loader=None,
-        plain_train_loader=None,
+        plan=None,
+        feeds=None,
         seed=0,
         loss=soft_cross_entropy,
         gradient_clip=clip,
-        micro_batch_size=micro_batch_size,
+        micro_batches=MicroBatches(micro_batch_size),
+        outputs=model.training_outputs,
     )
+
+
+def feed_of(training):
+    return ImageFeed(training.model, training.precision, batches=None)
 
 
 def a_batch(count=32):
@@ -42,7 +48,7 @@ def a_batch(count=32):
 
 def weights_after_steps(training, count=32):
     for step in range(2):
-        train_step(training, a_batch(count), 0.05, step)
+        train_step(training, feed_of(training), a_batch(count), 0.05, step)
     return torch.cat([p.detach().flatten() for p in training.model.parameters()])
 
 
@@ -71,7 +77,7 @@ def test_a_step_whose_scaled_gradient_overflows_is_left_out():
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
     training = replace(make_training(32), scaler=scaler, loss=lambda *pair: 1e6 * soft_cross_entropy(*pair))
     start = [p.detach().clone() for p in training.model.parameters()]
-    result = train_step(training, a_batch(), 0.05, 0)
+    result = train_step(training, feed_of(training), a_batch(), 0.05, 0)
     assert result.loss.isfinite()
     assert not result.gradient_norm.isfinite()
     assert all(torch.equal(one, two) for one, two in zip(start, training.model.parameters(), strict=True))

@@ -1,0 +1,142 @@
+"""What frozen stages make of images, computed once and memory-mapped. The stages are a function from outside."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sat_vg.backbone_finetuning.data.loaders import Batch, Pass
+from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
+
+_FILE = "features.bin"
+
+
+@dataclass(frozen=True)
+class FeatureShape:
+    """What the function gives for one image.
+
+    Attributes:
+        shape: of the feature, without the batch.
+        dim_order: its dimensions from the outermost in memory to the innermost; channels-last maps are stored so.
+        dtype: of its numbers.
+    """
+
+    shape: tuple[int, ...]
+    dim_order: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, features: Tensor) -> "FeatureShape":
+        """Measured on an example ``[B, ...]`` with the batch outermost, B of 2 or more."""
+        strides = features.stride()
+        order = sorted(range(1, features.ndim), key=lambda dim: (-strides[dim], dim))
+        return cls(tuple(features.shape[1:]), tuple(dim - 1 for dim in order), features.dtype)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of one image."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+class StoredFeatures:
+    """Features of images in one or more views, in a mapped file.
+
+    Args:
+        file: of all numbers; it may be unlinked later.
+        shape: of one image's features.
+        num_images: how many images.
+        num_views: how often each is augmented in another way.
+        writable: whether ``put`` may be called.
+    """
+
+    def __init__(
+        self, file: Path, shape: FeatureShape, num_images: int, num_views: int, writable: bool = False
+    ) -> None:
+        self.num_views = num_views
+        stored = tuple(shape.shape[dim] for dim in shape.dim_order)
+        # "c": nobody writes, but torch wants memory that could be written to.
+        mapped = np.memmap(file, dtype=np.uint8, mode="r+" if writable else "c")
+        if len(mapped) != shape.num_bytes * num_images * num_views:
+            raise ValueError(f"{str(file)!r} has {len(mapped)} bytes")
+        self._values = torch.from_numpy(mapped).view(shape.dtype).view(num_views, num_images, *stored)
+        self._back = [0, *(1 + shape.dim_order.index(dim) for dim in range(len(stored)))]
+        self._forth = [0, *(1 + dim for dim in shape.dim_order)]
+
+    def put(self, view: int, indices: Tensor, features: Tensor) -> None:
+        """Store ``features [B, ...]`` of the images ``indices [B]``."""
+        self._values[view].index_copy_(0, indices, features.permute(self._forth).cpu())
+
+    def get(self, view: int, indices: Tensor) -> Tensor:
+        """The features ``[B, ...]`` of the images ``indices [B]``, a copy, in the memory format they came in."""
+        return self._values[view].index_select(0, indices).permute(self._back)
+
+
+def find_features(
+    cache: BoundedCache, key: str, shape: FeatureShape, num_images: int, num_views: int
+) -> StoredFeatures | None:
+    """Features that an earlier run has stored; None if there are none. A damaged file is removed."""
+    folder = cache.find(key)
+    if folder is None:
+        return None
+    try:
+        return StoredFeatures(folder / _FILE, shape, num_images, num_views)
+    except (OSError, ValueError):
+        cache.remove(key)
+        return None
+
+
+def compute_features(
+    cache: BoundedCache,
+    key: str,
+    shape: FeatureShape,
+    passes: Sequence[Pass],
+    function: Callable[[Batch], Tensor],
+    should_stop: Callable[[], bool],
+) -> StoredFeatures | NoRoom | None:
+    """Run a function over all images in all views, and store what it gives.
+
+    Args:
+        cache: where.
+        key: a hash of all that the features depend on.
+        shape: of one image's features.
+        passes: one over all images for each view.
+        function: a batch of images → features ``[B, ...]``.
+        should_stop: asked after every batch.
+
+    Returns:
+        The features; or why there is no room for them; or None where it was stopped.
+
+    Raises:
+        OSError: the cache's folder cannot be written to.
+    """
+    num_images, num_views = sum(map(len, passes[0].indices)), len(passes)
+    num_bytes = shape.num_bytes * num_images * num_views
+    try:
+        with cache.building(key, num_bytes) as folder:
+            if isinstance(folder, NoRoom):
+                return folder
+            with (folder / _FILE).open("wb") as file:
+                # Without this a disk that fills up later would end the process with a bus error.
+                os.posix_fallocate(file.fileno(), 0, num_bytes)
+            stored = StoredFeatures(folder / _FILE, shape, num_images, num_views, writable=True)
+            bar = tqdm(total=sum(map(len, passes)), desc="frozen stages", unit="batch", leave=False, disable=None)
+            with bar:
+                for view, batches in enumerate(passes):
+                    for batch in batches:
+                        stored.put(view, batch.indices, function(batch))
+                        bar.update()
+                        if should_stop():
+                            raise _Stopped
+    except _Stopped:
+        return None
+    return stored
+
+
+class _Stopped(Exception):
+    """Leaves a folder that is being built without publishing it."""

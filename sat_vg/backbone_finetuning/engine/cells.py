@@ -1,0 +1,210 @@
+"""The folder of one cell of a comparison: what it was trained with, whether it is finished, and what came out.
+
+``config.yaml`` holds its settings, ``output.txt`` what its training printed last, ``usage.json`` what its processes
+have used so far, and ``cell.json``, once it is finished, the results.
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
+from sat_vg.backbone_finetuning.engine.checkpoint import BEST_MODEL
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
+from sat_vg.backbone_finetuning.utils.folder_lock import LOCK, lock_folder
+from sat_vg.backbone_finetuning.utils.safe_files import write_text
+from sat_vg.backbone_finetuning.utils.terminal import say
+
+CONFIG, CELL, USAGE, OUTPUT, METRICS = "config.yaml", "cell.json", "usage.json", "output.txt", "metrics.jsonl"
+SCHEMA = 1
+_MAX_JSON_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What a finished cell came to.
+
+    Attributes:
+        accuracy: of best_model.pt on the validation images, a share of 1.
+        macro_f1: mean of the classes' F1 there, a share of 1.
+        epoch: whose weights best_model.pt holds.
+        epochs: how many were trained.
+        training_seconds: of all epochs, without validation, start and end.
+        seconds: of the processes, from start to end.
+        peak_gib: the most memory that a training process held, in GiB; None where that is not known.
+        val_images: their number.
+        data: hash of all images' names, labels and splits.
+    """
+
+    accuracy: float
+    macro_f1: float
+    epoch: int
+    epochs: int
+    training_seconds: float
+    seconds: float
+    peak_gib: float | None
+    val_images: int
+    data: str
+
+
+@dataclass
+class Usage:
+    """What a cell's processes have used, over all its lives.
+
+    Attributes:
+        peak_bytes: the most memory of any of them.
+        seconds: all together.
+        is_whole: whether the end of each was seen; else the peak is not known.
+        is_running: whether a life began whose end was not seen yet.
+    """
+
+    peak_bytes: int | None = None
+    seconds: float = 0.0
+    is_whole: bool = True
+    is_running: bool = False
+
+    def begin(self) -> None:
+        """A process starts."""
+        self.is_whole = self.is_whole and not self.is_running
+        self.is_running = True
+
+    def end(self, peak_bytes: int | None, seconds: float) -> None:
+        """It has ended."""
+        self.is_running = False
+        self.is_whole = self.is_whole and peak_bytes is not None
+        self.peak_bytes = max(self.peak_bytes or 0, peak_bytes or 0)
+        self.seconds += seconds
+
+    @property
+    def peak_gib(self) -> float | None:
+        """In GiB, where it is known."""
+        return self.peak_bytes / 2**30 if self.is_whole and self.peak_bytes else None
+
+
+def read_usage(folder: Path) -> Usage:
+    """What was used so far; nothing where nothing sound is written down."""
+    content = read_json(folder / USAGE)
+    known = {field.name: content[field.name] for field in fields(Usage) if field.name in content}
+    numbers = [known.get("peak_bytes") or 0, known.get("seconds", 0.0)]
+    return Usage(**known) if all(isinstance(value, (int, float)) for value in numbers) else Usage(is_whole=False)
+
+
+def write_usage(folder: Path, usage: Usage) -> None:
+    """Write it down, atomically."""
+    write_text(folder / USAGE, json.dumps(asdict(usage)) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a small JSON file; empty where there is none or it is damaged."""
+    try:
+        with path.open("rb") as file:
+            content = json.loads(file.read(_MAX_JSON_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_result(folder: Path) -> CellResult | None:
+    """The results of a finished cell; None where it is not finished, or its record or its best model is not sound."""
+    content = read_json(folder / CELL)
+    result = content.get("result")
+    if content.get("schema") != SCHEMA or not isinstance(result, dict):
+        return None
+    if not (folder / "checkpoints" / BEST_MODEL).is_file():
+        return None
+    numbers = {name: value for name, value in result.items() if name not in ("data", "peak_gib")}
+    sound = (
+        set(result) == {field.name for field in fields(CellResult)}
+        and all(type(value) in (int, float) for value in numbers.values())
+        and isinstance(result["peak_gib"], (int, float, type(None)))
+        and isinstance(result["data"], str)
+    )
+    return CellResult(**result) if sound else None
+
+
+def write_result(folder: Path, config: FinetuneConfig, result: CellResult, versions: Mapping[str, str]) -> None:
+    """Write cell.json, which says that the cell is finished, atomically."""
+    content = {
+        "schema": SCHEMA,
+        "settings": config.to_dict(),
+        "result": asdict(result),
+        "versions": dict(versions),
+    }
+    write_text(folder / CELL, json.dumps(content, indent=1) + "\n")
+
+
+def changed_settings(folder: Path, wanted: FinetuneConfig) -> list[str]:
+    """How what the cell was begun with differs from what is wanted, a line for each setting that matters."""
+    path = folder / CONFIG
+    if not path.exists():
+        return []
+    try:
+        earlier, now = FinetuneConfig.from_yaml(path).to_dict(), wanted.to_dict()
+    except ConfigError as error:
+        return [f"{path} cannot be used any more: {str(error).splitlines()[0]}"]
+    names = [name for name in now if name not in FIELDS_FREE_ON_RESUME]
+    return [f"{name}: was {earlier[name]!r}, now {now[name]!r}" for name in names if earlier[name] != now[name]]
+
+
+def put_aside(folder: Path, earlier: Path) -> None:
+    """Move a cell into the folder of earlier ones."""
+    earlier.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while (target := earlier / f"{folder.name}-{number}").exists():
+        number += 1
+    folder.rename(target)
+    say(f"moved aside: {target}")
+
+
+def ended_epochs(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that end epochs.
+
+    Raises:
+        DataError: the file is gone or damaged.
+    """
+    path = folder / "logs" / METRICS
+    try:
+        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [entry for entry in entries if "val_accuracy" in entry]
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(
+            f"{str(path)!r} cannot be read ({error}); move {str(folder)!r} away and start again"
+        ) from error
+
+
+def wait_for_orphan(checkpoints: Path) -> None:
+    """Wait for a training in this folder that an earlier call, which was killed, has left running."""
+    said = False
+    while True:
+        holder = read_json(checkpoints / LOCK)
+        if not _is_running_here(holder):
+            return
+        try:
+            with lock_folder(checkpoints):
+                return  # the lock was left behind, and its process number is another's now
+        except ConfigError:
+            if not said:
+                say(
+                    f"  process {holder['pid']}, which an earlier call has left behind, still trains this cell; "
+                    f"waiting for it (kill {holder['pid']} lets it save and end)"
+                )
+                said = True
+            time.sleep(1)
+
+
+def _is_running_here(holder: Mapping[str, Any]) -> bool:
+    pid = holder.get("pid")
+    if holder.get("host") != platform.node() or type(pid) is not int or pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

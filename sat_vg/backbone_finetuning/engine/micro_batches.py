@@ -1,0 +1,63 @@
+"""How many images go through the model at once, and what happens where the memory is too small for them."""
+
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from sat_vg.backbone_finetuning.data.sampling import num_parts
+from sat_vg.backbone_finetuning.utils.terminal import say
+
+Result = TypeVar("Result")
+_CPU_TEXTS = ("DefaultCPUAllocator", "could not create a primitive")
+
+
+class MicroBatches:
+    """Divides batches into parts that fit into memory; the optimizer's batch stays what it is.
+
+    Attributes:
+        size: images at once.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def attempt(self, batch_size: int, run: Callable[[int], Result], undo: Callable[[], None]) -> Result:
+        """Run a batch in parts; where the memory is too small, undo, halve the parts, and run it again.
+
+        Args:
+            batch_size: images of the batch.
+            run: the work, in so many parts.
+            undo: brings back the state from before an attempt that failed.
+
+        Raises:
+            RuntimeError: the memory is too small even for the smallest parts; or whatever else the work raises.
+        """
+        while True:
+            parts = num_parts(batch_size, self.size)
+            largest = -(-batch_size // parts)
+            try:
+                return run(parts)
+            except (RuntimeError, MemoryError) as error:
+                smaller = max(1, largest // 2)
+                if not is_out_of_memory(error) or num_parts(batch_size, smaller) == parts:
+                    raise
+            # Only here, outside of the handler, has the failed attempt's memory been let go of.
+            undo()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.size = smaller
+            say(
+                f"the memory is too small for {largest} images at once: going on with {smaller}, and accumulating to "
+                f"the same batch. To begin so: --micro_batch_size {smaller}"
+            )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch says that there is too little memory, on a GPU or on the CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # The CPU's allocator and oneDNN's have no class of their own.
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_TEXTS)

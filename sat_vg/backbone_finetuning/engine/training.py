@@ -1,0 +1,79 @@
+"""What the loop trains with, put together once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sat_vg.backbone_finetuning.data.mixing import Mixing
+from sat_vg.backbone_finetuning.data.sampling import BatchPlan
+from sat_vg.backbone_finetuning.engine.checkpoint import RunTensors
+from sat_vg.backbone_finetuning.engine.ema import NoAverage
+from sat_vg.backbone_finetuning.engine.feeds import Feeds
+from sat_vg.backbone_finetuning.engine.micro_batches import MicroBatches
+from sat_vg.backbone_finetuning.engine.optim import Schedule
+from sat_vg.backbone_finetuning.engine.precision import Precision
+from sat_vg.backbone_finetuning.engine.profiling import NoProfile
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the loop trains with. Made once, changed by nobody but the optimizer.
+
+    Attributes:
+        model: on its device.
+        optimizer: over all of its parameters.
+        scaler: of the loss; hands through but in float16.
+        precision: device and number formats.
+        schedule: of the learning rate.
+        mixing: Mixup and CutMix.
+        plan: which images form which training batch.
+        feeds: what each phase is fed with.
+        seed: the run's.
+        loss: ``(logits, targets) ->`` sum over the batch, fp32.
+        gradient_clip: largest norm; infinite where clipping is off.
+        micro_batches: how many images go through the model at once.
+        outputs: ``model.training_outputs``, or the same compiled.
+        average: of the weights, which is validated and saved in their place.
+        profile: takes the times of steps.
+    """
+
+    model: FineTuneModel
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    precision: Precision
+    schedule: Schedule
+    mixing: Mixing
+    plan: BatchPlan
+    feeds: Feeds
+    seed: int
+    loss: Callable[[Tensor, Tensor], Tensor]
+    gradient_clip: float
+    micro_batches: MicroBatches
+    outputs: Callable[..., tuple[tuple[float, Tensor], ...]]
+    average: NoAverage = field(default_factory=NoAverage)
+    profile: NoProfile = field(default_factory=NoProfile)
+
+    @property
+    def tensors(self) -> RunTensors:
+        """What a checkpoint captures."""
+        return RunTensors(self.model.network, self.optimizer, self.scaler, self.average)
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """What "best" means and when to stop before the last epoch.
+
+    Attributes:
+        metric: of the validation.
+        patience: epochs without improvement; 0: never stop early.
+        min_delta: what counts as an improvement.
+    """
+
+    metric: Literal["val_accuracy", "val_loss"]
+    patience: int
+    min_delta: float

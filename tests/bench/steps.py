@@ -1,0 +1,124 @@
+"""Our epoch against the bare training step on tensors in memory, in one process, in turns.
+
+    python tests/bench/steps.py DIR --backbone mobilenet_v2 --size 224
+
+Both have the same number formats, optimizer, memory format and allocator. The bare step has no data, no augmentation,
+no clipping, no learning-rate schedule, no bar and no log. Ours is the loop's own epoch over images of DIR, out of the
+cache of decoded images, without validation and saving. Prints one JSON line.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from sat_vg.backbone_finetuning.assembly import assemble
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.engine import loop
+from sat_vg.backbone_finetuning.engine.checkpoint import RunIdentity, RunState
+from sat_vg.backbone_finetuning.engine.interrupts import InterruptRequest
+from sat_vg.backbone_finetuning.engine.phases import PhasePlan, full
+from sat_vg.backbone_finetuning.engine.record import Outputs
+from sat_vg.backbone_finetuning.engine.saving import SaveSchedule
+from sat_vg.backbone_finetuning.engine.tracking import Tracker
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.preparation import check_images, choose_hardware, find_images, image_reader
+
+
+def bare(training, batch_size: int, size: int, steps: int) -> float:
+    """Images a second of the step that cannot be done without."""
+    model, precision = training.model, training.precision
+    images = precision.place_images(torch.randn(batch_size, 3, size, size)).to(precision.device)
+    labels = torch.randint(model.num_classes, (batch_size,), device=precision.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    model.train()
+
+    def step() -> None:
+        with precision.autocast():
+            logits = model.network(images)
+        functional.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()  # its state is made here
+    clock = time.perf_counter()
+    for _ in range(steps):
+        step()
+    if precision.device.type == "cuda":
+        torch.cuda.synchronize()
+    return batch_size * steps / (time.perf_counter() - clock)
+
+
+def ours(training, outputs: Outputs) -> float:
+    """Images a second of the loop's own epoch."""
+    phase = full(PhasePlan(training.model.stage_names, 1))[0]
+    state = RunState()
+    with InterruptRequest() as interrupt:
+        loop._train_epoch(training, phase, training.feeds.of_images(), outputs, state, interrupt)
+    return state.train_images / state.train_seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root")
+    parser.add_argument("--backbone", default="resnet50")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--num_workers", type=int)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        config = FinetuneConfig(
+            dataset_path=options.root,
+            backbone=options.backbone,
+            pretrained=False,
+            image_size=options.size,
+            batch_size=options.batch_size,
+            num_epochs=20,
+            num_workers=options.num_workers,
+            log_dir=folder,
+        )
+        precision = choose_hardware(config)
+        images = check_images(config, find_images(config))
+        model = FineTuneModel(config.backbone, len(images.splits.class_names), False, image_size=options.size)
+        training = assemble(config, images, model, precision, image_reader(config, images))
+        identity = RunIdentity(config.to_dict(), "", {})
+        with Tracker(Path(folder), RunState()) as tracker:
+            outputs = Outputs(
+                Path(folder),
+                identity,
+                1,
+                1,
+                SaveSchedule(0, 0.0),
+                config.log_every,
+                tracker,
+                lambda index: str(index),
+            )
+            rows: dict[str, list[float]] = {"bare": [], "ours": []}
+            training = _cut(training, options.steps)
+            for repeat in range(options.repeats + 1):
+                found = {"bare": bare(training, options.batch_size, options.size, options.steps)}
+                found["ours"] = ours(training, outputs)
+                if repeat:  # the first one warms up
+                    for name, value in found.items():
+                        rows[name].append(value)
+    print(json.dumps({**rows, "precision": str(precision)}))
+
+
+def _cut(training, steps: int):
+    """The same training with epochs of so many steps."""
+    from dataclasses import replace
+
+    plan = replace(training.plan, num_samples=steps * training.plan.batch_size)
+    batches = training.feeds.batches
+    batches.plan = plan
+    return replace(training, plan=plan)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Settings that change how fast a run goes, on real runs: where they shall change nothing, to the bit."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import environment, train_command
+
+pytestmark = pytest.mark.recipe
+
+# Stages before the last are frozen, and two versions of each image take turns.
+VIEWS = ("--strategy", "last_layers", "--cached_views", 2, "--num_epochs", 5, "--mixed_precision", "false",
+         "--early_stopping_patience", 0)  # fmt: skip
+
+
+def same_results(one, two) -> None:
+    numbers = [
+        [{k: v for k, v in line.items() if k not in ("seconds", "images_per_second")} for line in run.lines]
+        for run in (one, two)
+    ]
+    assert numbers[0] == numbers[1]
+    weights = [torch.load(run.best_model, weights_only=True)["state_dict"] for run in (one, two)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_stored_features_change_nothing(train_here, class_folders, tmp_path):
+    data = ("--dataset_path", class_folders)
+    with_it = train_here(*data, *VIEWS, folder="with")
+    assert with_it.code == 0, with_it.err
+    assert list((tmp_path / "cache").rglob("features.bin"))
+    without = train_here(*data, *VIEWS, "--cache", "off", folder="without")
+    same_results(with_it, without)
+    other = train_here(*data, *VIEWS[:3], 3, *VIEWS[4:], folder="other")
+    assert [line["train_loss"] for line in other.epochs] != [line["train_loss"] for line in with_it.epochs]
+
+
+def test_kills_while_features_are_stored_and_used(class_folders, tmp_path):
+    def command(name):
+        return train_command(
+            tmp_path / name, "--dataset_path", class_folders, "--strategy", "last_layers", "--num_epochs", 6,
+            "--use_augmentation", "false", "--save_every_steps", 2, "--early_stopping_patience", 0,
+        )  # fmt: skip
+
+    def start(name):
+        return subprocess.Popen(
+            command(name), env=environment(tmp_path, SAT_VG_CACHE=str(tmp_path / f"cache_{name}")), cwd=tmp_path,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    whole = start("whole")
+    said, _ = whole.communicate(timeout=200)
+    assert whole.returncode == 0, said
+    generator = random.Random(0)
+    for _ in range(3):
+        process = start("killed")
+        while process.poll() is None and not list((tmp_path / "cache_killed").rglob("features.bin")):
+            time.sleep(0.005)
+        time.sleep(generator.uniform(0, 0.6))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    last = start("killed")
+    said, _ = last.communicate(timeout=200)
+    assert last.returncode == 0, said
+    states = [
+        torch.load(tmp_path / name / "ckpt/last.pt", weights_only=True)["network"] for name in ("whole", "killed")
+    ]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+    assert not list((tmp_path / "cache_killed").rglob("*.unfinished"))
+
+
+def test_the_profile_accounts_for_the_run(train_here, class_folders):
+    run = train_here("--dataset_path", class_folders, "--profile", "true")
+    assert run.code == 0, run.err
+    for name in ("wait for data", "copy and mix", "forward", "backward", "optimizer", "validation", "checkpoint"):
+        assert name in run.out
+    events = json.loads((run.folder / "logs/profile_trace.json").read_text())["traceEvents"]
+    counts = {name: sum(event["name"] == name for event in events) for name in ("forward", "backward", "validation")}
+    assert counts == {"forward": 10, "backward": 10, "validation": 2}
+    ends = 0.0
+    for event in sorted(events, key=lambda event: event["ts"]):
+        assert event["ts"] >= ends - 1  # one after the other, in microseconds
+        ends = event["ts"] + event["dur"]
+    assert (run.folder / "logs/profile.txt").read_text().strip() in run.out
+    plain = train_here("--dataset_path", class_folders, folder="plain")
+    assert [line["train_loss"] for line in plain.epochs] == [line["train_loss"] for line in run.epochs]
+    assert not (plain.folder / "logs/profile.txt").exists()
+
+
+def test_a_batch_size_that_is_found_is_kept_on_going_on(train_here, class_folders):
+    data = ("--dataset_path", class_folders, "--batch_size", "auto")
+    first = train_here(*data, "--num_epochs", 2)
+    assert first.code == 0, first.err
+    assert "batch_size: 2 (20 steps an epoch)" in first.out
+    content = torch.load(first.folder / "ckpt/last.pt", weights_only=True)
+    assert content["config"]["batch_size"] == 2
+    again = train_here(*data, "--num_epochs", 2)
+    assert again.code == 0, again.err
+    assert "has finished" in again.out
+
+
+# Reaches the limit in the first step: then there is only so much more address space than before it.
+WITH_LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+from sat_vg.backbone_finetuning import recipe, train
+
+sound = recipe.fit
+
+def fit(*arguments):
+    status = Path("/proc/self/status").read_text()
+    size = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmSize")) * 2**10
+    resource.setrlimit(resource.RLIMIT_AS, (size + int(sys.argv[1]) * 2**20, resource.RLIM_INFINITY))
+    return sound(*arguments)
+
+recipe.fit = fit
+sys.exit(train.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits address space")
+def test_too_little_memory_halves_the_parts_and_goes_on(class_folders, tmp_path):
+    def run(folder, mebibytes, *more):
+        arguments = train_command(
+            tmp_path / folder, "--dataset_path", class_folders, "--image_size", 224, "--batch_size", 27,
+            "--num_epochs", 1, "--keep_freed_memory", "false", "--cache", "off", *more,
+        )[3:]  # fmt: skip
+        return subprocess.run(
+            [sys.executable, "-c", WITH_LITTLE_MEMORY, str(mebibytes), *arguments], capture_output=True, text=True,
+            env=environment(tmp_path), cwd=tmp_path, timeout=200,
+        )  # fmt: skip
+
+    done = run("some", 300)
+    assert done.returncode == 0, done.stderr
+    assert "the memory is too small for 27 images at once: going on with 13" in done.stdout
+    state = torch.load(tmp_path / "some/ckpt/last.pt", weights_only=True)["state"]
+    assert 1 <= state["micro_batch_size"] <= 13
+    assert state["step"] == 1
+    none = run("none", 20)
+    assert none.returncode == 1, none.stdout
+    assert "the memory is too small for a step" in none.stderr
+    assert "Traceback" not in none.stderr
