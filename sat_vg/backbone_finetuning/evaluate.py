@@ -6,10 +6,13 @@ import sys
 from sat_vg.backbone_finetuning.utils.exit_codes import run_command
 
 _DESCRIPTION = """\
-Accuracy, precision, recall and F1 of a best_model.pt on the images of one split.
+How well a best_model.pt does on the images of one split: accuracy with its uncertainty, precision, recall and F1 by
+class, calibration, and the worst mistakes with what the model looked at. The folder that is written holds report.html
+to be read, and the same as JSON, CSV and PNG.
 
   what it was chosen by    %(prog)s checkpoints/finetune/best_model.pt
   other images             %(prog)s checkpoints/finetune/best_model.pt DIR --split test
+  honest probabilities     %(prog)s checkpoints/finetune/best_model.pt --calibrate calibrated.pt
 
 DATA has the layout that training takes: DIR/CLASS/image.jpg or DIR/val/CLASS/image.jpg. A folder that was split by
 seed in the training is split in the same way. The classes must be those of the model."""
@@ -24,7 +27,13 @@ def main(arguments: list[str] | None = None, prog: str = "sat-vg evaluate") -> i
     parser.add_argument("data", nargs="?", metavar="DATA", help="folder of images; unset: that of the training")
     parser.add_argument("--split", choices=("val", "train", "test"), default="val", help="default: %(default)s")
     parser.add_argument("--output_dir", default="evaluation", help="default: %(default)s")
-    parser.add_argument("--batch_size", type=int, default=64, help="default: %(default)s")
+    parser.add_argument(
+        "--calibrate",
+        metavar="PATH",
+        help="fit a temperature on this split and write a copy of the checkpoint with it to PATH, which may be "
+        "CHECKPOINT itself",
+    )
+    parser.add_argument("--batch_size", type=int, help="images at once; unset: as in the training's validation")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps; default: %(default)s")
     parser.add_argument("--num_workers", type=int, help="processes that decode images; unset: chosen for the device")
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)

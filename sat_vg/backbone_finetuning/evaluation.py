@@ -1,17 +1,24 @@
-"""How well a best_model.pt does on images, from checkpoint to evaluation.json."""
+"""How well a best_model.pt does on images, from checkpoint to report.html."""
 
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.data.loaders import ImageDataset, validation_loader
+from sat_vg.backbone_finetuning.data.loaders import ImageDataset, Workers, validation_loader
+from sat_vg.backbone_finetuning.data.scenes import scenes_folder
 from sat_vg.backbone_finetuning.data.sources import Split
-from sat_vg.backbone_finetuning.engine.loop import evaluate
-from sat_vg.backbone_finetuning.engine.metrics import Validation
+from sat_vg.backbone_finetuning.engine.assessment import assess
+from sat_vg.backbone_finetuning.engine.calibration import fit_temperature
+from sat_vg.backbone_finetuning.engine.mistakes import look_at, most_confident_mistakes
 from sat_vg.backbone_finetuning.engine.precision import Precision, choose_num_workers
+from sat_vg.backbone_finetuning.engine.predictions import Predictions, predict
+from sat_vg.backbone_finetuning.evaluation_files import epochs_of_run, write_results
+from sat_vg.backbone_finetuning.models.artifact import current_versions, read_artifact, write_artifact
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.preparation import (
     choose_hardware,
@@ -19,12 +26,17 @@ from sat_vg.backbone_finetuning.preparation import (
     find_images,
     require_images,
 )
-from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix
+from sat_vg.backbone_finetuning.reports.prediction_table import Prediction
 from sat_vg.backbone_finetuning.reports.tables import text_table
-from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, WriteError
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, DataError, DeviceMemoryError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
-from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
+from sat_vg.backbone_finetuning.utils.preprocessing import RGB
+from sat_vg.backbone_finetuning.utils.printable import one_line
 from sat_vg.backbone_finetuning.utils.terminal import say
+
+_MISTAKES_SHOWN = 12
+_TOP = 5
+_BATCH_SIZE = 64  # where the training chose its own
 
 
 @dataclass(frozen=True)
@@ -35,8 +47,9 @@ class Request:
         checkpoint: path of a best_model.pt.
         data: folder of images; unset: that of the training.
         split: val, train or test.
-        output_dir: where evaluation.json and confusion_matrix.png are written.
-        batch_size: images at once.
+        output_dir: where report.html and the other results are written.
+        calibrate: where a copy of the checkpoint with a temperature is written; unset: none is fitted.
+        batch_size: images at once; unset: as in the training's validation.
         device: ``auto`` or as in the configuration.
         num_workers: processes that decode images; unset: chosen for the device.
     """
@@ -45,16 +58,17 @@ class Request:
     data: str | None = None
     split: str = "val"
     output_dir: str = "evaluation"
-    batch_size: int = 64
+    calibrate: str | None = None
+    batch_size: int | None = None
     device: str = "auto"
     num_workers: int | None = None
 
 
 def evaluate_checkpoint(request: Request) -> dict[str, Any]:
-    """Evaluate, print a table, and write evaluation.json and confusion_matrix.png.
+    """Evaluate, print a table, and write the report; with ``calibrate``, also a copy of the checkpoint.
 
-    Images, split and number formats are those of the training unless the request says otherwise, so on its own data
-    the numbers are the ones that it logged for these weights.
+    Images, split, batches and number formats are those of the training unless the request says otherwise, so on its
+    own data the numbers are the ones that it logged for these weights.
 
     Returns:
         What evaluation.json holds.
@@ -62,35 +76,85 @@ def evaluate_checkpoint(request: Request) -> dict[str, Any]:
     Raises:
         UserError: the checkpoint, the data or a setting cannot be used.
     """
-    model = FineTuneModel.load_checkpoint(expand_home(request.checkpoint))
-    given = {"device": request.device, "batch_size": request.batch_size, "num_workers": request.num_workers}
-    settings = {**model.provenance["config"], **given, "backbone": model.backbone, "num_classes": None}
-    if request.data is not None:
-        settings["dataset_path"] = request.data
-    if settings.get("on_duplicates") != "ignore":
-        settings["on_duplicates"] = "warn"  # nothing is trained here, and the splits are the same with both
-    config = FinetuneConfig.from_dict({**settings, "micro_batch_size": None})
+    source = expand_home(request.checkpoint)
+    model = load_model(source)
+    target = None if request.calibrate is None else calibrated_path(request.calibrate, source)
+    config = settings_of(request, model)
     precision = choose_hardware(config)
     splits, _ = require_images(config, find_images(config))
     split = {"val": splits.val, "train": splits.train, "test": splits.test}[request.split]
     if split is None:
         raise ConfigError(f"--split test: {config.dataset_path!r} has no folder test; use --split val or train")
     split = with_labels_of(model.class_names, split)
-    validation = run_over(model, split, config, precision)
-    content = summary(request, config, model, split, validation)
+    dataset = ImageDataset(split, model.preprocessing.geometry(), config.seed)
+    predictions = run_over(model, dataset, config, precision, request.batch_size)
+    if target is not None:
+        model.temperature = fit_temperature(predictions.logits, predictions.labels)
+    root = scenes_folder() if config.dataset_path is None else expand_home(config.dataset_path)
+    table = predictions_of(predictions, split, root, model.temperature)
+    content = summary(request, config, model, split, predictions)
+    confidences = predictions.probabilities(model.temperature).amax(1)
+    places = most_confident_mistakes(confidences, predictions.predicted == predictions.labels, _MISTAKES_SHOWN)
+    content["mistakes"] = [table[place].named(model.class_names) for place in places]
     say(table_of(content))
+    views = [look_at(model, dataset, place, table[place].classes[0], precision) for place in places]
     folder = expand_home(request.output_dir)
-    try:
-        write_text(folder / "evaluation.json", json.dumps(content, indent=1) + "\n")
-        with atomic_write(folder / "confusion_matrix.png") as file:
-            figure = draw_confusion_matrix(validation.confusion.numpy(), model.class_names, f"images of {split.name}")
-            figure.savefig(file, dpi=110)
-    except OSError as error:
-        raise WriteError(
-            f"the results cannot be written to {str(folder)!r} ({error.strerror}); choose another --output_dir"
-        ) from error
-    say(f"written: {folder / 'evaluation.json'}, {folder / 'confusion_matrix.png'}")
+    write_results(folder, content, table, views, epochs_of_run(content["training"]))
+    if target is not None:
+        write_artifact(target, replace(read_artifact(source), temperature=model.temperature))
+        say(f"written: {target}, which is {source} with a temperature of {model.temperature:.3f}")
     return content
+
+
+def load_model(path: Path) -> FineTuneModel:
+    """The model of a best_model.pt, if it can be run on the images that are read here.
+
+    Raises:
+        CheckpointError: the file cannot be used.
+        ConfigError: the model takes other bands than red, green and blue.
+    """
+    model = FineTuneModel.load_checkpoint(path)
+    if model.preprocessing.bands != RGB:
+        raise ConfigError(
+            f"{str(path)!r} takes images with the bands {', '.join(model.preprocessing.bands)}; only red, green, "
+            "blue can be evaluated here. For others call the model in Python"
+        )
+    twice = sorted({name for name in model.class_names if model.class_names.count(name) > 1})
+    if twice:
+        raise CheckpointError(f"{str(path)!r} has two classes of the name {twice[0]!r}: it is altered; use another")
+    return model
+
+
+def calibrated_path(wanted: str, source: Path) -> Path:
+    """Where the calibrated copy goes; looked at before anything is computed.
+
+    Raises:
+        ConfigError: something may not be overwritten by it.
+        CheckpointError: what lies there is no best_model.pt.
+    """
+    path = expand_home(wanted)
+    if path.suffix != ".pt" or path.is_dir():
+        raise ConfigError(f"--calibrate {wanted!r}: give the path of the file to write, such as calibrated.pt")
+    if path.exists() and not (source.exists() and path.samefile(source)):
+        read_artifact(path)  # nothing else is overwritten, least of all the state of a run
+    return path
+
+
+def settings_of(request: Request, model: FineTuneModel) -> FinetuneConfig:
+    """The settings of the training, with those of the request in their place.
+
+    Raises:
+        ConfigError: one of them is wrong.
+    """
+    given: dict[str, Any] = {"device": request.device, "num_workers": request.num_workers, "micro_batch_size": None}
+    settings = {**model.provenance["config"], **given, "backbone": model.backbone, "num_classes": None}
+    if request.data is not None:
+        settings["dataset_path"] = request.data
+    if settings.get("on_duplicates") != "ignore":
+        settings["on_duplicates"] = "warn"  # nothing is trained here, and the splits are the same with both
+    if request.batch_size is not None:
+        settings["batch_size"] = request.batch_size
+    return FinetuneConfig.from_dict(settings)
 
 
 def with_labels_of(class_names: Sequence[str], split: Split) -> Split:
@@ -113,62 +177,101 @@ def _some(names: Sequence[str], limit: int) -> str:
     return ", ".join(map(repr, names[:limit])) + (" …" if len(names) > limit else "")
 
 
-def run_over(model: FineTuneModel, split: Split, config: FinetuneConfig, precision: Precision) -> Validation:
-    """The model's loss and confusion matrix over a split, in the number format of the training."""
-    dataset = ImageDataset(split, model.preprocessing.geometry(), config.seed)
-    workers = choose_num_workers(config.num_workers, precision.device, os.cpu_count() or 1)
+def run_over(
+    model: FineTuneModel, dataset: ImageDataset, config: FinetuneConfig, precision: Precision, wanted: int | None
+) -> Predictions:
+    """What the model says of all images, in the number format of the training; ``wanted`` at once, if it is set.
+
+    Raises:
+        UserError: an image is gone, the device has too little memory, or the weights give no numbers.
+    """
+    # Where nothing else is said, the batches of the training's validation: the sums are then the same to the bit.
+    batch_size = wanted or (2 * config.batch_size if isinstance(config.batch_size, int) else _BATCH_SIZE)
+    count = choose_num_workers(config.num_workers, precision.device, os.cpu_count() or 1)
     precision.place_model(model)
-    loader = validation_loader(dataset, config.batch_size, workers, precision.device, config.loader_timeout)
+    workers = Workers(count, precision.device, config.loader_timeout)
     with explained_losses(config):
-        validation = evaluate(model, loader, precision)
-    assert validation is not None, "nothing asked it to stop"
-    return validation
+        try:
+            predictions = predict(model, validation_loader(dataset, batch_size, workers), precision)
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryError(
+                f"the device has too little memory for {batch_size} images at once "
+                f"({str(error).splitlines()[0]}). Try --batch_size {max(1, batch_size // 4)}, or --device cpu"
+            ) from error
+    bad = (~predictions.logits.isfinite().all(1)).nonzero()[:, 0].tolist()
+    if bad:
+        raise CheckpointError(
+            f"the model gives no finite numbers for {len(bad)} of {len(dataset)} images, the first "
+            f"{dataset.split.paths[bad[0]]!r}: its weights are damaged; use another best_model.pt"
+        )
+    return predictions
+
+
+def predictions_of(predictions: Predictions, split: Split, root: Path, temperature: float) -> list[Prediction]:
+    """Each image with its class and the most likely ones, in the split's order; paths are relative to ``root``."""
+    classes = predictions.ranked(min(_TOP, len(split.class_names)))
+    shares = predictions.probabilities(temperature).gather(1, classes)
+    entries = zip(split.paths, split.labels, classes.tolist(), shares.tolist(), strict=True)
+    return [Prediction(os.path.relpath(path, root), *rest) for path, *rest in entries]
 
 
 def summary(
-    request: Request, config: FinetuneConfig, model: FineTuneModel, split: Split, validation: Validation
+    request: Request, config: FinetuneConfig, model: FineTuneModel, split: Split, predictions: Predictions
 ) -> dict[str, Any]:
-    """What evaluation.json holds: shares of 1, counts, and the confusion matrix with true classes as rows."""
-    confusion = validation.confusion.tolist()
-    rows = class_rows(confusion)
-    present = [row["f1"] for row in rows if row["images"]]
+    """What evaluation.json holds, but for the mistakes."""
     return {
         "checkpoint": request.checkpoint,
         "data": config.dataset_path,
         "split": split.name,
-        "images": len(split),
-        "accuracy": validation.accuracy,
-        "loss": validation.loss,
-        "macro_f1": sum(present) / len(present),
-        "classes": dict(zip(model.class_names, rows, strict=True)),
-        "confusion": confusion,
+        "backbone": model.backbone,
+        "image_size": model.preprocessing.image_size,
+        **assess(predictions, model.class_names, model.temperature),
+        "calibrated_here": request.calibrate is not None,
+        "training": {name: plain(model.provenance[name]) for name in ("metrics", "config")},
+        "versions": {"training": plain(model.provenance["versions"]), "evaluation": current_versions()},
     }
 
 
-def class_rows(confusion: Sequence[Sequence[int]]) -> list[dict[str, float]]:
-    """Precision, recall, F1 and number of images by class; 0 where nothing was predicted or there is no image."""
-    rows = []
-    for label, row in enumerate(confusion):
-        hits, images, predicted = row[label], sum(row), sum(other[label] for other in confusion)
-        rows.append(
-            {
-                "precision": hits / max(predicted, 1),
-                "recall": hits / max(images, 1),
-                "f1": 2 * hits / max(images + predicted, 1),
-                "images": images,
-            }
-        )
-    return rows
+def plain(values: Mapping[Any, object]) -> dict[str, Any]:
+    """What JSON can hold of a part of a checkpoint, which may come from anybody; of all else the name of its type."""
+
+    def is_plain(value: object) -> bool:
+        if isinstance(value, (int, float)):
+            return abs(value) < 2**63
+        return value is None or isinstance(value, str)
+
+    def shown(value: object) -> object:
+        if isinstance(value, (list, tuple)) and all(map(is_plain, value)):
+            return list(value)
+        return value if is_plain(value) else f"({type(value).__name__})"
+
+    return {str(name) if is_plain(name) else "?": shown(value) for name, value in values.items()}
 
 
 def table_of(content: dict[str, Any]) -> str:
     """The summary for the terminal."""
-    rows = [
-        (name, *(f"{100 * row[key]:.1f}" for key in ("precision", "recall", "f1")), row["images"])
+    scores = ("precision", "recall", "f1")
+    rows: list[tuple[object, ...]] = [
+        (one_line(name), *(f"{100 * row[key]:.1f}" for key in scores), row["images"])
         for name, row in content["classes"].items()
     ]
+    rows += [
+        (f"({name} average)", *(f"{100 * row[key]:.1f}" for key in scores), content["images"])
+        for name, row in content["averages"].items()
+    ]
     table = text_table(("class", "precision %", "recall %", "F1 %", "images"), rows)
-    return (
-        f"{table}\n\n{content['split']}: accuracy {100 * content['accuracy']:.2f} % of {content['images']} images, "
-        f"macro F1 {100 * content['macro_f1']:.2f} %, loss {content['loss']:.4f}"
+    intervals, calibration = content["intervals"], content["calibration"]
+    accuracy, macro_f1, ece = (
+        f"{100 * content[name]:.2f} % ({' to '.join(f'{100 * end:.2f}' for end in intervals[name])})"
+        for name in ("accuracy", "macro_f1", "ece")
     )
+    top_5 = f", top 5 {100 * content['top_5_accuracy']:.2f} %" if "top_5_accuracy" in content else ""
+    lines = [
+        f"{content['split']}: accuracy {accuracy} of {content['images']} images{top_5}",
+        f"macro F1 {macro_f1}, loss {content['loss']:.4f}",
+        f"calibration error {ece} at temperature {calibration['temperature']:.3f}",
+        f"in brackets: {100 * intervals['level']:.0f} % intervals of {intervals['resamples']} bootstrap resamples",
+    ]
+    if calibration["temperature"] != 1:
+        lines.insert(3, f"without the temperature: calibration error {100 * calibration['uncalibrated_ece']:.2f} %")
+    return "\n".join([table, "", *lines])

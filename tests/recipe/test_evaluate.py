@@ -1,25 +1,46 @@
 """``sat-vg evaluate``: its numbers are those of the training, and of scikit-learn."""
 
+import csv
 import json
+import re
+import shutil
 
 import pytest
 import torch
-from conftest import write_image
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
+from conftest import REPOSITORY, write_image
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    log_loss,
+    precision_recall_fscore_support,
+    top_k_accuracy_score,
+)
 
 from sat_vg.backbone_finetuning import evaluate
 from sat_vg.backbone_finetuning.data.decoding import decode_rgb
-from sat_vg.backbone_finetuning.evaluation import class_rows
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
 pytestmark = pytest.mark.recipe
 
+FILES = ("report.html", "evaluation.json", "predictions.csv", "confusion_matrix.png", "class_scores.png",
+         "reliability.png")  # fmt: skip
+
 
 @pytest.fixture
-def run(class_folders, train_here):
-    run = train_here("--dataset_path", class_folders, "--num_epochs", 3, "--early_stopping_metric", "val_loss")
-    assert run.code == 0, run.err
-    return run
+def simple(class_folders, tmp_path, monkeypatch):
+    """A checkpoint that no training has made, by the nearest mean of random features; train has wrong labels."""
+    monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
+    model = FineTuneModel("resnet18", 3, pretrained=False, image_size=32, class_names=("field", "sea", "town"))
+    paths = [sorted((class_folders / "val" / name).iterdir()) for name in model.class_names]
+    images = torch.stack([model.preprocessing.geometry()(decode_rgb(path)) for some in paths for path in some])
+    with torch.no_grad():
+        features = model.eval().forward_pooled(model.preprocessing.normalise(images))
+    features = features.view(3, 3, -1).mean(1)
+    model.set_classifier(features, -features.square().sum(1) / 2)
+    model.save_checkpoint(tmp_path / "simple.pt", config={"dataset_path": str(class_folders)})
+    for place in (0, 4, 8):
+        (class_folders / f"train/sea/train_{place}.jpg").rename(class_folders / f"train/town/sea_{place}.jpg")
+    return tmp_path / "simple.pt"
 
 
 def evaluation(tmp_path, capfd, *arguments):
@@ -30,60 +51,236 @@ def evaluation(tmp_path, capfd, *arguments):
     return code, out, err, content
 
 
-def test_the_numbers_are_those_of_the_best_epoch(run, tmp_path, capfd):
+def table_in(folder):
+    with (folder / "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_numbers_are_those_of_the_best_epoch_to_the_bit(class_folders, train_here, tmp_path, capfd):
+    run = train_here("--dataset_path", class_folders, "--num_epochs", 3, "--early_stopping_metric", "val_loss")
+    assert run.code == 0, run.err
     code, out, err, found = evaluation(tmp_path, capfd, run.best_model)
     assert code == 0, err
     best = min(run.epochs, key=lambda line: line["val_loss"])
     assert found["accuracy"] == best["val_accuracy"]
-    assert found["loss"] == pytest.approx(best["val_loss"], rel=1e-6)  # another batch size adds up in another order
-    assert f"val: accuracy {100 * best['val_accuracy']:.2f} % of 9 images" in out
-    assert (tmp_path / "out/confusion_matrix.png").stat().st_size > 1000
+    assert found["loss"] == best["val_loss"]
+    assert f"val: accuracy {100 * best['val_accuracy']:.2f} % (" in out
+    assert ") of 9 images" in out
+    for name in FILES:
+        assert (tmp_path / "out" / name).stat().st_size > 300, name
+    page = (tmp_path / "out/report.html").read_text()
+    assert f"The checkpoint is that of epoch {best['epoch']}, which is marked." in page
+    assert page.count("<polyline") == 3
+    assert "top_5_accuracy" not in found
+
+    # Where another training has written its log in the same place since, its curves are not shown.
+    log = run.folder / "logs/metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    others = [line | {"val_loss": 9.9} if "val_loss" in line else line for line in lines]
+    for text, reason in (
+        ("".join(json.dumps(line) + "\n" for line in others), "is the log of another training"),
+        ("{" * 5000 + "\n[1]\nnull\n\x00", "is the log of another training"),
+        (None, "there is no"),
+    ):
+        log.unlink() if text is None else log.write_text(text)
+        code, _, err, _ = evaluation(tmp_path, capfd, run.best_model)
+        assert code == 0, err
+        page = (tmp_path / "out/report.html").read_text()
+        assert "There are no curves: " in page
+        assert reason in page
 
 
-def test_they_are_those_of_scikit_learn(run, class_folders, tmp_path, capfd):
-    _, _, _, found = evaluation(tmp_path, capfd, run.best_model, class_folders, "--split", "train")
+def test_they_are_those_of_scikit_learn(simple, class_folders, tmp_path, capfd):
+    _, _, _, found = evaluation(tmp_path, capfd, simple, "--split", "train")
     assert found["split"] == "train"
-    model = FineTuneModel.load_checkpoint(run.best_model)
+    model = FineTuneModel.load_checkpoint(simple)
     paths = sorted((class_folders / "train").rglob("*.*"))
     truth = [model.class_names.index(path.parent.name) for path in paths]
     geometry = model.preprocessing.geometry()
     images = torch.stack([geometry(decode_rgb(str(path))) for path in paths])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        predicted = model(model.preprocessing.normalise(images)).argmax(1).tolist()
+        logits = model(model.preprocessing.normalise(images)).float()
+    predicted, shares = logits.argmax(1).tolist(), logits.double().softmax(1)
     assert found["images"] == len(paths) == 27
+    assert 3 <= sum(a != b for a, b in zip(truth, predicted, strict=True)) < 12
     assert found["confusion"] == confusion_matrix(truth, predicted, labels=range(3)).tolist()
+    assert found["confusion_normalised"] == confusion_matrix(truth, predicted, normalize="true").tolist()
     assert found["accuracy"] == accuracy_score(truth, predicted)
+    assert found["loss"] == pytest.approx(log_loss(truth, shares), rel=1e-5)
+    assert found["calibration"]["nll"] == pytest.approx(log_loss(truth, shares), rel=1e-5)
+    for name, average in (("macro", "macro"), ("weighted", "weighted")):
+        theirs = precision_recall_fscore_support(truth, predicted, average=average, zero_division=0)
+        assert list(found["averages"][name].values()) == pytest.approx(theirs[:3], abs=1e-12)
+    assert found["macro_f1"] == found["averages"]["macro"]["f1"]
+
+    table = table_in(tmp_path / "out")
+    assert [line["path"] for line in table] == [str(path.relative_to(class_folders)) for path in paths]
+    assert [line["true"] for line in table] == [path.parent.name for path in paths]
+    assert [line["predicted"] for line in table] == [model.class_names[label] for label in predicted]
+    assert [float(line["probability"]) for line in table] == pytest.approx(shares.amax(1).tolist(), abs=1e-5)
+    assert [line["correct"] for line in table] == [str(a == b).lower() for a, b in zip(truth, predicted, strict=True)]
+    for line in table:
+        assert sum(float(line[name]) for name in ("probability", "probability_2", "probability_3")) == pytest.approx(
+            1, abs=2e-6
+        )
+    wrong = [line for line in table if line["correct"] == "false"]
+    assert sorted(entry["path"] for entry in found["mistakes"]) == [line["path"] for line in wrong]
+    shown = [entry["probability"] for entry in found["mistakes"]]
+    assert shown == sorted(shown, reverse=True)
 
 
-def test_class_numbers_on_a_matrix_with_gaps():
-    matrix = [[5, 1, 0, 0], [2, 3, 0, 1], [0, 0, 0, 0], [0, 4, 0, 0]]
-    truth = [r for r, row in enumerate(matrix) for count in row for _ in range(count)]
-    predicted = [c for row in matrix for c, count in enumerate(row) for _ in range(count)]
-    expected = precision_recall_fscore_support(truth, predicted, labels=range(4), zero_division=0)
-    for row, *theirs in zip(class_rows(matrix), *expected, strict=True):
-        assert list(row.values()) == pytest.approx(theirs)
+def test_top_5_where_there_are_more_classes(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
+    names = tuple(f"class {number}" for number in range(8))
+    for number, name in enumerate(names):
+        for split, count in (("train", 1), ("val", 2), ("test", 3)):
+            for index in range(count):
+                colour = (30 * number, 200 - 20 * number, 77)
+                write_image(tmp_path / "many" / split / name / f"{index}.png", colour, 10 * number + index)
+    model = FineTuneModel("resnet18", 8, pretrained=False, image_size=32, class_names=names)
+    model.save_checkpoint(tmp_path / "m.pt")
+    code, out, err, found = evaluation(tmp_path, capfd, tmp_path / "m.pt", tmp_path / "many", "--split", "test")
+    assert code == 0, err
+    assert (found["split"], found["images"]) == ("test", 24)
+    table = table_in(tmp_path / "out")
+    assert found["top_5_accuracy"] == sum(line["in_top_5"] == "true" for line in table) / 24
+    assert 0 < found["top_5_accuracy"] < 1
+    assert f"top 5 {100 * found['top_5_accuracy']:.2f} %" in out
+    ranks = [[line["predicted"], *(line[f"class_{rank}"] for rank in range(2, 6))] for line in table]
+    scores = [[-row.index(name) if name in row else -9 for name in names] for row in ranks]
+    truth = [names.index(line["true"]) for line in table]
+    assert found["top_5_accuracy"] == top_k_accuracy_score(truth, scores, k=5, labels=range(8))
 
 
-def test_labels_go_by_name_where_classes_are_absent(run, class_folders, tmp_path, capfd):
+def test_calibration_writes_a_copy_that_differs_by_its_temperature(simple, tmp_path, capfd):
+    target = tmp_path / "new" / "calibrated.pt"
+    before = simple.read_bytes()
+    code, out, err, found = evaluation(tmp_path, capfd, simple, "--split", "train", "--calibrate", target)
+    assert code == 0, err
+    temperature = found["calibration"]["temperature"]
+    assert temperature != 1
+    assert f"{target}, which is {simple} with a temperature of {temperature:.3f}" in out
+    assert simple.read_bytes() == before
+    old, new = (torch.load(path, weights_only=True) for path in (simple, target))
+    assert old.pop("temperature") == 1
+    assert new.pop("temperature") == temperature
+    one, other = old.pop("state_dict"), new.pop("state_dict")
+    assert all(torch.equal(one[name], other[name]) for name in one.keys() | other.keys())
+    assert old == new
+    assert found["calibration"]["nll"] < found["calibration"]["uncalibrated_nll"]
+
+    _, _, _, raw = evaluation(tmp_path, capfd, simple, "--split", "train")
+    plain = table_in(tmp_path / "out")
+    _, _, _, again = evaluation(tmp_path, capfd, target, "--split", "train")
+    for name in ("accuracy", "loss", "confusion", "classes"):
+        assert again[name] == raw[name] == found[name]
+    assert raw["calibration"]["temperature"] == 1
+    assert raw["ece"] == raw["calibration"]["uncalibrated_ece"] == again["calibration"]["uncalibrated_ece"]
+    assert (again["ece"], again["calibration"]["bins"]) == (found["ece"], found["calibration"]["bins"])
+    scaled = table_in(tmp_path / "out")
+    assert [line["predicted"] for line in scaled] == [line["predicted"] for line in plain]
+    assert [line["probability"] for line in scaled] != [line["probability"] for line in plain]
+
+    code, _, err, _ = evaluation(tmp_path, capfd, simple, "--calibrate", tmp_path / "none.pt")
+    assert code == 2
+    assert "all 9 predictions are right" in err
+    assert not (tmp_path / "none.pt").exists()
+
+    code, _, err, _ = evaluation(tmp_path, capfd, simple, "--split", "train", "--calibrate", simple)
+    assert code == 0, err
+    assert FineTuneModel.load_checkpoint(simple).temperature == temperature
+
+
+def test_what_calibration_refuses_to_overwrite(simple, tmp_path, capfd):
+    (tmp_path / "folder.pt").mkdir()
+    (tmp_path / "state.pt").write_bytes(b"precious")
+    for path, message in (
+        (tmp_path, "give the path of the file to write"),
+        (tmp_path / "folder.pt", "give the path of the file to write"),
+        (tmp_path / "m.safetensors", "give the path of the file to write"),
+        (tmp_path / "state.pt", "state.pt"),
+    ):
+        code, _, err, _ = evaluation(tmp_path, capfd, simple, "--calibrate", path)
+        assert code == 2
+        assert message in err
+        assert "Traceback" not in err
+        assert not (tmp_path / "out").exists()
+    assert (tmp_path / "state.pt").read_bytes() == b"precious"
+
+
+def test_labels_go_by_name_where_classes_are_absent(simple, class_folders, tmp_path, capfd):
     for split in ("train", "val"):
         (class_folders / split / "field").rename(tmp_path / f"away_{split}")
-    code, _, err, found = evaluation(tmp_path, capfd, run.best_model, class_folders)
+    code, _, err, found = evaluation(tmp_path, capfd, simple, class_folders)
     assert code == 0, err
     assert [row["images"] for row in found["classes"].values()] == [0, 3, 3]  # field, sea, town
 
 
-def test_what_cannot_be_evaluated(run, class_folders, tmp_path, capfd):
+def test_what_cannot_be_evaluated(simple, class_folders, tmp_path, capfd):
     write_image(class_folders / "train/moor/0.png", (1, 2, 3), 1)
     write_image(class_folders / "val/moor/0.png", (1, 2, 3), 2)
+    torch.save({"format": "sat_vg.run"}, tmp_path / "last.pt")
+    bands = ("red", "green", "blue", "nir")
+    FineTuneModel("resnet18", 3, pretrained=False, image_size=32, bands=bands).save_checkpoint(tmp_path / "nir.pt")
+    content = torch.load(simple, weights_only=True)
+    torch.save(content | {"class_names": ["sea", "sea", "town"]}, tmp_path / "twice.pt")
     for arguments, message in (
-        ((run.best_model, class_folders), "the model knows no class 'moor'; it knows 'field', 'sea', 'town'"),
+        ((simple, class_folders), "the model knows no class 'moor'; it knows 'field', 'sea', 'town'"),
         ((tmp_path / "none.pt",), "there is no file"),
-        ((run.best_model, tmp_path / "none"), "none"),
-        ((run.best_model, class_folders, "--split", "test"), "has no folder test"),
-        ((run.best_model, "--batch_size", 0), "batch_size = 0: must be a whole number of 1 or more"),
-        ((run.folder / "ckpt/last.pt",), "is no best_model.pt of sat_vg"),
+        ((simple, tmp_path / "none"), "none"),
+        ((simple, class_folders, "--split", "test"), "has no folder test"),
+        ((simple, "--batch_size", 0), "batch_size = 0: must be a whole number of 1 or more"),
+        ((tmp_path / "last.pt",), "is no best_model.pt of sat_vg"),
+        ((tmp_path / "nir.pt", class_folders), "takes images with the bands red, green, blue, nir"),
+        ((tmp_path / "twice.pt", class_folders), "has two classes of the name 'sea'"),
     ):
         code, out, err, _ = evaluation(tmp_path, capfd, *arguments)
         assert code == 2, (arguments, out, err)
         assert message in err
         assert "Traceback" not in err
+
+
+def test_weights_that_give_no_numbers_are_named(simple, tmp_path, capfd):
+    content = torch.load(simple, weights_only=True)
+    content["state_dict"]["fc.bias"][1] = float("nan")
+    torch.save(content, simple)
+    code, _, err, _ = evaluation(tmp_path, capfd, simple)
+    assert code == 2
+    assert "gives no finite numbers for 9 of 9 images" in err
+
+
+def test_the_shown_commands(simple, class_folders, tmp_path, capfd, monkeypatch):
+    shutil.copytree(class_folders / "train", class_folders / "test")
+    (tmp_path / "ckpt").mkdir()
+    shutil.copy(simple, tmp_path / "ckpt/best_model.pt")
+    (class_folders / "val/sea/val_1.png").rename(class_folders / "val/town/sea.png")  # a mistake to calibrate on
+    monkeypatch.chdir(tmp_path)
+    page = (REPOSITORY / "docs/evaluating.md").read_text()
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    shown = [line for language, body in fences if language != "python" for line in body.splitlines()]
+    assert len(shown) == 3
+    for command in shown:
+        words = command.replace("CKPT", "ckpt").replace("DIR", str(class_folders)).split()
+        assert words[:2] == ["sat-vg", "evaluate"]
+        assert evaluate.main(words[2:]) == 0, capfd.readouterr().err
+        assert (tmp_path / "evaluation/report.html").exists()
+    names = {}
+    exec(next(body for language, body in fences if language == "python"), names)
+    assert names["model"].temperature != 1
+    assert names["probabilities"].sum(1).tolist() == pytest.approx([1, 1])
+
+
+def test_a_checkpoint_with_strange_records_is_evaluated_all_the_same(simple, tmp_path, capfd):
+    content = torch.load(simple, weights_only=True)
+    content["metrics"] = {
+        "epoch": torch.ones(3), 7: [[1]], (1, 2): float("nan"), "large": 10**30, "<b>": "<i>", "val_loss": {}
+    }  # fmt: skip
+    content["versions"] = {"sat_vg": [1, "2"]}
+    torch.save(content, simple)
+    code, _, err, found = evaluation(tmp_path, capfd, simple)
+    assert code == 0, err
+    assert found["training"]["metrics"] == {
+        "epoch": "(Tensor)", "7": "(list)", "?": "(float)", "large": "(int)", "<b>": "<i>", "val_loss": "(dict)"
+    }  # fmt: skip
+    page = (tmp_path / "out/report.html").read_text()
+    assert "<dt>&lt;b&gt;</dt><dd>&lt;i&gt;</dd>" in page

@@ -1,0 +1,68 @@
+"""Figures of an evaluation: scores by class, and how far probabilities can be trusted."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from sat_vg.backbone_finetuning.reports.figures import plain
+
+_MOST_CLASSES = 60  # more bars than this cannot be read on one figure
+_SCORES = {"precision": "#9ec1de", "recall": "#5b94c4", "f1": "#1f4e79"}
+_CONFIDENCE = "#d2691e"
+
+
+def draw_class_scores(class_names: Sequence[str], rows: Sequence[Mapping[str, float]]) -> Figure:
+    """Bars of precision, recall and F1 by class, the worst F1 on top; of many classes the worst 60.
+
+    Args:
+        class_names: in the order of ``rows``.
+        rows: with ``precision``, ``recall``, ``f1`` (0 to 1) and ``images``; classes without images are left out.
+    """
+    present = sorted((place for place, row in enumerate(rows) if row["images"]), key=lambda p: rows[p]["f1"])
+    shown = present[:_MOST_CLASSES]
+    figure = Figure(figsize=(8, 1.4 + 0.34 * len(shown)), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (score, colour) in enumerate(_SCORES.items()):
+        widths = [100 * rows[place][score] for place in shown]
+        label = "F1" if score == "f1" else score
+        axes.barh(np.arange(len(shown)) + 0.27 * (number - 1), widths, 0.25, color=colour, label=label)
+    axes.set_yticks(range(len(shown)), [f"{plain(class_names[p])} ({rows[p]['images']:.0f})" for p in shown])
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 100), xlabel="%", ylim=(len(shown) - 0.4, -0.6))
+    more = f" (the worst {len(shown)} of {len(present)})" if len(present) > len(shown) else ""
+    axes.set_title(f"scores by class, with its number of images{more}", fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def draw_reliability(bins: Sequence[Mapping[str, float]], error: float) -> Figure:
+    """A reliability diagram (Guo et al., 2017) over the number of images by confidence.
+
+    Args:
+        bins: with ``low``, ``high``, ``images``, mean ``confidence`` and ``accuracy``; shares of 1.
+        error: the expected calibration error, for the title.
+    """
+    figure = Figure(figsize=(5, 5.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    filled = [row for row in bins if row["images"]]
+    middles = [50 * (row["low"] + row["high"]) for row in filled]
+    width = 100 / len(bins) - 0.8
+    accuracy, confidence = (np.array([100 * row[name] for row in filled]) for name in ("accuracy", "confidence"))
+    upper.bar(middles, accuracy, width, color=_SCORES["recall"], label="accuracy")
+    upper.plot((0, 100), (0, 100), color="0.4", linewidth=1, linestyle="--", label="calibrated", zorder=1)
+    ends = [middle - width / 2 for middle in middles], [middle + width / 2 for middle in middles]
+    upper.hlines(confidence, *ends, color=_CONFIDENCE, linewidth=2.5, label="mean confidence")
+    upper.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy, %")
+    upper.set_title(f"expected calibration error {100 * error:.2f} %", fontsize=10)
+    upper.legend(loc="upper left", fontsize=8)
+    lower.bar(middles, [row["images"] for row in filled], width, color=_SCORES["f1"])
+    lower.set(xlabel="confidence, %", ylabel="images")
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure

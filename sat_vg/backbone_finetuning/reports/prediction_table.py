@@ -1,0 +1,65 @@
+"""The predictions of single images as a table that spreadsheets can open."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sat_vg.backbone_finetuning.utils.printable import one_line
+
+_BEGINS_A_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image.
+
+    Attributes:
+        path: of the image, relative to the data folder.
+        label: the true class.
+        classes: the most likely ones, the likeliest first; up to five.
+        probabilities: theirs, 0 to 1.
+    """
+
+    path: str
+    label: int
+    classes: list[int]
+    probabilities: list[float]
+
+    def named(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """The prediction with names, as plain data."""
+        return {
+            "path": self.path,
+            "true": class_names[self.label],
+            "predicted": class_names[self.classes[0]],
+            "probability": self.probabilities[0],
+        }
+
+
+def predictions_csv(predictions: Sequence[Prediction], class_names: Sequence[str]) -> str:
+    """A line for each image: path, classes, probabilities, and whether they are right.
+
+    Cells that a spreadsheet would take for a formula get an apostrophe before them; control characters are escaped.
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    most = len(predictions[0].classes)
+    others = [f"{what}_{rank}" for rank in range(2, most + 1) for what in ("class", "probability")]
+    writer.writerow(["path", "true", "predicted", "probability", "correct", "in_top_5", *others])
+    names = [cell_text(name) for name in class_names]
+    for one in predictions:
+        ranked = [f"{share:.6f}" for share in one.probabilities]
+        further = [
+            cell for pair in zip(one.classes[1:], ranked[1:], strict=True) for cell in (names[pair[0]], pair[1])
+        ]
+        correct, in_top_5 = (str(found).lower() for found in (one.classes[0] == one.label, one.label in one.classes))
+        first = [cell_text(one.path), names[one.label], names[one.classes[0]], ranked[0], correct, in_top_5]
+        writer.writerow([*first, *further])
+    return file.getvalue()
+
+
+def cell_text(text: str) -> str:
+    """A text that a spreadsheet shows as it is and does not compute."""
+    shown = one_line(text)
+    return f"'{shown}" if text.startswith(_BEGINS_A_FORMULA) else shown

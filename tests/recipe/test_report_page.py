@@ -1,0 +1,165 @@
+"""report.html in a real browser: what it shows, and that it neither runs nor fetches anything."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import write_image
+
+from sat_vg.backbone_finetuning import evaluate
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+
+pytestmark = pytest.mark.recipe
+
+HOSTILE = ("<script>alert(1)<", "<img src=x onerror=alert(1)>", "=1+1", "new\nline \x1b[31m")
+NAMES = tuple(sorted((*HOSTILE, "a rather long name of a class that nobody can fit into a column", "sea")))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium is installed, so the report cannot be opened in a browser")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The results for classes with hostile names, of a model that is mostly wrong."""
+    root = tmp_path_factory.mktemp("page")
+    for number, name in enumerate(NAMES):
+        for split in ("train", "val"):
+            for index in range(3):
+                colour = (40 * number, 220 - 30 * number, 90)
+                write_image(root / "images" / split / name / f"{index}.png", colour, 100 * number + index)
+    model = FineTuneModel("resnet18", len(NAMES), pretrained=False, image_size=32, class_names=NAMES)
+    config = {
+        "dataset_path": str(root / "images"),
+        "log_dir": "</dd><script>alert(2)</script>",
+        "on_duplicates": "warn",
+    }
+    model.save_checkpoint(root / "best_model.pt", config=config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAT_VG_CACHE", str(root / "cache"))
+        assert evaluate.main([str(root / "best_model.pt"), "--output_dir", str(root / "out")]) == 0
+    return root / "out"
+
+
+@pytest.fixture
+def opened(browser, folder):
+    """Opens the report; afterwards nothing may have been complained about or asked for."""
+    contexts, complaints, requests = [], [], []
+
+    def open_page(width=1200, scheme="light"):
+        context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto((folder / "report.html").as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    own = (folder / "report.html").as_uri()
+    assert requests.count(own) >= 1
+    assert [url for url in requests if url != own and not url.startswith("data:image/")] == []
+
+
+def test_the_matrix_has_the_right_cells(opened, folder):
+    found = json.loads((folder / "evaluation.json").read_text())
+    page = opened()
+    table = page.locator("#matrix")
+    shown = table.locator("tbody tr").evaluate_all(
+        "rows => rows.map(row => [...row.querySelectorAll('td')].map(cell => cell.innerText))"
+    )
+    assert shown == [
+        [f"{100 * share:.0f}" if share else "" for share in row] for row in found["confusion_normalised"]
+    ]
+    page.get_by_text("images", exact=True).first.scroll_into_view_if_needed()
+    page.locator("label[for=as-counts]").click()
+    counts = table.locator("tbody tr").evaluate_all(
+        "rows => rows.map(row => [...row.querySelectorAll('td')].map(cell => Number(cell.innerText)))"
+    )
+    assert counts == found["confusion"]
+    assert sum(map(sum, counts)) == found["images"] == 18
+
+
+def test_names_are_text(opened):
+    page = opened()
+    assert page.evaluate("document.scripts.length") == 0
+    heads = page.locator("#matrix tbody th").all_inner_texts()
+    assert heads == [name.replace("\n", "\\n").replace("\x1b", "\\x1b") for name in NAMES]
+    assert "<script>alert(1)<" in heads
+    assert set(page.locator("#classes tbody th").all_inner_texts()) == set(heads)
+    assert page.locator("img[src=x]").count() == 0
+    assert page.locator("text=</dd><script>alert(2)</script>").count() >= 1
+
+
+def test_the_policy_lets_nothing_run_or_be_fetched(browser, folder, tmp_path):
+    text = (folder / "report.html").read_text()
+    changed = tmp_path / "changed.html"
+    extra = "<script>document.title='ran'</script><img src='other.png'><p id=p style='color:red' onclick='x()'>p</p>"
+    changed.write_text(text.replace("</main>", f"{extra}</main>"))
+    (tmp_path / "other.png").write_bytes(b"")
+    page = browser.new_page()
+    refused = []
+    page.on("console", lambda message: refused.append(message.text))
+    page.goto(changed.as_uri())
+    assert page.title() != "ran"
+    assert len([text for text in refused if "Content Security Policy" in text]) >= 3
+    page.close()
+
+
+def test_a_phone_scrolls_the_matrix_and_not_the_page(opened):
+    page = opened(width=390)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    boxes = page.locator(".box").evaluate_all("boxes => boxes.map(b => [b.scrollWidth, b.clientWidth])")
+    assert len(boxes) == 3
+    assert any(inner > outer for inner, outer in boxes)
+    box = page.locator(".box", has=page.locator("#matrix"))
+    box.evaluate("b => { b.scrollLeft = 200 }")
+    left = [round(row.bounding_box()["x"]) for row in (box, page.locator("#matrix tbody th").first)]
+    assert abs(left[0] - left[1]) <= 2  # the names stay in sight
+    assert page.evaluate("parseFloat(getComputedStyle(document.body).fontSize)") >= 16
+
+
+def test_light_and_dark(opened):
+    brightness = {}
+    for scheme in ("light", "dark"):
+        page = opened(scheme=scheme)
+        for what, place in (
+            ("background-color", "body"),
+            ("color", "body"),
+            ("background-color", "#matrix td[class]"),
+        ):
+            found = page.locator(place).first.evaluate(f"e => getComputedStyle(e)['{what}']")
+            brightness[scheme, what, place] = sum(map(int, found[4:-1].split(","))) / 765
+    assert (
+        brightness["light", "background-color", "body"] > 0.9 > 0.2 > brightness["dark", "background-color", "body"]
+    )
+    assert brightness["light", "color", "body"] < 0.2 < 0.8 < brightness["dark", "color", "body"]
+
+
+def test_mistakes_stand_beside_what_was_looked_at(opened, folder):
+    with (folder / "predictions.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    wrong = sum(line["correct"] == "false" for line in table)
+    assert wrong >= 12
+    page = opened()
+    figures = page.locator(".mistakes figure")
+    assert figures.count() == 12
+    sizes = figures.locator("img").evaluate_all("all => all.map(i => [i.naturalWidth, i.naturalHeight, i.complete])")
+    assert sizes == [[32, 32, True]] * 24
+    assert Path(figures.first.locator("code").inner_text()).parts[0] == "val"
+    assert "There are no curves" in page.locator("#training").inner_text()
