@@ -1,0 +1,235 @@
+"""The comparison, from top to bottom: plan → data → cells → costs → ranking → tables and pictures."""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+from sat_vg.backbone_finetuning import evaluation
+from sat_vg.backbone_finetuning.comparison_results import Finished, write_results
+from sat_vg.backbone_finetuning.configs.comparison_plan import Cell, Request, plan_cells
+from sat_vg.backbone_finetuning.data.sources import Splits
+from sat_vg.backbone_finetuning.engine import cells as records
+from sat_vg.backbone_finetuning.engine.checkpoint import BEST_MODEL
+from sat_vg.backbone_finetuning.engine.training_process import run_training, why_it_failed
+from sat_vg.backbone_finetuning.models.artifact import current_versions, read_artifact
+from sat_vg.backbone_finetuning.models.backbones import find_backbone
+from sat_vg.backbone_finetuning.preparation import choose_hardware, find_images, require_images
+from sat_vg.backbone_finetuning.recipe import fingerprint_of
+from sat_vg.backbone_finetuning.reports.comparison_report import Failure
+from sat_vg.backbone_finetuning.reports.tables import text_table
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, InterruptedRun, StoppedError, UserError, WriteError
+from sat_vg.backbone_finetuning.utils.folder_lock import lock_folder
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
+from sat_vg.backbone_finetuning.utils.terminal import say
+
+_SHOWN_LINES = ("epoch ", "exact linear probe", "stopped early", "going on with")
+
+
+def compare(request: Request) -> None:
+    """Train what has not been trained yet, and write the results to ``request.out``.
+
+    Raises:
+        UserError: a setting or the data cannot be used, or cells have other settings than an earlier call's.
+        StoppedError: a training failed; the others are compared all the same.
+        InterruptedRun: Ctrl-C, SIGTERM or SIGUSR1; the running cell has saved its state, the same call goes on.
+    """
+    cells = plan_cells(request)
+    _require_backbones(cells)
+    out = expand_home(request.out)
+    if request.dry_run:
+        _show_plan(cells, request)
+        return
+    with _own(out):
+        data = _read_data(cells)
+        _settle_changes(cells, {seed: one.fingerprint for seed, one in data.items()}, request)
+        finished, failures = [], []
+        for number, cell in enumerate(cells, start=1):
+            heading = f"[{number}/{len(cells)}] {cell.name}"
+            outcome = _finish(cell, data[cell.config.seed], heading)
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+            else:
+                finished.append(Finished(cell, outcome))
+        if finished:
+            write_results(request, out, finished, failures, data[finished[0].cell.config.seed].splits)
+    if failures:
+        listed = "".join(f"\n  {one.cell}: {one.reason}\n    all of its output: {one.folder}" for one in failures)
+        compared = "the others are compared; " if finished else ""
+        raise StoppedError(
+            f"{len(failures)} of {len(cells)} trainings failed:{listed}\n{compared}mend the cause and run the same "
+            "command again: it trains only what is missing"
+        )
+
+
+@dataclass(frozen=True)
+class SeedData:
+    """The images of one seed.
+
+    Attributes:
+        splits: as the training splits them.
+        fingerprint: hash of names, labels and splits.
+    """
+
+    splits: Splits
+    fingerprint: str
+
+
+def _require_backbones(cells: Sequence[Cell]) -> None:
+    """Names are known, and no two mean the same network."""
+    meant: dict[str, str] = {}
+    for given in dict.fromkeys(cell.config.backbone for cell in cells):
+        name = find_backbone(given).name
+        if name in meant:
+            raise ConfigError(f"backbones: {given!r} and {meant[name]!r} are the same network; name one of them")
+        meant[name] = given
+    for config in {cell.config.device: cell.config for cell in cells}.values():
+        choose_hardware(config)
+
+
+@contextmanager
+def _own(out: Path) -> Iterator[None]:
+    """Keep other comparisons out of the folder."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--out {str(out)!r}: the folder cannot be made ({error.strerror}); choose another"
+        ) from error
+    with ExitStack() as lock:
+        try:
+            lock.enter_context(lock_folder(out))
+        except ConfigError as error:  # its words are those of a training's folders
+            reason = str(error).partition(". Wait")[0].partition("; choose")[0]
+            raise ConfigError(f"{reason}; wait for it, or choose another --out") from error
+        yield
+
+
+def _read_data(cells: Sequence[Cell]) -> dict[int, SeedData]:
+    """List and check the images of each seed, before anything is trained on them."""
+    found = {}
+    for config in {cell.config.seed: cell.config for cell in cells}.values():
+        splits, _ = require_images(config, find_images(config))
+        found[config.seed] = SeedData(splits, fingerprint_of(splits))
+    return found
+
+
+def _settle_changes(cells: Sequence[Cell], fingerprints: Mapping[int, str], request: Request) -> None:
+    """Refuse, or with ``--anew`` put aside, what was trained with other settings or on other images."""
+    changed = {}
+    for cell in cells:
+        lines = records.changed_settings(cell.folder, cell.config)
+        result = records.read_result(cell.folder)
+        if result is not None and result.data != fingerprints[cell.config.seed]:
+            lines.append("the images have changed")
+        if lines:
+            changed[cell] = lines
+    if changed and not request.anew:
+        shown = "".join(f"\n  {cell.name}: {'; '.join(lines)}" for cell, lines in list(changed.items())[:6])
+        more = f"\n  and {len(changed) - 6} more" if len(changed) > 6 else ""
+        raise ConfigError(
+            f"{len(changed)} of {len(cells)} cells in {request.out!r} were trained otherwise:{shown}{more}\n"
+            "Use another --out, or --anew to move these aside and train them again"
+        )
+    for cell in changed:
+        records.put_aside(cell.folder, cell.folder.parent.parent / "earlier_cells")
+
+
+def _finish(cell: Cell, data: SeedData, heading: str) -> records.CellResult | Failure:
+    """The results of a cell: those written down, or those of a training that is begun or gone on with now."""
+    result = records.read_result(cell.folder)
+    if result is not None:
+        say(f"{heading}: {_told(result)}, trained before")
+        return result
+    say(heading)
+    try:
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        cell.config.to_yaml(cell.folder / records.CONFIG)
+        code, usage = _train(cell)
+    except OSError as error:
+        raise WriteError(f"{str(cell.folder)!r} cannot be written to ({error.strerror}): make room") from error
+    if code:
+        output = cell.folder / records.OUTPUT
+        failure = Failure(cell.name, why_it_failed(code, output), str(output))
+        say(f"  failed: {failure.reason}")
+        return failure
+    try:
+        result = _judge(cell, data, usage)
+    except UserError as error:
+        return Failure(cell.name, str(error), str(cell.folder / records.OUTPUT))
+    records.write_result(cell.folder, cell.config, result, current_versions())
+    say(f"  {_told(result)}")
+    return result
+
+
+def _train(cell: Cell) -> tuple[int, records.Usage]:
+    """Run the training command; returns its exit code and what its processes used."""
+    records.wait_for_orphan(cell.folder / "checkpoints")
+    usage = records.read_usage(cell.folder)
+    usage.begin()
+    records.write_usage(cell.folder, usage)
+    arguments = ["--config", str(cell.folder / records.CONFIG)]
+    ended = run_training(arguments, cell.folder / records.OUTPUT, _show_line)
+    usage.end(ended.peak_bytes, ended.seconds)
+    records.write_usage(cell.folder, usage)
+    if ended.stopped_by is not None:
+        raise InterruptedRun(
+            f"stopped while {cell.name} was trained, which saved its state if it had begun; the same command goes on",
+            ended.stopped_by,
+        )
+    return ended.code, usage
+
+
+def _show_line(line: str) -> None:
+    if line.startswith(_SHOWN_LINES):
+        say(f"  {line}")
+
+
+def _judge(cell: Cell, data: SeedData, usage: records.Usage) -> records.CellResult:
+    """See how best_model.pt does on the validation images, as ``sat-vg evaluate`` does, and add up what it took."""
+    best = cell.folder / "checkpoints" / BEST_MODEL
+    request = evaluation.Request(
+        checkpoint=str(best), output_dir=str(cell.folder / "evaluation"), device=cell.config.device
+    )
+    with redirect_stdout(io.StringIO()):  # a table by class for each cell would bury the comparison
+        content = evaluation.evaluate_checkpoint(request)
+    epochs = records.ended_epochs(cell.folder)
+    return records.CellResult(
+        accuracy=content["accuracy"],
+        macro_f1=content["macro_f1"],
+        epoch=int(read_artifact(best).metrics["epoch"]),
+        epochs=len(epochs),
+        training_seconds=sum(epoch["seconds"] for epoch in epochs),
+        seconds=usage.seconds,
+        peak_gib=usage.peak_gib,
+        val_images=content["images"],
+        data=data.fingerprint,
+    )
+
+
+def _told(result: records.CellResult) -> str:
+    peak = "" if result.peak_gib is None else f", {result.peak_gib:.2f} GiB"
+    return (
+        f"accuracy {100 * result.accuracy:.2f} %, macro F1 {100 * result.macro_f1:.2f} %, "
+        f"{result.training_seconds:.1f} s of training{peak}"
+    )
+
+
+def _show_plan(cells: Sequence[Cell], request: Request) -> None:
+    """What a call would do."""
+    rows = []
+    for cell in cells:
+        config, result = cell.config, records.read_result(cell.folder)
+        if records.changed_settings(cell.folder, config):
+            state = "trained with other settings"
+        elif result is not None:
+            state = f"done: {100 * result.accuracy:.2f} %"
+        else:
+            state = "begun" if (cell.folder / "checkpoints").exists() else "to be trained"
+        numbers = (config.seed, config.num_epochs, config.image_size, f"{config.learning_rate:g}")
+        rows.append((config.backbone, config.strategy, *numbers, config.weights or "default", state))
+    header = ("backbone", "strategy", "seed", "epochs", "pixels", "rate", "weights", "state")
+    say(text_table(header, rows, left=(0, 1, 6, 7)))
+    say(f"\n{len(cells)} trainings, one after another, in {expand_home(request.out) / 'cells'}")
+    say("dry run: nothing was trained")

@@ -1,0 +1,341 @@
+"""What a comparison writes: costs of the networks, tables, pictures, the page, and TensorBoard's hyperparameters."""
+
+import io
+import json
+import os
+import platform
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+from sat_vg.backbone_finetuning.configs.comparison_plan import OWN_FIELDS, Cell, Request
+from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
+from sat_vg.backbone_finetuning.data.sources import Splits
+from sat_vg.backbone_finetuning.engine.cells import CellResult, read_json
+from sat_vg.backbone_finetuning.engine.checkpoint import BEST_MODEL
+from sat_vg.backbone_finetuning.engine.costs import Network, Timing, count_flops, count_parameters, images_per_second
+from sat_vg.backbone_finetuning.engine.precision import Precision
+from sat_vg.backbone_finetuning.models.artifact import current_versions
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.preparation import choose_hardware
+from sat_vg.backbone_finetuning.reports.comparison_figures import (
+    DARK,
+    FLOPS,
+    LIGHT,
+    TRAINING,
+    Theme,
+    as_png,
+    as_svg,
+    draw_accuracies,
+    draw_accuracy_against,
+)
+from sat_vg.backbone_finetuning.reports.comparison_page import Picture, as_html
+from sat_vg.backbone_finetuning.reports.comparison_report import (
+    Comparison,
+    Failure,
+    Row,
+    as_csv,
+    as_latex,
+    as_markdown,
+    as_text,
+    ranked,
+)
+from sat_vg.backbone_finetuning.reports.recommendation import Limits, recommend
+from sat_vg.backbone_finetuning.utils.errors import WriteError
+from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
+from sat_vg.backbone_finetuning.utils.terminal import say
+
+NAME = "comparison"
+_COSTS = "costs.json"
+_PICTURES = (
+    ("accuracy", "Validation accuracy: bars are means over seeds, lines standard deviations, dots single seeds"),
+    ("accuracy_against_flops", "Accuracy against what an image costs at inference"),
+    ("accuracy_against_training_time", "Accuracy against the time of training"),
+)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A cell with its results."""
+
+    cell: Cell
+    result: CellResult
+
+
+@dataclass(frozen=True)
+class NetworkCosts:
+    """What a network costs, whatever its weights: see ``engine.costs``."""
+
+    parameters: int
+    flops: int
+    images_per_second: float
+
+
+def write_results(
+    request: Request, out: Path, finished: Sequence[Finished], failures: Sequence[Failure], splits: Splits
+) -> Comparison:
+    """Measure what the networks cost, rank, recommend, print the table, and write all files.
+
+    Raises:
+        WriteError: a file cannot be written.
+    """
+    timing = Timing()
+    try:
+        costs = measure_costs(out / _COSTS, finished, timing)
+        rows = ranked(rows_of(finished, costs))
+        val_images = finished[0].result.val_images
+        limits = Limits(request.max_params, request.min_images_per_second)
+        _, reason = recommend(rows, limits, 1 / val_images)
+        comparison = Comparison(
+            rows=rows,
+            val_images=val_images,
+            recommendation=reason,
+            notes=tuple(_notes(finished, splits, _device(finished[0].cell.config), timing)),
+            failures=tuple(failures),
+            command=_command(request),
+            settings=tuple(_settings([one.cell.config for one in finished])),
+            subtitle=_subtitle(finished, splits),
+            reports=tuple(_reports(out, finished)),
+        )
+        _write_files(out, comparison)
+        write_text(out / f"{NAME}.json", json.dumps(_as_data(comparison, finished), indent=1) + "\n")
+        _write_hyperparameters(out / "tensorboard", finished, costs)
+    except OSError as error:
+        raise WriteError(
+            f"the results cannot be written to {str(out)!r} ({error.strerror or error}): make room and run the same "
+            "command again; what is trained stays trained"
+        ) from error
+    say(f"\n{as_text(comparison)}\n\n{reason}")
+    say(f"\nwritten: {out / NAME}.html, .md, .csv, .tex, .json, and the pictures beside them")
+    say(f"  TensorBoard  tensorboard --logdir {out / 'tensorboard'}  (tab HParams)")
+    return comparison
+
+
+def measure_costs(record: Path, finished: Sequence[Finished], timing: Timing) -> dict[str, NetworkCosts]:
+    """Costs by ``network_key``; measured together, or as written down by an earlier call in the same conditions."""
+    wanted = {network_key(one.cell.config): one.cell for one in finished}
+    conditions = {
+        "networks": {key: _device(cell.config) for key, cell in sorted(wanted.items())},
+        "timing": asdict(timing),
+        "torch": str(torch.__version__),
+        "host": platform.node(),
+    }
+    known = read_json(record)
+    if known.get("conditions") == json.loads(json.dumps(conditions)):
+        return {key: NetworkCosts(**values) for key, values in known["costs"].items()}
+    networks = {
+        key: Network(
+            FineTuneModel.load_checkpoint(cell.folder / "checkpoints" / BEST_MODEL),
+            cell.config.image_size,
+            _precision(cell.config),
+        )
+        for key, cell in wanted.items()
+    }
+    counted = {
+        key: (count_parameters(one.model), count_flops(one.model, one.image_size)) for key, one in networks.items()
+    }
+    speeds = images_per_second(networks, timing)
+    costs = {key: NetworkCosts(*counted[key], speeds[key]) for key in networks}
+    content = {"conditions": conditions, "costs": {key: asdict(one) for key, one in costs.items()}}
+    write_text(record, json.dumps(content, indent=1) + "\n")
+    return costs
+
+
+def _precision(config: FinetuneConfig) -> Precision:
+    with redirect_stdout(io.StringIO()):  # it was said when the comparison began
+        return choose_hardware(config)
+
+
+def _device(config: FinetuneConfig) -> str:
+    return f"{_precision(config)}, {_counted(torch.get_num_threads(), 'thread')}"
+
+
+def network_key(config: FinetuneConfig) -> str:
+    """What costs depend on: the network and the size of its images."""
+    return f"{config.backbone} at {config.image_size}"
+
+
+def rows_of(finished: Sequence[Finished], costs: Mapping[str, NetworkCosts]) -> list[Row]:
+    """The cells of each backbone and strategy as a row."""
+    groups: dict[tuple[str, str | None], list[Finished]] = {}
+    for one in finished:
+        groups.setdefault((one.cell.config.backbone, one.cell.config.strategy), []).append(one)
+    rows = []
+    for (backbone, strategy), members in groups.items():
+        config, results = members[0].cell.config, [member.result for member in members]
+        rows.append(
+            Row(
+                backbone=backbone,
+                strategy=str(strategy),
+                image_size=config.image_size,
+                seeds=tuple(member.cell.config.seed for member in members),
+                accuracies=tuple(result.accuracy for result in results),
+                macro_f1=tuple(result.macro_f1 for result in results),
+                training_seconds=tuple(result.training_seconds for result in results),
+                peak_gib=tuple(result.peak_gib for result in results),
+                **asdict(costs[network_key(config)]),
+            )
+        )
+    return rows
+
+
+def _notes(finished: Sequence[Finished], splits: Splits, device: str, timing: Timing) -> list[str]:
+    """How it was measured, in words."""
+    seeds = sorted({one.cell.config.seed for one in finished})
+    config, images = finished[0].cell.config, finished[0].result.val_images
+    if splits.val_is_drawn:
+        split = (
+            f"The seed draws the {images} validation images ({100 * config.val_fraction:g} % of each class): the "
+            "same ones in all rows for one seed, others for another."
+        )
+    else:
+        split = f"The {images} validation images are the data set's own, the same for all seeds."
+    sizes = sorted({one.cell.config.image_size for one in finished})
+    pixels = " or ".join(f"{size} x {size}" for size in sizes)
+    return [
+        f"Accuracy and macro F1 of best_model.pt, which is chosen on the same validation images: mean ± standard "
+        f"deviation over the seeds {', '.join(map(str, seeds))}. {split} The seed also sets the order, the "
+        "augmentation and the start of the classifier.",
+        "To the best: difference in percentage points. Within noise of: ranks from which a row does not differ, as 0 "
+        "lies in the 95 % interval of the difference (Welch, 1947); with one seed this is unknown.",
+        f"Parameters with the classifier. FLOPs: forward pass of one image of {pixels} pixels, a multiplication and "
+        f"an addition being two. Images/s: inference in batches of {timing.batch_size} on {device}, median of "
+        f"{timing.rounds} rounds in which the networks took turns. Training, s: all epochs without validation and "
+        "start. Peak GiB: the most main memory of a training process.",
+    ]
+
+
+def _subtitle(finished: Sequence[Finished], splits: Splits) -> str:
+    configs = [one.cell.config for one in finished]
+    name, images = Path(str(configs[0].dataset_path)).name, sum(map(len, splits.parts))
+    return (
+        f"{_counted(len({config.backbone for config in configs}), 'backbone')}, "
+        f"{_counted(len({config.strategy for config in configs}), 'strategy', 'strategies')}, "
+        f"{_counted(len({config.seed for config in configs}), 'seed')}, on {name}: "
+        f"{images} images in {len(splits.class_names)} classes"
+    )
+
+
+def _counted(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def _reports(out: Path, finished: Sequence[Finished]) -> Iterator[tuple[str, str]]:
+    """The pages of the cells' evaluations, relative to the results."""
+    for one in finished:
+        path = one.cell.folder / "evaluation" / "report.html"
+        if path.is_file():
+            yield one.cell.name, path.relative_to(out).as_posix()
+
+
+def _settings(configs: Sequence[FinetuneConfig]) -> list[tuple[str, str]]:
+    """The settings that are no defaults, and those that differ between cells with where."""
+    defaults, pairs = FinetuneConfig().to_dict(), []
+    hidden = {*OWN_FIELDS, *(FIELDS_FREE_ON_RESUME - {"dataset_path", "device"})}
+    for name in (name for name in defaults if name not in hidden):
+        places: dict[str, list[str]] = {}
+        for config in configs:
+            places.setdefault(_shown(getattr(config, name)), []).append(f"{config.backbone} {config.strategy}")
+        if len(places) == 1 and next(iter(places)) != _shown(defaults[name]):
+            pairs.append((name, next(iter(places))))
+        elif len(places) > 1:
+            pairs.append((name, "; ".join(f"{v}: {', '.join(dict.fromkeys(where))}" for v, where in places.items())))
+    return pairs
+
+
+def _shown(value: Any) -> str:
+    """A value for the report; of an absolute path only the name, since reports are passed on."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else str(value)
+
+
+def _command(request: Request) -> str:
+    words = ["sat-vg", "compare"]
+    for name in ("recipe", "backbones", "strategies", "seeds", "dataset_path"):
+        value = getattr(request, name)
+        if value is not None:
+            words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, tuple) else _shown(value)]
+    if request.weights:
+        words += ["--weights", ",".join(f"{name}={_shown(path)}" for name, path in request.weights.items())]
+    words += ["--out", _shown(request.out)]
+    if request.max_params is not None:
+        words += ["--max_params", str(request.max_params)]
+    if request.min_images_per_second is not None:
+        words += ["--min_images_per_second", f"{request.min_images_per_second:g}"]
+    if request.settings:
+        words += ["--", *map(_shown, request.settings)]
+    return shlex.join(words)
+
+
+def _write_files(out: Path, comparison: Comparison) -> None:
+    pictures = []
+    for name, title in _PICTURES:
+        figure = _draw(name, comparison, LIGHT)
+        light = as_svg(figure)
+        _write_bytes(out / f"{name}.svg", light)
+        _write_bytes(out / f"{name}.png", as_png(figure))
+        pictures.append(Picture(title, light, as_svg(_draw(name, comparison, DARK))))
+    beside = [(title, f"{name}.png") for name, title in _PICTURES]
+    write_text(out / f"{NAME}.md", as_markdown(comparison, beside))
+    write_text(out / f"{NAME}.csv", as_csv(comparison))
+    write_text(out / f"{NAME}.tex", as_latex(comparison))
+    write_text(out / f"{NAME}.html", as_html(comparison, pictures))
+
+
+def _draw(name: str, comparison: Comparison, theme: Theme) -> Any:
+    if name == "accuracy":
+        return draw_accuracies(comparison, theme)
+    cost = FLOPS if name == "accuracy_against_flops" else TRAINING
+    return draw_accuracy_against(comparison, cost, theme)
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def _as_data(comparison: Comparison, finished: Sequence[Finished]) -> dict[str, Any]:
+    """Everything for a program: rows best first, every cell, and how it was measured."""
+    return {
+        "schema": 1,
+        "recommendation": comparison.recommendation,
+        "rows": [
+            {
+                **asdict(row),
+                "to_best": asdict(comparison.behind_best(row)),
+                "within_noise_of": comparison.within_noise_of(place),
+            }
+            for place, row in enumerate(comparison.rows)
+        ],
+        "cells": [{"settings": one.cell.config.to_dict(), "result": asdict(one.result)} for one in finished],
+        "failures": [asdict(failure) for failure in comparison.failures],
+        "notes": comparison.notes,
+        "command": comparison.command,
+        "versions": current_versions(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _write_hyperparameters(folder: Path, finished: Sequence[Finished], costs: Mapping[str, NetworkCosts]) -> None:
+    """All cells in TensorBoard's table of hyperparameters, written anew each time so that nothing is there twice."""
+    shutil.rmtree(folder, ignore_errors=True)
+    hidden = {"checkpoint_dir", "log_dir", "resume", "dataset_path"}
+    with SummaryWriter(str(folder)) as writer:
+        for one in finished:
+            config = {name: value for name, value in one.cell.config.to_dict().items() if name not in hidden}
+            plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in config.items()}
+            numbers = {
+                "accuracy": one.result.accuracy,
+                "macro_f1": one.result.macro_f1,
+                "training_seconds": one.result.training_seconds,
+                "peak_gib": one.result.peak_gib,
+                **asdict(costs[network_key(one.cell.config)]),
+            }
+            metrics = {f"hparam/{name}": value for name, value in numbers.items() if value is not None}
+            writer.add_hparams(plain, metrics, run_name=one.cell.folder.name)

@@ -1,0 +1,256 @@
+"""What a comparison trains: backbones x strategies x seeds, each a whole configuration, from flags and a recipe."""
+
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from sat_vg.backbone_finetuning.configs.command_line import parse_command_line
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig, read_yaml
+from sat_vg.backbone_finetuning.configs.validation import explain_unknown_fields
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
+
+RECIPE_KEYS = (
+    "backbones", "strategies", "seeds", "dataset_path", "weights", "settings", "settings_by_strategy",
+    "settings_by_backbone",
+)  # fmt: skip
+# What the comparison sets itself, so that every cell has its own.
+OWN_FIELDS = ("backbone", "strategy", "seed", "checkpoint_dir", "log_dir", "resume")
+# What decides which images are trained on and which are validated; the same in all cells.
+DATA_FIELDS = (
+    "dataset_path", "train_split", "val_split", "val_fraction", "num_classes", "on_bad_image", "max_bad_fraction",
+    "on_duplicates",
+)  # fmt: skip
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be compared, as the command line says it; unset lists are the recipe's.
+
+    Attributes:
+        out: folder of the cells and of the results.
+        recipe: YAML file with any of ``RECIPE_KEYS``.
+        backbones: names.
+        strategies: names.
+        seeds: whole numbers.
+        dataset_path: folder of images.
+        weights: path of the weights of each backbone.
+        settings: flags of the training command, for all cells; they outrank the recipe.
+        max_params: limit of what is recommended.
+        min_images_per_second: limit of what is recommended.
+        anew: cells that were trained with other settings are moved aside and trained again.
+        dry_run: say what would be trained, and train nothing.
+    """
+
+    out: str = "comparison"
+    recipe: str | None = None
+    backbones: tuple[str, ...] | None = None
+    strategies: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+    dataset_path: str | None = None
+    weights: Mapping[str, str] | None = None
+    settings: tuple[str, ...] = ()
+    max_params: int | None = None
+    min_images_per_second: float | None = None
+    anew: bool = False
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the comparison.
+
+    Attributes:
+        config: complete, with folders of its own.
+        folder: of all that belongs to it.
+    """
+
+    config: FinetuneConfig
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """Backbone, strategy and seed, as in messages."""
+        return f"{self.config.backbone} {self.config.strategy} seed {self.config.seed}"
+
+
+def plan_cells(request: Request) -> list[Cell]:
+    """All cells, seed by seed, so that a comparison that is stopped early has compared all with the first seed.
+
+    Raises:
+        ConfigError: a name is unknown, a list is empty or holds something twice, or settings do not fit together.
+    """
+    recipe = _read_recipe(request)
+    backbones = _names("backbones", request.backbones, recipe)
+    strategies = _names("strategies", request.strategies, recipe)
+    seeds = _names("seeds", request.seeds, recipe, kind=int)
+    dataset_path = request.dataset_path or recipe.get("dataset_path")
+    weights = {**_mapping("weights", recipe), **(request.weights or {})}
+    _require_among(weights, backbones, "weights", "backbones")
+    _require_files(weights)
+    shared = _settings(recipe.get("settings"), "settings")
+    by_strategy = {name: _settings(value, name) for name, value in _mapping("settings_by_strategy", recipe).items()}
+    by_backbone = {name: _settings(value, name) for name, value in _mapping("settings_by_backbone", recipe).items()}
+    flags = list(request.settings)
+    _refuse_own(flags)
+    configs: dict[tuple[str, str], FinetuneConfig] = {}
+    for backbone in backbones:
+        for strategy in strategies:
+            given = {**shared, **by_strategy.get(strategy, {}), **by_backbone.get(backbone, {})}
+            if dataset_path is not None:
+                given["dataset_path"] = dataset_path
+            if backbone in weights:
+                given["weights"] = weights[backbone]
+            given |= {"backbone": backbone, "strategy": strategy}
+            configs[backbone, strategy] = _configure(given, flags, f"{backbone} {strategy}")
+    _require_same_data(configs)
+    folder = expand_home(request.out) / "cells"
+    return [_cell(config, seed, folder) for seed in seeds for config in configs.values()]
+
+
+def _read_recipe(request: Request) -> dict[str, Any]:
+    if request.recipe is None:
+        return {}
+    try:
+        recipe = read_yaml(expand_home(request.recipe))
+    except ConfigError as error:  # the reader's words are those of the training command
+        raise ConfigError(str(error).replace("config file", "recipe").replace("--config", "--recipe")) from error
+    explain_unknown_fields(recipe, RECIPE_KEYS, place=f"the recipe {request.recipe!r}")
+    return recipe
+
+
+def _names(what: str, given: Sequence[Any] | None, recipe: Mapping[str, Any], kind: type = str) -> tuple[Any, ...]:
+    values = recipe.get(what) if given is None else given
+    flag = f"--{what} {'0,1' if kind is int else 'A,B'}"
+    if values is None or values in ([], ()):
+        raise ConfigError(f"{what}: none were given; name them with {flag} or in a recipe")
+    if not isinstance(values, (list, tuple)) or not all(type(value) is kind for value in values):
+        numbers_or_names = "whole numbers" if kind is int else "names"
+        raise ConfigError(f"{what} = {values!r}: must be a list of {numbers_or_names}, such as {flag}")
+    twice = sorted({value for value in values if values.count(value) > 1})
+    if twice:
+        raise ConfigError(f"{what} = {list(values)}: {twice[0]!r} is there more than once; name each once")
+    return tuple(values)
+
+
+def _mapping(what: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    value = recipe.get(what) or {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{what} = {value!r}: must hold lines such as 'NAME: ...'")
+    return value
+
+
+def _settings(value: Any, place: str) -> dict[str, Any]:
+    """Settings of the training in a recipe, looked through for what the comparison sets itself."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{place} = {value!r}: must hold lines such as 'num_epochs: 5'")
+    explain_unknown_fields(value, FinetuneConfig.field_names(), place=f"the recipe under {place!r}")
+    own = [name for name in OWN_FIELDS if name in value]
+    if own:
+        raise ConfigError(f"{place}: {', '.join(own)} cannot be set here; a comparison sets it for each cell")
+    return value
+
+
+def _require_among(given: Mapping[str, Any], known: Sequence[str], what: str, where: str) -> None:
+    strange = [name for name in given if name not in known]
+    if strange:
+        raise ConfigError(f"{what}: {strange[0]!r} is none of the {where} {', '.join(known)}; name it as there")
+
+
+def _refuse_own(flags: Sequence[str]) -> None:
+    names = [flag[2:].partition("=")[0] for flag in flags if flag.startswith("--")]
+    own = [name for name in names if name in OWN_FIELDS]
+    if own:
+        raise ConfigError(f"--{own[0]} cannot stand behind '--': a comparison sets it for each cell")
+    for name in ("dry_run", "print_config", "help"):
+        if name in names:
+            raise ConfigError(f"--{name} cannot stand behind '--'; put --dry_run or --help before it")
+
+
+def _configure(given: dict[str, Any], flags: list[str], cell: str) -> FinetuneConfig:
+    """Flags over the recipe's settings over defaults."""
+    try:
+        config = FinetuneConfig.from_dict(given)
+        if flags:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "settings.yaml"
+                config.to_yaml(path)
+                config = parse_command_line(["--config", str(path), *flags]).config
+    except ConfigError as error:
+        hint = "" if "has no effect with strategy" not in str(error) else (
+            "\nWhat goes with one strategy only belongs under settings_by_strategy in a --recipe FILE"
+        )  # fmt: skip
+        raise ConfigError(f"{cell}: {error}{hint}") from error
+    if config.dataset_path is None:
+        raise ConfigError("no images to compare on: name their folder with --dataset_path DIR")
+    return config
+
+
+def _require_same_data(configs: Mapping[tuple[str, str], FinetuneConfig]) -> None:
+    """Accuracies on different images cannot be compared."""
+    for name in DATA_FIELDS:
+        values = {cell: getattr(config, name) for cell, config in configs.items()}
+        if len(set(values.values())) > 1:
+            shown = "; ".join(f"{' '.join(cell)}: {value!r}" for cell, value in list(values.items())[:4])
+            raise ConfigError(f"{name} must be the same in all cells, or they cannot be compared ({shown})")
+
+
+def _require_files(weights: Mapping[str, Any]) -> None:
+    """Weights that are named by a path are there; better said now than by the eleventh cell."""
+    for backbone, path in weights.items():
+        if not isinstance(path, str):
+            raise ConfigError(f"weights: {backbone}: {path!r} is no path and no name")
+        looks_like_path = "/" in path or Path(path).suffix in (".pth", ".pt", ".safetensors")
+        if looks_like_path and not expand_home(path).is_file():
+            raise ConfigError(f"weights of {backbone}: there is no file {path!r}; check the path")
+
+
+def _cell(config: FinetuneConfig, seed: int, cells: Path) -> Cell:
+    folder = cells / quote(f"{config.backbone}-{config.strategy}-seed{seed}", safe="")
+    own = {"seed": seed, "checkpoint_dir": str(folder / "checkpoints"), "log_dir": str(folder / "logs")}
+    return Cell(config.replace(**own), folder)
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """``a,b`` as names."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """``0,1`` as whole numbers.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    return tuple(int(name) for name in parse_names(text))
+
+
+def parse_weights(text: str) -> dict[str, str]:
+    """``resnet18=PATH,resnet50=PATH`` by backbone.
+
+    Raises:
+        ValueError: a part has no equals sign.
+    """
+    pairs = [part.partition("=") for part in parse_names(text)]
+    if not all(name and path for name, _, path in pairs):
+        raise ValueError(text)
+    return {name.strip(): path.strip() for name, _, path in pairs}
+
+
+def parse_count(text: str) -> int:
+    """``5M``, ``500k``, ``2.5e6`` as a number of parameters.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\d{1,2})?)\s*([kmgb]?)", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise ValueError(text)
+    return round(float(match.group(1)) * _UNITS[match.group(2).upper()])

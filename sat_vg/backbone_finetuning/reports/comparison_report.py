@@ -1,0 +1,287 @@
+"""The results of a comparison as rows, ranked, and as text, Markdown, CSV and LaTeX."""
+
+import csv
+import io
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sat_vg.backbone_finetuning.reports.seed_statistics import Difference, deviation, difference
+from sat_vg.backbone_finetuning.reports.tables import text_table
+from sat_vg.backbone_finetuning.utils.printable import one_line
+
+
+@dataclass(frozen=True)
+class Row:
+    """A backbone with a strategy, over its seeds.
+
+    Attributes:
+        backbone: name.
+        strategy: name.
+        image_size: height and width in pixels.
+        seeds: that have finished.
+        accuracies: shares of 1, one for each seed; the following are, too, one for each seed.
+        macro_f1: shares of 1.
+        training_seconds: of all epochs.
+        peak_gib: peak memory of the training process; None where it is not known.
+        parameters: of the network with its classifier.
+        flops: of the forward pass of one image.
+        images_per_second: of inference.
+    """
+
+    backbone: str
+    strategy: str
+    image_size: int
+    seeds: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    macro_f1: tuple[float, ...]
+    training_seconds: tuple[float, ...]
+    peak_gib: tuple[float | None, ...]
+    parameters: int
+    flops: int
+    images_per_second: float
+
+    @property
+    def name(self) -> str:
+        """Backbone and strategy."""
+        return f"{self.backbone} {self.strategy}"
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over seeds, a share of 1."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def seconds(self) -> float:
+        """Mean training seconds."""
+        return statistics.fmean(self.training_seconds)
+
+    @property
+    def memory(self) -> float | None:
+        """The largest peak of all seeds, in GiB; None where one is not known."""
+        known = [peak for peak in self.peak_gib if peak is not None]
+        return max(known) if len(known) == len(self.peak_gib) else None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell that has no result.
+
+    Attributes:
+        cell: its name.
+        reason: the last line of its error.
+        folder: where the whole of what it printed lies.
+    """
+
+    cell: str
+    reason: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that is reported.
+
+    Attributes:
+        rows: best first; see ``ranked``.
+        val_images: number of validation images.
+        recommendation: which to take, and why.
+        notes: how it was measured, a sentence or two each.
+        failures: cells without a result.
+        command: that gives all this again.
+        settings: name and value, of what was not left at its default.
+        subtitle: what was compared, on what, in a line.
+        reports: of the evaluation of each cell: its name, and the path of a page from where the results lie.
+    """
+
+    rows: tuple[Row, ...]
+    val_images: int
+    recommendation: str
+    notes: tuple[str, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    command: str = ""
+    settings: tuple[tuple[str, str], ...] = ()
+    subtitle: str = ""
+    reports: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def grain(self) -> float:
+        """What one image is of the accuracy."""
+        return 1 / max(self.val_images, 1)
+
+    def behind_best(self, row: Row) -> Difference:
+        """How far a row is from the first, as a share of 1."""
+        return difference(row.accuracies, self.rows[0].accuracies, self.grain)
+
+    def within_noise_of(self, place: int) -> list[int] | None:
+        """Numbers (from 1) of the rows from which the one at ``place`` (from 0) does not differ beyond chance.
+
+        None where it is not known, since a side has one seed only.
+        """
+        row = self.rows[place]
+        others = [difference(row.accuracies, other.accuracies, self.grain).is_noise for other in self.rows]
+        if len(row.accuracies) < 2 or all(flag is None for i, flag in enumerate(others) if i != place):
+            return None
+        return [number for number, flag in enumerate(others, start=1) if flag and number != place + 1]
+
+
+def ranked(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Best first; of equal ones the one with fewer operations, then the one that trained faster."""
+    return tuple(sorted(rows, key=lambda row: (-row.accuracy, row.flops, row.seconds, row.name)))
+
+
+def spread(values: Sequence[float], scale: float = 1.0, digits: int = 2) -> str:
+    """``mean ± standard deviation``; the mean alone of a single value."""
+    mean, std = scale * statistics.fmean(values), deviation(values)
+    return f"{mean:.{digits}f}" if std is None else f"{mean:.{digits}f} ± {scale * std:.{digits}f}"
+
+
+def points(value: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    shown = f"{100 * value:+.2f}".replace("-", "−")
+    return "0.00" if shown in ("+0.00", "−0.00") else shown
+
+
+def noise_text(comparison: Comparison, place: int) -> str:
+    """The rows from which this one does not differ beyond chance."""
+    if len(comparison.rows) == 1:
+        return "–"
+    same = comparison.within_noise_of(place)
+    return "unknown" if same is None else (", ".join(map(str, same)) or "none")
+
+
+# Heading and text of each column of the tables for people.
+COLUMNS: tuple[tuple[str, Callable[[Comparison, int, Row], str]], ...] = (
+    ("rank", lambda _, place, row: str(place + 1)),
+    ("backbone", lambda _, place, row: one_line(row.backbone)),
+    ("strategy", lambda _, place, row: one_line(row.strategy)),
+    ("seeds", lambda _, place, row: str(len(row.seeds))),
+    ("accuracy, %", lambda _, place, row: spread(row.accuracies, 100)),
+    ("to the best", lambda all_, place, row: points(all_.behind_best(row).value) if place else "–"),
+    ("within noise of", lambda all_, place, row: noise_text(all_, place)),
+    ("macro F1, %", lambda _, place, row: spread(row.macro_f1, 100)),
+    ("M params", lambda _, place, row: f"{row.parameters / 1e6:.2f}"),
+    ("GFLOPs", lambda _, place, row: f"{row.flops / 1e9:.3g}"),
+    ("images/s", lambda _, place, row: f"{row.images_per_second:.0f}"),
+    ("training, s", lambda _, place, row: spread(row.training_seconds, digits=1)),
+    ("peak GiB", lambda _, place, row: "unknown" if row.memory is None else f"{row.memory:.2f}"),
+)
+TEXT_COLUMNS = (1, 2)
+
+
+def cells_of(comparison: Comparison) -> list[list[str]]:
+    """The texts of all columns, row by row."""
+    return [[text(comparison, place, row) for _, text in COLUMNS] for place, row in enumerate(comparison.rows)]
+
+
+def as_text(comparison: Comparison) -> str:
+    """The table for the terminal."""
+    return text_table([heading for heading, _ in COLUMNS], cells_of(comparison), left=TEXT_COLUMNS)
+
+
+def as_markdown(comparison: Comparison, pictures: Sequence[tuple[str, str]] = ()) -> str:
+    """The report as Markdown.
+
+    Args:
+        comparison: what to report.
+        pictures: description and file name of each.
+    """
+    headings = [heading for heading, _ in COLUMNS]
+    lines = ["# Comparison of backbones", "", *([markdown(comparison.subtitle), ""] if comparison.subtitle else [])]
+    lines += [markdown(comparison.recommendation), ""]
+    lines += [f"| {' | '.join(headings)} |"]
+    lines += ["|" + "|".join("---" if i in TEXT_COLUMNS else "---:" for i in range(len(headings))) + "|"]
+    lines += [f"| {' | '.join(map(markdown, row))} |" for row in cells_of(comparison)]
+    lines += ["", *(f"{markdown(note)}\n" for note in comparison.notes)]
+    if comparison.failures:
+        lines += ["## Failed", ""]
+        lines += [f"- {markdown(one.cell)}: {markdown(one.reason)}" for one in comparison.failures] + [""]
+    for title, name in pictures:
+        lines += [f"![{markdown(title)}]({name})", ""]
+    if comparison.command:
+        lines += ["    " + one_line(comparison.command), ""]  # an indented block: no fence to break out of
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def markdown(text: str) -> str:
+    """A text in which Markdown and HTML find nothing to interpret."""
+    shown = one_line(text)
+    for character in "\\`*_[]|#":
+        shown = shown.replace(character, "\\" + character)
+    return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "±": r"$\pm$", "−": "$-$", "–": "--",
+}  # fmt: skip
+
+
+def latex(text: str) -> str:
+    """A text in which LaTeX finds nothing to interpret."""
+    return "".join(_LATEX.get(character, character) for character in one_line(text))
+
+
+def as_latex(comparison: Comparison) -> str:
+    """A table for a paper, in the manner of booktabs; its caption says how it was measured."""
+    columns = "".join("l" if i in TEXT_COLUMNS else "r" for i in range(len(COLUMNS)))
+    rows = [" & ".join(map(latex, row)) + r" \\" for row in cells_of(comparison)]
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs,graphicx}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{latex(' '.join(comparison.notes))}}}",
+            r"\resizebox{\textwidth}{!}{%",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            " & ".join(latex(heading) for heading, _ in COLUMNS) + r" \\",
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def as_csv(comparison: Comparison) -> str:
+    """One line a row, every number in a column of its own; shares of 1, seconds, GiB; empty: not known."""
+    lines = [_plain_row(comparison, place, row) for place, row in enumerate(comparison.rows)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _plain_row(comparison: Comparison, place: int, row: Row) -> dict[str, object]:
+    behind, same = comparison.behind_best(row), comparison.within_noise_of(place)
+    return {
+        "rank": place + 1,
+        "backbone": spreadsheet(row.backbone),
+        "strategy": spreadsheet(row.strategy),
+        "image_size": row.image_size,
+        "seeds": " ".join(map(str, row.seeds)),
+        "accuracy_mean": row.accuracy,
+        "accuracy_std": deviation(row.accuracies),
+        "to_best": behind.value if place else 0.0,
+        "to_best_low": behind.low if place else None,
+        "to_best_high": behind.high if place else None,
+        "within_noise_of": "unknown" if same is None else " ".join(map(str, same)),
+        "macro_f1_mean": statistics.fmean(row.macro_f1),
+        "macro_f1_std": deviation(row.macro_f1),
+        "parameters": row.parameters,
+        "flops": row.flops,
+        "images_per_second": row.images_per_second,
+        "training_seconds_mean": row.seconds,
+        "training_seconds_std": deviation(row.training_seconds),
+        "peak_memory_gib": row.memory,
+    }
+
+
+def spreadsheet(text: str) -> str:
+    """A text that no spreadsheet takes for a formula."""
+    shown = one_line(text)
+    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown
