@@ -8,6 +8,10 @@ from sat_vg.backbone_finetuning.utils.stop_signals import ignore_from_now_on
 COMMANDS = {
     "train": ("sat_vg.backbone_finetuning.train", "fine-tune a backbone on images in class folders"),
     "evaluate": ("sat_vg.backbone_finetuning.evaluate", "tell how well a best_model.pt does on images"),
+    "compare": ("sat_vg.backbone_finetuning.compare", "train backbones and strategies over seeds, and rank them"),
+    "predict": ("sat_vg.backbone_finetuning.predict", "tell what a best_model.pt takes images for"),
+    "extract": ("sat_vg.backbone_finetuning.extract", "write the feature vectors or maps of images into a file"),
+    "export": ("sat_vg.backbone_finetuning.export", "write a best_model.pt for ONNX Runtime, torchvision, DETR, …"),
     "check": ("sat_vg.backbone_finetuning.check", "tell what is wrong with a data set before training on it"),
     "backbones": (
         "sat_vg.backbone_finetuning.backbones",

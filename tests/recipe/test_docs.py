@@ -31,13 +31,52 @@ RUN_BY = {
     "make quickstart": "test_quickstart",
     "sat-vg check DIR": "test_the_shown_check_command",
     "sat-vg evaluate CKPT/best_model.pt DIR --split val": "test_the_shown_training_commands",
+    "sat-vg evaluate CKPT/best_model.pt DIR --split test": "test_evaluate.py",
+    "sat-vg evaluate CKPT/best_model.pt DIR --calibrate calibrated.pt": "test_evaluate.py",
+    **{
+        f"sat-vg export CKPT/best_model.pt {arguments}": "test_exports.py"
+        for arguments in (
+            "--format torchvision --out weights.pth",
+            "--format detr --out detr.pth",
+            "--format safetensors --out weights.safetensors",
+            "--format onnx --out maps.onnx --part extractor --with_normalisation",
+            "--format pt2 --out classifier.pt2",
+            "--verify maps.onnx",
+        )
+    },
+    "sat-vg extract CKPT/best_model.pt DIR --out features.npz": "test_extract.py",
+    "sat-vg extract CKPT/best_model.pt DIR --out maps.safetensors --stages layer3,layer4 --dtype float16": (
+        "test_extract.py"
+    ),
+    "sat-vg extract CKPT/best_model.pt images.csv --out features.parquet": "test_extract.py",
+    "sat-vg predict CKPT/best_model.pt DIR --top 3": "test_predict.py",
+    "sat-vg predict CKPT/best_model.pt DIR --top 1 --overlays looked_at": "test_predict.py",
+    "find DIR -name '*.png' | sat-vg predict CKPT/best_model.pt - --json": "test_predict.py",
+    **{
+        f"sat-vg compare {arguments}": "test_compare.py"
+        for arguments in (
+            "--backbones resnet18,mobilenet_v2 --strategies linear_probe,full --seeds 0,1,2 --dataset_path DIR "
+            "--out OUT",
+            "--backbones resnet18,mobilenet_v2 --strategies linear_probe,full --seeds 0,1 --dataset_path DIR "
+            "--out OUT --max_params 5M --min_images_per_second 50 -- --num_epochs 5 --image_size 128",
+            "--recipe configs/compare/ucmerced.yaml --dataset_path UCMerced --out OUT "
+            "--weights mobilenet_v2=mobilenet_v2-imagenet.pth,squeezenet1_1=squeezenet1_1-imagenet.pth",
+        )
+    },
     "make test": "the run of this very test",
+    f"{TRAIN} --dataset_path DIR --profile true": "test_the_shown_training_commands",
+    f"{TRAIN} --dataset_path DIR --strategy last_layers --cached_views 4": "test_the_shown_training_commands",
     "python3 -m venv .venv && . .venv/bin/activate": "the Makefile's first target, the same words",
     "pip install -e .": "the Makefile's first target, the same words",
     TRAIN: "test_quickstart",
     f"{TRAIN} --dataset_path DIR --backbone resnet50": "test_the_shown_training_commands",
     f"{TRAIN} {UCMERCED}": "test_the_recipe_for_ucmerced",
     f"{TRAIN} --dataset_path DIR --checkpoint_dir CKPT --log_dir LOGS": "test_the_shown_training_commands",
+    "sat-vg train --dataset_path DIR --backbone mobilenet_v2 --strategy linear_probe": "test_docs_site.py",
+    "sat-vg train --dataset_path DIR --backbone mobilenet_v2 --checkpoint_dir checkpoints/full --log_dir logs/full": (
+        "test_docs_site.py"
+    ),
+    "sat-vg evaluate checkpoints/finetune/best_model.pt": "test_docs_site.py",
 }
 
 
@@ -56,8 +95,8 @@ def test_every_shown_command_is_known():
     commands = shown_commands()
     assert len(commands) >= 7
     for page, command in commands:
-        if "tests/bench/accuracy.py" in command:
-            continue  # test_the_benchmark_script runs it
+        if "tests/bench/" in command or command.startswith("make bench"):
+            continue  # test_the_benchmark_scripts runs them
         assert command in RUN_BY, f"{page.name} shows {command!r}, which no test runs"
 
 
@@ -161,7 +200,22 @@ def test_the_shown_python_runs(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_benchmark_script(class_folders, tmp_path):
+def test_the_benchmark_scripts(class_folders, tmp_path):
+    table = tmp_path / "speed.md"
+    data = ["--eurosat", class_folders, "--ucmerced", class_folders]
+    rows = ["--rows", "resnet18", "pipeline", "import", "--repeats", "1"]
+    done = subprocess.run(
+        [sys.executable, "tests/bench/speed.py", *data, *rows, "--table", table],
+        cwd=REPOSITORY, capture_output=True, text=True, env=environment(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(table.with_suffix(".json").read_text())) == 4
+    assert all(ratio > 0 for row in json.loads(table.with_suffix(".json").read_text()) for ratio in row["ratios"])
+    assert str(tmp_path) not in table.read_text()
+
+
+@pytest.mark.slow
+def test_the_accuracy_script(class_folders, tmp_path):
     flags = train_command(tmp_path, "--dataset_path", class_folders, "--num_epochs", 1)[3:]
     own = [f for pair in zip(flags[::2], flags[1::2], strict=True) if pair[0] not in ("--log_dir", "--checkpoint_dir")
            for f in pair]  # fmt: skip

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 _MAX_NAMED_CLASSES = 60  # more names than this cannot be read on one figure
 _MAX_NUMBERED_CLASSES = 25
@@ -14,50 +15,61 @@ def draw_confusion_matrix(
 ) -> Figure:
     """A confusion matrix, coloured by the share of each true class, with counts where there is room.
 
+    Rows are as narrow as their names allow, so that names can be read where the figure is shown small.
+
     Args:
         confusion: ``[num_classes, num_classes]`` counts; rows are true classes, columns predictions.
         class_names: in the order of rows and columns.
         images: what was counted, for the title.
     """
     count = len(class_names)
-    side = float(np.clip(2.5 + 0.34 * count, 5, 22))
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    names = [plain(name) for name in class_names] if count <= _MAX_NAMED_CLASSES else []
+    room = 0.5 + 0.085 * max(map(len, names), default=0)  # inches, for the names
+    side = float(np.clip(room + 0.2 * count, 5.2, 15))
+    has_numbers = count <= _MAX_NUMBERED_CLASSES
+    figure = Figure(figsize=(side if has_numbers else side + 1.2, side + 0.4), layout="constrained")
     axes = figure.add_subplot()
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    if count <= _MAX_NAMED_CLASSES:
-        names = [plain(name) for name in class_names]
-        axes.set_xticks(range(count), names, rotation=90 if count > 6 else 45, ha="right" if count <= 6 else "center")
-        axes.set_yticks(range(count), names)
-    if count <= _MAX_NUMBERED_CLASSES:
+    if names:
+        axes.set_xticks(range(count), names, rotation=90, fontsize=9)
+        axes.set_yticks(range(count), names, fontsize=9)
+    if has_numbers:
+        digits = len(str(confusion.max()))
+        size = min(8.0, 100 * (side - room) / count / digits)  # points; a digit is 0.64 times as wide
         for row, column in zip(*np.nonzero(confusion), strict=True):
             colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(confusion[row, column]), ha="center", va="center", fontsize=7, color=colour)
+            axes.text(column, row, str(confusion[row, column]), ha="center", va="center", fontsize=size, color=colour)
+    else:
+        figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     accuracy = confusion.trace() / max(confusion.sum(), 1)
     axes.set(xlabel="predicted class", ylabel="true class")
-    axes.set_title(f"{confusion.sum()} {images}, {100 * accuracy:.2f} % right")
+    figure.suptitle(f"{confusion.sum()} {images}, {100 * accuracy:.2f} % right", fontsize=11)
     return figure
 
 
-def draw_image_grid(images: np.ndarray, titles: Sequence[str], heading: str, columns: int = 8) -> Figure:
+def draw_image_grid(images: np.ndarray, titles: Sequence[str], heading: str, columns: int = 4) -> Figure:
     """A grid of images with a title over each.
 
     Args:
         images: uint8 ``[N, H, W, 3]``.
-        titles: N texts.
-        heading: over the whole figure.
+        titles: N texts, of several lines if need be.
+        heading: over the whole figure; of several lines if need be.
         columns: images in a row.
     """
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.5 * columns, 1.7 * rows + 0.4), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid:
+    rows, lines = -(-len(images) // columns), max((title.count("\n") + 1 for title in titles), default=1)
+    top, above, side = 0.1 + 0.18 * (heading.count("\n") + 1), 0.08 + 0.15 * lines, 1.5  # inches
+    width, height = columns * side, top + rows * (above + side)
+    figure = Figure(figsize=(width, height))  # placed by hand: a layout engine would take longer than all the rest
+    for place, (image, title) in enumerate(zip(images, titles, strict=True)):
+        row, column = divmod(place, columns)
+        bottom = height - top - (row + 1) * (above + side)
+        axes = figure.add_axes(((column * side + 0.04) / width, bottom / height, 1.42 / width, 1.42 / height))
         axes.axis("off")
-    for axes, image, title in zip(grid, images, titles, strict=False):
         axes.imshow(image)
-        axes.set_title(plain(title), fontsize=8)
-    figure.suptitle(plain(heading, limit=200), fontsize=10)
+        axes.set_title("\n".join(map(plain, title.split("\n"))), fontsize=8, pad=3)
+    shown = "\n".join(plain(line, limit=100) for line in heading.split("\n"))
+    figure.suptitle(shown, fontsize=10, y=1 - 0.06 / height, va="top")
     return figure
 
 
@@ -68,7 +80,7 @@ def draw_learning_curves(epochs: Sequence[Mapping[str, float]]) -> Figure:
         epochs: the entries that end epochs, with ``epoch``, ``train_loss``, ``val_loss``, ``val_accuracy``.
     """
     numbers = [entry["epoch"] for entry in epochs]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(6.2, 3), layout="constrained")
     losses, accuracy = figure.subplots(1, 2)
     for name in ("train_loss", "val_loss"):
         losses.plot(numbers, [entry[name] for entry in epochs], marker="o", markersize=3, label=name)
@@ -81,7 +93,7 @@ def draw_learning_curves(epochs: Sequence[Mapping[str, float]]) -> Figure:
     accuracy.set(xlabel="epoch", ylabel="validation accuracy, %")
     for axes in (losses, accuracy):
         axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # no ticks between two epochs
     return figure
 
 

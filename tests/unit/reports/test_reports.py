@@ -1,6 +1,11 @@
+from itertools import pairwise
+
 import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix, draw_image_grid, draw_learning_curves
+from sat_vg.backbone_finetuning.reports.projector import principal_components
 from sat_vg.backbone_finetuning.reports.tables import text_table
 
 
@@ -11,10 +16,10 @@ def test_the_confusion_matrix_has_the_right_cells_and_names():
     cells = {tuple(map(round, text.get_position()))[::-1]: text.get_text() for text in axes.texts}
     assert cells == {(0, 0): "3", (0, 1): "1", (1, 2): "5", (2, 2): "7"}
     assert [t.get_text() for t in axes.get_yticklabels()] == ["sea", r"\$x_1\$", "<script>"]
-    assert "16 validation images, 62.50 % right" in axes.get_title()
+    assert figure.get_suptitle() == "16 validation images, 62.50 % right"
     of_test = draw_confusion_matrix(confusion, ["a", "b", "c"], "images of test")
-    assert of_test.axes[0].get_title().startswith("16 images of test, 62.50 % right")
-    figure.canvas.draw()  # a formula or a wild character would fail here
+    assert of_test.get_suptitle() == "16 images of test, 62.50 % right"
+    FigureCanvasAgg(figure).draw()  # a formula or a wild character would fail here
 
 
 def test_many_classes_can_be_drawn(tmp_path):
@@ -24,15 +29,37 @@ def test_many_classes_can_be_drawn(tmp_path):
     figure.savefig(tmp_path / "many.png")
 
 
+def test_twenty_one_names_can_be_read_on_a_card_350_pixels_wide():
+    names = [f"mediumresidential {i}" for i in range(21)]
+    figure = draw_confusion_matrix(np.full((21, 21), 100), names)
+    FigureCanvasAgg(figure).draw()
+    scale = 350 / figure.get_size_inches()[0]
+    axes = figure.axes[0]
+    labels = [*axes.get_yticklabels(), *axes.get_xticklabels()]
+    assert len(labels) == 42
+    assert all(label.get_fontsize() / 72 * scale > 6.5 for label in labels)  # pixels
+    boxes = [label.get_window_extent() for label in axes.get_yticklabels()]
+    assert all(a.y0 >= b.y1 - 1 for a, b in pairwise(boxes)), "names lie over one another"
+    counts = [text.get_window_extent() for text in axes.texts[:21]]
+    assert all(b.x0 >= a.x1 - 1 for a, b in pairwise(counts)), "counts lie over one another"
+    whole = figure.bbox
+    assert all(whole.x0 <= box.x0 and box.x1 <= whole.x1 for box in boxes), "a name is cut off"
+
+
 def test_the_grid_shows_every_image_under_its_title(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
     heading = "a heading that is much longer than the name of a class may be"
-    figure = draw_image_grid(images, ["a", "b", "c", "d", "e\x1b[0m"], heading, columns=3)
+    figure = draw_image_grid(images, ["a", "b\n→ $c$", "c", "d", "e\x1b[0m"], heading, columns=3)
     shown = [axes for axes in figure.axes if axes.images]
-    assert [axes.get_title() for axes in shown] == ["a", "b", "c", "d", "e?[0m"]
+    assert [axes.get_title() for axes in shown] == ["a", "b\n→ \\$c\\$", "c", "d", "e?[0m"]
     assert all(np.array_equal(axes.images[0].get_array(), image) for axes, image in zip(shown, images, strict=True))
     assert figure.get_suptitle() == heading
     figure.savefig(tmp_path / "grid.png")
+    boxes = [box for axes in shown for box in (axes.get_window_extent(), axes.title.get_window_extent())]
+    boxes.append(figure._suptitle.get_window_extent())
+    pairs = [(a, b) for place, a in enumerate(boxes) for b in boxes[:place]]
+    assert not any(a.overlaps(b) for a, b in pairs), "an image or a title lies over another"
+    assert all(min(box.x0, box.y0) >= 0 and box.y1 <= figure.bbox.y1 for box in boxes[::2])
 
 
 def test_learning_curves_hold_the_numbers():
@@ -41,6 +68,32 @@ def test_learning_curves_hold_the_numbers():
     assert [list(line.get_ydata()) for line in losses.lines] == [[1, 1 / 2, 1 / 3], [2, 1, 2 / 3]]
     assert np.allclose(accuracy.lines[0].get_ydata(), [10, 20, 30])
     assert accuracy.get_title() == "best: 30.00 % in epoch 3"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 50])
+def test_learning_curves_have_whole_epochs_below_them(count):
+    epochs = [{"epoch": e, "train_loss": 1 / e, "val_loss": 2 / e, "val_accuracy": 0.5} for e in range(1, count + 1)]
+    figure = draw_learning_curves(epochs)
+    FigureCanvasAgg(figure).draw()
+    for axes in figure.axes:
+        ticks = axes.get_xticks()
+        assert len(ticks) > 0
+        assert all(tick == round(tick) for tick in ticks), ticks
+
+
+def test_principal_components_keep_distances_and_are_sorted():
+    generator = np.random.default_rng(0)
+    for shape in ((9, 200), (300, 100)):
+        few = generator.normal(size=(shape[0], 5)) * (9, 7, 5, 3, 1)
+        vectors = (few @ np.linalg.qr(generator.normal(size=(shape[1], 5)))[0].T + 4).astype(np.float32)
+        found = principal_components(vectors, 8)
+        assert found.shape == (shape[0], 8)
+        spread = found.std(axis=0)
+        assert (spread[:4] > spread[1:5]).all()
+        assert np.allclose(spread[5:], 0, atol=1e-2)
+        assert np.allclose(np.linalg.norm(found[0] - found[1]), np.linalg.norm(vectors[0] - vectors[1]), rtol=1e-3)
+    assert principal_components(np.eye(3), 8).shape == (3, 3)
+    assert np.isfinite(principal_components(np.zeros((1, 200)), 8)).all()
 
 
 def test_a_table_is_aligned():

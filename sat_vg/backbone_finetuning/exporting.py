@@ -1,0 +1,297 @@
+"""From a best_model.pt to a file for other programs: written aside, read back, compared, then put in place."""
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sat_vg.backbone_finetuning.models.exports import FORMATS
+from sat_vg.backbone_finetuning.models.exports.comparing import Difference, compare
+from sat_vg.backbone_finetuning.models.exports.contract import (
+    Asked,
+    Contract,
+    ExportFailedError,
+    Format,
+    load_format,
+)
+from sat_vg.backbone_finetuning.models.exports.model_card import NOT_SET, build_card, markdown
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.reports.tables import text_table
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, WriteError
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
+from sat_vg.backbone_finetuning.utils.safe_files import write_text
+from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors
+from sat_vg.backbone_finetuning.utils.terminal import say
+
+_LARGEST_SIDE = 4096  # as in the configuration
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be exported, or which export is to be compared again.
+
+    Attributes:
+        checkpoint: path of a best_model.pt.
+        format: one of ``FORMATS``; unset for ``verify``: told by the file.
+        out: path of the file to write.
+        verify: path of an export to compare with the checkpoint; nothing is written then.
+        part: ``classifier`` or ``extractor``; unset: the classifier.
+        with_normalisation: the file takes uint8 images.
+        with_head: a state dict for torchvision holds the classifier too.
+        fixed_size: the only height and width that the file takes, in pixels.
+        tolerance: how far its numbers may be from the model's; see ``Difference.deviation``.
+        license: for the card.
+    """
+
+    checkpoint: str
+    format: str | None = None
+    out: str | None = None
+    verify: str | None = None
+    part: str | None = None
+    with_normalisation: bool = False
+    with_head: bool = False
+    fixed_size: int | None = None
+    tolerance: float = 1e-4
+    license: str | None = None
+
+
+@dataclass(frozen=True)
+class _Export:
+    """One that holds, in a folder aside."""
+
+    contract: Contract
+    differences: list[Difference]
+    note: str
+
+
+def run_request(request: Request) -> None:
+    """Export, or compare an earlier export again.
+
+    Raises:
+        UserError: an option or a file cannot be used, or the export is not what the checkpoint is.
+    """
+    if request.verify is not None:
+        verify_export(request)
+    else:
+        export_checkpoint(request)
+
+
+def export_checkpoint(request: Request) -> dict[str, Any]:
+    """Write the file and its two cards, once the file has been read back and gives the model's numbers.
+
+    Returns:
+        The card.
+
+    Raises:
+        ConfigError: an option cannot be used with this format or this model.
+        CheckpointError: the checkpoint cannot be read, or no file could be made that gives its numbers.
+        WriteError: the file cannot be written.
+    """
+    out, exporter = _require_sound(request)
+    source = expand_home(request.checkpoint)
+    model = FineTuneModel.load_checkpoint(source)
+    if out.exists() and out.samefile(source):
+        raise ConfigError(f"--out {request.out}: is the checkpoint itself; choose another name")
+    asked = Asked(
+        part=request.part or "classifier",
+        with_normalisation=request.with_normalisation,
+        with_head=request.with_head,
+        fixed_size=request.fixed_size,
+    )
+    with _aside(out) as aside:
+        made = make_export(exporter, model, asked, aside, request.tolerance)
+        card = build_card(
+            model,
+            made.contract,
+            made.differences,
+            {"name": out.name, "bytes": aside.stat().st_size, "sha256": _hash(aside)},
+            {
+                "license": request.license,
+                "tolerance": request.tolerance,
+                "note": made.note,
+                "checkpoint": {"name": source.name, "sha256": _hash(source)},
+            },
+            exporter,
+        )
+        cards = {".card.json": json.dumps(card, indent=1) + "\n", ".card.md": markdown(card)}
+        for ending, text in cards.items():
+            write_text(aside.with_name(aside.name + ending), text)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())  # not every format's own writer does so
+        for ending in (*cards, ""):
+            aside.with_name(aside.name + ending).replace(out.with_name(out.name + ending))
+    _tell(card, out)
+    return card
+
+
+def _require_sound(request: Request) -> tuple[Path, Format]:
+    """The path to write to and the format, once the options fit together."""
+    if request.format is None or request.out is None:
+        raise ConfigError(f"say what to write and where: --format {'|'.join(FORMATS)} --out PATH; or --verify FILE")
+    exporter = load_format(request.format)
+    out = expand_home(request.out)
+    if out.suffix not in exporter.endings or out.name == out.suffix:
+        raise ConfigError(
+            f"--out {request.out}: a file of --format {request.format} ends in {' or '.join(exporter.endings)}"
+        )
+    if out.is_dir():
+        raise ConfigError(f"--out {request.out}: is a folder; name a file in it")
+    _require_tolerance(request.tolerance)
+    given = {name for name in Asked.__dataclass_fields__ if getattr(request, name)}
+    superfluous = sorted(given - exporter.options)
+    if superfluous:
+        raise ConfigError(
+            f"--{superfluous[0]} says nothing for --format {request.format}, which "
+            + (
+                f"knows {', '.join('--' + name for name in sorted(exporter.options))}"
+                if exporter.options
+                else "has no options"
+            )
+        )
+    if request.fixed_size is not None and not 1 <= request.fixed_size <= _LARGEST_SIDE:
+        raise ConfigError(f"--fixed_size {request.fixed_size}: must be from 1 to {_LARGEST_SIDE} pixels")
+    return out, exporter
+
+
+def _require_tolerance(tolerance: float) -> None:
+    if not (math.isfinite(tolerance) and tolerance > 0):
+        raise ConfigError(f"--tolerance {tolerance}: must be a number above 0, such as 1e-4")
+
+
+@contextmanager
+def _aside(out: Path) -> Iterator[Path]:
+    """A path of the same name in a folder beside it, which is removed at the end with what is left in it.
+
+    Raises:
+        WriteError: there is no writing there.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as folder:
+            yield Path(folder) / out.name
+    except OSError as error:
+        raise WriteError(
+            f"{str(out)!r} cannot be written ({error.strerror or error}); what was there before is untouched. "
+            "Make room or choose another --out"
+        ) from error
+
+
+def make_export(exporter: Format, model: FineTuneModel, asked: Asked, path: Path, tolerance: float) -> _Export:
+    """Write the file to ``path`` and compare it; for images of one size only where it must be so.
+
+    Raises:
+        CheckpointError: neither way gives the model's numbers.
+    """
+    attempts = [(asked, "asked for with --fixed_size" if asked.fixed_size else "")]
+    if "fixed_size" in exporter.options and asked.fixed_size is None:
+        trained = replace(asked, fixed_size=model.preprocessing.image_size)
+        reason = exporter.why_fixed(model)
+        attempts = [(trained, reason)] if reason else [*attempts, (trained, "")]
+    failure = ""
+    for attempt, reason in attempts:
+        note = reason or failure
+        sizes = (
+            "all sizes" if attempt.fixed_size is None else f"{attempt.fixed_size} × {attempt.fixed_size} pixels only"
+        )
+        if "fixed_size" in exporter.options:
+            say(f"tracing the {attempt.part} for {sizes}" + (f": {note}" if note else ""))
+        try:
+            contract = exporter.write(model, attempt, path)
+            reading = exporter.read(path, model)
+            if reading.contract != contract:
+                raise ExportFailedError(f"it was read back as {reading.contract} and written as {contract}")
+            differences = compare(model, reading)
+            _require_close(differences, tolerance)
+            return _Export(contract, differences, note)
+        except ExportFailedError as error:
+            failure = str(error)
+    raise CheckpointError(
+        f"{model.backbone} could not be exported: {failure}. Nothing was left behind. Try another --format"
+        + (", or a larger --tolerance if you can live with it" if "the tolerance" in failure else "")
+    )
+
+
+def _require_close(differences: Sequence[Difference], tolerance: float) -> None:
+    worst = max(differences, key=lambda one: one.deviation)
+    if worst.deviation > tolerance:
+        raise ExportFailedError(
+            f"its numbers differ by {worst.deviation:.1e} on {worst.batch} × {worst.height} × {worst.width}, above "
+            f"the tolerance of {tolerance:.0e}"
+        )
+
+
+def verify_export(request: Request) -> list[Difference]:
+    """Compare an earlier export with the checkpoint again.
+
+    Raises:
+        CheckpointError: the file is cut short, foreign, or gives other numbers.
+    """
+    assert request.verify is not None
+    _require_tolerance(request.tolerance)
+    own = ("out", "part", "with_normalisation", "with_head", "fixed_size", "license")
+    superfluous = [name for name in own if getattr(request, name)]
+    if superfluous:
+        raise ConfigError(
+            f"--{superfluous[0]} says nothing beside --verify, which reads it off the file; leave it out"
+        )
+    path = expand_home(request.verify)
+    model = FineTuneModel.load_checkpoint(expand_home(request.checkpoint))
+    name = request.format or _format_of(path)
+    exporter = load_format(name)
+    try:
+        reading = exporter.read(path, model)
+        differences = compare(model, reading)
+        say(_table_of(differences))
+        _require_close(differences, request.tolerance)
+    except ExportFailedError as error:
+        raise CheckpointError(
+            f"{str(path)!r} is not what {request.checkpoint} is: {error}. It was made of another checkpoint, or "
+            "altered; export it again"
+        ) from error
+    say(f"{path}: {name}, {reading.contract.part}: agrees with {request.checkpoint}")
+    return differences
+
+
+def _format_of(path: Path) -> str:
+    """The format of a file, by its ending, or by its content where two formats share one."""
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {str(path)!r}; check the path")
+    fitting = [name for name in FORMATS if path.suffix in load_format(name).endings]
+    if not fitting:
+        raise ConfigError(f"--verify {path}: ends in none of the endings that exports have; say --format as well")
+    if len(fitting) == 1:
+        return fitting[0]
+    content = load_tensors(path)
+    return "detr" if isinstance(content, dict) and isinstance(content.get("model"), dict) else "torchvision"
+
+
+def _hash(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+def _table_of(differences: Sequence[Difference]) -> str:
+    rows = [
+        (f"{one.batch} × {one.height} × {one.width}", f"{one.absolute:.1e}", f"{one.relative:.1e}")
+        for one in differences
+    ]
+    return text_table(("batch × height × width", "absolute", "relative"), rows)
+
+
+def _tell(card: dict[str, Any], out: Path) -> None:
+    differences = [Difference(**one) for one in card["differences"]]
+    say(f"difference from the checkpoint on random images (tolerance {card['tolerance']:.0e}):")
+    say(_table_of(differences))
+    say(f"input    {card['input']['dtype']} [B, {len(card['input']['channels'])}, H, W], {card['input']['sizes']}")
+    say(f"outputs  {', '.join(card['outputs']['names'])}: {card['outputs']['kind']}")
+    say(f"licence  {card['license'] or NOT_SET}")
+    say(f"written: {out} ({card['file']['bytes'] / 1e6:.1f} MB), {out.name}.card.json, {out.name}.card.md")

@@ -1,0 +1,13 @@
+"""Files that run a fine-tuned model elsewhere, one module per format.
+
+The table names modules instead of importing them: a command line that is only asked for help needs no torch.
+"""
+
+FORMATS = {
+    "torchvision": "torchvision_weights",
+    "detr": "detr_weights",
+    "safetensors": "safetensors_weights",
+    "onnx": "onnx_graph",
+    "pt2": "torch_program",
+}
+PARTS = ("classifier", "extractor")

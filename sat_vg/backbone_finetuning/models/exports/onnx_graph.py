@@ -1,0 +1,180 @@
+"""``onnx``: a graph for ONNX Runtime and the many programs that read its format."""
+
+import importlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from sat_vg.backbone_finetuning.models.exports.contract import Asked, Contract, ExportFailedError, Format, Reading
+from sat_vg.backbone_finetuning.models.exports.tracing import REFUSALS, first_line, quiet, trace, why_fixed
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
+from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
+
+INPUT = "images"
+DESCRIPTION = "sat_vg"  # key of the file's metadata
+_LARGEST = (1 << 31) - (1 << 24)  # bytes; one message of protobuf holds no more than 2 GiB
+
+
+def write(model: FineTuneModel, asked: Asked, path: Path) -> Contract:
+    """Write the graph with its description.
+
+    Raises:
+        ConfigError: onnx or onnxscript are not installed, the model does not run at the size that is asked for, or is
+            too large for the format.
+        ExportFailedError: it cannot be traced or converted so.
+        OSError: the file cannot be written.
+    """
+    _module("onnx"), _module("onnxscript")
+    weights = sum(tensor.nbytes for tensor in model.network.state_dict().values())
+    if weights > _LARGEST:
+        raise ConfigError(
+            f"{model.backbone} has {weights / 2**30:.1f} GiB of weights; an ONNX file holds 2. Use --format pt2"
+        )
+    program, contract = trace(model, asked, "onnx")
+    names = _names_of_sizes(program)
+    with quiet(), torch.no_grad():
+        try:
+            converted = torch.onnx.export(
+                program, input_names=[INPUT], output_names=list(contract.outputs), dynamo=True, verbose=False
+            )
+        except REFUSALS as error:
+            raise ExportFailedError(f"torch.onnx.export: {first_line(error)}") from error
+    assert converted is not None
+    graph: Any = converted.model_proto
+    _forget_origins(graph)
+    _name_sizes(graph, names)
+    description = {
+        "contract": contract.to_dict(),
+        "backbone": model.backbone,
+        "class_names": list(model.class_names),
+        "temperature": model.temperature,
+        "preprocessing": model.preprocessing.to_dict(),
+    }
+    graph.metadata_props.add(key=DESCRIPTION, value=json.dumps(description))
+    with atomic_write(path) as file:
+        file.write(graph.SerializeToString())
+    return contract
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"--format onnx needs {name}, which cannot be imported ({error}); install it with "
+            "pip install 'sat_vg[onnx]', or use --format pt2, which needs torch alone"
+        ) from error
+
+
+def _names_of_sizes(program: ExportedProgram) -> dict[str, str]:
+    """Torch's symbols for the sizes of the input, such as ``s14``, with names that say what they are."""
+    (image_name,) = program.graph_signature.user_inputs
+    (images,) = [node for node in program.graph.nodes if node.name == image_name]
+    shape = images.meta["val"].shape
+    named = zip(shape, ("batch", "channels", "height", "width"), strict=True)
+    return {str(size): name for size, name in named if not isinstance(size, int)}
+
+
+def _forget_origins(graph: Any) -> None:
+    """Remove what the conversion tells of the machine it was made on."""
+    parts = [graph, graph.graph, *graph.functions]
+    nodes = [node for part in (graph.graph, *graph.functions) for node in part.node]
+    for one in (*parts, *nodes, *graph.graph.value_info, *graph.graph.input, *graph.graph.output):
+        del one.metadata_props[:]
+        one.doc_string = ""
+
+
+def _name_sizes(graph: Any, names: Mapping[str, str]) -> None:
+    """Write ``height`` for ``s14`` and the like in the shapes that the file tells."""
+    if not names:
+        return
+    symbol = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names))
+    inner = graph.graph
+    for value in (*inner.input, *inner.output, *inner.value_info):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_param = symbol.sub(lambda match: names[match[0]], size.dim_param)
+
+
+def read(path: Path, model: FineTuneModel) -> Reading:
+    """Open a graph with ONNX Runtime, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or another graph.
+        ConfigError: onnx or onnxruntime are not installed.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {str(path)!r}; check the path")
+    description = _description(path)
+    contract = Contract.from_dict(description.get("contract"))
+    runtime: Any = _module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    try:
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no class in common
+        raise CheckpointError(
+            f"{str(path)!r} cannot be opened by ONNX Runtime {runtime.__version__}: {first_line(error)}; "
+            "export it again"
+        ) from error
+
+    def run(images: Tensor) -> Mapping[str, Tensor]:
+        try:
+            given = session.run(list(contract.outputs), {INPUT: images.numpy()})
+        except Exception as error:
+            raise ExportFailedError(f"ONNX Runtime: {first_line(error)}") from error
+        return {name: torch.from_numpy(value) for name, value in zip(contract.outputs, given, strict=True)}
+
+    return Reading(contract, run)
+
+
+def _description(path: Path) -> dict[str, Any]:
+    """What ``write`` put into the file; the weights lie in it and nowhere else."""
+    onnx: Any = _module("onnx")
+    try:
+        graph = onnx.load_model(path, format="protobuf", load_external_data=False)
+    except Exception as error:  # protobuf's own class moves between its versions
+        raise CheckpointError(
+            f"{str(path)!r} cannot be read: {first_line(error)}. The file is cut short, altered, or no ONNX; export "
+            "it again"
+        ) from error
+    found = {entry.key: entry.value for entry in graph.metadata_props}.get(DESCRIPTION)
+    try:
+        description = json.loads(found or "null")
+    except (json.JSONDecodeError, RecursionError):
+        description = None
+    external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.graph.initializer)
+    if not isinstance(description, dict) or external:
+        raise CheckpointError(f"{str(path)!r} is no export of sat_vg: it has no description of its own")
+    return description
+
+
+def usage(model: FineTuneModel, contract: Contract, name: str) -> str:
+    """How the file is used."""
+    kind = "uint8" if contract.dtype == "uint8" else "float32, normalised"
+    return (
+        "import onnxruntime\n\n"
+        f"session = onnxruntime.InferenceSession({name!r})\n"
+        f'outputs = session.run(None, {{"{INPUT}": images}})  # {kind}, [B, C, H, W]\n'
+        f"# in this order: {', '.join(contract.outputs)}"
+    )
+
+
+FORMAT = Format(
+    endings=(".onnx",),
+    options=frozenset({"part", "with_normalisation", "fixed_size"}),
+    write=write,
+    read=read,
+    usage=usage,
+    packages=("onnx", "onnxscript", "onnxruntime"),
+    why_fixed=why_fixed,
+)

@@ -1,0 +1,285 @@
+"""Exports compute what the model computes, in ONNX Runtime and in a process that knows torch alone."""
+
+import json
+import shlex
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+from networks import fill
+from safetensors.torch import load_file
+from torchvision import models
+
+from sat_vg.backbone_finetuning import export
+from sat_vg.backbone_finetuning.exporting import Request, export_checkpoint
+from sat_vg.backbone_finetuning.models.exports import FORMATS
+from sat_vg.backbone_finetuning.models.exports.contract import load_format
+from sat_vg.backbone_finetuning.models.exports.program_archives import require_program
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError
+
+TOLERANCE = 1e-4
+# Where nothing of this package can be: a program has to run with torch alone.
+ALONE = """
+import sys, torch
+program = torch.export.load(sys.argv[1]).module()
+for images, expected in torch.load(sys.argv[2], weights_only=True):
+    for name, value in program(images).items():
+        assert value.shape == expected[name].shape
+        print(((value - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1)).item())
+assert not any(name.startswith("sat_vg") for name in sys.modules)
+"""
+
+
+def checkpoint_of(folder, name, size, shift=0.0, **options):
+    model = FineTuneModel(name, 3, pretrained=False, image_size=size, class_names=("a", "b", "c"), **options)
+    fill(model.network)
+    with torch.no_grad():
+        next(model.parameters()).add_(shift)
+    path = folder / f"{name}.pt"
+    model.save_checkpoint(path)
+    return path
+
+
+def eager(checkpoint, part, images):
+    """What the model gives, without any of the exporting code."""
+    model = FineTuneModel.load_checkpoint(checkpoint)
+    with torch.no_grad():
+        return {"logits": model(images)} if part == "classifier" else dict(model.get_feature_extractor()(images))
+
+
+def batches(size, is_fixed, multiple=1):
+    shapes = [(1, size, size), (4, size, size)]
+    if not is_fixed:
+        shapes += [(2, size + 2 * multiple, size + multiple), (1, size + 3 * multiple, size + multiple)]
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randn(batch, 3, height, width, generator=generator) for batch, height, width in shapes]
+
+
+def in_a_process_of_its_own(program, checkpoint, part, images, folder):
+    pairs = [(one, eager(checkpoint, part, one)) for one in images]
+    torch.save(pairs, folder / "expected.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, program, folder / "expected.pt"], capture_output=True, text=True, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    found = [float(line) for line in done.stdout.split()]
+    assert len(found) == sum(len(expected) for _, expected in pairs)
+    return max(found)
+
+
+def in_onnx_runtime(graph, checkpoint, part, images):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    worst = 0.0
+    for one in images:
+        expected = eager(checkpoint, part, one)
+        assert names == list(expected)
+        for value, right in zip(session.run(None, {"images": one.numpy()}), expected.values(), strict=True):
+            assert value.shape == right.shape
+            worst = max(worst, np.abs(value - right.numpy()).max() / max(1.0, right.abs().max().item()))
+    return worst
+
+
+def test_every_format_of_the_table_has_a_module():
+    assert len(FORMATS) == 5
+    for name in FORMATS:
+        assert load_format(name).endings
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """A folder where every command that docs/exporting.md shows has been run on a ResNet."""
+    folder = tmp_path_factory.mktemp("shown")
+    checkpoint_of(folder, "resnet18", 64).rename(folder / "best_model.pt")
+    page = (REPOSITORY / "docs/exporting.md").read_text()
+    commands = [line for line in page.splitlines() if line.startswith("sat-vg export ")]
+    assert len(commands) == 6
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for command in commands:
+            assert export.main(shlex.split(command.replace("CKPT/", ""))[2:]) == 0, command
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+    return folder
+
+
+def test_onnx_maps_of_any_size_from_uint8(shown):
+    import onnxruntime
+
+    card = json.loads((shown / "maps.onnx.card.json").read_text())
+    assert (card["input"]["fixed_size"], card["input"]["smallest"]) == (None, 33)
+    assert card["outputs"]["names"] == ["layer1", "layer2", "layer3", "layer4"]
+    assert card["outputs"]["strides"] == [4, 8, 16, 32]
+    session = onnxruntime.InferenceSession(shown / "maps.onnx", providers=["CPUExecutionProvider"])
+    extractor = FineTuneModel.load_checkpoint(shown / "best_model.pt").get_feature_extractor()
+    for shape in ((1, 3, 64, 64), (4, 3, 64, 64), (2, 3, 70, 91), (1, 3, 133, 40)):
+        images = torch.randint(256, shape, dtype=torch.uint8)
+        with torch.no_grad():
+            expected = extractor(extractor.normalise(images))
+        given = session.run(list(expected), {"images": images.numpy()})
+        for value, right in zip(given, expected.values(), strict=True):
+            np.testing.assert_allclose(value, right, rtol=TOLERANCE, atol=TOLERANCE * right.abs().max().item())
+    (shape,) = (one.shape for one in session.get_inputs())
+    assert shape == ["batch", 3, "height", "width"]
+    told = json.loads(session.get_modelmeta().custom_metadata_map["sat_vg"])
+    assert told["class_names"] == ["a", "b", "c"]
+
+
+def test_pt2_in_a_process_of_its_own(shown, tmp_path):
+    images = batches(64, is_fixed=False, multiple=7)
+    worst = in_a_process_of_its_own(shown / "classifier.pt2", shown / "best_model.pt", "classifier", images, tmp_path)
+    assert worst < TOLERANCE
+
+
+def test_weights_fit_where_they_should(shown):
+    network = models.resnet18(num_classes=7)
+    missing, unexpected = network.load_state_dict(torch.load(shown / "weights.pth", weights_only=True), strict=False)
+    assert (missing, unexpected) == (["fc.weight", "fc.bias"], [])
+    network.load_state_dict({**load_file(shown / "weights.safetensors"), "fc.weight": network.fc.weight,
+                             "fc.bias": network.fc.bias}, strict=True)  # fmt: skip
+    names = torch.load(shown / "detr.pth", weights_only=True)["model"]
+    assert all(name.startswith("backbone.0.body.") for name in names)
+    assert len(names) == len(network.state_dict()) - 2 - 20  # without the head and batch norm's counts
+
+
+def test_files_tell_nothing_of_this_machine(shown):
+    files = [path for path in shown.iterdir() if path.name != "best_model.pt"]
+    assert len(files) == 15
+    for path in files:
+        content = path.read_bytes()
+        assert str(shown).encode() not in content, path
+        assert b".py" not in content, path  # of no source file, and so of no folder
+
+
+@pytest.mark.parametrize("name", ["maps.onnx", "classifier.pt2", "weights.pth", "detr.pth", "weights.safetensors"])
+def test_a_file_that_is_cut_short_altered_or_of_another_model(shown, name, tmp_path, capfd):
+    whole = (shown / name).read_bytes()
+    other = checkpoint_of(tmp_path, "resnet18", 64, seed=1, shift=0.01)
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "junk").mkdir()
+    cut, junk = tmp_path / "cut" / name, tmp_path / "junk" / name
+    cut.write_bytes(whole[: len(whole) // 2])
+    junk.write_bytes(b"no export at all" * 9)
+    for file, checkpoint, message in (
+        (cut, shown / "best_model.pt", "cannot be read"),
+        (junk, shown / "best_model.pt", "cannot be read"),
+        (shown / name, other, "is not what"),
+    ):
+        assert export.main([str(checkpoint), "--verify", str(file)]) == 2
+        err = capfd.readouterr().err
+        assert err.startswith("error: "), err
+        assert message in err
+        assert "Traceback" not in err
+
+
+def rewritten(source, target, part, change):
+    """A copy of an archive with one part changed, checksums and all."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            new.writestr(entry.filename, change(content) if entry.filename.endswith(part) else content)
+    return target
+
+
+def in_graph(find, put):
+    def change(content):
+        text = content.decode()
+        assert find in text
+        return text.replace(find, put, 1).encode()
+
+    return change
+
+
+EVIL = "__import__('pathlib').Path('run').touch()"
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("models/model.json", in_graph("torch.ops.aten.conv2d.default", "torch.hub.load"), "calls"),
+        ("models/model.json", in_graph('"expr_str": "', f'"expr_str": "{EVIL} or '), "evaluates"),
+        ("models/model.json", in_graph('"guards_code": ["', f'"guards_code": ["{EVIL} or '), "evaluates"),
+        ("models/model.json", in_graph("builtins.dict", "os.system"), "of the kind"),
+        ("models/model.json", in_graph('"as_tensor"', '"as_custom_obj"'), "argument"),
+        ("model_weights_config.json", in_graph('"use_pickle": false', '"use_pickle": true'), "pickles"),
+        ("sample_inputs/model.pt", lambda content: b"cos\nsystem\n(S'touch run'\ntR.", "pickles"),
+        ("models/model.json", lambda content: b"[" * 100_000, "was not loaded"),
+        ("models/model.json", lambda content: b"{}", "was not loaded"),
+    ],
+)  # fmt: skip
+def test_programs_of_strangers_are_not_loaded(shown, part, change, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hostile = rewritten(shown / "classifier.pt2", tmp_path / "classifier.pt2", part, change)
+    with pytest.raises(CheckpointError, match=message):
+        require_program(hostile)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_not_changed_is_let_through(shown, tmp_path):
+    require_program(
+        rewritten(shown / "classifier.pt2", tmp_path / "classifier.pt2", "model.json", lambda content: content)
+    )
+
+
+def test_a_graph_whose_weights_lie_elsewhere_is_refused(shown, tmp_path):
+    import onnx
+
+    graph = onnx.load(shown / "maps.onnx")
+    onnx.save(graph, tmp_path / "maps.onnx", save_as_external_data=True, location="weights.bin")
+    with pytest.raises(CheckpointError, match="no description"):
+        load_format("onnx").read(tmp_path / "maps.onnx", FineTuneModel.load_checkpoint(shown / "best_model.pt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["classifier", "extractor"])
+@pytest.mark.parametrize(
+    ("name", "size", "takes_all_sizes"),
+    [
+        ("resnet50", 64, True),
+        ("efficientnet_b0", 64, True),
+        ("convnext_tiny", 64, True),
+        ("vit_b_32", 64, True),
+        ("swin_t", 64, False),
+        ("maxvit_t", 224, False),
+        ("mobilenet_v3_small", 64, True),
+        ("densenet121", 64, True),
+        ("vgg11", 64, True),
+        ("alexnet", 96, True),
+        ("squeezenet1_1", 64, True),
+        ("googlenet", 64, True),
+        ("inception_v3", 160, True),
+        ("regnet_y_400mf", 64, True),
+        ("shufflenet_v2_x0_5", 64, True),
+        ("mnasnet0_5", 64, True),
+        ("swin_v2_t", 64, False),
+        ("custom_cnn", 64, True),
+    ],
+)
+def test_families(name, size, takes_all_sizes, part, tmp_path, capfd):
+    checkpoint = checkpoint_of(tmp_path, name, size)
+    capfd.readouterr()
+    figures = {}
+    for form in ("onnx", "pt2"):
+        path = tmp_path / f"m.{form}"
+        card = export_checkpoint(Request(str(checkpoint), form, str(path), part=part))
+        assert (card["input"]["fixed_size"] is None) == takes_all_sizes, card["input"]["note"]
+        first = max(size, card["input"]["smallest"])
+        images = batches(first, not takes_all_sizes, card["input"]["multiple"])
+        if form == "onnx":
+            figures[form] = in_onnx_runtime(path, checkpoint, part, images)
+        else:
+            figures[form] = in_a_process_of_its_own(path, checkpoint, part, images, tmp_path)
+        figures[f"{form} absolute"] = max(one["absolute"] for one in card["differences"])
+        figures[f"{form} relative"] = max(one["relative"] for one in card["differences"])
+    out, err = capfd.readouterr()
+    assert err == "", out  # torch's tracer can fill pages with what it tries
+    print(
+        f"\nFIGURES {name} {part}: {card['input']['sizes']}; " + ", ".join(f"{k} {v:.1e}" for k, v in figures.items())
+    )
+    assert max(figures["onnx"], figures["pt2"]) < TOLERANCE

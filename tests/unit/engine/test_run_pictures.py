@@ -1,0 +1,55 @@
+"""What is shown of the best model: which images are looked at, and that they are the right ones."""
+
+import pytest
+import torch
+
+from sat_vg.backbone_finetuning.data.loaders import ImageBatches, ImageDataset, Workers
+from sat_vg.backbone_finetuning.data.sampling import BatchPlan, Part
+from sat_vg.backbone_finetuning.data.sources import load_class_folders
+from sat_vg.backbone_finetuning.engine import run_pictures
+from sat_vg.backbone_finetuning.engine.checkpoint import RunState
+from sat_vg.backbone_finetuning.engine.precision import Precision
+from sat_vg.backbone_finetuning.engine.run_pictures import look_over, show_mistakes
+from sat_vg.backbone_finetuning.engine.tracking import Tracker
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+
+
+@pytest.fixture
+def parts(class_folders):
+    splits = load_class_folders(class_folders)
+    model = FineTuneModel("resnet18", 3, False, image_size=32, class_names=splits.class_names, dropout=0.5)
+    geometry = model.preprocessing.geometry()
+    datasets = {part: ImageDataset(splits.train, geometry, 0) for part in Part}
+    datasets[Part.VALIDATION] = ImageDataset(splits.val, geometry, 0)
+    cpu = torch.device("cpu")
+    batches = ImageBatches(datasets, BatchPlan(len(splits.train), 6, 0), in_order_size=4, workers=Workers(0, cpu))
+    return model, batches, Precision(cpu, torch.float32)
+
+
+@pytest.mark.parametrize(("most", "places"), [(1000, list(range(9))), (9, list(range(9))), (5, [0, 2, 4, 6, 8])])
+def test_images_at_equal_distances_are_looked_at(parts, monkeypatch, most, places):
+    monkeypatch.setattr(run_pictures, "MOST_IMAGES", most)
+    model, batches, _ = parts
+    look = look_over(*parts)
+    assert look.indices == places
+    dataset = batches.parts[Part.VALIDATION]
+    assert look.labels.tolist() == [dataset.split.labels[place] for place in places]
+    images = torch.stack([dataset[0, place][0] for place in places])
+    assert look.thumbnails.shape == (len(places), 3, 48, 48)
+    for thumbnail, image in zip(look.thumbnails, images, strict=True):
+        difference = thumbnail.float().mean((1, 2)) - image.float().mean((1, 2))
+        assert difference.abs().max() < 1
+    model.eval()
+    with torch.no_grad():
+        wanted = model(model.preprocessing.normalise(images)).softmax(1)
+    assert torch.allclose(look.probabilities, wanted, atol=1e-5)
+
+
+def test_without_mistakes_there_is_no_picture_of_them(parts, tmp_path):
+    model, batches, _ = parts
+    look = look_over(*parts)
+    for labels, is_drawn in ((look.probabilities.argmax(1), False), ((look.probabilities.argmax(1) + 1) % 3, True)):
+        changed = run_pictures.Look(look.indices, labels, look.probabilities, look.vectors, look.thumbnails)
+        with Tracker(tmp_path / str(is_drawn), RunState()) as tracker:
+            show_mistakes(model, changed, batches, tracker, 0)
+        assert (tmp_path / str(is_drawn) / "mistakes.png").exists() is is_drawn
