@@ -180,7 +180,7 @@ def memory(root: str, repeats: int) -> Row:
 def rows_of(options: argparse.Namespace) -> dict[str, tuple[Callable[[], Row | list[Row]], list[str | None]]]:
     """What can be measured, with what it needs."""
     uc, euro, weights, repeats = options.ucmerced, options.eurosat, options.weights, options.repeats
-    few = max(1, repeats // 2)
+    few = options.runs
     probe, last = ["linear_probe", 20, [], 10], ["last_layers", 10, ["--cached_views", "2"], 2.5]
     return {
         "resnet50": (lambda: against_the_bare_step(uc, "resnet50", 224, 0.95, repeats, 6), [uc]),
@@ -217,7 +217,7 @@ def heading(options: argparse.Namespace) -> str:
             f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}.",
             "",
             "```",
-            f"python tests/bench/speed.py {' '.join(shown)} --repeats {options.repeats}",
+            f"python tests/bench/speed.py {' '.join(shown)} --repeats {options.repeats} --runs {options.runs}",
             "```",
             "",
             "Ratios are of pairs measured one after the other; median, and lowest to highest.",
@@ -235,6 +235,7 @@ def main() -> None:
     parser.add_argument("--weights", help="ImageNet weights of mobilenet_v2")
     parser.add_argument("--rows", nargs="+", help="which rows; unset: all")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=2, help="of the rows that train whole runs; default: %(default)s")
     parser.add_argument("--title", default="Speed")
     parser.add_argument("--table", type=Path, help="Markdown file to write; the JSON lies beside it")
     options = parser.parse_args()
@@ -252,14 +253,15 @@ def main() -> None:
             print(f"{name}: left out, needs --ucmerced, --eurosat or --weights", file=sys.stderr)
             continue
         rows = measure()
-        for row in rows if isinstance(rows, list) else [rows]:
-            found.append(row)
-            print("| " + " | ".join(row.cells()) + " |", file=sys.stderr, flush=True)
-    text = heading(options) + "\n" + "\n".join("| " + " | ".join(row.cells()) + " |" for row in found) + "\n"
-    print(text)
-    if options.table:
-        options.table.write_text(text)
-        options.table.with_suffix(".json").write_text(json.dumps([row.as_dict() for row in found], indent=1) + "\n")
+        found += rows if isinstance(rows, list) else [rows]
+        print("| " + " | ".join(found[-1].cells()) + " |", file=sys.stderr, flush=True)
+        text = heading(options) + "\n" + "\n".join("| " + " | ".join(row.cells()) + " |" for row in found) + "\n"
+        if options.table:  # after every row: some take many minutes
+            options.table.write_text(text)
+            options.table.with_suffix(".json").write_text(
+                json.dumps([row.as_dict() for row in found], indent=1) + "\n"
+            )
+    print(text if found else "nothing was measured")
 
 
 if __name__ == "__main__":

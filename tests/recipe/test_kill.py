@@ -387,7 +387,7 @@ def test_folders_that_cannot_be_written_fail_before_training(images, tmp_path):
     assert life.wait() == 2
     assert "ckpt' cannot be written to" in life.err
     assert "--checkpoint_dir DIR" in life.err
-    assert "device:" not in life.out
+    assert "phases:" not in life.out
 
 
 def test_saving_often_changes_nothing(images, whole, tmp_path):

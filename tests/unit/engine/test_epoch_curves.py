@@ -50,10 +50,11 @@ def test_f1_agrees_with_the_evaluation_and_leaves_out_absent_classes():
     assert macro_f1(confusion) == pytest.approx(averages(rows)["macro"]["f1"], rel=1e-12)
 
 
-@pytest.mark.parametrize(("name", "rate", "tolerance"), [("adamw", 1e-3, 1e-3), ("sgd", 1e-6, 0.35)])
+@pytest.mark.parametrize(("name", "rate", "tolerance"), [("adamw", 1e-4, 5e-3), ("sgd", 1e-6, 0.35)])
 def test_the_update_ratio_is_that_of_the_step_that_was_taken(name, rate, tolerance):
     model = tiny_model()
-    optimizer = build_optimizer(model, name, 0.05, 0.9, layer_decay=0.5, head_lr_scale=3.0)
+    decay = 5.0 if name == "adamw" else 0.05  # so much that it is a part of the update
+    optimizer = build_optimizer(model, name, decay, 0.9, layer_decay=0.5, head_lr_scale=3.0)
     assert update_ratios(optimizer) == {}
     norms = take_steps(model, optimizer, 6, rate)
     ratios = update_ratios(optimizer)
@@ -68,9 +69,10 @@ def test_the_update_ratio_is_that_of_the_step_that_was_taken(name, rate, toleran
 
 def test_only_trained_stages_have_rates_and_ratios_and_a_restored_optimizer_gives_the_same():
     model = tiny_model()
-    model.set_trainable(("layer4",))
     optimizer = build_optimizer(model, "adamw", 0.05, 0.9, layer_decay=0.5, head_lr_scale=3.0)
-    take_steps(model, optimizer, 3)
+    take_steps(model, optimizer, 2)
+    model.set_trainable(("layer4",))
+    take_steps(model, optimizer, 2)
     assert stage_rates(optimizer) == pytest.approx({"layer4": 1e-2, "head": 3e-2})
     assert run_rate(optimizer) == pytest.approx(1e-2)
     ratios = update_ratios(optimizer)
