@@ -168,6 +168,7 @@ def test_finished_cells_are_not_trained_again(images, out, here):
     assert said.count("done: ") == 4
 
 
+@pytest.mark.slow
 def test_a_failing_cell_does_not_end_the_others(images, out, here):
     broken = images.parent / "broken.pth"
     broken.write_bytes(b"no weights")

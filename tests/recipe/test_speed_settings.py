@@ -40,6 +40,7 @@ def test_stored_features_change_nothing(train_here, class_folders, tmp_path):
     assert [line["train_loss"] for line in other.epochs] != [line["train_loss"] for line in with_it.epochs]
 
 
+@pytest.mark.slow
 def test_kills_while_features_are_stored_and_used(class_folders, tmp_path):
     def command(name):
         return train_command(

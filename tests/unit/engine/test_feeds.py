@@ -59,8 +59,8 @@ def outputs(feeds, feed, epoch):
         ("resnet18", 3, 2, torch.float32),
         ("resnet18", 2, 2, torch.bfloat16),
         ("vit_b_32", 2, 1, torch.float32),
-        ("swin_t", 2, 2, torch.float32),
-        ("densenet121", 1, 1, torch.float32),
+        pytest.param("swin_t", 2, 2, torch.float32, marks=pytest.mark.slow),
+        pytest.param("densenet121", 1, 1, torch.float32, marks=pytest.mark.slow),
     ],
 )
 def test_with_and_without_the_cache_to_the_bit(class_folders, tmp_path, backbone, trained, num_views, dtype):
