@@ -5,7 +5,6 @@ have used so far, and ``cell.json``, once it is finished, the results.
 """
 
 import json
-import os
 import platform
 import time
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.engine.checkpoint import BEST_MODEL
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
+from sat_vg.backbone_finetuning.utils.file_locks import is_alive
 from sat_vg.backbone_finetuning.utils.folder_lock import LOCK, lock_folder
 from sat_vg.backbone_finetuning.utils.safe_files import write_text
 from sat_vg.backbone_finetuning.utils.terminal import say
@@ -198,13 +198,4 @@ def wait_for_orphan(checkpoints: Path) -> None:
 
 
 def _is_running_here(holder: Mapping[str, Any]) -> bool:
-    pid = holder.get("pid")
-    if holder.get("host") != platform.node() or type(pid) is not int or pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return holder.get("host") == platform.node() and is_alive(holder.get("pid"))

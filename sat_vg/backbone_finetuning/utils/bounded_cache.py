@@ -10,20 +10,17 @@ closed, so whoever needs an entry opens its files at once and keeps them open.
 """
 
 import contextlib
-import errno
 import os
 import re
 import secrets
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-if sys.platform != "win32":
-    import fcntl
+from sat_vg.backbone_finetuning.utils.file_locks import lock_file
 
 _KEY = re.compile(r"[0-9a-f]{16,128}")
 _UNFINISHED = re.compile(r"\.[0-9a-f]{16,128}\.[0-9a-f]{8}\.unfinished")
@@ -178,7 +175,7 @@ class BoundedCache:
         """Keep other processes from counting, removing and publishing meanwhile, for milliseconds."""
         descriptor = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            _flock(descriptor, wait=True)
+            lock_file(descriptor, wait=True)
             yield
         finally:
             os.close(descriptor)
@@ -198,7 +195,7 @@ def _remove(path: Path) -> None:
 
 def _take_lock(path: Path, text: str) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    _flock(descriptor, wait=False)
+    lock_file(descriptor)
     os.write(descriptor, text.encode())
     return descriptor
 
@@ -210,27 +207,12 @@ def _is_abandoned(folder: Path) -> bool:
     except OSError:  # it is about to be removed; what is being made is locked by then
         return True
     try:
-        was_free = _flock(descriptor, wait=False)
+        was_free = lock_file(descriptor)
         return was_free if was_free is not None else time.time() - folder.stat().st_mtime > _LONGEST_BUILD_S
     except FileNotFoundError:
         return True
     finally:
         os.close(descriptor)
-
-
-def _flock(descriptor: int, wait: bool) -> bool | None:
-    """Whether the lock was got; None where the operating system or the file system has none."""
-    if sys.platform == "win32":
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
-        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-            return None
-        raise
-    return True
 
 
 def _reserved(folder: Path) -> int:

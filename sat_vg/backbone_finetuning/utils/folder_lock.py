@@ -1,10 +1,8 @@
 """One run at a time in a folder: a lock file that says who holds it and that dies with its process."""
 
-import errno
 import json
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -12,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
-
-if sys.platform != "win32":
-    import fcntl
+from sat_vg.backbone_finetuning.utils.file_locks import is_alive, lock_file
 
 LOCK = ".lock"
 _OTHERS = "choose others with --checkpoint_dir DIR --log_dir DIR"
@@ -81,11 +77,11 @@ def _open_locked(path: Path) -> int:
 
 def _take(descriptor: int, path: Path) -> None:
     """Lock the file, or refuse."""
-    is_locked = _flock(descriptor)
+    is_locked = lock_file(descriptor)
     holder = _holder(descriptor)
     who = f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('started')}"
     on_this_host = holder.get("host") == platform.node()
-    if is_locked is False or (is_locked is None and on_this_host and _is_alive(holder.get("pid"))):
+    if is_locked is False or (is_locked is None and on_this_host and is_alive(holder.get("pid"))):
         raise ConfigError(
             f"the folder {str(path.parent)!r} is in use by another run ({who}). Wait for it or stop it, or {_OTHERS}"
         )
@@ -96,21 +92,6 @@ def _take(descriptor: int, path: Path) -> None:
         )
 
 
-def _flock(descriptor: int) -> bool | None:
-    """Whether the operating system gave the lock; None where it has none to give."""
-    if sys.platform == "win32":
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
-        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-            return None
-        raise
-    return True
-
-
 def _holder(descriptor: int) -> dict[str, Any]:
     """What the file says; nothing where its writer did not get that far."""
     try:
@@ -118,15 +99,3 @@ def _holder(descriptor: int) -> dict[str, Any]:
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _is_alive(pid: Any) -> bool:
-    if not isinstance(pid, int) or pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -79,7 +79,7 @@ def test_a_lock_that_was_cut_off_is_no_obstacle(tmp_path, text):
 
 
 def test_where_the_file_system_locks_nothing_the_process_is_looked_for(tmp_path, holder, monkeypatch):
-    monkeypatch.setattr(folder_lock, "_flock", lambda descriptor: None)
+    monkeypatch.setattr(folder_lock, "lock_file", lambda descriptor: None)
     with pytest.raises(ConfigError, match=f"process {holder.pid} on "), lock_folder(tmp_path / "run"):
         pytest.fail("two at once")
     holder.kill()
