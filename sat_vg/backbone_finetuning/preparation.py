@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -74,8 +74,7 @@ def choose_hardware(config: FinetuneConfig) -> Precision:
     precision = choose_precision(
         device, config.mixed_precision, config.autocast_dtype, config.channels_last, is_grouped
     )
-    say(f"device: {precision}, {settings}")
-    return precision
+    return replace(precision, process=settings)
 
 
 def find_images(config: FinetuneConfig) -> Splits:

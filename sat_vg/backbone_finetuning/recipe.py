@@ -94,6 +94,7 @@ def begin_or_go_on(config: FinetuneConfig, precision: Precision, found: Splits) 
     earlier = find_run(checkpoint_dir, config.resume)
     model = build_model(config, found.class_names, earlier)
     phases = choose_phases(config, model)
+    say(f"device: {precision.description}")
     images = check_images(config, found)
     splits = images.splits
     config = settle_batch_size(config, len(splits.train), model, precision, earlier)
@@ -259,6 +260,7 @@ def dry_run(config: FinetuneConfig) -> None:
     found = find_images(config)
     model = build_model(config, found.class_names, earlier=None)
     phases = choose_phases(config, model)
+    say(f"device: {precision.description}")
     images = check_images(config, found)
     splits = images.splits
     config = settle_batch_size(config, len(splits.train), model, precision, earlier=None)

@@ -23,11 +23,13 @@ class Precision:
         device: where the model is.
         autocast_dtype: format of convolutions and matrix products; float32 switches autocast off.
         memory_format: of weights and images; channels_last is what CPUs and tensor cores convolve fastest in.
+        process: what was set for the whole process, in words.
     """
 
     device: torch.device
     autocast_dtype: torch.dtype
     memory_format: torch.memory_format = torch.channels_last
+    process: str = ""
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context for forward passes; does nothing in float32."""
@@ -45,6 +47,11 @@ class Precision:
     def place_images(self, images: Tensor) -> Tensor:
         """Images ``[B, C, H, W]`` in the memory format."""
         return images.contiguous(memory_format=self.memory_format)
+
+    @property
+    def description(self) -> str:
+        """All of it in words."""
+        return ", ".join(part for part in (str(self), self.process) if part)
 
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)

@@ -20,7 +20,7 @@ def describe_run(training: Training, phases: Sequence[Phase], splits: Splits) ->
         model.weights_report,
         *(f"phase {number}: {describe_phase(phase)}" for number, phase in enumerate(phases, start=1)),
         f"steps: {plan.num_batches} an epoch, of {sizes} images",
-        f"device: {training.precision}",
+        f"device: {training.precision.description}",
         "versions: " + ", ".join(f"{name} {version}" for name, version in current_versions().items()),
     ]
     return code(one_line(line) for line in lines)
