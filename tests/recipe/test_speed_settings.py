@@ -136,7 +136,11 @@ def test_too_little_memory_halves_the_parts_and_goes_on(class_folders, tmp_path)
             env=environment(tmp_path), cwd=tmp_path, timeout=200,
         )  # fmt: skip
 
-    done = run("some", 300)
+    # How much a step takes depends on versions and processors: try from too little to enough.
+    for mebibytes in (250, 350, 450, 600, 800, 1100):
+        done = run("some", mebibytes)
+        if done.returncode == 0:
+            break
     assert done.returncode == 0, done.stderr
     assert "the memory is too small for 27 images at once: going on with 13" in done.stdout
     state = torch.load(tmp_path / "some/ckpt/last.pt", weights_only=True)["state"]
