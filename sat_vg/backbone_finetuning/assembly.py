@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import sat_vg
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.data.checks import Readable
 from sat_vg.backbone_finetuning.data.loaders import ImageBatches, ImageDataset, Workers
 from sat_vg.backbone_finetuning.data.mixing import Mixing
 from sat_vg.backbone_finetuning.data.sampling import BatchPlan, Part
@@ -22,13 +23,13 @@ from sat_vg.backbone_finetuning.engine.precision import Precision, choose_num_wo
 from sat_vg.backbone_finetuning.engine.profiling import NoProfile, Profile
 from sat_vg.backbone_finetuning.engine.training import Training
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.preparation import CheckedImages, computed_cache
+from sat_vg.backbone_finetuning.preparation import computed_cache
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 
 def assemble(
     config: FinetuneConfig,
-    images: CheckedImages,
+    images: Readable,
     model: FineTuneModel,
     precision: Precision,
     read: Callable[[str], Tensor],
@@ -87,7 +88,7 @@ def assemble(
 
 def image_batches(
     config: FinetuneConfig,
-    images: CheckedImages,
+    images: Readable,
     model: FineTuneModel,
     device: torch.device,
     read: Callable[[str], Tensor],
@@ -112,7 +113,7 @@ def image_batches(
 
 
 def feeds_of(
-    config: FinetuneConfig, images: CheckedImages, model: FineTuneModel, precision: Precision, batches: ImageBatches
+    config: FinetuneConfig, images: Readable, model: FineTuneModel, precision: Precision, batches: ImageBatches
 ) -> Feeds:
     """What phases are fed with: stored features where nothing random lies before the trained stages."""
     mixes = config.mixup_alpha > 0 or config.cutmix_alpha > 0

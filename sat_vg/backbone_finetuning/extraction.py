@@ -260,7 +260,8 @@ def _fill(spool: Spool, images: ImageList, computation: Computation, request: Re
     size = request.batch_size
     stream = read_in_order(images.paths[done:], computation.preprocessing.geometry(), ahead=2 * size)
     bar = tqdm(total=len(images), initial=done, desc="images", unit="image", leave=False, disable=None)
-    try:
+    with ExitStack() as undo:
+        undo.callback(_save_what_can_be, spool)
         with InterruptRequest() as stop, bar:
             while batch := list(islice(stream, size)):
                 _append(spool, images, batch, computation, request)
@@ -268,11 +269,13 @@ def _fill(spool: Spool, images: ImageList, computation: Computation, request: Re
                 if stop.requested:
                     place = f"behind image {spool.progress.done} of {len(images)}"
                     raise InterruptedRun(f"stopped by {stop.name} {place}; the same command goes on", stop.number)
-    except BaseException:
-        with suppress(OSError):
-            spool.save()
-        raise
+        undo.pop_all()
     spool.save()
+
+
+def _save_what_can_be(spool: Spool) -> None:
+    with suppress(OSError):  # what ended the extraction is what the user is told
+        spool.save()
 
 
 def _append(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from sat_vg.backbone_finetuning.data.checks import (
     LEFT_OUT,
     READABLE_IMAGES,
     BadImage,
+    Readable,
     require_readable,
 )
 from sat_vg.backbone_finetuning.data.decoded_cache import keep_decoded, lay_out
@@ -42,23 +43,6 @@ from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 COMPUTED = "computed"  # in the cache folder: what cache_gib bounds
-
-
-@dataclass(frozen=True)
-class CheckedImages:
-    """Images that were all decoded once, in this run or an earlier one.
-
-    Attributes:
-        splits: those that are trained on.
-        left_out: those that cannot be read, where the configuration says to leave them out.
-        contents: of every path a fingerprint of its pixels.
-        sizes: of every path its height and width in pixels.
-    """
-
-    splits: Splits
-    left_out: list[BadImage]
-    contents: dict[str, int]
-    sizes: dict[str, tuple[int, int]]
 
 
 def choose_hardware(config: FinetuneConfig) -> Precision:
@@ -108,7 +92,7 @@ def require_images(config: FinetuneConfig, splits: Splits) -> tuple[Splits, list
     return checked.splits, checked.left_out
 
 
-def check_images(config: FinetuneConfig, splits: Splits) -> CheckedImages:
+def check_images(config: FinetuneConfig, splits: Splits) -> Readable:
     """Decode every image once, and look for copies.
 
     Raises:
@@ -124,10 +108,10 @@ def check_images(config: FinetuneConfig, splits: Splits) -> CheckedImages:
     settled, notes = settle_copies(readable.splits, readable.contents, config.on_duplicates)
     for note in notes:
         say(note)
-    return CheckedImages(settled, readable.left_out, readable.contents, readable.sizes)
+    return readable._replace(splits=settled)
 
 
-def image_reader(config: FinetuneConfig, checked: CheckedImages) -> Callable[[str], Tensor]:
+def image_reader(config: FinetuneConfig, checked: Readable) -> Callable[[str], Tensor]:
     """What reads train's and val's images, uint8 ``[3, H, W]``: decoded anew, or out of a file of decoded images.
 
     Raises:

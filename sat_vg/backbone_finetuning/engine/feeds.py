@@ -165,6 +165,7 @@ class Feeds:
         plan = self.plan(phase)
         if isinstance(plan, str):
             return images
+        say(f"phase {phase.name}: {self._told(plan, phase)}")
         stored = {}
         for part, views in ((Part.TRAINING, self.num_views), (Part.VALIDATION, 1)):
             features = self._features(plan, part, views, should_stop)
@@ -203,6 +204,9 @@ class Feeds:
         plan = self.plan(phase)
         if isinstance(plan, str):
             return plan and f"frozen stages run in every epoch: {plan}"
+        return self._told(plan, phase)
+
+    def _told(self, plan: FeaturePlan, phase: Phase) -> str:
         assert self.cache is not None
         times = "once" if self.num_views == 1 else f"{self.num_views} times"
         shape, kind = "x".join(map(str, plan.shape.shape)), str(plan.shape.dtype).removeprefix("torch.")
