@@ -90,47 +90,51 @@ def against_the_plain_loop(root: str, repeats: int) -> Row:
     return Row("full fine-tuning of resnet50 at 224 px / plain loop", own, plain, "images/s", 2.5)
 
 
-def whole_command(root: str, weights: str, what: str, epochs: int, flags: list[str], bar: float, repeats: int) -> Row:
+def whole_command(options: argparse.Namespace, what: str, epochs: int, flags: list[str], bar: float) -> Row:
     """Two commands from start to end, on the same split: seconds, and the accuracy that each reaches."""
+    root, size = options.ucmerced, options.size
     rows: dict[str, list[float]] = {"plain": [], "ours": [], "plain_accuracy": [], "accuracy": []}
-    common = ["--weights", weights, "--backbone", "mobilenet_v2"]
-    for seed in range(repeats):
-        plain = child("plain_loop.py", root, *common, "--train", what, "--epochs", epochs, "--seed", seed)
+    common = ["--weights", options.weights, "--backbone", "mobilenet_v2"]
+    for seed in range(options.runs):
+        plain = child("plain_loop.py", root, *common, "--train", what, "--epochs", epochs, "--seed", seed,
+                      "--size", size)  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             # Nothing of an earlier run: images are decoded and features computed within the time that is taken.
             os.environ["SAT_VG_CACHE"] = folder
             own = train(Path(folder), "--dataset_path", root, *common, "--strategy", what, "--num_epochs", epochs,
-                        "--learning_rate", 1e-3, "--seed", seed, "--early_stopping_patience", 0, *flags)  # fmt: skip
+                        "--learning_rate", 1e-3, "--seed", seed, "--early_stopping_patience", 0,
+                        "--image_size", size, *flags)  # fmt: skip
             del os.environ["SAT_VG_CACHE"]
+        print(f"{what}, seed {seed}: {json.dumps({'plain': plain, 'ours': own})}", file=sys.stderr, flush=True)
         rows["plain"].append(1 / plain["seconds"])
         rows["ours"].append(1 / own["seconds"])
         rows["plain_accuracy"].append(plain["accuracy"])
         rows["accuracy"].append(own["accuracy"])
     accuracies = [f"{100 * statistics.mean(rows[name]):.2f} %" for name in ("accuracy", "plain_accuracy")]
-    name = f"{what}, {epochs} epochs, mobilenet_v2 at 224 px {' '.join(flags)} / plain loop".replace("  ", " ")
+    name = f"{what}, {epochs} epochs, mobilenet_v2 at {size} px {' '.join(flags)} / plain loop".replace("  ", " ")
     return Row(
         name, rows["ours"], rows["plain"], "runs/s", bar, accuracy=f"{accuracies[0]}, plain loop {accuracies[1]}"
     )
 
 
-def with_and_without_the_cache(root: str, weights: str, repeats: int) -> Row:
-    """The same run with stored features and with the frozen stages run every epoch: the same numbers."""
-    settings = ["--dataset_path", root, "--weights", weights, "--backbone", "mobilenet_v2",
-                "--strategy", "last_layers", "--num_epochs", 10, "--cached_views", 2,
-                "--early_stopping_patience", 0]  # fmt: skip
-    rows: dict[str, list[float]] = {"with": [], "without": []}
+def with_and_without_the_cache(options: argparse.Namespace, what: str, flags: list[str]) -> Row:
+    """The same run with ``--cache auto`` and ``off``: decoding and frozen stages once, or in every epoch."""
+    settings = ["--dataset_path", options.ucmerced, "--weights", options.weights, "--backbone", "mobilenet_v2",
+                "--strategy", what, "--num_epochs", 10, "--image_size", options.size,
+                "--early_stopping_patience", 0, *flags]  # fmt: skip
+    rows: dict[str, list[float]] = {"auto": [], "off": []}
     accuracies = set()
-    for seed in range(repeats):
-        for name, gib in (("without", 1e-6), ("with", 16)):
+    for seed in range(options.runs):
+        for cache, seconds in rows.items():
             with tempfile.TemporaryDirectory() as folder:
                 os.environ["SAT_VG_CACHE"] = folder
-                found = train(Path(folder), *settings, "--seed", seed, "--cache_gib", gib, "--cache", "auto")
+                found = train(Path(folder), *settings, "--seed", seed, "--cache", cache)
                 del os.environ["SAT_VG_CACHE"]
-            rows[name].append(1 / found["seconds"])
+            seconds.append(1 / found["seconds"])
             accuracies.add((seed, found["accuracy"]))
-    same = "the same in every run" if len(accuracies) == repeats else f"{sorted(accuracies)}"
-    name = "last_layers, 10 epochs, 2 views: stored features / none"
-    return Row(name, rows["with"], rows["without"], "runs/s", None, accuracy=same)
+    same = "the same with and without" if len(accuracies) == options.runs else f"{sorted(accuracies)}"
+    name = f"{what} {' '.join(flags)}, 10 epochs, mobilenet_v2 at {options.size} px: --cache auto / off"
+    return Row(name, rows["auto"], rows["off"], "runs/s", None, accuracy=same)
 
 
 def pipeline(root: str, repeats: int) -> list[Row]:
@@ -180,20 +184,22 @@ def memory(root: str, repeats: int) -> Row:
 def rows_of(options: argparse.Namespace) -> dict[str, tuple[Callable[[], Row | list[Row]], list[str | None]]]:
     """What can be measured, with what it needs."""
     uc, euro, weights, repeats = options.ucmerced, options.eurosat, options.weights, options.repeats
-    few = options.runs
     probe, last = ["linear_probe", 20, [], 10], ["last_layers", 10, ["--cached_views", "2"], 2.5]
+    sgd_probe = ["linear_probe", ["--probe_solver", "sgd", "--use_augmentation", "false"]]
+    two_views = ["last_layers", ["--cached_views", "2"]]
     return {
         "resnet50": (lambda: against_the_bare_step(uc, "resnet50", 224, 0.95, repeats, 6), [uc]),
         "mobilenet_v2": (lambda: against_the_bare_step(uc, "mobilenet_v2", 224, 0.95, repeats, 10), [uc]),
         "resnet18": (lambda: against_the_bare_step(euro, "resnet18", 64, 0.9, repeats, 40), [euro]),
         "vit_b_16": (lambda: against_the_bare_step(uc, "vit_b_16", 224, None, repeats, 3), [uc]),
         "plain": (lambda: against_the_plain_loop(uc, repeats), [uc]),
-        "probe": (lambda: whole_command(uc, weights, *probe, few), [uc, weights]),
-        "last_layers": (lambda: whole_command(uc, weights, *last, few), [uc, weights]),
-        "features": (lambda: with_and_without_the_cache(uc, weights, few), [uc, weights]),
+        "probe": (lambda: whole_command(options, *probe), [uc, weights]),
+        "last_layers": (lambda: whole_command(options, *last), [uc, weights]),
+        "probe_cache": (lambda: with_and_without_the_cache(options, *sgd_probe), [uc, weights]),
+        "last_layers_cache": (lambda: with_and_without_the_cache(options, *two_views), [uc, weights]),
         "pipeline": (lambda: pipeline(uc, repeats), [uc]),
         "import": (lambda: import_time(repeats), []),
-        "memory": (lambda: memory(euro, few), [euro]),
+        "memory": (lambda: memory(euro, options.runs), [euro]),
     }
 
 
@@ -217,7 +223,8 @@ def heading(options: argparse.Namespace) -> str:
             f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}.",
             "",
             "```",
-            f"python tests/bench/speed.py {' '.join(shown)} --repeats {options.repeats} --runs {options.runs}",
+            f"python tests/bench/speed.py {' '.join(shown)} --repeats {options.repeats} --runs {options.runs}"
+            + (f" --size {options.size}" if options.size != 224 else ""),
             "```",
             "",
             "Ratios are of pairs measured one after the other; median, and lowest to highest.",
@@ -236,6 +243,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", help="which rows; unset: all")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--runs", type=int, default=2, help="of the rows that train whole runs; default: %(default)s")
+    parser.add_argument("--size", type=int, default=224, help="images of the rows that train whole runs, in pixels")
     parser.add_argument("--title", default="Speed")
     parser.add_argument("--table", type=Path, help="Markdown file to write; the JSON lies beside it")
     options = parser.parse_args()
