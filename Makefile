@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check test-slow bench golden backbones docs clean
+.PHONY: help quickstart test check test-slow durations bench golden backbones docs clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -27,8 +27,7 @@ test: $(VENV)/.installed-dev ## lint, types and all tests
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow and not alone"
-	$(PY) -m pytest -m "alone and not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m "not slow"
 
 check: $(VENV)/.installed-dev ## lint, types and the fast tests, in about a minute
 	$(PY) -m ruff format --check .
@@ -38,6 +37,9 @@ check: $(VENV)/.installed-dev ## lint, types and the fast tests, in about a minu
 
 test-slow: $(VENV)/.installed-dev ## the tests that take many minutes
 	$(PY) -m pytest -m slow
+
+durations: $(VENV)/.installed-dev ## the tests of `make test` that take the longest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist worksteal -m "not slow" --durations=60 --durations-min=1
 
 bench: $(VENV)/.installed-dev ## speed as ratios; more rows with UCMERCED=DIR EUROSAT=DIR WEIGHTS=mobilenet_v2.pth
 	$(PY) tests/bench/speed.py $(if $(UCMERCED),--ucmerced $(UCMERCED)) $(if $(EUROSAT),--eurosat $(EUROSAT)) \

@@ -52,6 +52,7 @@ setup(
             "onnxscript>=0.1",
             "onnxruntime>=1.18",
             "pyarrow>=15",
+            "rasterio>=1.3",
             "playwright>=1.45",
             "mkdocs>=1.6,<2",
             "mkdocs-material>=9.5",

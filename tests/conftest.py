@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,9 @@ SHARED = REPOSITORY.parent / "shared"
 
 # One class is bright at the left, one at the top, one all over: learnable from augmented images by brightness alone.
 COLOURS = {"field": (40, 160, 60), "sea": (20, 60, 150), "town": (170, 160, 150)}
+
+# For runs in which the network does not matter: its files take 30 MiB instead of 430, and a run a third of the time.
+TINY = ("--backbone", "squeezenet1_1")
 
 
 def write_image(path: Path, colour: tuple[int, int, int], seed: int, size: int = 40) -> None:
@@ -118,6 +123,26 @@ def train_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
         return Run(code, out, err, target)
 
     return run
+
+
+@contextmanager
+def small_disk(folder: Path, mebibytes: int):
+    """A file system of a few MiB at ``folder``; what is given to the yielded function becomes its size in MiB."""
+    if not shutil.which("mount"):
+        pytest.skip("there is no mount, so there is no disk to fill")
+
+    def resize(mebibytes: int) -> None:
+        options = f"remount,size={mebibytes}m"
+        subprocess.run(["mount", "-o", options, str(folder)], check=True, timeout=20)
+
+    folder.mkdir()
+    made = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
+    if subprocess.run(made, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here, so there is no disk to fill")
+    try:
+        yield resize
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True, timeout=20)
 
 
 @pytest.fixture

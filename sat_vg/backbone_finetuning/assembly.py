@@ -3,28 +3,44 @@
 import hashlib
 import os
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 import sat_vg
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.data.augmentation import augmentation_of
 from sat_vg.backbone_finetuning.data.checks import Readable
 from sat_vg.backbone_finetuning.data.loaders import ImageBatches, ImageDataset, Workers
 from sat_vg.backbone_finetuning.data.mixing import Mixing
-from sat_vg.backbone_finetuning.data.sampling import BatchPlan, Part
-from sat_vg.backbone_finetuning.data.transforms import training_transform
-from sat_vg.backbone_finetuning.engine.ema import MovingAverage, NoAverage
+from sat_vg.backbone_finetuning.data.sampling import (
+    BatchPlan,
+    ClassBalanced,
+    Order,
+    Part,
+    WeightedDraw,
+    shuffled,
+)
+from sat_vg.backbone_finetuning.data.sources import Split
+from sat_vg.backbone_finetuning.engine.ema import MovingAverage, NoAverage, UnusedAverage
 from sat_vg.backbone_finetuning.engine.feeds import Feeds
+from sat_vg.backbone_finetuning.engine.losses import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Loss,
+    weights_of_classes,
+)
 from sat_vg.backbone_finetuning.engine.micro_batches import MicroBatches
-from sat_vg.backbone_finetuning.engine.optim import Schedule, build_optimizer, soft_cross_entropy
+from sat_vg.backbone_finetuning.engine.optim import Schedule, build_optimizer
 from sat_vg.backbone_finetuning.engine.precision import Precision, choose_num_workers
 from sat_vg.backbone_finetuning.engine.profiling import NoProfile, Profile
+from sat_vg.backbone_finetuning.engine.resizing import GrowingImages, Resizing, keep_size, require_sizes
 from sat_vg.backbone_finetuning.engine.training import Training
+from sat_vg.backbone_finetuning.engine.wise_ft import NoOrigin, Origin
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.preparation import computed_cache
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.utils.terminal import say
 
 
 def assemble(
@@ -48,7 +64,7 @@ def assemble(
     """
     assert isinstance(config.batch_size, int)
     precision.place_model(model)
-    plan = BatchPlan(len(images.splits.train), config.batch_size, config.seed)
+    plan = batch_plan(config, images.splits.train)
     micro_batch_size = config.micro_batch_size or config.batch_size
     require_norm_can_train(model, min(micro_batch_size, plan.batch_sizes[0]))
     return Training(
@@ -77,13 +93,75 @@ def assemble(
             config, images, model, precision, image_batches(config, images, model, precision.device, read)
         ),
         seed=config.seed,
-        loss=partial(soft_cross_entropy, label_smoothing=config.label_smoothing),
+        loss=training_loss(config, images.splits.train, precision.device),
         gradient_clip=config.gradient_clip or float("inf"),
         micro_batches=MicroBatches(micro_batch_size),
-        average=MovingAverage(model.network, config.ema_decay) if config.ema_decay else NoAverage(),
+        average=average_of(config, model),
+        origin=origin_of(config, model),
         outputs=torch.compile(model.training_outputs) if config.compile else model.training_outputs,
         profile=Profile(precision.device) if config.profile else NoProfile(),
+        resizing=resizing_of(config, model, precision, plan),
     )
+
+
+def average_of(config: FinetuneConfig, model: FineTuneModel) -> NoAverage:
+    """The moving average of the weights, if there is one, and whether it is what is validated."""
+    if not config.ema_decay:
+        return NoAverage()
+    kind = UnusedAverage if config.best_weights == "trained" else MovingAverage
+    return kind(model.network, config.ema_decay)
+
+
+def origin_of(config: FinetuneConfig, model: FineTuneModel) -> NoOrigin:
+    """What remembers the weights that a phase begins with, if they are to be mixed with its last ones."""
+    if not config.wise_ft:
+        return NoOrigin()
+    assert config.early_stopping_metric is not None, "it is settled once the data are known"
+    return Origin(model.network, config.early_stopping_metric)
+
+
+_ORDERS: dict[str, Callable[[Split], Order]] = {
+    "uniform": lambda split: shuffled,
+    "weighted": WeightedDraw.of,
+    "class_balanced": ClassBalanced.of,
+}
+
+
+def batch_plan(config: FinetuneConfig, split: Split) -> BatchPlan:
+    """Which training images form which batch.
+
+    Raises:
+        ConfigError: the sampler does not fit the labels.
+    """
+    assert isinstance(config.batch_size, int)
+    if config.sampler == "class_balanced" and split.is_multi_label:
+        raise ConfigError(
+            "sampler = 'class_balanced': the classes cannot take turns where an image can have several of them or "
+            "none; use weighted, or class_weights = 'balanced'"
+        )
+    return BatchPlan(len(split), config.batch_size, config.seed, _ORDERS[config.sampler](split))
+
+
+def resizing_of(config: FinetuneConfig, model: FineTuneModel, precision: Precision, plan: BatchPlan) -> Resizing:
+    """What gives training images the size of their step.
+
+    Raises:
+        ConfigError: the network does not take images of these sizes.
+    """
+    if config.train_image_size is None:
+        return keep_size
+    require_sizes(model, config.train_image_size, precision)
+    growing = GrowingImages(tuple(sorted(config.train_image_size)), config.num_epochs, plan.num_batches)
+    say(growing.description)
+    return growing
+
+
+def training_loss(config: FinetuneConfig, split: Split, device: torch.device) -> Loss:
+    """What is minimised on the training images."""
+    weights = weights_of_classes(config.class_weights, split.class_counts(), len(split), split.is_multi_label)
+    weights = None if weights is None else weights.to(device)
+    kind = BinaryCrossEntropy if split.is_multi_label else CrossEntropy
+    return kind(config.label_smoothing, weights, config.focal_gamma)
 
 
 def image_batches(
@@ -93,12 +171,15 @@ def image_batches(
     device: torch.device,
     read: Callable[[str], Tensor],
 ) -> ImageBatches:
-    """Training images, augmented if so configured and not, and validation images, as batches."""
+    """Training images, augmented if so configured and not, and validation images, as batches.
+
+    Raises:
+        ConfigError: the augmentation does not fit the images.
+    """
     assert isinstance(config.batch_size, int)
     splits = images.splits
     plain = model.preprocessing.geometry()
-    augmented = training_transform(config.image_size, model.preprocessing.interpolation)
-    transform = augmented if config.use_augmentation else plain
+    transform = augmentation_of(config.augmentation, model.preprocessing) if config.augments else plain
     num_workers = choose_num_workers(config.num_workers, device, os.cpu_count() or 1)
     return ImageBatches(
         {
@@ -106,7 +187,7 @@ def image_batches(
             Part.VALIDATION: ImageDataset(splits.val, plain, config.seed, read),
             Part.PLAIN_TRAINING: ImageDataset(splits.train, plain, config.seed, read),
         },
-        BatchPlan(len(splits.train), config.batch_size, config.seed),
+        batch_plan(config, splits.train),
         in_order_size=2 * config.batch_size,
         workers=Workers(num_workers, device, config.loader_timeout),
     )
@@ -115,16 +196,16 @@ def image_batches(
 def feeds_of(
     config: FinetuneConfig, images: Readable, model: FineTuneModel, precision: Precision, batches: ImageBatches
 ) -> Feeds:
-    """What phases are fed with: stored features where nothing random lies before the trained stages."""
-    mixes = config.mixup_alpha > 0 or config.cutmix_alpha > 0
+    """What phases are fed with: stored features where nothing that changes lies before the trained stages."""
+    changes = config.mixup_alpha > 0 or config.cutmix_alpha > 0 or config.train_image_size is not None
     contents = [[images.contents[path] for path in split.paths] for split in (images.splits.train, images.splits.val)]
-    settings = (config.seed, config.use_augmentation, model.preprocessing.to_dict(), sat_vg.__version__)
+    settings = (config.seed, config.augments, model.preprocessing.to_dict(), sat_vg.__version__)
     return Feeds(
         model,
         precision,
         batches,
-        num_views=config.cached_views if config.use_augmentation else 1,
-        cache=None if mixes or config.cache == "off" else computed_cache(config),
+        num_views=config.cached_views if config.augments else 1,
+        cache=None if changes or config.cache == "off" else computed_cache(config),
         images_key=hashlib.sha256(
             repr((contents, settings, batches.parts[Part.TRAINING].transform)).encode()
         ).hexdigest(),

@@ -20,13 +20,13 @@ from sat_vg.backbone_finetuning.data.duplicates import (
     perceptual_hash,
     with_copies_together,
 )
-from sat_vg.backbone_finetuning.data.sources import Splits, load_class_folders
+from sat_vg.backbone_finetuning.data.sources import Splits
 from sat_vg.backbone_finetuning.data.statistics import Look, Statistics, class_table, look_at, summarise_looks
+from sat_vg.backbone_finetuning.preparation import load_splits
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.exit_codes import run_command
-from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.printable import one_line
 from sat_vg.backbone_finetuning.utils.terminal import say
 
@@ -71,7 +71,10 @@ class Findings:
             "std": numbers.std if numbers else None,
             "unreadable": [{"path": bad.path, "reason": bad.reason} for bad in self.unreadable],
             "copies": [
-                [{"split": p.split, "path": p.path, "class": self.splits.class_names[p.label]} for p in group.places]
+                [
+                    {"split": p.split, "path": p.path, "class": self.splits.train.name_of(p.label)}
+                    for p in group.places
+                ]
                 for group in self.copies
             ],
             "near_copies": self.near,
@@ -91,7 +94,15 @@ def main(arguments: list[str] | None = None, prog: str = "sat-vg check") -> int:
             "Nothing is changed. Exit codes: 0 clean, or warnings only; 2 errors."
         ),
     )
-    parser.add_argument("folder", metavar="DIR", help="class folders, or train/ and val/ with class folders")
+    parser.add_argument(
+        "data", metavar="DATA", help="class folders, or train/ and val/ with class folders, or a .csv table"
+    )
+    parser.add_argument(
+        "--allow_outside",
+        choices=("true", "false"),
+        default="false",
+        help="whether a table may name images outside its own folder (%(default)s)",
+    )
     for name, kind in (("train_split", str), ("val_split", str), ("val_fraction", float), ("seed", int)):
         default = getattr(defaults, name)
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"as for the training ({default})")
@@ -105,14 +116,15 @@ def check(options: argparse.Namespace) -> None:
 
     Raises:
         ConfigError: an option is out of range.
-        DataError: the folder is no data set, or the data have errors.
+        DataError: the folder or table is no data set, or the data have errors.
     """
     names = ("train_split", "val_split", "val_fraction", "seed")
     settings = {name: getattr(options, name) for name in names}
     wrong = [describe_problem(name, value) for name, value in settings.items() if not RULES[name].holds(value)]
     if wrong:
         raise ConfigError("\n".join(wrong))
-    findings = examine(load_class_folders(expand_home(options.folder), **settings))
+    config = FinetuneConfig(dataset_path=options.data, allow_outside=options.allow_outside == "true", **settings)
+    findings = examine(load_splits(config))
     say(json.dumps(findings.to_dict(), indent=1) if options.json else report(findings))
     if findings.errors:
         raise DataError(

@@ -15,7 +15,7 @@ from sat_vg.backbone_finetuning.engine.checkpoint import BEST_MODEL
 from sat_vg.backbone_finetuning.engine.training_process import run_training, why_it_failed
 from sat_vg.backbone_finetuning.models.artifact import current_versions, read_artifact
 from sat_vg.backbone_finetuning.models.backbones import find_backbone
-from sat_vg.backbone_finetuning.preparation import choose_hardware, find_images, require_images
+from sat_vg.backbone_finetuning.preparation import choose_hardware, decoder_of_config, find_images, require_images
 from sat_vg.backbone_finetuning.recipe import fingerprint_of
 from sat_vg.backbone_finetuning.reports.comparison_report import Failure
 from sat_vg.backbone_finetuning.reports.tables import text_table
@@ -110,7 +110,8 @@ def _read_data(cells: Sequence[Cell]) -> dict[int, SeedData]:
     """List and check the images of each seed, before anything is trained on them."""
     found = {}
     for config in {cell.config.seed: cell.config for cell in cells}.values():
-        splits, _ = require_images(config, find_images(config))
+        images = find_images(config)
+        splits, _ = require_images(config, images, decoder_of_config(config, images))
         found[config.seed] = SeedData(splits, fingerprint_of(splits))
     return found
 

@@ -199,9 +199,10 @@ def _notes(finished: Sequence[Finished], splits: Splits, device: str, timing: Ti
         split = f"The {images} validation images are the data set's own, the same for all seeds."
     sizes = sorted({one.cell.config.image_size for one in finished})
     pixels = " or ".join(f"{size} x {size}" for size in sizes)
+    several = "Accuracy: the share of images all of whose classes are right. " if splits.train.is_multi_label else ""
     return [
-        f"Accuracy and macro F1 of best_model.pt, which is chosen on the same validation images: mean ± standard "
-        f"deviation over the seeds {', '.join(map(str, seeds))}. {split} The seed also sets the order, the "
+        f"{several}Accuracy and macro F1 of best_model.pt, which is chosen on the same validation images: mean ± "
+        f"standard deviation over the seeds {', '.join(map(str, seeds))}. {split} The seed also sets the order, the "
         "augmentation and the start of the classifier.",
         "To the best: difference in percentage points. Within noise of: ranks from which a row does not differ, as 0 "
         "lies in the 95 % interval of the difference (Welch, 1947); with one seed this is unknown.",
@@ -214,7 +215,8 @@ def _notes(finished: Sequence[Finished], splits: Splits, device: str, timing: Ti
 
 def _subtitle(finished: Sequence[Finished], splits: Splits) -> str:
     configs = [one.cell.config for one in finished]
-    name, images = Path(str(configs[0].dataset_path)).name, sum(map(len, splits.parts))
+    name = configs[0].dataset or Path(str(configs[0].dataset_path)).name
+    images = sum(map(len, splits.parts))
     return (
         f"{_counted(len({config.backbone for config in configs}), 'backbone')}, "
         f"{_counted(len({config.strategy for config in configs}), 'strategy', 'strategies')}, "

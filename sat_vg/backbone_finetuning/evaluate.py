@@ -14,7 +14,7 @@ to be read, and the same as JSON, CSV and PNG.
   other images             %(prog)s checkpoints/finetune/best_model.pt DIR --split test
   honest probabilities     %(prog)s checkpoints/finetune/best_model.pt --calibrate calibrated.pt
 
-DATA has the layout that training takes: DIR/CLASS/image.jpg or DIR/val/CLASS/image.jpg. A folder that was split by
+DATA is what training takes: DIR/CLASS/image.jpg or DIR/val/CLASS/image.jpg, or a .csv table. What was split by
 seed in the training is split in the same way. The classes must be those of the model."""
 
 
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None, prog: str = "sat-vg evaluate") -> i
         prog=prog, description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a best_model.pt")
-    parser.add_argument("data", nargs="?", metavar="DATA", help="folder of images; unset: that of the training")
+    parser.add_argument("data", nargs="?", metavar="DATA", help="images; unset: those of the training")
     parser.add_argument("--split", choices=("val", "train", "test"), default="val", help="default: %(default)s")
     parser.add_argument("--output_dir", default="evaluation", help="default: %(default)s")
     parser.add_argument(
@@ -36,13 +36,19 @@ def main(arguments: list[str] | None = None, prog: str = "sat-vg evaluate") -> i
     parser.add_argument("--batch_size", type=int, help="images at once; unset: as in the training's validation")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps; default: %(default)s")
     parser.add_argument("--num_workers", type=int, help="processes that decode images; unset: chosen for the device")
+    parser.add_argument(
+        "--allow_outside",
+        choices=("true", "false"),
+        default="false",
+        help="whether a table that is named here may name images outside its own folder; default: %(default)s",
+    )
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
 
     def action() -> None:
         # Imported only now: torch takes seconds, and --help or a mistyped flag should be answered at once.
         from sat_vg.backbone_finetuning.evaluation import Request, evaluate_checkpoint
 
-        evaluate_checkpoint(Request(**vars(options)))
+        evaluate_checkpoint(Request(**{**vars(options), "allow_outside": options.allow_outside == "true"}))
 
     return run_command(action)
 

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.data.geo import decoder_of
 from sat_vg.backbone_finetuning.data.loaders import ImageDataset, Workers, validation_loader
 from sat_vg.backbone_finetuning.data.scenes import scenes_folder
 from sat_vg.backbone_finetuning.data.sources import Split
-from sat_vg.backbone_finetuning.engine.assessment import assess
 from sat_vg.backbone_finetuning.engine.calibration import fit_temperature
-from sat_vg.backbone_finetuning.engine.mistakes import look_at, most_confident_mistakes
+from sat_vg.backbone_finetuning.engine.mistakes import look_at
 from sat_vg.backbone_finetuning.engine.precision import Precision, choose_num_workers
 from sat_vg.backbone_finetuning.engine.predictions import Predictions, predict
 from sat_vg.backbone_finetuning.evaluation_files import epochs_of_run, write_results
+from sat_vg.backbone_finetuning.evaluation_kinds import KINDS
 from sat_vg.backbone_finetuning.models.artifact import current_versions, read_artifact, write_artifact
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.preparation import (
@@ -26,16 +27,11 @@ from sat_vg.backbone_finetuning.preparation import (
     find_images,
     require_images,
 )
-from sat_vg.backbone_finetuning.reports.prediction_table import Prediction
-from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, DataError, DeviceMemoryError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB
-from sat_vg.backbone_finetuning.utils.printable import one_line
 from sat_vg.backbone_finetuning.utils.terminal import say
 
-_MISTAKES_SHOWN = 12
-_TOP = 5
 _BATCH_SIZE = 64  # where the training chose its own
 
 
@@ -45,13 +41,14 @@ class Request:
 
     Attributes:
         checkpoint: path of a best_model.pt.
-        data: folder of images; unset: that of the training.
+        data: folder of images, or a table; unset: that of the training.
         split: val, train or test.
         output_dir: where report.html and the other results are written.
         calibrate: where a copy of the checkpoint with a temperature is written; unset: none is fitted.
         batch_size: images at once; unset: as in the training's validation.
         device: ``auto`` or as in the configuration.
         num_workers: processes that decode images; unset: chosen for the device.
+        allow_outside: a table in ``data`` may name images outside its own folder.
     """
 
     checkpoint: str
@@ -62,6 +59,7 @@ class Request:
     batch_size: int | None = None
     device: str = "auto"
     num_workers: int | None = None
+    allow_outside: bool = False
 
 
 def evaluate_checkpoint(request: Request) -> dict[str, Any]:
@@ -78,27 +76,30 @@ def evaluate_checkpoint(request: Request) -> dict[str, Any]:
     """
     source = expand_home(request.checkpoint)
     model = load_model(source)
-    target = None if request.calibrate is None else calibrated_path(request.calibrate, source)
+    target = None if request.calibrate is None else calibrated_path(request.calibrate, source, model)
     config = settings_of(request, model)
     precision = choose_hardware(config)
-    splits, _ = require_images(config, find_images(config))
+    splits, _ = require_images(config, find_images(config), decoder_of(model.preprocessing, marks_missing=True))
     split = {"val": splits.val, "train": splits.train, "test": splits.test}[request.split]
     if split is None:
-        raise ConfigError(f"--split test: {config.dataset_path!r} has no folder test; use --split val or train")
-    split = with_labels_of(model.class_names, split)
-    dataset = ImageDataset(split, model.preprocessing.geometry(), config.seed)
+        data = config.dataset or config.dataset_path
+        raise ConfigError(f"--split test: {data!r} has no folder test, and names no such images; use val or train")
+    split = with_labels_of(model, split)
+    read = decoder_of(model.preprocessing).read
+    dataset = ImageDataset(split, model.preprocessing.geometry(), config.seed, read)
     predictions = run_over(model, dataset, config, precision, request.batch_size)
     if target is not None:
         model.temperature = fit_temperature(predictions.logits, predictions.labels)
-    root = scenes_folder() if config.dataset_path is None else expand_home(config.dataset_path)
-    table = predictions_of(predictions, split, root, model.temperature)
-    content = summary(request, config, model, split, predictions)
-    confidences = predictions.probabilities(model.temperature).amax(1)
-    places = most_confident_mistakes(confidences, predictions.predicted == predictions.labels, _MISTAKES_SHOWN)
-    content["mistakes"] = [table[place].named(model.class_names) for place in places]
-    say(table_of(content))
-    views = [look_at(model, dataset, place, table[place].classes[0], precision) for place in places]
-    folder = expand_home(request.output_dir)
+    kind, paths = KINDS[model.task], relative_paths(config, split)
+    mistakes = kind.mistakes(predictions, paths, model)
+    content = {
+        **summary(request, config, model, split),
+        **kind.assess(predictions, model),
+        "mistakes": [one.entry for one in mistakes],
+    }
+    say(kind.table(content))
+    views = [look_at(model, dataset, one.place, one.explained, precision) for one in mistakes]
+    folder, table = expand_home(request.output_dir), kind.csv(predictions, paths, model)
     write_results(folder, content, table, views, epochs_of_run(content["training"]))
     if target is not None:
         write_artifact(target, replace(read_artifact(source), temperature=model.temperature))
@@ -114,10 +115,10 @@ def load_model(path: Path) -> FineTuneModel:
         ConfigError: the model takes other bands than red, green and blue.
     """
     model = FineTuneModel.load_checkpoint(path)
-    if model.preprocessing.bands != RGB:
+    if model.preprocessing.bands != RGB and model.preprocessing.files is None:
         raise ConfigError(
-            f"{str(path)!r} takes images with the bands {', '.join(model.preprocessing.bands)}; only red, green, "
-            "blue can be evaluated here. For others call the model in Python"
+            f"{str(path)!r} takes images with the bands {', '.join(model.preprocessing.bands)} and does not say "
+            "where these lie in files, as it was not trained with --bands. Call the model in Python"
         )
     twice = sorted({name for name in model.class_names if model.class_names.count(name) > 1})
     if twice:
@@ -125,13 +126,18 @@ def load_model(path: Path) -> FineTuneModel:
     return model
 
 
-def calibrated_path(wanted: str, source: Path) -> Path:
+def calibrated_path(wanted: str, source: Path, model: FineTuneModel) -> Path:
     """Where the calibrated copy goes; looked at before anything is computed.
 
     Raises:
-        ConfigError: something may not be overwritten by it.
+        ConfigError: something may not be overwritten by it, or no temperature is fitted to such a model.
         CheckpointError: what lies there is no best_model.pt.
     """
+    if model.task != "single_label":
+        raise ConfigError(
+            f"--calibrate {wanted!r}: a temperature is fitted where an image has one class, and this model may give "
+            "it several; leave it out"
+        )
     path = expand_home(wanted)
     if path.suffix != ".pt" or path.is_dir():
         raise ConfigError(f"--calibrate {wanted!r}: give the path of the file to write, such as calibrated.pt")
@@ -149,7 +155,8 @@ def settings_of(request: Request, model: FineTuneModel) -> FinetuneConfig:
     given: dict[str, Any] = {"device": request.device, "num_workers": request.num_workers, "micro_batch_size": None}
     settings = {**model.provenance["config"], **given, "backbone": model.backbone, "num_classes": None}
     if request.data is not None:
-        settings["dataset_path"] = request.data
+        # What was allowed for the training's images says nothing of these.
+        settings |= {"dataset_path": request.data, "dataset": None, "allow_outside": request.allow_outside}
     if settings.get("on_duplicates") != "ignore":
         settings["on_duplicates"] = "warn"  # nothing is trained here, and the splits are the same with both
     if request.batch_size is not None:
@@ -157,20 +164,31 @@ def settings_of(request: Request, model: FineTuneModel) -> FinetuneConfig:
     return FinetuneConfig.from_dict(settings)
 
 
-def with_labels_of(class_names: Sequence[str], split: Split) -> Split:
+def with_labels_of(model: FineTuneModel, split: Split) -> Split:
     """The split with the model's labels; some of its classes may be absent.
 
     Raises:
-        DataError: there are images of a class that the model does not know.
+        DataError: there are images of a class that the model does not know, or with several classes each and the
+            model gives one, or the other way round.
     """
-    unknown = [name for name in split.class_names if name not in class_names]
+    if split.is_multi_label != (model.task == "multi_label"):
+        ways = ("one class", "any number of classes")
+        gives, has = (ways[several] for several in (not split.is_multi_label, split.is_multi_label))
+        raise DataError(
+            f"the model gives an image {gives}, and these images have {has} each; evaluate it on images that are "
+            "labelled like those of its training"
+        )
+    unknown = [name for name in split.class_names if name not in model.class_names]
     if unknown:
         raise DataError(
-            f"the model knows no class {_some(unknown, 5)}; it knows {_some(class_names, 10)}. Rename or remove "
-            "these folders"
+            f"the model knows no class {_some(unknown, 5)}; it knows {_some(model.class_names, 10)}. Rename or "
+            "remove these folders"
         )
-    places = [list(class_names).index(name) for name in split.class_names]
-    return replace(split, labels=tuple(places[label] for label in split.labels), class_names=tuple(class_names))
+    places = [model.class_names.index(name) for name in split.class_names]
+    if split.label_sets is not None:
+        sets = tuple(tuple(sorted(places[index] for index in classes)) for classes in split.label_sets)
+        return replace(split, label_sets=sets, class_names=model.class_names)
+    return replace(split, labels=tuple(places[label] for label in split.labels), class_names=model.class_names)
 
 
 def _some(names: Sequence[str], limit: int) -> str:
@@ -207,25 +225,24 @@ def run_over(
     return predictions
 
 
-def predictions_of(predictions: Predictions, split: Split, root: Path, temperature: float) -> list[Prediction]:
-    """Each image with its class and the most likely ones, in the split's order; paths are relative to ``root``."""
-    classes = predictions.ranked(min(_TOP, len(split.class_names)))
-    shares = predictions.probabilities(temperature).gather(1, classes)
-    entries = zip(split.paths, split.labels, classes.tolist(), shares.tolist(), strict=True)
-    return [Prediction(os.path.relpath(path, root), *rest) for path, *rest in entries]
+def relative_paths(config: FinetuneConfig, split: Split) -> list[str]:
+    """The paths of the images below the folder of the data."""
+    if config.dataset is not None:  # its images may lie in the cache folder: from that of the classes on
+        around = os.path.commonpath([str(Path(path).parent.parent) for path in split.paths])
+        return [os.path.relpath(path, around) for path in split.paths]
+    root = scenes_folder() if config.dataset_path is None else expand_home(config.dataset_path)
+    folder = root.parent if root.is_file() else root
+    return [os.path.relpath(path, folder) for path in split.paths]
 
 
-def summary(
-    request: Request, config: FinetuneConfig, model: FineTuneModel, split: Split, predictions: Predictions
-) -> dict[str, Any]:
-    """What evaluation.json holds, but for the mistakes."""
+def summary(request: Request, config: FinetuneConfig, model: FineTuneModel, split: Split) -> dict[str, Any]:
+    """What evaluation.json says of what was evaluated."""
     return {
         "checkpoint": request.checkpoint,
-        "data": config.dataset_path,
+        "data": config.dataset or config.dataset_path,
         "split": split.name,
         "backbone": model.backbone,
         "image_size": model.preprocessing.image_size,
-        **assess(predictions, model.class_names, model.temperature),
         "calibrated_here": request.calibrate is not None,
         "training": {name: plain(model.provenance[name]) for name in ("metrics", "config")},
         "versions": {"training": plain(model.provenance["versions"]), "evaluation": current_versions()},
@@ -246,32 +263,3 @@ def plain(values: Mapping[Any, object]) -> dict[str, Any]:
         return value if is_plain(value) else f"({type(value).__name__})"
 
     return {str(name) if is_plain(name) else "?": shown(value) for name, value in values.items()}
-
-
-def table_of(content: dict[str, Any]) -> str:
-    """The summary for the terminal."""
-    scores = ("precision", "recall", "f1")
-    rows: list[tuple[object, ...]] = [
-        (one_line(name), *(f"{100 * row[key]:.1f}" for key in scores), row["images"])
-        for name, row in content["classes"].items()
-    ]
-    rows += [
-        (f"({name} average)", *(f"{100 * row[key]:.1f}" for key in scores), content["images"])
-        for name, row in content["averages"].items()
-    ]
-    table = text_table(("class", "precision %", "recall %", "F1 %", "images"), rows)
-    intervals, calibration = content["intervals"], content["calibration"]
-    accuracy, macro_f1, ece = (
-        f"{100 * content[name]:.2f} % ({' to '.join(f'{100 * end:.2f}' for end in intervals[name])})"
-        for name in ("accuracy", "macro_f1", "ece")
-    )
-    top_5 = f", top 5 {100 * content['top_5_accuracy']:.2f} %" if "top_5_accuracy" in content else ""
-    lines = [
-        f"{content['split']}: accuracy {accuracy} of {content['images']} images{top_5}",
-        f"macro F1 {macro_f1}, loss {content['loss']:.4f}",
-        f"calibration error {ece} at temperature {calibration['temperature']:.3f}",
-        f"in brackets: {100 * intervals['level']:.0f} % intervals of {intervals['resamples']} bootstrap resamples",
-    ]
-    if calibration["temperature"] != 1:
-        lines.insert(3, f"without the temperature: calibration error {100 * calibration['uncalibrated_ece']:.2f} %")
-    return "\n".join([table, "", *lines])

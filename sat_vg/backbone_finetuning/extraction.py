@@ -24,6 +24,7 @@ from sat_vg.backbone_finetuning.data.feature_files import (
     write_features,
 )
 from sat_vg.backbone_finetuning.data.feature_spool import Spool, hash_of_images
+from sat_vg.backbone_finetuning.data.geo import decoder_of
 from sat_vg.backbone_finetuning.data.image_lists import ImageList, list_images
 from sat_vg.backbone_finetuning.data.reading import read_in_order
 from sat_vg.backbone_finetuning.engine.interrupts import InterruptRequest
@@ -111,12 +112,12 @@ class Computation:
             precision.place_model(extractor)
             self._compute = extractor
         size = self.preprocessing.image_size
-        blank = self(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+        blank = self(torch.zeros(1, len(self.preprocessing.bands), size, size, dtype=torch.uint8))
         self.columns = {name: tuple(value.shape[1:]) for name, value in blank.items()}
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """uint8 ``[B, 3, H, W]`` → float32 ``[B, …]`` on the CPU, by column."""
+        """Images ``[B, C, H, W]``, not normalised → float32 ``[B, …]`` on the CPU, by column."""
         normalised = self.preprocessing.normalise(images.to(self.precision.device))
         with self.precision.autocast():
             values = self._compute(self.precision.place_images(normalised))
@@ -137,10 +138,10 @@ def extract_features(request: Request) -> Path:
         raise ConfigError("--knn yes: needs pooled vectors, so no --stages, and labelled images of two classes")
     checkpoint = expand_home(request.checkpoint)
     model = FineTuneModel.load_checkpoint(checkpoint)
-    if model.preprocessing.bands != RGB:
+    if model.preprocessing.bands != RGB and model.preprocessing.files is None:
         raise ConfigError(
-            f"{request.checkpoint!r} takes the bands {', '.join(model.preprocessing.bands)}, and files are read as "
-            "red, green, blue; use its get_feature_extractor() in Python on such images"
+            f"{request.checkpoint!r} takes the bands {', '.join(model.preprocessing.bands)} and does not say where "
+            "these lie in files, as it was not trained with --bands; use its get_feature_extractor() in Python"
         )
     device = choose_device(request.device)
     set_up_process(device, num_threads=None, keeps_freed_memory=None, tf32=False)
@@ -258,7 +259,8 @@ def _fill(spool: Spool, images: ImageList, computation: Computation, request: Re
     if done:
         say(f"going on behind image {done} of {len(images)}")
     size = request.batch_size
-    stream = read_in_order(images.paths[done:], computation.preprocessing.geometry(), ahead=2 * size)
+    preprocessing = computation.preprocessing
+    stream = read_in_order(images.paths[done:], preprocessing.geometry(), 2 * size, decoder_of(preprocessing))
     bar = tqdm(total=len(images), initial=done, desc="images", unit="image", leave=False, disable=None)
     with ExitStack() as undo:
         undo.callback(_save_what_can_be, spool)

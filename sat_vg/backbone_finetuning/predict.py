@@ -24,7 +24,11 @@ def main(arguments: list[str] | None = None, prog: str = "sat-vg predict") -> in
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a best_model.pt")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder, glob, or - for standard input")
-    parser.add_argument("--top", type=int, default=5, help="classes for each image; default: %(default)s")
+    parser.add_argument(
+        "--top",
+        type=int,
+        help="classes for each image; unset: 5, or where an image can have several, all that are likelier than not",
+    )
     parser.add_argument("--json", action="store_true", dest="as_json", help="a JSON object a line instead of a table")
     parser.add_argument(
         "--overlays", metavar="DIR", help="write a PNG for each image: where the class was seen in it"

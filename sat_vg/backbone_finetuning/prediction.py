@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sat_vg.backbone_finetuning.data.geo import decoder_of
 from sat_vg.backbone_finetuning.data.image_lists import images_of
 from sat_vg.backbone_finetuning.data.reading import read_in_order
 from sat_vg.backbone_finetuning.engine.precision import Precision, choose_device
@@ -31,6 +32,8 @@ from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 STDIN = "-"
+_TOP = 5
+_LIKELIER_THAN_NOT = 0.5
 _WIDEST_CLASS = 40  # characters of a class name in the table
 _LONGEST_STEM = 80  # characters of an image's name in that of its overlay; file systems take 255 bytes
 
@@ -42,7 +45,8 @@ class Request:
     Attributes:
         checkpoint: path of a best_model.pt.
         images: files, folders, globs, and ``-`` for paths on standard input.
-        top: classes for each image, the likeliest first.
+        top: classes for each image, the likeliest first; unset: 5, or where an image can have several classes all
+            that are likelier than not.
         as_json: a JSON object a line instead of a table.
         overlays: folder for a PNG of each image; unset: none.
         batch_size: images at once.
@@ -51,7 +55,7 @@ class Request:
 
     checkpoint: str
     images: Sequence[str]
-    top: int = 5
+    top: int | None = None
     as_json: bool = False
     overlays: str | None = None
     batch_size: int = 16
@@ -67,18 +71,32 @@ class Answer:
         error: why it cannot be read; None if it can.
         classes: names and probabilities, the likeliest first.
         overlay: path of its picture, if one was drawn.
+        is_multi_label: the image can have several classes, and is given those that are likelier than not; where none
+            is, ``classes`` holds the likeliest all the same.
     """
 
     path: str
     error: str | None = None
     classes: tuple[tuple[str, float], ...] = ()
     overlay: str | None = None
+    is_multi_label: bool = False
+
+    def is_given(self, share: float) -> bool:
+        """Whether the image is given a class of this probability."""
+        return not self.is_multi_label or share >= _LIKELIER_THAN_NOT
 
     def to_dict(self) -> dict[str, object]:
         """The answer as plain data."""
         if self.error is not None:
             return {"path": self.path, "error": self.error}
-        found = [{"class": name, "probability": round(share, 6)} for name, share in self.classes]
+        found = [
+            {
+                "class": name,
+                "probability": round(share, 6),
+                **({"given": self.is_given(share)} if self.is_multi_label else {}),
+            }
+            for name, share in self.classes
+        ]
         return {
             "path": self.path,
             "predictions": found,
@@ -93,13 +111,14 @@ def predict_images(request: Request) -> None:
         UserError: the checkpoint or a setting cannot be used; at the end, if an image could not be read.
     """
     for name in ("top", "batch_size"):
-        if getattr(request, name) < 1:
-            raise ConfigError(f"--{name} {getattr(request, name)}: must be 1 or more")
+        value = getattr(request, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} {value}: must be 1 or more")
     model = FineTuneModel.load_checkpoint(expand_home(request.checkpoint))
-    if model.preprocessing.bands != RGB:
+    if model.preprocessing.bands != RGB and model.preprocessing.files is None:
         raise ConfigError(
-            f"{request.checkpoint!r} takes the bands {', '.join(model.preprocessing.bands)}, and files are read as "
-            "red, green, blue; use FineTuneModel.load_checkpoint in Python on such images"
+            f"{request.checkpoint!r} takes the bands {', '.join(model.preprocessing.bands)} and does not say where "
+            "these lie in files, as it was not trained with --bands; use FineTuneModel.load_checkpoint in Python"
         )
     precision = Precision(choose_device(request.device), torch.float32)
     precision.place_model(model)
@@ -186,15 +205,16 @@ def _answers(
 ) -> list[Answer]:
     """The group with what the model says of each image; ``number`` were answered before."""
     known = [each.path for each in group if each.error is None]
-    read = read_in_order(known, model.preprocessing.geometry(), ahead=request.batch_size)
+    decoder = decoder_of(model.preprocessing)
+    read = read_in_order(known, model.preprocessing.geometry(), request.batch_size, decoder)
     contents = [each.error if each.error is not None else next(read) for each in group]
     pictures = [each for each in contents if isinstance(each, Tensor)]
     if not pictures:
         return [Answer(each.path, error=str(why)) for each, why in zip(group, contents, strict=True)]
     images = torch.stack(pictures)
     normalised = precision.place_images(model.preprocessing.normalise(images.to(precision.device)))
-    with torch.no_grad():
-        shares, indices = model.predict_probabilities(normalised).cpu().topk(min(request.top, model.num_classes))
+    probabilities = model.predict_probabilities(normalised).cpu()
+    shares, indices = probabilities.topk(min(_top(model, request), model.num_classes))
     if not shares.isfinite().all():
         raise StoppedError("the model's probabilities are no numbers: its weights are broken; use another checkpoint")
     heats = model.explain(normalised, indices[:, 0]).cpu() if request.overlays else None
@@ -203,14 +223,29 @@ def _answers(
         if isinstance(content, str):
             answers.append(Answer(each.path, error=content))
             continue
-        names = (model.class_names[index] for index in indices[row].tolist())
-        classes, overlay = tuple(zip(names, shares[row].tolist(), strict=True)), None
+        classes, overlay = _classes(model, shares[row], indices[row]), None
         if heats is not None and request.overlays is not None:
             overlay = _overlay_path(request.overlays, number + place, each.path)
-            _draw(overlay, images[row], heats[row], each.path, classes)
-        answers.append(Answer(each.path, None, classes, None if overlay is None else str(overlay)))
+            _draw(overlay, model.preprocessing.pictures(images[row][None])[0], heats[row], each.path, classes)
+        shown = None if overlay is None else str(overlay)
+        answers.append(Answer(each.path, None, classes, shown, model.task == "multi_label"))
         row += 1
     return answers
+
+
+def _top(model: FineTuneModel, request: Request) -> int:
+    """The most classes that are told of an image."""
+    return request.top or (model.num_classes if model.task == "multi_label" else _TOP)
+
+
+def _classes(model: FineTuneModel, shares: Tensor, indices: Tensor) -> tuple[tuple[str, float], ...]:
+    """Names and probabilities of the likeliest classes; where there can be several, but those likelier than not."""
+    found = [
+        (model.class_names[index], share) for index, share in zip(indices.tolist(), shares.tolist(), strict=True)
+    ]
+    if model.task == "multi_label":
+        found = [pair for place, pair in enumerate(found) if place == 0 or pair[1] >= _LIKELIER_THAN_NOT]
+    return tuple(found)
 
 
 def _overlay_path(folder: str, number: int, image: str) -> Path:
@@ -247,7 +282,8 @@ def _show(answer: Answer, request: Request, width: int) -> None:
     else:
         where = one_line(answer.path)
         for name, share in answer.classes:
-            say(_row(f"{100 * share:.1f}", _short(one_line(name), width), where, width))
+            shown = one_line(name) if answer.is_given(share) else f"({one_line(name)})"
+            say(_row(f"{100 * share:.1f}", _short(shown, width), where, width))
             where = ""
 
 
@@ -256,7 +292,8 @@ def _row(share: str, name: str, path: str, width: int) -> str:
 
 
 def _width(model: FineTuneModel) -> int:
-    return min(_WIDEST_CLASS, max(len("class"), *(len(one_line(name)) for name in model.class_names)))
+    brackets = 2 * (model.task == "multi_label")  # around a class that is shown though it is not given
+    return min(_WIDEST_CLASS, brackets + max(len("class"), *(len(one_line(name)) for name in model.class_names)))
 
 
 def _short(name: str, limit: int) -> str:

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.data.band_statistics import measure_bands
 from sat_vg.backbone_finetuning.data.checks import (
     LEFT_OUT,
     READABLE_IMAGES,
@@ -15,10 +17,14 @@ from sat_vg.backbone_finetuning.data.checks import (
     require_readable,
 )
 from sat_vg.backbone_finetuning.data.decoded_cache import keep_decoded, lay_out
+from sat_vg.backbone_finetuning.data.decoding import RGB_DECODER, Decoder
 from sat_vg.backbone_finetuning.data.duplicates import settle_copies
+from sat_vg.backbone_finetuning.data.geo import ChosenBands, decoder_of, decoder_of_files, find_bands
 from sat_vg.backbone_finetuning.data.loaders import (
     why_loading_failed,
 )
+from sat_vg.backbone_finetuning.data.manifests import SplitNames, is_manifest, load_manifest
+from sat_vg.backbone_finetuning.data.named_datasets import load_named
 from sat_vg.backbone_finetuning.data.scenes import scenes_folder
 from sat_vg.backbone_finetuning.data.sources import Splits, load_class_folders
 from sat_vg.backbone_finetuning.engine.micro_batches import is_out_of_memory
@@ -40,6 +46,7 @@ from sat_vg.backbone_finetuning.utils.errors import (
     LostImageError,
 )
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
+from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 COMPUTED = "computed"  # in the cache folder: what cache_gib bounds
@@ -68,16 +75,9 @@ def find_images(config: FinetuneConfig) -> Splits:
         DataError: there are none, or their classes do not fit together.
         ConfigError: ``num_classes`` is not their number of classes.
     """
-    if config.dataset_path is None:
+    if config.dataset_path is None and config.dataset is None:
         say("no --dataset_path DIR was given: training on the built-in scenes, drawn by this program")
-    root = scenes_folder() if config.dataset_path is None else expand_home(config.dataset_path)
-    splits = load_class_folders(
-        root,
-        train_split=config.train_split,
-        val_split=config.val_split,
-        val_fraction=config.val_fraction,
-        seed=config.seed,
-    )
+    splits = load_splits(config)
     say(f"data: {splits.description}")
     if config.num_classes not in (None, len(splits.class_names)):
         raise ConfigError(
@@ -86,20 +86,106 @@ def find_images(config: FinetuneConfig) -> Splits:
     return splits
 
 
-def require_images(config: FinetuneConfig, splits: Splits) -> tuple[Splits, list[BadImage]]:
+def load_splits(config: FinetuneConfig) -> Splits:
+    """The images of a named data set, a table, class folders or the built-in scenes; none of them is opened.
+
+    Raises:
+        DataError: there are none, or their classes do not fit together.
+    """
+    drawing: dict[str, Any] = {"val_fraction": config.val_fraction, "seed": config.seed}
+    path = None if config.dataset_path is None else expand_home(config.dataset_path)
+    if config.dataset is not None:
+        return load_named(config.dataset, path, tell=say, **drawing)
+    if path is not None and is_manifest(path):
+        names = SplitNames(config.train_split, config.val_split)
+        return load_manifest(path, names=names, allow_outside=config.allow_outside, **drawing)
+    root = scenes_folder() if path is None else path
+    return load_class_folders(root, train_split=config.train_split, val_split=config.val_split, **drawing)
+
+
+def choose_bands(config: FinetuneConfig, splits: Splits) -> ChosenBands | None:
+    """Which bands of GeoTIFFs are read; None: images are read as 8-bit RGB.
+
+    Raises:
+        ConfigError: rasterio is not installed.
+        DataError: there are no such bands.
+    """
+    if config.bands is None:
+        return None
+    chosen = find_bands(config.bands, splits.train.paths)
+    say(chosen.description)
+    return chosen
+
+
+def decoder_of_config(config: FinetuneConfig, splits: Splits) -> Decoder:
+    """How images are read before there is a model; missing values of GeoTIFFs are NaN. Raises as ``choose_bands``."""
+    chosen = choose_bands(config, splits)
+    return RGB_DECODER if chosen is None else decoder_of_files(chosen.files)
+
+
+def for_bands(preprocessing: Preprocessing, chosen: ChosenBands | None) -> Preprocessing:
+    """The starting weights' preprocessing for such files; weights that know their values keep their statistics.
+
+    Raises:
+        ConfigError: the weights were trained on other bands.
+    """
+    names = None if chosen is None else chosen.names
+    if preprocessing.files is not None and names != preprocessing.bands:
+        given = "unset" if names is None else ", ".join(names)
+        places = zip(preprocessing.bands, preprocessing.files.bands, strict=True)
+        there = ",".join(f"{name}={place}" for name, place in places)
+        raise ConfigError(
+            f"bands are {given}, and the starting weights were trained on GeoTIFFs with the bands "
+            f"{', '.join(preprocessing.bands)}. Name the same, in this order (there they were --bands {there}), or "
+            "start from other weights"
+        )
+    if chosen is None:
+        return preprocessing
+    are_known = preprocessing.files is not None and preprocessing.files.dtype == chosen.files.dtype
+    return replace(preprocessing, files=chosen.files, scale=1.0 if are_known else Preprocessing.scale)
+
+
+def with_band_statistics(config: FinetuneConfig, checked: Readable, preprocessing: Preprocessing) -> Preprocessing:
+    """The preprocessing with mean and deviation of each band over the training images, where GeoTIFFs are read.
+
+    Raises:
+        DataError: a band tells nothing.
+    """
+    if preprocessing.files is None:
+        return preprocessing
+    if preprocessing.scale == 1.0:
+        say("band statistics: those that the weights came with")
+        return preprocessing
+    decoder = decoder_of(preprocessing, marks_missing=True)
+    found = measure_bands(
+        checked.splits.train.paths, checked.contents, preprocessing.bands, decoder, computed_cache(config)
+    )
+    say(found.note)
+    lines = zip(preprocessing.bands, found.mean, found.std, strict=True)
+    say("mean and deviation: " + ", ".join(f"{name} {mean:.5g} ± {std:.5g}" for name, mean, std in lines))
+    return replace(preprocessing, mean=found.mean, std=found.std, scale=1.0)
+
+
+def require_images(
+    config: FinetuneConfig, splits: Splits, decoder: Decoder = RGB_DECODER
+) -> tuple[Splits, list[BadImage]]:
     """``check_images`` for whoever reads the images once: the splits, and the images that were left out."""
-    checked = check_images(config, splits)
+    checked = check_images(config, splits, decoder)
     return checked.splits, checked.left_out
 
 
-def check_images(config: FinetuneConfig, splits: Splits) -> Readable:
+def check_images(config: FinetuneConfig, splits: Splits, decoder: Decoder = RGB_DECODER) -> Readable:
     """Decode every image once, and look for copies.
 
     Raises:
         DataError: images cannot be read, or the same ones lie in more than one split.
     """
     readable = require_readable(
-        splits, config.on_bad_image, max_bad_fraction=config.max_bad_fraction, record=cache_folder() / READABLE_IMAGES
+        splits,
+        config.on_bad_image,
+        max_bad_fraction=config.max_bad_fraction,
+        record=cache_folder() / READABLE_IMAGES,
+        decoder=decoder,
     )
     for bad in readable.left_out[:10]:
         say(f"left out {bad.path}: {bad.reason}")
@@ -111,12 +197,18 @@ def check_images(config: FinetuneConfig, splits: Splits) -> Readable:
     return readable._replace(splits=settled)
 
 
-def image_reader(config: FinetuneConfig, checked: Readable) -> Callable[[str], Tensor]:
-    """What reads train's and val's images, uint8 ``[3, H, W]``: decoded anew, or out of a file of decoded images.
+def image_reader(
+    config: FinetuneConfig, checked: Readable, decoder: Decoder = RGB_DECODER
+) -> Callable[[str], Tensor]:
+    """What reads train's and val's images: decoded anew, or if they are 8-bit RGB out of a file of decoded images.
 
     Raises:
         ConfigError: there is no room for what ``cache`` asks for.
     """
+    if decoder != RGB_DECODER:
+        if config.cache != "off":
+            say("decoded images: not kept, every epoch reads the GeoTIFFs anew (only 8-bit RGB images are kept)")
+        return decoder.read
     paths = [*checked.splits.train.paths, *checked.splits.val.paths]
     solves_probe = config.strategy == "linear_probe" and config.probe_solver == "exact"
     reader = keep_decoded(

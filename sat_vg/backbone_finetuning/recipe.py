@@ -14,9 +14,9 @@ from sat_vg.backbone_finetuning.data.checks import (
     LEFT_OUT,
     write_left_out,
 )
-from sat_vg.backbone_finetuning.data.decoding import decode_rgb
+from sat_vg.backbone_finetuning.data.geo import decoder_of
 from sat_vg.backbone_finetuning.data.sampling import Part
-from sat_vg.backbone_finetuning.data.sources import Splits
+from sat_vg.backbone_finetuning.data.sources import Split, Splits
 from sat_vg.backbone_finetuning.engine.batch_size import largest_batch
 from sat_vg.backbone_finetuning.engine.checkpoint import (
     BEST_MODEL,
@@ -27,7 +27,7 @@ from sat_vg.backbone_finetuning.engine.checkpoint import (
     restore_run,
 )
 from sat_vg.backbone_finetuning.engine.loop import fit
-from sat_vg.backbone_finetuning.engine.phases import STRATEGIES, Phase, PhasePlan, single_phase
+from sat_vg.backbone_finetuning.engine.phases import STRATEGIES, Phase, PhasePlan, single_phase, then_mixed
 from sat_vg.backbone_finetuning.engine.precision import Precision
 from sat_vg.backbone_finetuning.engine.profiling import TRACE
 from sat_vg.backbone_finetuning.engine.record import Outputs
@@ -41,17 +41,21 @@ from sat_vg.backbone_finetuning.engine.run_folder import (
 )
 from sat_vg.backbone_finetuning.engine.run_pictures import show_best_model
 from sat_vg.backbone_finetuning.engine.saving import SaveSchedule
+from sat_vg.backbone_finetuning.engine.tasks import task_of
 from sat_vg.backbone_finetuning.engine.tracking import Tracker
 from sat_vg.backbone_finetuning.engine.training import Stopping, Training
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.preparation import (
     check_images,
+    choose_bands,
     choose_hardware,
     explained_losses,
     find_images,
+    for_bands,
     image_reader,
+    with_band_statistics,
 )
-from sat_vg.backbone_finetuning.reports.figures import draw_image_grid, draw_learning_curves
+from sat_vg.backbone_finetuning.reports.figures import draw_image_grid, draw_learning_curves, in_lines
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
@@ -64,7 +68,8 @@ class TrainingResult:
 
     Attributes:
         best_model: path of best_model.pt.
-        metrics: of its weights on the validation images: ``val_accuracy`` (a fraction), ``val_loss``, ``epoch``.
+        metrics: of its weights on the validation images: ``val_accuracy`` and ``macro_f1`` (fractions), ``val_loss``,
+            ``epoch``; where an image can have several classes also ``val_map`` and ``micro_f1``.
     """
 
     best_model: Path
@@ -91,16 +96,19 @@ def finetune(config: FinetuneConfig) -> TrainingResult:
 def begin_or_go_on(config: FinetuneConfig, precision: Precision, found: Splits) -> TrainingResult:
     """What ``finetune`` does once the run's folders are its own."""
     checkpoint_dir, log_dir = expand_home(config.checkpoint_dir), expand_home(config.log_dir)
+    config = settle_metric(config, found)
     earlier = find_run(checkpoint_dir, config.resume)
-    model = build_model(config, found.class_names, earlier)
+    model = build_model(config, found, earlier)
     phases = choose_phases(config, model)
     say(f"device: {precision.description}")
-    images = check_images(config, found)
+    images = check_images(config, found, decoder_of(model.preprocessing, marks_missing=True))
     splits = images.splits
+    model.preprocessing = with_band_statistics(config, images, model.preprocessing)
     config = settle_batch_size(config, len(splits.train), model, precision, earlier)
     identity = RunIdentity(config.to_dict(), fingerprint_of(splits), model.preprocessing.to_dict())
     has_finished = earlier is not None and bool(earlier.content["state"].get("finished"))
-    read = decode_rgb if has_finished else image_reader(config, images)
+    decoder = decoder_of(model.preprocessing)
+    read = decoder.read if has_finished else image_reader(config, images, decoder)
     training = assemble(config, images, model, precision, read)
     state = RunState()
     if earlier is not None:
@@ -134,11 +142,8 @@ def begin_or_go_on(config: FinetuneConfig, precision: Precision, found: Splits) 
             tracker=tracker,
             path_of=lambda index: splits.train.paths[index],
         )
-        stopping = Stopping(
-            config.early_stopping_metric, config.early_stopping_patience, config.early_stopping_min_delta
-        )
         with explained_losses(config):
-            fit(training, phases, stopping, outputs, state)
+            fit(training, phases, stopping_of(config), outputs, state)
             show_best_model(training, checkpoint_dir / BEST_MODEL, tracker, state.step)
         profile = training.profile.write(log_dir)
         if profile is not None:
@@ -155,28 +160,53 @@ def fingerprint_of(splits: Splits) -> str:
     """A hash of all images' names, labels and splits; moving the whole data set does not change it."""
     root = os.path.commonpath([*splits.train.paths, *splits.val.paths])
     entries = [
-        (f"{split.name}/{os.path.relpath(path, root)}", label)
+        (f"{split.name}/{os.path.relpath(path, root)}", _identity_of(split, label))
         for split in (splits.train, splits.val)
         for path, label in zip(split.paths, split.labels, strict=True)
     ]
     return fingerprint(entries, splits.class_names)
 
 
-def build_model(config: FinetuneConfig, class_names: tuple[str, ...], earlier: EarlierRun | None) -> FineTuneModel:
+def _identity_of(split: Split, label: int) -> int | str:
+    """What tells a label from others; where an image can have several classes its number alone does not."""
+    return str(split.classes_of(label)) if split.is_multi_label else label
+
+
+def stopping_of(config: FinetuneConfig) -> Stopping:
+    """What "best" means and when to stop; the metric is settled."""
+    assert config.early_stopping_metric is not None
+    return Stopping(config.early_stopping_metric, config.early_stopping_patience, config.early_stopping_min_delta)
+
+
+def settle_metric(config: FinetuneConfig, splits: Splits) -> FinetuneConfig:
+    """The configuration with a metric that says what "best" means for such images.
+
+    Raises:
+        ConfigError: the configured one says nothing of them.
+    """
+    metric = task_of(splits.train.is_multi_label).metric(config.early_stopping_metric)
+    return config.replace(early_stopping_metric=metric)
+
+
+def build_model(config: FinetuneConfig, splits: Splits, earlier: EarlierRun | None) -> FineTuneModel:
     """The model with its starting weights, or with none yet where an earlier run's will be put in."""
+    chosen = choose_bands(config, splits)
     model = FineTuneModel(
         config.backbone,
-        len(class_names),
+        len(splits.class_names),
         config.pretrained,
         config.freeze_early_layers,
         config.unfreeze_layers,
         config.dropout,
         weights=config.weights if earlier is None else "none",
         image_size=config.image_size,
-        class_names=class_names,
+        class_names=splits.class_names,
+        task=task_of(splits.train.is_multi_label).name,
         seed=config.seed,
         freeze_layers=config.freeze_layers,
+        bands=None if chosen is None else chosen.names,
     )
+    model.preprocessing = for_bands(model.preprocessing, chosen)
     if earlier is not None:
         model.preprocessing = Preprocessing.from_dict(earlier.content["preprocessing"])
     say(f"model: {model.backbone}, {sum(model.parameter_counts().values()) / 1e6:.2f} M parameters")
@@ -214,13 +244,17 @@ def choose_phases(config: FinetuneConfig, model: FineTuneModel) -> list[Phase]:
             config.last_layers,
             config.phase_epochs,
             config.probe_solver == "exact",
+            is_pretrained=config.pretrained and config.weights != "none",
         )
         phases = STRATEGIES[config.strategy](plan)
-        model.set_trainable(phases[-1].trainable_stages)  # the most that is ever trained
+        last = phases[-1]  # the most that is ever trained
+        model.set_trainable(last.trainable_stages, last.keeps_statistics)
+    if config.wise_ft:
+        phases = then_mixed(phases)
     counts = model.parameter_counts()
     described = [
         f"{phase.name} for {phase.epochs} epoch{'' if phase.epochs == 1 else 's'}, "
-        f"{sum(counts[name] for name in (*phase.trainable_stages, 'head')) / 1e6:.2f} M trained"
+        f"{sum(counts[name] for name in (*phase.trainable_stages, 'head')) / 1e6:.2f} M {phase.deed}{phase.manner}"
         for phase in phases
     ]
     say(f"phases: {'; '.join(described)}")
@@ -231,10 +265,10 @@ def show_training_images(training: Training, splits: Splits, tracker: Tracker) -
     """Draw the first images of the run as the augmentation hands them to the model."""
     dataset = training.feeds.batches.parts[Part.TRAINING]
     samples = [dataset[0, index] for index in training.plan.batches(epoch=0)[0][:16]]
-    images = torch.stack([image for image, _, _ in samples]).permute(0, 2, 3, 1).numpy()
-    titles = [splits.class_names[label] for _, label, _ in samples]
+    images = training.model.preprocessing.pictures(torch.stack([image for image, _, _ in samples]))
+    titles = [in_lines(splits.train.name_of(label)) for _, label, _ in samples]
     heading = "training images of the first step, as the model sees them before normalisation"
-    tracker.figure("training_images", draw_image_grid(images, titles, heading), step=0)
+    tracker.figure("training_images", draw_image_grid(images.permute(0, 2, 3, 1).numpy(), titles, heading), step=0)
 
 
 def summarise(config: FinetuneConfig) -> TrainingResult:
@@ -246,7 +280,9 @@ def summarise(config: FinetuneConfig) -> TrainingResult:
     beside_python = Path(sys.executable).with_name("tensorboard")
     needs_path = shutil.which("tensorboard") is None and beside_python.exists()
     tensorboard = min(str(beside_python), os.path.relpath(beside_python), key=len) if needs_path else "tensorboard"
-    say(f"done: validation accuracy {100 * metrics['val_accuracy']:.2f} % (epoch {metrics['epoch']})")
+    what = "mAP" if "val_map" in metrics else "accuracy"
+    value = metrics.get("val_map", metrics["val_accuracy"])
+    say(f"done: validation {what} {100 * value:.2f} % (epoch {metrics['epoch']})")
     say(f"  best model   {path}")
     say("  its maps     " + ", ".join(f"{n}: {c} channels at stride {s}" for n, c, s in maps))
     say(f'  use it       FineTuneModel.load_checkpoint("{path}").get_feature_extractor()')
@@ -258,13 +294,15 @@ def dry_run(config: FinetuneConfig) -> None:
     """Say what a run would do: data, phases, steps, batch shapes. Trains and writes nothing."""
     precision = choose_hardware(config)
     found = find_images(config)
-    model = build_model(config, found.class_names, earlier=None)
+    config = settle_metric(config, found)
+    model = build_model(config, found, earlier=None)
     phases = choose_phases(config, model)
     say(f"device: {precision.description}")
-    images = check_images(config, found)
+    decoder = decoder_of(model.preprocessing, marks_missing=True)
+    images = check_images(config, found, decoder)
     splits = images.splits
     config = settle_batch_size(config, len(splits.train), model, precision, earlier=None)
-    training = assemble(config, images, model, precision, decode_rgb)
+    training = assemble(config, images, model, precision, decoder.read)
     class_counts = zip(splits.class_names, splits.train.class_counts(), splits.val.class_counts(), strict=True)
     say("\n" + text_table(("class", "train", "val"), list(class_counts)))
     counts = model.parameter_counts()
@@ -272,8 +310,8 @@ def dry_run(config: FinetuneConfig) -> None:
         trained = (*phase.trainable_stages, "head")
         rows = [(name, f"{count:,}", "yes" if name in trained else "no") for name, count in counts.items()]
         say(f"\nphase {number}, {phase.name}: {phase.epochs} epochs")
-        say(text_table(("stage", "parameters", "trained"), rows))
-        model.set_trainable(phase.trainable_stages)
+        say(text_table(("stage", "parameters", phase.deed), rows))
+        model.set_trainable(phase.trainable_stages, phase.keeps_statistics)
         stored = training.feeds.describe(phase)
         if stored:
             say(stored)
@@ -281,5 +319,7 @@ def dry_run(config: FinetuneConfig) -> None:
     smallest, largest = plan.batch_sizes
     sizes = f"{largest}" if smallest == largest else f"{smallest} or {largest}"
     say(f"\nsteps per epoch: {plan.num_batches}, of {sizes} images")
-    say(f"batch: images uint8 [{largest}, 3, {size}, {size}], targets float32 [{largest}, {model.num_classes}]")
+    kind = "uint8" if model.preprocessing.files is None else "float32"
+    shape = f"[{largest}, {model.in_channels}, {size}, {size}]"
+    say(f"batch: images {kind} {shape}, targets float32 [{largest}, {model.num_classes}]")
     say("dry run: nothing was trained")

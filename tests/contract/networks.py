@@ -1,17 +1,29 @@
 """Networks for the contract suite: without values on the meta device, or with cheap ones."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from unittest import mock
 
+import pytest
 import torch
 from torch import nn
 from torchvision.models.regnet import BlockParams
 
 from sat_vg.backbone_finetuning.models.backbones import BackboneRow, build_network
 
+# A small one of each family.
+SMALL = [
+    "resnet18", "resnet50", "resnext50_32x4d", "regnet_y_400mf", "densenet121", "vgg11_bn", "alexnet", "mobilenet_v2",
+    "mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5", "efficientnet_b0", "efficientnet_v2_s", "convnext_tiny",
+    "vit_b_16", "swin_t", "swin_v2_t", "squeezenet1_1", "googlenet", "inception_v3", "maxvit_t", "custom_cnn",
+]  # fmt: skip
 SIZES = {"Inception v3": 96, "MaxViT": 224}
+
+
+def slow_but(quick: Collection[str], names: Iterable[str]) -> list:
+    """The names as parameters of a test that is slow for all but the ``quick`` ones."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in names]
 
 
 def smallest_size(row: BackboneRow) -> int:

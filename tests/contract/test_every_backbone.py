@@ -1,4 +1,7 @@
-"""Every row of the table; ``make backbones`` writes what is measured here into the listing."""
+"""Every row of the table; ``make backbones`` writes what is measured here into the listing.
+
+By default all rows are measured, and one of each family computes.
+"""
 
 import json
 import sys
@@ -7,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from contract.networks import fill, meta_network, no_initialisation, smallest_size
+from contract.networks import SMALL, fill, meta_network, no_initialisation, slow_but, smallest_size
 from torchvision.ops import StochasticDepth
 
-from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate, soft_cross_entropy
+from sat_vg.backbone_finetuning.engine.losses import CrossEntropy
+from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate
 from sat_vg.backbone_finetuning.models.backbones import BACKBONES, build_network, head_parameters
 from sat_vg.backbone_finetuning.models.facts import FACTS_FILE, read_facts
 from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
@@ -32,8 +36,8 @@ def test_the_listing_has_every_row():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_shapes(name):
-    """On one network without values: who owns each parameter, what the listing says, images of any size."""
+def test_stages_and_listing(name):
+    """On a network without values: who owns each parameter, and what the listing says."""
     row = BACKBONES[name]
     network = meta_network(row, smallest_size(row))
     stages, head = row.family.stages(network), head_parameters(network, row.family)
@@ -42,7 +46,13 @@ def test_shapes(name):
     assert sorted([*owned, *head]) == sorted(n for n, _ in network.named_parameters())
     assert len(stages) == len({stage.name for stage in stages}) >= 4
     assert measure(row, network) == read_facts()[name]
-    with_maps = [stage.name for stage in stages if stage.gives_map]
+
+
+@pytest.mark.parametrize("name", slow_but(SMALL, NAMES))
+def test_images_of_any_size(name):
+    row = BACKBONES[name]
+    network = meta_network(row, smallest_size(row))
+    with_maps = [stage.name for stage in row.family.stages(network) if stage.gives_map]
     extractor = FeatureExtractor(network, row, preprocessing=Preprocessing(image_size=224), out_names=with_maps)
     for height, width in ((224, 224), (256, 192), (230, 187)):
         maps = extractor(torch.zeros(2, 3, height, width, device="meta"))
@@ -55,7 +65,7 @@ def test_shapes(name):
             assert all(abs(n - side / stride) < 4 for n, side in zip(found.shape[2:], padded, strict=True))
 
 
-@pytest.mark.parametrize("name", COMPOSED)
+@pytest.mark.parametrize("name", slow_but(SMALL, COMPOSED))
 def test_stages_compose_to_the_networks_own_forward_bitwise(name):
     model = model_on(filled_network, name).eval()
     images = torch.randn(2, 3, model.preprocessing.image_size, model.preprocessing.image_size)
@@ -66,7 +76,7 @@ def test_stages_compose_to_the_networks_own_forward_bitwise(name):
         assert not torch.equal(own[0], own[1])
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", slow_but(SMALL, TRAINED))
 def test_frozen_stages_stay_and_all_others_move(name, tmp_path):
     torch.manual_seed(0)
     model = model_on(filled_network, name)
@@ -85,7 +95,7 @@ def test_frozen_stages_stay_and_all_others_move(name, tmp_path):
     for _ in range(2):
         for module in (model, model.network, *model.network.modules()):
             module.train()  # whoever calls it, on whatever part
-        losses = [weight * soft_cross_entropy(logits, targets) for weight, logits in model.training_outputs(images)]
+        losses = [weight * CrossEntropy()(logits, targets) for weight, logits in model.training_outputs(images)]
         sum(losses).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -120,7 +130,7 @@ def saved_and_loaded(model, images, folder):
     (folder / "best_model.pt").unlink()
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in TRAINED])
+@pytest.mark.parametrize("name", slow_but(SMALL, [name for name in NAMES if name not in TRAINED]))
 def test_large_ones_freeze_and_are_reached_by_gradients(name):
     model = model_on(meta_network, name)
     side = model.preprocessing.image_size

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate, soft_cross_entropy
+from sat_vg.backbone_finetuning.engine.losses import CrossEntropy
+from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate
 from sat_vg.backbone_finetuning.models import backbones
 from sat_vg.backbone_finetuning.models.backbones import build_network, find_backbone
 from sat_vg.backbone_finetuning.models.families import timm_cutting
@@ -132,7 +133,7 @@ def test_freezing_moves_nothing_that_is_frozen_and_all_that_is_not(model):
     for _ in range(2):
         model.train()
         model.network.train()
-        soft_cross_entropy(model(images), targets).backward()
+        CrossEntropy()(model(images), targets).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     moved = {name for name, value in model.network.state_dict().items() if not torch.equal(value, before[name])}

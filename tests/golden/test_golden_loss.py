@@ -5,7 +5,6 @@
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,9 @@ from sat_vg.backbone_finetuning.data.loaders import Batch
 from sat_vg.backbone_finetuning.data.mixing import Mixing
 from sat_vg.backbone_finetuning.engine.feeds import ImageFeed
 from sat_vg.backbone_finetuning.engine.loop import train_step
+from sat_vg.backbone_finetuning.engine.losses import CrossEntropy
 from sat_vg.backbone_finetuning.engine.micro_batches import MicroBatches
-from sat_vg.backbone_finetuning.engine.optim import Schedule, build_optimizer, soft_cross_entropy
+from sat_vg.backbone_finetuning.engine.optim import Schedule, build_optimizer
 from sat_vg.backbone_finetuning.engine.precision import Precision
 from sat_vg.backbone_finetuning.engine.training import Training
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
@@ -52,7 +52,7 @@ def losses(backbone: str) -> list[float]:
             plan=None,
             feeds=None,
             seed=5,
-            loss=partial(soft_cross_entropy, label_smoothing=0.1),
+            loss=CrossEntropy(label_smoothing=0.1),
             gradient_clip=1.0,
             micro_batches=MicroBatches(4),
             outputs=model.training_outputs,

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from conftest import write_image
+from conftest import TINY, write_image
 
 pytestmark = pytest.mark.recipe
 
@@ -26,7 +26,7 @@ def test_unreadable_images(train_here, class_folders):
         train_here("--dataset_path", class_folders, "--on_bad_image", "skip"),
         "2 of 37", "5.4 %", "--max_bad_fraction 0.055", str(broken),
     )  # fmt: skip
-    run = train_here("--dataset_path", class_folders, "--on_bad_image", "skip", "--max_bad_fraction", 0.055)
+    run = train_here(*TINY, "--dataset_path", class_folders, "--on_bad_image", "skip", "--max_bad_fraction", 0.055)
     assert run.code == 0, run.err
     assert f"left out {broken}" in run.out
     assert "empty.png" in run.out
@@ -71,7 +71,7 @@ def test_few_images_and_a_last_batch_of_one(train_here, tmp_path, count):
     for name in ("a", "b"):
         for index in range(count + 1):
             write_image(tmp_path / "few" / name / f"{index}.png", (index * 20, 99, 99), index)
-    for backbone, batch_size in (("resnet18", 32), ("mobilenet_v2", 2)):
+    for backbone, batch_size in (("shufflenet_v2_x0_5", 32), ("mobilenet_v2", 2)):
         run = train_here("--dataset_path", tmp_path / "few", "--backbone", backbone, "--batch_size", batch_size,
                     folder=f"run_{backbone}")  # fmt: skip
         assert run.code == 0, run.err
@@ -80,6 +80,6 @@ def test_few_images_and_a_last_batch_of_one(train_here, tmp_path, count):
 def test_names_that_would_steer_a_terminal(train_here, class_folders):
     (class_folders / "train/sea").rename(class_folders / "train/\x1b[31msea")
     (class_folders / "val/sea").rename(class_folders / "val/\x1b[31msea")
-    run = train_here("--dataset_path", class_folders, "--num_epochs", 1)
+    run = train_here(*TINY, "--dataset_path", class_folders, "--num_epochs", 1)
     assert run.code == 0, run.err
     assert "\x1b" not in run.out + run.err

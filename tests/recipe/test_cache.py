@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY, environment
+from conftest import REPOSITORY, TINY, environment
 
 pytestmark = pytest.mark.recipe
 
@@ -24,7 +24,7 @@ def test_the_same_course_with_any_cache(class_folders, train_here, tmp_path):
         "again": ("--cache", "disk", "--num_workers", 2),
         "ram": ("--cache", "ram"),
     }.items():
-        run = train_here("--dataset_path", class_folders, *arguments, folder=name)
+        run = train_here(*TINY, "--dataset_path", class_folders, *arguments, folder=name)
         assert run.code == 0, run.err
         runs[name] = courses(run)
         said[name] = re.findall(r"^decoded images: (.*)$", run.out, re.MULTILINE)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from conftest import REPOSITORY, SHARED, environment, train_command
 
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.cli import COMMANDS
 
 pytestmark = pytest.mark.recipe
 
@@ -77,6 +79,9 @@ RUN_BY = {
         "test_docs_site.py"
     ),
     "sat-vg evaluate checkpoints/finetune/best_model.pt": "test_docs_site.py",
+    "sat-vg train --dataset_path DIR --bands red=4,green=3,blue=2,nir=8": "test_geotiff_runs.py",
+    "sat-vg train --dataset_path images.csv --backbone resnet50": "test_data_sources.py",
+    "sat-vg train --dataset eurosat --backbone resnet50": "test_data_sources.py",
 }
 
 
@@ -111,46 +116,55 @@ def test_the_makefile_does_what_the_readme_says():
         assert target in listing
 
 
-def test_the_shown_training_commands(class_folders, tmp_path):
+@pytest.fixture
+def shown(tmp_path, monkeypatch, capfd):
+    """Run a command as it is shown, in a folder and in this process: its exit code, standard output and error."""
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+
+    def run(folder: Path, command: str, values: dict[str, str], *more: str) -> tuple[int, str, str]:
+        words = shlex.split(command)
+        module, flags = (COMMANDS[words[1]][0], words[2:]) if words[0] == "sat-vg" else (words[2], words[3:])
+        for name, value in values.items():
+            flags = [re.sub(rf"^{name}\b", value, flag) for flag in flags]
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
+        capfd.readouterr()
+        code = import_module(module).main([*flags, *more])
+        return (code, *capfd.readouterr())
+
+    return run
+
+
+# On a network without weights to download, at a size that is done in seconds.
+QUICK = ("--pretrained", "false", "--image_size", "32", "--num_epochs", "1", "--warmup_epochs", "0")
+
+
+def test_the_shown_training_commands(shown, class_folders, tmp_path):
+    evaluated = {}
     for number, command in enumerate(c for c in RUN_BY if c.startswith(TRAIN) and "DIR" in c):
         values = {"DIR": str(class_folders), "CKPT": f"{tmp_path}/c{number}", "LOGS": f"{tmp_path}/l{number}"}
-        shown = [values.get(word, word) for word in shlex.split(command)[3:]]
-        folder = tmp_path / f"run{number}"
-        folder.mkdir()
-        # The same flags on a network without weights to download, at a size that is done in seconds.
-        quick = ["--pretrained", "false", "--image_size", "32", "--num_epochs", "1", "--warmup_epochs", "0"]
-        done = subprocess.run(
-            [sys.executable, "-m", "sat_vg.backbone_finetuning.train", *shown, *quick],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            env=environment(tmp_path),
-        )
-        assert done.returncode == 0, done.stderr
-        assert "done: validation accuracy" in done.stdout
+        more = () if "--backbone" in command else ("--backbone", "resnet18")
+        code, out, err = shown(tmp_path / f"run{number}", command, values, *QUICK, *more)
+        assert code == 0, err
+        assert "done: validation accuracy" in out
+        if "CKPT" in command:
+            evaluated = values
     evaluation = next(c for c in RUN_BY if c.startswith("sat-vg evaluate"))
-    shown = evaluation.replace("CKPT", values["CKPT"]).replace("DIR", values["DIR"])
-    done = subprocess.run(
-        [Path(sys.executable).with_name("sat-vg"), *shlex.split(shown)[1:]],
-        cwd=tmp_path, capture_output=True, text=True, env=environment(tmp_path),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    code, out, err = shown(tmp_path, evaluation, evaluated)
+    assert code == 0, err
     assert json.loads((tmp_path / "evaluation/evaluation.json").read_text())["images"] == 9
 
 
-def test_the_shown_check_command(class_folders, tmp_path):
-    command = next(c for c in RUN_BY if c.startswith("sat-vg check")).replace("DIR", str(class_folders))
-    beside_python = str(Path(sys.executable).with_name("sat-vg"))
-    done = subprocess.run(
-        [beside_python, *shlex.split(command)[1:]],
-        cwd=tmp_path, capture_output=True, text=True, env=environment(tmp_path),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "36 images in 3 classes: 27 train, 9 val" in done.stdout
-    assert "0 errors" in done.stdout
+def test_the_shown_check_command(shown, class_folders, tmp_path):
+    command = next(c for c in RUN_BY if c.startswith("sat-vg check"))
+    code, out, err = shown(tmp_path, command, {"DIR": str(class_folders)})
+    assert code == 0, err
+    assert "36 images in 3 classes: 27 train, 9 val" in out
+    assert "0 errors" in out
 
 
-def test_the_recipe_for_ucmerced(mobilenet_weights, tmp_path):
+def test_the_recipe_for_ucmerced(shown, mobilenet_weights, tmp_path):
     """The shown command on the real weights and some of the real images; its full length is the benchmark."""
     archive = SHARED / "data/ucmerced.zip"
     if not archive.exists():
@@ -163,12 +177,9 @@ def test_the_recipe_for_ucmerced(mobilenet_weights, tmp_path):
     shutil.copy(mobilenet_weights, tmp_path / "mobilenet_v2-imagenet.pth")
     shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
     command = next(c for c in RUN_BY if "configs/ucmerced.yaml" in c)
-    done = subprocess.run(
-        [sys.executable, *shlex.split(command)[1:], "--num_epochs", "4"],
-        cwd=tmp_path, capture_output=True, text=True, env=environment(tmp_path),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "312 tensors loaded" in done.stdout
+    code, out, err = shown(tmp_path, command, {}, "--num_epochs", "4")
+    assert code == 0, err
+    assert "312 tensors loaded" in out
     accuracy = torch.load(tmp_path / "checkpoints/ucmerced/best_model.pt", weights_only=True)["metrics"][
         "val_accuracy"
     ]
@@ -232,15 +243,17 @@ def test_the_accuracy_script(class_folders, tmp_path):
     assert str(tmp_path) not in table.read_text()
 
 
-@pytest.mark.alone
-def test_quickstart(tmp_path):
-    """The command of ``make quickstart`` as it is, with the default number of threads."""
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("threads", ["one", pytest.param("as many as there are cores", marks=pytest.mark.slow)])
+def test_quickstart(shown, tmp_path, threads):
+    """The command of ``make quickstart`` as it is, to its end; with one thread it runs beside other tests."""
     from conftest import Run
 
-    cache = {"SAT_VG_CACHE": str(tmp_path / "cache")}
-    clean = {k: v for k, v in environment(tmp_path).items() if k != "OMP_NUM_THREADS"} | cache
-    command = [sys.executable, "-m", "sat_vg.backbone_finetuning.train"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=clean)
+    given = environment(tmp_path)
+    if threads != "one":
+        del given["OMP_NUM_THREADS"]
+    command = [sys.executable, *shlex.split(TRAIN)[1:]]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=given)
     assert done.returncode == 0, done.stderr
     first_line = done.stdout.splitlines()[0]
     assert "built-in scenes" in first_line
@@ -251,6 +264,6 @@ def test_quickstart(tmp_path):
     run = Run(0, done.stdout, done.stderr, tmp_path)
     (tmp_path / "logs/metrics.jsonl").symlink_to(logs / "metrics.jsonl")
     assert max(line["val_accuracy"] for line in run.epochs) >= 0.90
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=clean)
-    assert again.returncode == 0
-    assert "has finished" in again.stdout
+    code, out, err = shown(tmp_path, TRAIN, {})
+    assert code == 0, err
+    assert "has finished" in out

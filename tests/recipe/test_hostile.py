@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_image
+from conftest import TINY, write_image
 from hostile_corpus import BAD_IMAGES, CONFIGS, ODD_CLASS_NAMES, ODD_IMAGES, ODD_NAMES, TENSOR_FILES, encoded, noise
 
 from sat_vg.backbone_finetuning import check, evaluate
@@ -98,7 +98,7 @@ def check_here(capfd):
 def product_path(tmp_path_factory):
     """A sound best_model.pt of the two classes."""
     path = tmp_path_factory.mktemp("product") / "best_model.pt"
-    model = FineTuneModel("resnet18", 2, pretrained=False, image_size=32, class_names=["field", "sea"])
+    model = FineTuneModel(TINY[1], 2, pretrained=False, image_size=32, class_names=["field", "sea"])
     model.save_checkpoint(path)
     return path
 
@@ -129,12 +129,12 @@ class TestImages:
             (images / "val/sea" / os.fsdecode(name)).write_bytes(b"bad")
         bad = len(BAD_IMAGES) + len(ODD_NAMES)
         seal(tmp_path)
-        run = train_here("--dataset_path", images)
+        run = train_here(*TINY, "--dataset_path", images)
         refused(run.code, run.out, run.err, f"{bad} of {bad + 12} images cannot be read", f"and {bad - 10} more")
-        run = train_here("--dataset_path", images, "--on_bad_image", "skip")
+        run = train_here(*TINY, "--dataset_path", images, "--on_bad_image", "skip")
         refused(run.code, run.out, run.err, "--max_bad_fraction 0.774")
         run = train_here(
-            "--dataset_path", images, "--on_bad_image", "skip", "--max_bad_fraction", 1, "--num_epochs", 1
+            *TINY, "--dataset_path", images, "--on_bad_image", "skip", "--max_bad_fraction", 1, "--num_epochs", 1
         )
         assert run.code == 0, run.err
         assert run.out.count("left out") == 11  # ten and the number of the others
@@ -157,9 +157,9 @@ class TestImages:
         findings = json.loads(out)
         assert findings["unreadable"] == []
         assert len(findings["copies"]) == len(ODD_IMAGES)
-        run = train_here("--dataset_path", images)
+        run = train_here(*TINY, "--dataset_path", images)
         refused(run.code, run.out, run.err, f"{len(ODD_IMAGES)} in train and val", "--on_duplicates warn")
-        run = train_here("--dataset_path", images, "--on_duplicates", "warn", "--num_epochs", 1)
+        run = train_here(*TINY, "--dataset_path", images, "--on_duplicates", "warn", "--num_epochs", 1)
         assert run.code == 0, run.err
         assert "warning: the same images" in run.out
         assert not (run.folder / "logs/skipped_images.txt").exists()
@@ -175,7 +175,7 @@ class TestImages:
         seal(tmp_path)
         code, out, err = check_here(tmp_path / "images")
         assert code == 0, err
-        run = train_here("--dataset_path", tmp_path / "images", "--num_epochs", 1)
+        run = train_here(*TINY, "--dataset_path", tmp_path / "images", "--num_epochs", 1)
         assert run.code == 0, run.err
         assert all(c == "\n" or c.isprintable() for c in out + run.out + run.err)
         model = FineTuneModel.load_checkpoint(run.best_model)
@@ -194,14 +194,14 @@ class TestImages:
         refused(*check_here(images), "Permission denied")
 
     def test_images_that_vanish_while_being_checked(self, images, tmp_path, check_here, monkeypatch):
-        real = check.load_class_folders
+        real = check.load_splits
 
         def load(*arguments, **options):
             splits = real(*arguments, **options)
             (images / "train/sea/0.png").unlink()
             return splits
 
-        monkeypatch.setattr(check, "load_class_folders", load)
+        monkeypatch.setattr(check, "load_splits", load)
         refused(*check_here(images), "there is no such file", "0.png")
 
 

@@ -1,4 +1,8 @@
-"""Nothing is lost: real training processes that are killed, stopped, starved of disk and handed damaged files."""
+"""Nothing is lost: real training processes that are killed, stopped, starved of disk and handed damaged files.
+
+The run that nothing happens to is started as users start it. What happens to others happens to forks (``lives.py``),
+and in the slow tests to fresh processes too.
+"""
 
 import json
 import math
@@ -6,21 +10,21 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import COLOURS, environment, write_image
+from conftest import COLOURS, environment, small_disk, write_image
+from lives import Life, none_left
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = [pytest.mark.recipe, pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")]
 
-EPOCHS = 30  # of three steps
+EPOCHS = 16  # of three steps
 FLAGS = [
     "--backbone", "shufflenet_v2_x0_5", "--pretrained", "false", "--image_size", "32", "--batch_size", "6",
     "--micro_batch_size", "3", "--warmup_epochs", "0", "--learning_rate", "3e-3", "--lr_scheduler", "plateau",
@@ -46,44 +50,18 @@ def command(images: Path, *more: object) -> list[str]:
     return [sys.executable, "-m", "sat_vg.backbone_finetuning.train", *flags]
 
 
-class Life:
-    """One start of the command in ``folder``, in a process group of its own."""
+STARTED: list[Life] = []
 
-    def __init__(self, folder: Path, images: Path, *more: object) -> None:
-        folder.mkdir(exist_ok=True)
-        self.folder, self.ckpt = folder, folder / "ckpt"
-        self._out, self._err = (folder.parent / f"{folder.name}.{name}" for name in ("out", "err"))
-        with self._out.open("w") as out, self._err.open("w") as err:
-            self.process = subprocess.Popen(
-                command(images, *more), cwd=folder, env=environment(folder.parent), stdout=out, stderr=err,
-                start_new_session=True,
-            )  # fmt: skip
 
-    @property
-    def out(self) -> str:
-        return self._out.read_text()
+@pytest.fixture(autouse=True)
+def nothing_is_left_running():
+    with none_left(STARTED):
+        yield
 
-    @property
-    def err(self) -> str:
-        return self._err.read_text()
 
-    def wait(self, seconds: float = 200) -> int:
-        code = self.process.wait(seconds)
-        assert "Traceback" not in self.err, self.err
-        return code
-
-    def until(self, condition: Callable[[], bool], seconds: float = 120) -> bool:
-        """Wait for a condition; False if the process ended before."""
-        deadline = time.monotonic() + seconds
-        while not condition():
-            if self.process.poll() is not None:
-                return False
-            assert time.monotonic() < deadline, (self.out, self.err)
-            time.sleep(0.0005)
-        return True
-
-    def has_said(self, *starts: str) -> Callable[[], bool]:
-        return lambda: any(line.startswith(starts) for line in self.out.splitlines())
+def start(folder: Path, images: Path, *more: object, is_fresh: bool = False) -> Life:
+    STARTED.append(Life(command(images, *more), folder, environment(folder.parent), is_fresh))
+    return STARTED[-1]
 
 
 def read(path: Path) -> dict:
@@ -113,7 +91,7 @@ def scalars_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags if tag.split("/")[1] not in TIMES}
 
 
-def require_equal(whole: Path, cut: Path) -> None:
+def require_equal(whole: Path, cut: Path, epochs: int = EPOCHS) -> None:
     """The same weights, optimizer, history, best model, lines and TensorBoard curves."""
     one, two = (read(folder / "ckpt/last.pt") for folder in (whole, cut))
     for content in (one, two):
@@ -128,39 +106,55 @@ def require_equal(whole: Path, cut: Path) -> None:
     assert lines_of(whole) == lines_of(cut)
     curves = scalars_of(whole), scalars_of(cut)
     assert curves[0] == curves[1]
-    assert len(curves[0]["epoch/val_loss"]) == EPOCHS
+    assert len(curves[0]["epoch/val_loss"]) == epochs
     assert not list(cut.glob("*/.*")), "temporary files or locks were left"
+
+
+def undisturbed(images: Path, folder: Path, epochs: int) -> Path:
+    """The run that nothing happened to."""
+    life = start(folder, images, "--num_workers", 0, "--num_epochs", epochs, is_fresh=True)
+    assert life.wait() == 0, life.err
+    assert len(lines_of(life.folder)) == epochs + 3 * epochs // 2
+    assert len({line["learning_rate"] for line in lines_of(life.folder)}) > 1  # the plateau's history mattered
+    assert max(line["epoch"] for line in lines_of(life.folder)) == epochs
+    return life.folder
 
 
 @pytest.fixture(scope="module")
 def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing happened to."""
-    life = Life(tmp_path_factory.mktemp("whole") / "run", images, "--num_workers", 0)
-    assert life.wait() == 0, life.err
-    assert len(lines_of(life.folder)) == EPOCHS + 3 * EPOCHS // 2
-    assert len({line["learning_rate"] for line in lines_of(life.folder)}) > 1  # the plateau's history mattered
-    assert max(line["epoch"] for line in lines_of(life.folder)) == EPOCHS
-    return life.folder
+    return undisturbed(images, tmp_path_factory.mktemp("whole") / "run", EPOCHS)
 
 
 def instants(life: Life, draw: random.Random) -> dict[str, Callable[[], object]]:
-    """Ways to wait for an instant: spread over time, and within what is too short to be met by chance."""
+    """Ways to wait for an instant: spread over time, and within what is too short to be met by chance.
 
-    def after(seconds: float) -> None:
+    They go by steps rather than by seconds, so that a quick machine does not come to the end of its run before them.
+    """
+
+    def steps() -> int:
+        return max((int(path.stem.removeprefix("step_")) for path in life.ckpt.glob("step_*.pt")), default=0)
+
+    def begun() -> int:
         life.until(life.has_said("device:"))
-        time.sleep(draw.uniform(0, seconds))
+        return steps()
+
+    def at_any_time() -> None:
+        wanted = begun() + 2 * draw.randrange(3)  # every second step is saved
+        life.until(lambda: steps() >= wanted)
+        time.sleep(draw.uniform(0, 0.2))
+
+    def early() -> None:
+        begun()
+        time.sleep(draw.uniform(0, 0.5))
 
     def while_writing(name: str) -> None:
-        life.until(life.has_said("device:"))
-        patience = time.monotonic() + 1.5  # a better model may never come
-        life.until(lambda: any(life.ckpt.glob(f".{name}.*.tmp")) or time.monotonic() > patience)
+        patience = begun() + 6  # a better model may never come
+        life.until(lambda: any(life.ckpt.glob(f".{name}.*.tmp")) or steps() >= patience, every=0.0005)
         time.sleep(draw.uniform(0, 0.01))
 
     def in_validation() -> None:
-        life.until(life.has_said("device:"))
-        seen = {path.name for path in life.ckpt.glob("step_*.pt")}
-        ends = {f"step_{step:08d}.pt" for step in range(6, 3 * EPOCHS, 6)} - seen  # saved, and then validated
-        life.until(lambda: any((life.ckpt / name).exists() for name in ends))
+        end = 6 * (begun() // 6 + 1)  # saved, and then validated
+        life.until(lambda: steps() >= end)
         time.sleep(draw.uniform(0, 0.05))
 
     def in_preparation() -> None:
@@ -168,8 +162,8 @@ def instants(life: Life, draw: random.Random) -> dict[str, Callable[[], object]]
         time.sleep(draw.uniform(0, 0.4))
 
     return {
-        "any": lambda: after(1.5),
-        "early": lambda: after(0.5),
+        "any": at_any_time,
+        "early": early,
         "checkpoint": lambda: while_writing("step_*"),
         "best model": lambda: while_writing("best_model.pt"),
         "validation": in_validation,
@@ -177,11 +171,12 @@ def instants(life: Life, draw: random.Random) -> dict[str, Callable[[], object]]
     }
 
 
-def kill_often(images: Path, folder: Path, kills: int, seed: int) -> None:
+def kill_often(images: Path, folder: Path, kills: int, epochs: int, is_fresh: bool) -> None:
     """Start, kill and start again, then let the run come to its end."""
-    draw, groups, seen = random.Random(seed), [], []
+    draw, groups, seen = random.Random(kills), [], []
     while len(groups) < kills:
-        life = Life(folder, images, "--num_workers", 2 * (len(groups) % 2))
+        more = ("--num_workers", 2 * (len(groups) % 2), "--num_epochs", epochs)
+        life = start(folder, images, *more, is_fresh=is_fresh)
         kinds = instants(life, draw)
         kind = ("any", "checkpoint", "validation", "early", "best model", "any", "preparation")[len(groups) % 7]
         kinds[kind]()
@@ -194,8 +189,8 @@ def kill_often(images: Path, folder: Path, kills: int, seed: int) -> None:
         (os.kill if draw.random() < 0.5 else os.killpg)(life.process.pid, signal.SIGKILL)
         assert life.wait() == -signal.SIGKILL
         groups.append(life.process.pid)
-    assert len(set(seen)) >= 5, seen
-    life = Life(folder, images, "--num_workers", 0)
+    assert len(set(seen)) == 6, seen
+    life = start(folder, images, "--num_workers", 0, "--num_epochs", epochs, is_fresh=is_fresh)
     assert life.wait() == 0, life.err
     deadline = time.monotonic() + 15
     for group in groups:
@@ -206,31 +201,39 @@ def kill_often(images: Path, folder: Path, kills: int, seed: int) -> None:
             pytest.fail("workers outlived their parent")
 
 
-def test_twenty_kills_at_any_instant_change_nothing(images, whole, tmp_path):
-    kill_often(images, tmp_path / "run", kills=20, seed=1)
-    require_equal(whole, tmp_path / "run")
+@pytest.mark.parametrize(
+    ("kills", "epochs"),
+    [
+        (7, EPOCHS),  # each kind of instant
+        pytest.param(20, 40, marks=pytest.mark.slow),
+        pytest.param(100, 160, marks=[pytest.mark.slow, pytest.mark.timeout(3000)]),
+    ],
+)
+def test_kills_at_any_instant_change_nothing(images, whole, tmp_path, kills, epochs):
+    kill_often(images, tmp_path / "run", kills, epochs, is_fresh=epochs != EPOCHS)
+    if epochs != EPOCHS:
+        whole = undisturbed(images, tmp_path / "whole", epochs)
+    require_equal(whole, tmp_path / "run", epochs)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3000)
-def test_a_hundred_kills_change_nothing(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules[__name__], "EPOCHS", 160)
-    whole = Life(tmp_path / "whole", images, "--num_workers", 0)
-    assert whole.wait() == 0, whole.err
-    kill_often(images, tmp_path / "run", kills=100, seed=2)
-    require_equal(whole.folder, tmp_path / "run")
+BRIEF = [
+    (signal.SIGUSR1, "validation"),
+    (signal.SIGTERM, "checkpoint"),
+    (signal.SIGINT, "any"),
+    (signal.SIGTERM, "preparation"),
+]
+LONG = [(signal.SIGTERM, "any"), *BRIEF[:2], (signal.SIGINT, "validation"), *BRIEF[2:]]
 
 
-def test_signals_of_schedulers_stop_the_run_so_that_it_goes_on(images, whole, tmp_path):
+@pytest.mark.parametrize("signals", [BRIEF, pytest.param(LONG, marks=pytest.mark.slow)], ids=["brief", "long"])
+def test_signals_of_schedulers_stop_the_run_so_that_it_goes_on(images, whole, tmp_path, signals):
     draw = random.Random(3)
-    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGTERM)
-    for number, sent in enumerate(signals):
-        life = Life(tmp_path / "run", images, "--num_workers", 2 * (number % 2))
-        kind = ("any", "validation", "checkpoint", "validation", "preparation")[number]
+    for number, (sent, kind) in enumerate(signals):
+        life = start(tmp_path / "run", images, "--num_workers", 2 * (number % 2), is_fresh=signals is LONG)
         instants(life, draw)[kind]()
         began = time.monotonic()
         os.killpg(life.process.pid, sent)
-        if number == 2:  # as coreutils' timeout does
+        if kind == "checkpoint":  # twice, as coreutils' timeout does
             with suppress(ProcessLookupError):
                 os.killpg(life.process.pid, sent)
         code = life.wait(60)
@@ -242,7 +245,7 @@ def test_signals_of_schedulers_stop_the_run_so_that_it_goes_on(images, whole, tm
         else:
             assert f"stopped by {name} in epoch " in life.err
             assert "the same command goes on from there" in life.err
-    life = Life(tmp_path / "run", images, "--num_workers", 0)
+    life = start(tmp_path / "run", images, "--num_workers", 0)
     assert life.wait() == 0, life.err
     assert "going on with" in life.out
     require_equal(whole, tmp_path / "run")
@@ -251,7 +254,7 @@ def test_signals_of_schedulers_stop_the_run_so_that_it_goes_on(images, whole, tm
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc")
 def test_a_signal_while_libraries_are_loaded_ends_the_command_at_once(images, tmp_path):
     for sent, code in ((signal.SIGTERM, 75), (signal.SIGINT, 130)):
-        life = Life(tmp_path / "run", images)
+        life = start(tmp_path / "run", images, is_fresh=True)
         maps = Path(f"/proc/{life.process.pid}/maps")
         assert life.until(lambda maps=maps: "libtorch" in maps.read_text())
         life.process.send_signal(sent)
@@ -260,32 +263,13 @@ def test_a_signal_while_libraries_are_loaded_ends_the_command_at_once(images, tm
         assert not (tmp_path / "run/ckpt").exists()
 
 
-@contextmanager
-def small_disk(folder: Path):
-    """A file system of a few MiB at ``folder``; what is given to the yielded function becomes its size in MiB."""
-
-    def resize(mebibytes: int) -> None:
-        options = f"remount,size={mebibytes}m"
-        subprocess.run(["mount", "-o", options, str(folder)], check=True, timeout=20)
-
-    folder.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True)
-    if made.returncode:
-        pytest.skip("no file system can be mounted here, so there is no disk to fill")
-    try:
-        yield resize
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True, timeout=20)
-
-
-def test_a_full_disk_leaves_the_last_good_state(images, whole, tmp_path):
-    if not shutil.which("mount"):
-        pytest.skip("there is no mount, so there is no disk to fill")
-    with small_disk(tmp_path / "run") as resize:
+@pytest.mark.parametrize("sizes", [(4, 12), pytest.param((4, 8, 12), marks=pytest.mark.slow)])
+def test_a_full_disk_leaves_the_last_good_state(images, whole, tmp_path, sizes):
+    with small_disk(tmp_path / "run", sizes[0]) as resize:
         steps = []
-        for mebibytes in (4, 8, 12):  # a state takes 4.3 MiB, the best model 1.5
+        for mebibytes in sizes:  # a state takes 4.3 MiB, the best model 1.5
             resize(mebibytes)
-            life = Life(tmp_path / "run", images)
+            life = start(tmp_path / "run", images)
             assert life.wait() == 1, (mebibytes, life.out, life.err)
             assert "cannot be written" in life.err
             assert "run the same command again" in life.err
@@ -294,23 +278,34 @@ def test_a_full_disk_leaves_the_last_good_state(images, whole, tmp_path):
         assert steps == sorted(steps)
         assert steps[-1] > 0  # the last disk had room for a state
         resize(64)
-        life = Life(tmp_path / "run", images)
+        life = start(tmp_path / "run", images)
         assert life.wait() == 0, life.err
         require_equal(whole, tmp_path / "run")
 
 
 @pytest.fixture
-def finished(images, tmp_path, monkeypatch, capfd):
-    """A small finished run with three states, and a function that runs its command again in this process."""
+def run_here(images, tmp_path, monkeypatch, capfd):
+    """Run the command in this process: its exit code, standard output and standard error."""
     from sat_vg.backbone_finetuning.train import main
 
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
 
-    def run() -> tuple[int, str, str]:
+    def run(folder: Path, *more: object) -> tuple[int, str, str]:
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
         capfd.readouterr()
-        code = main(command(images, "--num_epochs", 2, "--save_every_steps", 1, "--max_checkpoints", 3)[3:])
+        code = main(command(images, *more)[3:])
         return (code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def finished(run_here, tmp_path):
+    """A small finished run with three states, and a function that runs its command again."""
+
+    def run() -> tuple[int, str, str]:
+        return run_here(tmp_path, "--num_epochs", 2, "--save_every_steps", 1, "--max_checkpoints", 3)
 
     assert run()[0] == 0
     shutil.copytree("ckpt", "kept")
@@ -324,11 +319,16 @@ def put_back() -> None:
     Path("ckpt/last.pt").hardlink_to("ckpt/step_00000006.pt")
 
 
-def test_a_last_state_that_is_cut_or_altered_gives_way_to_the_one_before(finished):
+@pytest.mark.parametrize(
+    ("cuts", "flips"),
+    [((0, 4, 9), (0, 5)), pytest.param(range(10), (0, 3, 10), marks=pytest.mark.slow)],
+    ids=["some", "each tenth"],
+)
+def test_a_last_state_that_is_cut_or_altered_gives_way_to_the_one_before(finished, cuts, flips):
     whole = Path("kept/step_00000006.pt").read_bytes()
     want = [read(Path("kept") / name) for name in ("step_00000006.pt", "best_model.pt")]
-    damages = [whole[: len(whole) * tenth // 10] for tenth in range(10)]
-    for place in (0, len(whole) // 3, len(whole) - 10):
+    damages = [whole[: len(whole) * tenth // 10] for tenth in cuts]
+    for place in ((len(whole) - 10) * tenth // 10 for tenth in flips):
         damages.append(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
     for number, damage in enumerate(damages):
         put_back()
@@ -358,20 +358,18 @@ def test_without_a_sound_state_the_way_out_is_named(finished):
         assert part in err, part
 
 
-def test_two_runs_in_one_folder_are_refused_and_a_dead_one_is_not(images, tmp_path):
-    first = Life(tmp_path / "run", images, "--num_workers", 2, "--num_epochs", 400)
+def test_two_runs_in_one_folder_are_refused_and_a_dead_one_is_not(images, run_here, tmp_path):
+    first = start(tmp_path / "run", images, "--num_workers", 2, "--num_epochs", 400)
     assert first.until(lambda: (first.ckpt / "last.pt").exists())
     lines = (tmp_path / "run/logs/metrics.jsonl").read_text().splitlines()
-    refused = subprocess.run(
-        command(images, "--num_epochs", 400), cwd=tmp_path / "run", env=environment(tmp_path), stderr=subprocess.PIPE
-    )
-    assert refused.returncode == 2, refused.stderr
-    assert b"is in use by another run" in refused.stderr
-    assert f"process {first.process.pid} on ".encode() in refused.stderr
+    code, _, err = run_here(tmp_path / "run", "--num_epochs", 400)
+    assert code == 2, err
+    assert "is in use by another run" in err
+    assert f"process {first.process.pid} on " in err
     assert first.process.poll() is None
     first.process.kill()  # the parent alone: its workers shall not keep the lock
     first.process.wait()
-    second = Life(tmp_path / "run", images, "--num_epochs", 400)
+    second = start(tmp_path / "run", images, "--num_epochs", 400)
     assert second.until(second.has_said("going on with"))
     second.process.send_signal(signal.SIGTERM)
     assert second.wait(60) == 75
@@ -379,20 +377,20 @@ def test_two_runs_in_one_folder_are_refused_and_a_dead_one_is_not(images, tmp_pa
     assert (tmp_path / "run/logs/metrics.jsonl").read_text().splitlines()[: len(lines)] == lines
 
 
-def test_folders_that_cannot_be_written_fail_before_training(images, tmp_path):
+def test_folders_that_cannot_be_written_fail_before_training(run_here, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "ckpt").write_text("a file in place of the folder")
-    life = Life(folder, images)
-    assert life.wait() == 2
-    assert "ckpt' cannot be written to" in life.err
-    assert "--checkpoint_dir DIR" in life.err
-    assert "phases:" not in life.out
+    code, out, err = run_here(folder)
+    assert code == 2, err
+    assert "ckpt' cannot be written to" in err
+    assert "--checkpoint_dir DIR" in err
+    assert "phases:" not in out
 
 
 def test_saving_often_changes_nothing(images, whole, tmp_path):
     often = ("--save_every_steps", 1, "--save_every_minutes", 1e-9, "--save_frequency", 1, "--max_checkpoints", 1)
-    life = Life(tmp_path / "run", images, *often)
+    life = start(tmp_path / "run", images, *often)
     assert life.wait() == 0, life.err
     names = sorted(path.name for path in life.ckpt.iterdir())
     assert names == ["best_model.pt", "last.pt", f"step_{3 * EPOCHS:08d}.pt"]

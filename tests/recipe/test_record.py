@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import COLOURS
+from conftest import COLOURS, TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.recipe
@@ -30,7 +30,7 @@ def test_tensorboards_own_reader_finds_everything(train_here, class_folders):
     of_steps = ("train_loss", "learning_rate", "gradient_norm", "images_per_second")
     stages = ("stem", "layer1", "layer2", "layer3", "layer4", "head")
     classes = ("<script>alert(1)\\n", "field", "town")
-    results = ("val_accuracy", "val_loss", "best_epoch")
+    results = ("val_accuracy", "val_loss", "macro_f1", "best_epoch")
     assert scalars == {
         *(f"epoch/{name}" for name in names),
         *(f"step/{name}" for name in of_steps),
@@ -94,7 +94,7 @@ def test_tensorboard_tells_what_the_run_is_and_shows_the_best_model(train_here, 
 
 
 def test_a_run_of_one_epoch_has_no_curves_and_a_second_one_moves_all_of_it_aside(train_here, class_folders):
-    options = ("--dataset_path", class_folders, "--num_epochs", 1)
+    options = (*TINY, "--dataset_path", class_folders, "--num_epochs", 1)
     logs = train_here(*options).folder / "logs"
     assert not (logs / "learning_curves.png").exists()
     first = {path.name for path in logs.iterdir()}
@@ -107,8 +107,8 @@ def test_a_run_of_one_epoch_has_no_curves_and_a_second_one_moves_all_of_it_aside
 
 
 def test_what_is_shown_of_a_run_is_the_same_after_an_interruption(train_here, class_folders):
-    options = ("--dataset_path", class_folders, "--save_every_steps", 3, "--max_checkpoints", 9, "--num_epochs", 3,
-               "--ema_decay", 0.5)  # fmt: skip
+    options = (*TINY, "--dataset_path", class_folders, "--save_every_steps", 3, "--max_checkpoints", 9,
+               "--num_epochs", 3, "--ema_decay", 0.5)  # fmt: skip
     whole = train_here(*options)
     assert whole.code == 0, whole.err
     want, lines = shown_in(whole), [{**line, "seconds": 0, "images_per_second": 0} for line in whole.lines]

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -9,12 +10,12 @@ import time
 
 import pytest
 import torch
-from conftest import environment, train_command
+from conftest import TINY, environment, train_command
 
 pytestmark = pytest.mark.recipe
 
 # Stages before the last are frozen, and two versions of each image take turns.
-VIEWS = ("--strategy", "last_layers", "--cached_views", 2, "--num_epochs", 5, "--mixed_precision", "false",
+VIEWS = (*TINY, "--strategy", "last_layers", "--cached_views", 2, "--num_epochs", 5, "--mixed_precision", "false",
          "--early_stopping_patience", 0)  # fmt: skip
 
 
@@ -36,7 +37,7 @@ def test_stored_features_change_nothing(train_here, class_folders, tmp_path):
     assert list((tmp_path / "cache").rglob("features.bin"))
     without = train_here(*data, *VIEWS, "--cache", "off", folder="without")
     same_results(with_it, without)
-    other = train_here(*data, *VIEWS[:3], 3, *VIEWS[4:], folder="other")
+    other = train_here(*data, *VIEWS, "--cached_views", 3, folder="other")
     assert [line["train_loss"] for line in other.epochs] != [line["train_loss"] for line in with_it.epochs]
 
 
@@ -76,7 +77,7 @@ def test_kills_while_features_are_stored_and_used(class_folders, tmp_path):
 
 
 def test_the_profile_accounts_for_the_run(train_here, class_folders):
-    run = train_here("--dataset_path", class_folders, "--profile", "true")
+    run = train_here(*TINY, "--dataset_path", class_folders, "--profile", "true")
     assert run.code == 0, run.err
     for name in ("wait for data", "copy and mix", "forward", "backward", "optimizer", "validation", "checkpoint"):
         assert name in run.out
@@ -88,13 +89,13 @@ def test_the_profile_accounts_for_the_run(train_here, class_folders):
         assert event["ts"] >= ends - 1  # one after the other, in microseconds
         ends = event["ts"] + event["dur"]
     assert (run.folder / "logs/profile.txt").read_text().strip() in run.out
-    plain = train_here("--dataset_path", class_folders, folder="plain")
+    plain = train_here(*TINY, "--dataset_path", class_folders, folder="plain")
     assert [line["train_loss"] for line in plain.epochs] == [line["train_loss"] for line in run.epochs]
     assert not (plain.folder / "logs/profile.txt").exists()
 
 
 def test_a_batch_size_that_is_found_is_kept_on_going_on(train_here, class_folders):
-    data = ("--dataset_path", class_folders, "--batch_size", "auto")
+    data = (*TINY, "--dataset_path", class_folders, "--batch_size", "auto")
     first = train_here(*data, "--num_epochs", 2)
     assert first.code == 0, first.err
     assert "batch_size: 2 (20 steps an epoch)" in first.out
@@ -105,9 +106,10 @@ def test_a_batch_size_that_is_found_is_kept_on_going_on(train_here, class_folder
     assert "has finished" in again.out
 
 
-# Reaches the limit in the first step: then there is only so much more address space than before it.
+# Reaches the limit in the first step: then there is only so much more address space than before it. How much a step
+# takes depends on versions and processors: from far too little to enough, each in a process of its own.
 WITH_LITTLE_MEMORY = """
-import resource, sys
+import os, resource, sys
 from pathlib import Path
 from sat_vg.backbone_finetuning import recipe, train
 
@@ -116,37 +118,42 @@ sound = recipe.fit
 def fit(*arguments):
     status = Path("/proc/self/status").read_text()
     size = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmSize")) * 2**10
-    resource.setrlimit(resource.RLIMIT_AS, (size + int(sys.argv[1]) * 2**20, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (size + mebibytes * 2**20, resource.RLIM_INFINITY))
     return sound(*arguments)
 
 recipe.fit = fit
-sys.exit(train.main(sys.argv[2:]))
+for mebibytes in (20, 400, 640, 1000):
+    if not os.fork():
+        code = train.main(sys.argv[1:])
+        sys.stdout.flush()
+        os._exit(code)
+    code = os.waitstatus_to_exitcode(os.wait()[1])
+    for stream in (sys.stdout, sys.stderr):
+        print(f"with {mebibytes} MiB: exit code {code}", file=stream, flush=True)
+    if code == 0:
+        break
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits address space")
 def test_too_little_memory_halves_the_parts_and_goes_on(class_folders, tmp_path):
-    def run(folder, mebibytes, *more):
-        arguments = train_command(
-            tmp_path / folder, "--dataset_path", class_folders, "--image_size", 224, "--batch_size", 27,
-            "--num_epochs", 1, "--keep_freed_memory", "false", "--cache", "off", *more,
-        )[3:]  # fmt: skip
-        return subprocess.run(
-            [sys.executable, "-c", WITH_LITTLE_MEMORY, str(mebibytes), *arguments], capture_output=True, text=True,
-            env=environment(tmp_path), cwd=tmp_path, timeout=200,
-        )  # fmt: skip
-
-    # How much a step takes depends on versions and processors: try from too little to enough.
-    for mebibytes in (250, 350, 450, 600, 800, 1100):
-        done = run("some", mebibytes)
-        if done.returncode == 0:
-            break
+    arguments = train_command(
+        tmp_path / "run", "--dataset_path", class_folders, "--image_size", 224, "--batch_size", 27,
+        "--num_epochs", 1, "--keep_freed_memory", "false", "--cache", "off",
+    )[3:]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_LITTLE_MEMORY, *arguments], capture_output=True, text=True,
+        env=environment(tmp_path), cwd=tmp_path,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "the memory is too small for 27 images at once: going on with 13" in done.stdout
-    state = torch.load(tmp_path / "some/ckpt/last.pt", weights_only=True)["state"]
+    out, err = (
+        re.split(r"^with \d+ MiB: exit code (.*)\n", s, flags=re.MULTILINE) for s in (done.stdout, done.stderr)
+    )
+    codes = out[1::2]  # between the first and the last a native library may also have crashed
+    assert (codes[0], codes[-1]) == ("1", "0"), (done.stdout, done.stderr)
+    assert "the memory is too small for a step" in err[0]
+    assert "Traceback" not in err[0] + err[-3]
+    assert "the memory is too small for 27 images at once: going on with 13" in out[-3]
+    state = torch.load(tmp_path / "run/ckpt/last.pt", weights_only=True)["state"]
     assert 1 <= state["micro_batch_size"] <= 13
     assert state["step"] == 1
-    none = run("none", 20)
-    assert none.returncode == 1, none.stdout
-    assert "the memory is too small for a step" in none.stderr
-    assert "Traceback" not in none.stderr

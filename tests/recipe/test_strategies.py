@@ -1,8 +1,18 @@
 """Strategies and the moving average in real runs of the training command."""
 
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+
 import pytest
 import torch
+import torchvision
+from conftest import SHARED, environment, train_command
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils._pytree import tree_leaves
 
 from sat_vg.backbone_finetuning.engine.linear_probe import solve_linear_probe
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
@@ -103,3 +113,217 @@ def test_a_strategy_that_does_not_fit_is_refused_before_the_data_are_read(class_
     assert run.code == 2
     assert "last_layers = 9: this backbone has 5 stages: stem, layer1" in run.err
     assert "Traceback" not in run.err
+
+
+class PressesKeys:
+    """A terminal at which a signal is sent the moment a line begins with what is waited for."""
+
+    def __init__(self, terminal, waited_for):
+        self.terminal, self.waited_for = terminal, waited_for
+
+    def write(self, text):
+        if text.startswith(self.waited_for):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return self.terminal.write(text)
+
+    def __getattr__(self, name):
+        return getattr(self.terminal, name)
+
+
+SMALL = ("--backbone", "shufflenet_v2_x0_5", "--micro_batch_size", 3, "--learning_rate", 3e-3, "--dropout", 0.3)
+TIMES = {"seconds", "images_per_second"}
+
+
+def lines_of(run):
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in run.lines]
+
+
+def require_equal(whole, cut):
+    """The same weights, optimizer, history, best model and lines, to the bit."""
+    for name, parts in (
+        ("last.pt", ("network", "optimizer", "average", "origin")),
+        ("best_model.pt", ("state_dict", "metrics")),
+    ):
+        one, two = (torch.load(run.folder / "ckpt" / name, weights_only=True) for run in (whole, cut))
+        for part in parts:
+            pairs = zip(tree_leaves(one[part]), tree_leaves(two[part]), strict=True)
+            assert all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs), (name, part)
+        if name == "last.pt":
+            assert one["state"] | {"train_seconds": 0} == two["state"] | {"train_seconds": 0}
+            assert one["origin"]
+    assert lines_of(whole) == lines_of(cut)
+
+
+# The first epoch of each phase has just been told; the mixing begins; it is done, and what follows it is not.
+MIXING = ["phase wise_ft: "]
+SIX_PHASES = [f"epoch {number:3d}/13" for number in (*range(1, 13, 2), 12)]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "waits"),
+    [
+        (
+            ("progressive", "--phase_epochs", "2,2,2", "--learning_rate", 2e-3),
+            [f"epoch {n:3d}/7" for n in (1, 3, 5, 6)] + MIXING,
+        ),
+        pytest.param(("progressive", "--num_epochs", 12), SIX_PHASES + MIXING, marks=pytest.mark.slow),
+        pytest.param(
+            ("lp_ft", "--num_epochs", 2),
+            ["exact linear probe", *(f"epoch {n:3d}/4" for n in (1, 2, 3)), *MIXING],
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["three", "six", "lp_ft"],
+)
+def test_stopped_in_each_phase_it_ends_in_the_same_bits(class_folders, train_here, monkeypatch, strategy, waits):
+    given = ("--dataset_path", class_folders, *SMALL, "--num_epochs", 6, "--strategy", *strategy, "--ema_decay", 0.5,
+             "--wise_ft", "true", "--early_stopping_metric", "val_loss", "--early_stopping_patience", 0)  # fmt: skip
+    whole = train_here(*given, folder="whole")
+    assert whole.code == 0, whole.err
+    phases = []
+    for waited_for in waits:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", PressesKeys(sys.stdout, waited_for))
+            stopped = train_here(*given, folder="cut")
+        assert stopped.code == 75, (waited_for, stopped.err)
+        phases.append(torch.load(stopped.folder / "ckpt/last.pt", weights_only=True)["state"]["phase"])
+    assert set(phases) == set(range(len({line["phase"] for line in whole.epochs})))
+    cut = train_here(*given, folder="cut")
+    assert cut.code == 0, cut.err
+    require_equal(whole, cut)
+    # A mixture that would be another one if it were mixed again.
+    assert strategy[0] == "lp_ft" or 0 < whole.epochs[-1]["wise_ft_share"] < 1
+
+
+KILLED = """
+import os, signal, sys
+from sat_vg.backbone_finetuning.train import main
+
+class Terminal:
+    def write(self, text):
+        if text.startswith(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return sys.__stdout__.write(text)
+
+    def flush(self):
+        sys.__stdout__.flush()
+
+sys.stdout = Terminal()
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+def test_killed_in_each_phase_it_ends_in_the_same_bits(class_folders, train, tmp_path):
+    given = ("--dataset_path", class_folders, *SMALL, "--num_epochs", 12, "--strategy", "progressive",
+             "--ema_decay", 0.5, "--wise_ft", "true", "--early_stopping_metric", "val_loss",
+             "--early_stopping_patience", 0, "--save_every_steps", 1)  # fmt: skip
+    whole = train(*given, folder="whole")
+    assert whole.code == 0, whole.err
+    phases = set()
+    for waited_for in SIX_PHASES + MIXING:
+        command = [sys.executable, "-c", KILLED, waited_for, *train_command(tmp_path / "cut", *given)[3:]]
+        killed = subprocess.run(command, env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        phases.add(torch.load(tmp_path / "cut/ckpt/last.pt", weights_only=True)["state"]["phase"])
+    assert phases == set(range(6))  # while the weights are mixed nothing is saved
+    cut = train(*given, folder="cut")
+    assert cut.code == 0, cut.err
+    require_equal(whole, cut)
+
+
+def test_wise_ft_chooses_between_the_start_and_the_end_of_the_last_phase(class_folders, train_here):
+    given = (*flags(class_folders, *SMALL), "--strategy", "lp_ft", "--max_checkpoints", 9)
+    plain = train_here(*given, folder="plain")
+    mixed = train_here(*given, "--wise_ft", "true", folder="mixed")
+    assert mixed.code == 0, mixed.err
+    assert [line["phase"] for line in mixed.epochs] == ["linear_probe", "full", "full", "full", "wise_ft"]
+    same = len(lines_of(plain))
+    assert lines_of(mixed)[:same] == lines_of(plain)  # what comes before is the run without
+    last = mixed.epochs[-1]
+    share = last["wise_ft_share"]
+    assert f"phase wise_ft: {share:g} of the trained weights" in mixed.out
+    start, end = (
+        torch.load(plain.folder / f"ckpt/step_{step:08d}.pt", weights_only=True)["network"]
+        for step in (0, plain.epochs[-1]["step"])
+    )
+    finished = torch.load(mixed.folder / "ckpt/last.pt", weights_only=True)["network"]
+    for name, value in finished.items():
+        if value.is_floating_point():
+            assert torch.equal(value, torch.lerp(start[name], end[name], share)), name
+    # At least as good as everything before, or else not kept.
+    best_before = max(line["val_accuracy"] for line in plain.epochs)
+    best = torch.load(mixed.best_model, weights_only=True)
+    assert best["metrics"]["val_accuracy"] == max(best_before, last["val_accuracy"])
+    assert (best["metrics"]["epoch"] == 5) == (last["val_accuracy"] >= best_before)
+    events = EventAccumulator(str(mixed.folder / "logs"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("epoch/wise_ft_share")] == [pytest.approx(share)]
+
+
+def test_a_run_from_before_wise_ft_goes_on(class_folders, train_here, monkeypatch):
+    given = flags(class_folders, *SMALL)
+    whole = train_here(*given, folder="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", PressesKeys(sys.stdout, "epoch   1/3"))
+        assert train_here(*given, folder="cut").code == 75
+    path = whole.folder.parent / "cut/ckpt/last.pt"
+    content = torch.load(path, weights_only=True)
+    del content["origin"], content["state"]["wise_ft_share"]
+    del content["config"]["wise_ft"], content["config"]["best_weights"]
+    torch.save(content, path)
+    cut = train_here(*given, folder="cut")
+    assert cut.code == 0, cut.err
+    assert lines_of(whole) == lines_of(cut)
+
+
+def test_the_trained_weights_can_be_what_is_best(class_folders, train_here):
+    given = (*flags(class_folders, *SMALL), "--num_epochs", 1, "--ema_decay", 0.9)
+    run = train_here(*given, "--best_weights", "trained", folder="trained")
+    assert run.code == 0, run.err
+    last = torch.load(run.folder / "ckpt/last.pt", weights_only=True)
+    best = torch.load(run.best_model, weights_only=True)["state_dict"]
+    assert all(torch.equal(best[name], last["network"][name]) for name in last["average"])
+    assert not all(torch.equal(best[name], value) for name, value in last["average"].items())
+    # The average itself is the one that would have been validated.
+    other = train_here(*given, "--best_weights", "average", folder="average")
+    averaged = torch.load(other.best_model, weights_only=True)["state_dict"]
+    assert all(torch.equal(averaged[name], value) for name, value in last["average"].items())
+
+
+def test_lp_ft_trains_everything_but_the_statistics_that_its_head_was_fitted_with(class_folders, train_here):
+    torch.manual_seed(0)
+    pretrained = torchvision.models.shufflenet_v2_x0_5(num_classes=7)
+    pretrained.train()(torch.randn(64, 3, 32, 32) * 2 + 1)  # statistics other than those of the images here
+    torch.save(pretrained.state_dict(), class_folders / "weights.pth")
+    weights = ("--pretrained", "true", "--weights", class_folders / "weights.pth")
+    start = pretrained.state_dict()
+    for strategy, keeps in (("lp_ft", True), ("full", False)):
+        run = train_here(*flags(class_folders, *SMALL, *weights), "--strategy", strategy, folder=strategy)
+        assert run.code == 0, run.err
+        finished = torch.load(run.folder / "ckpt/last.pt", weights_only=True)["network"]
+        statistics = [name for name in finished if ".running_" in name]
+        assert len(statistics) > 50
+        assert all(torch.equal(finished[name], start[name]) for name in statistics) is keeps
+        trained = ("conv1.0.weight", "conv1.1.weight", "conv1.1.bias", "conv5.0.weight", "conv5.1.weight")
+        assert not any(torch.equal(finished[name], start[name]) for name in trained)
+
+
+@pytest.mark.slow
+def test_lp_ft_does_not_lose_its_probe_on_real_images(mobilenet_weights, train_here, tmp_path):
+    """Where batch norm goes by the statistics of batches, the first epoch leaves half of the probe's accuracy."""
+    archive = SHARED / "data/ucmerced.zip"
+    if not archive.exists():
+        pytest.skip(f"the real images are not at hand: no {archive}")
+    with zipfile.ZipFile(archive) as packed:
+        packed.extractall(tmp_path, [name for name in packed.namelist() if name.endswith(("0.jpg", "5.jpg"))])
+    root = next(tmp_path.glob("*/forest")).parent
+    run = train_here(
+        "--dataset_path", root, "--backbone", "mobilenet_v2", "--pretrained", "true", "--weights", mobilenet_weights,
+        "--image_size", 64, "--num_epochs", 1, "--batch_size", 32, "--strategy", "lp_ft",
+    )  # fmt: skip
+    assert run.code == 0, run.err
+    assert "336 train, 84 val" in run.out
+    probe, after = (line["val_accuracy"] for line in run.epochs)
+    assert probe > 0.5
+    assert after > probe - 0.05

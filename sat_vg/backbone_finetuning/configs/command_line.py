@@ -3,6 +3,7 @@
 import re
 from argparse import ArgumentError, RawDescriptionHelpFormatter
 from dataclasses import dataclass
+from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
@@ -11,9 +12,11 @@ from sat_vg.backbone_finetuning.configs.validation import RULES, describe_proble
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 _DESCRIPTION = """\
-Fine-tune a torchvision backbone on satellite or aerial images in class folders.
+Fine-tune a torchvision backbone on satellite or aerial images in class folders or a table.
 
   own images     %(prog)s --dataset_path DIR --backbone resnet50
+  a table        %(prog)s --dataset_path FILE.csv --backbone resnet50
+  a known set    %(prog)s --dataset eurosat --backbone resnet50
   a recipe       %(prog)s --config configs/NAME.yaml --dataset_path DIR
   look first     %(prog)s --dataset_path DIR --dry_run
   no arguments   a small run on built-in scenes, done within minutes on two CPU cores
@@ -69,7 +72,7 @@ def parse_command_line(
 ) -> TrainCommand:
     """Read the command line. ``--help`` and ``--print_config`` print and leave through ``SystemExit(0)``.
 
-    Where no ``dataset_path`` is given, the defaults are those of a run on the built-in scenes.
+    Where no ``dataset_path`` and no ``dataset`` is given, the defaults are those of a run on the built-in scenes.
 
     Raises:
         ConfigError: a flag or field is unknown (the nearest known one is named), or a value is invalid.
@@ -79,9 +82,9 @@ def parse_command_line(
     ]
     _check_names(arguments)
     parser = build_parser(prog)
-    # Whether there is a dataset_path decides the defaults, so it is looked up before the real parse.
+    # Whether images are named decides the defaults, so it is looked up before the real parse.
     asks_for_help = not {"-h", "--help"}.isdisjoint(arguments)
-    if not asks_for_help and _given_dataset_path(arguments) is None:
+    if not asks_for_help and not _names_images(arguments):
         parser.set_defaults(SCENES_DEFAULTS)
     try:
         namespace = parser.parse_args(arguments)
@@ -94,18 +97,20 @@ def parse_command_line(
     return TrainCommand(config, dry_run=bool(namespace["dry_run"]))
 
 
-def _given_dataset_path(arguments: list[str]) -> str | None:
-    """The dataset_path that flags, or else the YAML file, give."""
-    path: str | None = None
+def _names_images(arguments: list[str]) -> bool:
+    """Whether flags, or else the YAML file, give a dataset_path or a dataset."""
+    of_file: dict[str, Any] = {}
+    of_flags: dict[str, str | None] = {}
     for position, argument in enumerate(arguments):
         name, _, value = argument.partition("=")
         if not value and position + 1 < len(arguments):
             value = arguments[position + 1]
         if name == "--config":
-            path = read_yaml(value).get("dataset_path")
-        if name == "--dataset_path":
-            return None if value in ("null", "") else value
-    return path
+            of_file = read_yaml(value)
+        if name in ("--dataset_path", "--dataset"):
+            of_flags[name[2:]] = None if value in ("null", "") else value
+    given = {**of_file, **of_flags}
+    return given.get("dataset_path") is not None or given.get("dataset") is not None
 
 
 def _check_names(arguments: list[str]) -> None:

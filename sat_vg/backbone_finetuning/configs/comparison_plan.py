@@ -22,8 +22,8 @@ RECIPE_KEYS = (
 OWN_FIELDS = ("backbone", "strategy", "seed", "checkpoint_dir", "log_dir", "resume")
 # What decides which images are trained on and which are validated; the same in all cells.
 DATA_FIELDS = (
-    "dataset_path", "train_split", "val_split", "val_fraction", "num_classes", "on_bad_image", "max_bad_fraction",
-    "on_duplicates",
+    "dataset_path", "dataset", "train_split", "val_split", "val_fraction", "num_classes", "on_bad_image",
+    "max_bad_fraction", "on_duplicates",
 )  # fmt: skip
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 
@@ -188,7 +188,7 @@ def _configure(given: dict[str, Any], flags: list[str], cell: str) -> FinetuneCo
             "\nWhat goes with one strategy only belongs under settings_by_strategy in a --recipe FILE"
         )  # fmt: skip
         raise ConfigError(f"{cell}: {error}{hint}") from error
-    if config.dataset_path is None:
+    if config.dataset_path is None and config.dataset is None:
         raise ConfigError("no images to compare on: name their folder with --dataset_path DIR")
     return config
 

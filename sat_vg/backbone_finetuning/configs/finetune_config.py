@@ -17,10 +17,10 @@ from sat_vg.backbone_finetuning.utils.safe_files import write_text
 # (A device changes rounding only; the data are compared by their content, not by their path.)
 FIELDS_FREE_ON_RESUME = frozenset(
     {
-        "dataset_path", "max_bad_fraction", "on_duplicates", "device", "num_workers", "loader_timeout", "cache",
-        "cache_gib", "channels_last", "tf32", "compile", "num_threads", "keep_freed_memory", "profile",
-        "log_dir", "checkpoint_dir", "save_frequency", "save_every_steps", "save_every_minutes",
-        "max_checkpoints", "log_every", "resume",
+        "dataset_path", "dataset", "allow_outside", "max_bad_fraction", "on_duplicates", "device", "num_workers",
+        "loader_timeout", "cache", "cache_gib", "channels_last", "tf32", "compile", "num_threads",
+        "keep_freed_memory", "profile", "log_dir", "checkpoint_dir", "save_frequency", "save_every_steps",
+        "save_every_minutes", "max_checkpoints", "log_every", "resume",
     }
 )  # fmt: skip
 
@@ -58,7 +58,9 @@ for _class in (_Loader, _Dumper):
 
 
 # On the command line: names or numbers with commas between.
-LIST_FIELDS = ("unfreeze_layers", "phase_epochs")
+LIST_FIELDS = ("unfreeze_layers", "phase_epochs", "train_image_size", "bands")
+
+Augmentation = Literal["none", "basic", "satellite", "randaugment", "trivialaugment", "autoaugment", "advanced"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,13 @@ class FinetuneConfig:
 
     dataset_path: str | None = None
     """Folder with train/ and val/ class folders (test/ is optional), or one folder of class folders, which is
-    then split by seed. Unset: the built-in scenes."""
+    then split by seed; or a .csv file with the columns path and label (or labels) and maybe split. Unset: the
+    built-in scenes, unless dataset is set."""
+    dataset: str | None = None
+    """A data set that torchvision reads, by its name, such as eurosat or cifar10; dataset_path is then the folder of
+    a copy. Unset: your own images."""
+    allow_outside: bool = False
+    """A .csv file in dataset_path may name images outside its own folder."""
     train_split: str = "train"
     """Name of the training folder in dataset_path."""
     val_split: str = "val"
@@ -89,6 +97,10 @@ class FinetuneConfig:
     on_duplicates: Literal["error", "warn", "ignore"] = "error"
     """What to do with the same image in two of train, val and test: stop before training, or tell. Where val is split
     off by seed, both keep copies on one side instead. ignore: look for none."""
+    bands: tuple[int | str, ...] | None = None
+    """Read GeoTIFFs, and these bands of them, by number from 1 or by description, in the order that the model sees
+    them; with names where the files have none or others, such as red=4,green=3,blue=2,nir=8: bands named red, green
+    and blue get their colours' pre-trained weights. Needs sat_vg[geo]. Unset: 8-bit RGB."""
 
     backbone: str = "resnet50"
     """A name that `sat-vg backbones` lists, such as resnet50, vit_b_16, swin_t; or timm:NAME."""
@@ -99,6 +111,9 @@ class FinetuneConfig:
     none. Unset: torchvision's best ones for the backbone if pretrained, else none."""
     image_size: int = 224
     """Height and width in pixels of the images that the backbone sees."""
+    train_image_size: tuple[int, ...] | None = None
+    """Train at these sizes, such as 96,128, smallest first and each for an equal share of the epochs (Howard, 2018);
+    validation stays at image_size. Unset: image_size throughout."""
     freeze_early_layers: bool = False
     """Freeze all stages but those in unfreeze_layers (unset: the first half of the stages is frozen)."""
     unfreeze_layers: tuple[str, ...] | None = None
@@ -155,10 +170,29 @@ class FinetuneConfig:
     ema_decay: float = 0.0
     """Moving average of the weights and of batch norm's statistics, with this share kept in each step; it is what is
     validated and saved. 0 switches it off; try 0.99 for hundreds of steps, 0.999 for thousands."""
+    best_weights: Literal["auto", "average", "trained"] = "auto"
+    """Which weights are validated and become best_model.pt. average: the moving average of ema_decay. trained: the
+    weights themselves; the average then lies in last.pt alone. auto: the average where there is one."""
+    wise_ft: bool = False
+    """After the last phase, mix the weights that it began with and those that it ended with, in the shares that do
+    best on the validation images (Wortsman et al., 2022). Made for lp_ft, which begins with a trained head."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes (Szegedy et al., 2016)."""
+    class_weights: Literal["none", "balanced", "effective"] = "none"
+    """Factors on the classes' losses. balanced: by the inverse of their number of images (King & Zeng, 2001);
+    effective: by the inverse of the effective number (Cui et al., 2019), milder for large classes."""
+    focal_gamma: float = 0.0
+    """Exponent of focal loss, which lowers the part of images that are already right (Lin et al., 2017); 0: plain
+    cross-entropy; try 2."""
+    sampler: Literal["uniform", "weighted", "class_balanced"] = "uniform"
+    """Which images an epoch takes. uniform: each once. weighted: as many, drawn with replacement, so that all classes
+    come equally often on average. class_balanced: the classes take turns, so every batch holds as many of each."""
     use_augmentation: bool = True
-    """Flips, quarter turns, mild scale and colour changes: an overhead image has no "up"."""
+    """Change the training images at random, as augmentation says."""
+    augmentation: Augmentation = "satellite"
+    """How. satellite: mild scale and colour changes, flips and quarter turns: an overhead image has no "up". basic:
+    scale and horizontal flips. randaugment (Cubuk et al., 2020), trivialaugment (Müller & Hutter, 2021), autoaugment
+    (Cubuk et al., 2019): theirs, after scale and turns. advanced: as satellite, and affine, elastic, blur, noise."""
     cached_views: int = 0
     """Where the first stages are frozen: so many augmented versions of each image take turns, and what the frozen
     stages make of them is computed once and kept. 0: every epoch augments anew. Without augmentation it is always
@@ -171,8 +205,9 @@ class FinetuneConfig:
     """Stop after this many epochs without improvement; 0 switches it off."""
     early_stopping_min_delta: float = 0.0
     """What counts as an improvement, in units of early_stopping_metric."""
-    early_stopping_metric: Literal["val_accuracy", "val_loss"] = "val_accuracy"
-    """What early stopping, the plateau schedule and best_model.pt go by."""
+    early_stopping_metric: Literal["val_accuracy", "val_loss", "val_macro_f1", "val_map"] | None = None
+    """What early stopping, the plateau schedule and best_model.pt go by. Unset: val_accuracy; where an image can have
+    several classes val_map, their mean average precision."""
     seed: int = 0
     """Seed of the split, the order, the augmentation, the head's start and dropout."""
 
@@ -251,6 +286,11 @@ class FinetuneConfig:
             ConfigError: there is no such file, it is no YAML mapping, or a field is unknown or invalid.
         """
         return cls.from_dict(read_yaml(path))
+
+    @property
+    def augments(self) -> bool:
+        """Whether training images are changed at random."""
+        return self.use_augmentation and self.augmentation != "none"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain data (strings, numbers, booleans, lists)."""

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sat_vg.backbone_finetuning.configs.band_choice import EXAMPLE, are_bands, band_problems
+from sat_vg.backbone_finetuning.configs.image_sources import DATASET_NAMES, source_problems
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 
@@ -84,12 +86,34 @@ _EPOCHS = Rule(
     "a list of whole numbers of 1 or more, or null",
     "for example [4, 16]",
 )
+_IMAGE_SIZES = Rule(
+    lambda value: (
+        value is None
+        or (
+            isinstance(value, tuple)
+            and all(isinstance(size, int) and not isinstance(size, bool) and 16 <= size <= 4096 for size in value)
+            and 0 < len(value) == len(set(value))
+        )
+    ),
+    "a list of different whole numbers, 16 to 4096, or null",
+    "for example [96, 128]",
+)
+_BANDS = Rule(
+    are_bands,
+    "a list of bands, each a number from 1 or a description, with a name and = before it if need be, or null",
+    f"for example {EXAMPLE}",
+)
 _POSITIVE = _real("above 0", lambda value: value > 0, 3e-4)
 _NOT_NEGATIVE = _real("of 0 or more", lambda value: value >= 0, 0.0)
 _PROBABILITY = _real("from 0 up to but not including 1", lambda value: 0 <= value < 1, 0.1)
 
 RULES: dict[str, Rule] = {
     "dataset_path": _text("the folder of your images, or leave it out for the built-in scenes", or_unset=True),
+    "dataset": replace(
+        _one_of(*DATASET_NAMES, or_unset=True),
+        remedy="for example eurosat; any other data set by its folder or table in dataset_path",
+    ),
+    "allow_outside": _SWITCH,
     "train_split": _text("for example train"),
     "val_split": _text("for example val"),
     "val_fraction": _real("above 0 and below 1", lambda value: 0 < value < 1, 0.2),
@@ -97,10 +121,12 @@ RULES: dict[str, Rule] = {
     "on_bad_image": _one_of("error", "skip"),
     "max_bad_fraction": _real("from 0 to 1", lambda value: 0 <= value <= 1, 0.01),
     "on_duplicates": _one_of("error", "warn", "ignore"),
+    "bands": _BANDS,
     "backbone": _text("for example resnet50"),
     "pretrained": _SWITCH,
     "weights": _text("a torchvision name, a path, none, or null", or_unset=True),
     "image_size": _whole(16, 224, highest=4096),
+    "train_image_size": _IMAGE_SIZES,
     "freeze_early_layers": _SWITCH,
     "unfreeze_layers": _STAGES,
     "strategy": _one_of("full", "linear_probe", "last_layers", "progressive", "lp_ft", or_unset=True),
@@ -125,14 +151,20 @@ RULES: dict[str, Rule] = {
     "min_lr": _NOT_NEGATIVE,
     "gradient_clip": _NOT_NEGATIVE,
     "ema_decay": _PROBABILITY,
+    "best_weights": _one_of("auto", "average", "trained"),
+    "wise_ft": _SWITCH,
     "label_smoothing": _PROBABILITY,
+    "class_weights": _one_of("none", "balanced", "effective"),
+    "focal_gamma": _NOT_NEGATIVE,
+    "sampler": _one_of("uniform", "weighted", "class_balanced"),
     "use_augmentation": _SWITCH,
+    "augmentation": _one_of("satellite", "none", "basic", "randaugment", "trivialaugment", "autoaugment", "advanced"),
     "cached_views": _whole(0, 4),
     "mixup_alpha": _NOT_NEGATIVE,
     "cutmix_alpha": _NOT_NEGATIVE,
     "early_stopping_patience": _whole(0, 10),
     "early_stopping_min_delta": _NOT_NEGATIVE,
-    "early_stopping_metric": _one_of("val_accuracy", "val_loss"),
+    "early_stopping_metric": _one_of("val_accuracy", "val_loss", "val_macro_f1", "val_map", or_unset=True),
     "seed": _whole(0, 0),
     "device": _text("auto, cpu, cuda, cuda:0 or mps"),
     "mixed_precision": _SWITCH,
@@ -221,7 +253,8 @@ def _combinations(values: Mapping[str, Any]) -> list[str]:
             f"micro_batch_size = {micro_batch_size}: must not exceed batch_size = {values['batch_size']}; "
             "lower it or leave it out"
         )
-    return problems + _speed_problems(values)
+    problems += _speed_problems(values) + _image_problems(values)
+    return problems + source_problems(values) + band_problems(values)
 
 
 def _speed_problems(values: Mapping[str, Any]) -> list[str]:
@@ -233,8 +266,8 @@ def _speed_problems(values: Mapping[str, Any]) -> list[str]:
         )
     if values["cached_views"]:
         beside = f"cached_views = {values['cached_views']}:"
-        if not values["use_augmentation"]:
-            problems.append(f"{beside} without use_augmentation there is one version of each image; leave it out")
+        if not values["use_augmentation"] or values["augmentation"] == "none":
+            problems.append(f"{beside} without augmentation there is one version of each image; leave it out")
         for name in ("mixup_alpha", "cutmix_alpha"):
             if values[name]:
                 problems.append(
@@ -243,6 +276,48 @@ def _speed_problems(values: Mapping[str, Any]) -> list[str]:
                 )
         if values["strategy"] == "full":
             problems.append(f"{beside} strategy = 'full' freezes nothing; leave it out, or take another strategy")
+    return problems
+
+
+def _image_problems(values: Mapping[str, Any]) -> list[str]:
+    """Which images a step sees, at which size, changed how."""
+    problems = []
+    if not values["use_augmentation"] and values["augmentation"] not in ("none", "satellite"):
+        problems.append(
+            f"augmentation = {values['augmentation']!r}: has no effect while use_augmentation is false; leave one of "
+            "the two out"
+        )
+    if values["class_weights"] != "none" and values["sampler"] != "uniform":
+        problems.append(
+            f"class_weights = {values['class_weights']!r}: sampler = {values['sampler']!r} already evens the classes "
+            "out, and both would count rare classes twice; set one of them to its default, none or uniform"
+        )
+    return problems + _size_problems(values)
+
+
+def _size_problems(values: Mapping[str, Any]) -> list[str]:
+    sizes, problems = values["train_image_size"], []
+    if sizes is None:
+        return []
+    beside = f"train_image_size = {list(sizes)}:"
+    if max(sizes) > values["image_size"]:
+        problems.append(
+            f"{beside} {max(sizes)} is above image_size = {values['image_size']}, at which images are loaded and "
+            "validated; raise image_size, or leave that size out"
+        )
+    if len(sizes) > values["num_epochs"]:
+        problems.append(
+            f"{beside} {len(sizes)} sizes need as many epochs, but num_epochs = {values['num_epochs']}; name fewer"
+        )
+    if values["cached_views"]:
+        problems.append(
+            f"{beside} cached_views = {values['cached_views']} keeps what the frozen stages make of images of one "
+            "size; leave one of the two out"
+        )
+    if values["strategy"] == "linear_probe" and values["probe_solver"] == "exact":
+        problems.append(
+            f"{beside} an exact probe is solved for on images of image_size; set probe_solver to sgd, or leave it out"
+        )
     return problems
 
 
@@ -264,6 +339,16 @@ def _strategy_problems(values: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"probe_solver = {values['probe_solver']!r}: has no effect with strategy = {strategy!r}; leave it out, "
             "or set strategy to linear_probe or lp_ft"
+        )
+    if values["wise_ft"] and strategy == "linear_probe" and values["probe_solver"] == "exact":
+        problems.append(
+            "wise_ft = True: an exact probe is solved for, so there are no weights before it to mix with; leave it "
+            "out, or take another strategy, such as lp_ft"
+        )
+    if values["best_weights"] != "auto" and not values["ema_decay"]:
+        problems.append(
+            f"best_weights = {values['best_weights']!r}: has no effect while ema_decay = {values['ema_decay']} keeps "
+            "no average; leave it out, or set ema_decay, for example to 0.99"
         )
     if epochs is not None and strategy not in ("progressive", "lp_ft"):
         problems.append(

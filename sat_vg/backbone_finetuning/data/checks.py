@@ -23,7 +23,7 @@ import torchvision
 from torch import Tensor
 from tqdm import tqdm
 
-from sat_vg.backbone_finetuning.data.decoding import decode_or_reason
+from sat_vg.backbone_finetuning.data.decoding import RGB_DECODER, Decoder
 from sat_vg.backbone_finetuning.data.sources import Splits
 from sat_vg.backbone_finetuning.utils.errors import DataError, WriteError
 from sat_vg.backbone_finetuning.utils.printable import one_line
@@ -107,6 +107,7 @@ def examine_images(
     look: Callable[[Tensor], Any] | None = None,
     threads: int | None = None,
     show_progress: bool = True,
+    decoder: Decoder = RGB_DECODER,
 ) -> Examined:
     """Decode every image; report those that cannot be, and fingerprint the others.
 
@@ -118,6 +119,7 @@ def examine_images(
         look: called with every decoded image, uint8 ``[3, H, W]``, in some thread; no image is passed over then.
         threads: images decoded at a time; by default one per available core.
         show_progress: show a progress bar where stderr is a terminal.
+        decoder: how they are decoded; what one could read is no promise for another.
     """
     known = _read_record(record) if record is not None else {}
     before = len(known)
@@ -126,7 +128,7 @@ def examine_images(
     bar = tqdm(total=len(paths), desc="checking images", unit="image", disable=None if show_progress else True)
     try:
         with bar:
-            for results in run_in_order(paths, lambda path: _check(path, passed_over, look), threads):
+            for results in run_in_order(paths, lambda path: _check(path, passed_over, look, decoder), threads):
                 known.update({result.key: result.image for result in results if result.key is not None})
                 good = [result for result in results if result.bad is None]
                 examined.contents.update({result.path: result.image.content for result in good})
@@ -154,6 +156,7 @@ def require_readable(
     record: Path | None = None,
     threads: int | None = None,
     show_progress: bool = True,
+    decoder: Decoder = RGB_DECODER,
 ) -> Readable:
     """Check all images of the splits and deal with the bad ones.
 
@@ -164,6 +167,7 @@ def require_readable(
         record: see ``examine_images``.
         threads: see ``examine_images``.
         show_progress: see ``examine_images``.
+        decoder: see ``examine_images``.
 
     Returns:
         The splits without bad images, the bad images (empty unless ``policy`` is ``"skip"``), fingerprints and sizes.
@@ -173,7 +177,7 @@ def require_readable(
             would empty val or a class of train.
     """
     paths = [path for split in splits.parts for path in split.paths]
-    examined = examine_images(paths, record=record, threads=threads, show_progress=show_progress)
+    examined = examine_images(paths, record=record, threads=threads, show_progress=show_progress, decoder=decoder)
     bad, contents, sizes = examined.bad, examined.contents, examined.sizes
     if not bad:
         return Readable(splits, [], contents, sizes)
@@ -225,11 +229,11 @@ def content_of(image: Tensor) -> int:
     Two different images in a million share one with a chance of 1 in 10**7.
 
     Args:
-        image: uint8 ``[3, H, W]``.
+        image: uint8 ``[3, H, W]``, or float32 ``[C, H, W]`` in which NaN is a missing value.
     """
     pixels = image.permute(1, 2, 0).contiguous().numpy()
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=8)
-    digest.update(pixels.reshape(-1).data)
+    digest.update(pixels.reshape(-1).data)  # numbers of another type take more bytes, so none are taken for these
     return int.from_bytes(digest.digest(), "little") >> 1
 
 
@@ -257,20 +261,22 @@ def run_in_order(paths: Iterable[str], work: Callable[[str], T], threads: int | 
             yield waiting.popleft().result()
 
 
-def _check(path: str, known: Mapping[int, _Remembered], look: Callable[[Tensor], Any] | None) -> _Checked:
+def _check(
+    path: str, known: Mapping[int, _Remembered], look: Callable[[Tensor], Any] | None, decoder: Decoder
+) -> _Checked:
     # Taken before decoding: a file that changes meanwhile is then decoded again next time.
-    key = _key(path)
+    key = _key(path, decoder)
     if key is not None and key in known:
         return _Checked(path, key, known[key], None, None)
-    image = decode_or_reason(path)
+    image = decoder.read_or_reason(path)
     if isinstance(image, str):
         return _Checked(path, None, _Remembered(0, 0, 0), None, BadImage(path, image))
     seen = _Remembered(content_of(image), image.shape[1], image.shape[2])
     return _Checked(path, key, seen, look(image) if look else None, None)
 
 
-def _key(path: str) -> int | None:
-    """64 bits of a hash of path, size and time of change; None if the file cannot be looked at.
+def _key(path: str, decoder: Decoder = RGB_DECODER) -> int | None:
+    """64 bits of a hash of path, size, time of change and decoder; None if the file cannot be looked at.
 
     A million images take 8 MB as such; that a bad image passes for a known one has a chance of 1 in 10**13.
     """
@@ -281,6 +287,8 @@ def _key(path: str) -> int | None:
     text = b"\0".join(
         (os.fsencode(Path(path).absolute()), str(status.st_size).encode(), str(status.st_mtime_ns).encode())
     )
+    if decoder.key:
+        text += b"\0" + decoder.key.encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 

@@ -12,11 +12,11 @@ alpha (RGBA, LA, transparent colours)   composited on black: what is transparent
 CMYK, YCbCr                             Pillow's conversion to RGB
 EXIF (or TIFF) orientation              applied
 several frames or pages                 the first
-float, signed, 32 bits, over 4 bands    refused
+float, signed, 32 bits, over 4 bands    refused; ``geo`` reads them as they are
 ======================================  ===========================================================
 
-Pillow's and torchvision.io's Python warnings are muted in the whole process, as the filters of ``warnings``
-are not safe to swap around single calls in threads: what matters among them is an error here. Not to be
+The Python warnings of Pillow, torchvision.io and rasterio are muted in the whole process, as the filters of
+``warnings`` are not safe to swap around single calls in threads: what matters among them is an error here. Not to be
 detected are bytes altered inside a whole file of a format without checksums (JPEG, BMP, WebP, plain TIFF).
 
 What a hostile file can cost is bounded: only regular files are read (a pipe would wait for ever, a device never
@@ -34,8 +34,9 @@ import struct
 import threading
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ except ImportError:  # deprecated since torchvision 0.29 and to be removed: Pill
 
 # Pillow knows formats that start other programs (EPS) or are no images; those are never tried.
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _RGB_MODES = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LA", "PA", "RGBA", "RGBa"})
 # What Pillow's parsers let escape on damaged files.
 _PILLOW_ERRORS = (
@@ -74,14 +75,31 @@ _MAX_SCANS = 200  # encoders write about ten
 _LARGE_PIXELS = 2**24
 _LARGE_IMAGES = threading.Semaphore(1)
 
-_COPY_AGAIN = "copy or download it again, or remove it"
-_CONVERT = "convert it to 8-bit RGB (imagery of more bands needs the [geo] extra)"
+T = TypeVar("T")
+
+COPY_AGAIN = "copy or download it again, or remove it"
+_CONVERT = "convert it to 8-bit RGB"
+_NAME_BANDS = f"{_CONVERT}, or say which of its bands to read, for example --bands red=4,green=3,blue=2,nir=8"
 
 
-class _Unreadable(Exception):
+class Decoder(NamedTuple):
+    """How files become images.
+
+    Attributes:
+        read: a file's path → its image. Raises DataError.
+        read_or_reason: the same, or the reason why the file cannot be read, without its path.
+        key: what its images depend on beside the file, as a text; empty for 8-bit RGB.
+    """
+
+    read: Callable[[str], Tensor]
+    read_or_reason: Callable[[str], Tensor | str]
+    key: str = ""
+
+
+class Unreadable(Exception):
     """Why a file is no image to train on, and what can be done."""
 
-    def __init__(self, reason: str, remedy: str = _COPY_AGAIN) -> None:
+    def __init__(self, reason: str, remedy: str = COPY_AGAIN) -> None:
         super().__init__(reason)
         self.reason = reason
         self.remedy = remedy
@@ -108,9 +126,18 @@ def decode_rgb(path: str | Path) -> Tensor:
         DataError: the file is missing, empty, cut short, no image, larger than
             ``PIL.Image.MAX_IMAGE_PIXELS``, or of a pixel type that has no plain 8-bit reading.
     """
+    return read_image(path, _decode)
+
+
+def read_image(path: str | Path, decode: Callable[[BinaryIO], Tensor]) -> Tensor:
+    """What ``decode`` makes of an open file.
+
+    Raises:
+        DataError: there is no such file, or ``decode`` raises Unreadable; names file and remedy.
+    """
     try:
-        return _decode(Path(path))
-    except _Unreadable as problem:
+        return opened(path, decode)
+    except Unreadable as problem:
         raise DataError(f"cannot read the image {str(path)!r}: {problem.reason}; {problem.remedy}") from None
 
 
@@ -126,32 +153,49 @@ def why_unreadable(path: str | Path) -> str | None:
 
 def decode_or_reason(path: str | Path) -> Tensor | str:
     """The image as ``decode_rgb`` gives it, or the reason why it refuses the file, without its path."""
+    return image_or_reason(path, _decode)
+
+
+def image_or_reason(path: str | Path, decode: Callable[[BinaryIO], Tensor]) -> Tensor | str:
+    """What ``decode`` makes of an open file, or the reason why it cannot, without the file's path."""
     try:
-        return _decode(Path(path))
-    except _Unreadable as problem:
+        return opened(path, decode)
+    except Unreadable as problem:
         return problem.reason
 
 
-def _decode(path: Path) -> Tensor:
+RGB_DECODER = Decoder(decode_rgb, decode_or_reason)
+
+
+def _decode(file: BinaryIO) -> Tensor:
+    head = file.read(26)
+    file.seek(0)
+    if not head:
+        raise Unreadable("the file is empty (0 bytes)")
+    if head.startswith(b"\xff\xd8\xff"):
+        return _decode_jpeg(bytearray(file.read()))
+    return _decode_with_pillow(file, head)
+
+
+def opened(path: str | Path, use: Callable[[BinaryIO], T]) -> T:
+    """What ``use`` makes of a file that has an end and is not too large.
+
+    Raises:
+        Unreadable: there is no such file, it cannot be opened, or ``use`` says so.
+    """
     _mute_warnings()
     try:
-        with _open_regular(path) as file:
-            head = file.read(26)
-            file.seek(0)
-            if not head:
-                raise _Unreadable("the file is empty (0 bytes)")
-            if head.startswith(b"\xff\xd8\xff"):
-                return _decode_jpeg(bytearray(file.read()))
-            return _decode_with_pillow(file, head)
+        with _open_regular(Path(path)) as file:
+            return use(file)
     except FileNotFoundError:
-        raise _Unreadable("there is no such file", "check the path, and whether a link leads nowhere") from None
+        raise Unreadable("there is no such file", "check the path, and whether a link leads nowhere") from None
     except OSError as error:
         reason = f"the file cannot be opened ({error.strerror or error})"
-        raise _Unreadable(reason, "check its permissions and the disk") from None
+        raise Unreadable(reason, "check its permissions and the disk") from None
     except ValueError as error:  # a NUL in the path
-        raise _Unreadable(f"the path cannot be opened ({error})", "check the path") from None
+        raise Unreadable(f"the path cannot be opened ({error})", "check the path") from None
     except MemoryError:
-        raise _Unreadable("there is too little memory to decode it", "cut it into smaller tiles") from None
+        raise Unreadable("there is too little memory to decode it", "cut it into smaller tiles") from None
 
 
 def _open_regular(path: Path) -> BinaryIO:
@@ -163,10 +207,10 @@ def _open_regular(path: Path) -> BinaryIO:
         if not stat.S_ISREG(status.st_mode):
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            raise _Unreadable("it is a pipe, a device or the like, not a file", "remove it")
+            raise Unreadable("it is a pipe, a device or the like, not a file", "remove it")
         if status.st_size > MAX_FILE_BYTES:
             size = f"{status.st_size / 2**30:.1f} GiB, the limit is {MAX_FILE_BYTES / 2**30:g} GiB"
-            raise _Unreadable(f"the file is too large ({size})", "cut it into smaller tiles")
+            raise Unreadable(f"the file is too large ({size})", "cut it into smaller tiles")
         undo.pop_all()
         return os.fdopen(descriptor, "rb")
 
@@ -176,7 +220,7 @@ def _one_large_at_a_time(width: int, height: int) -> contextlib.AbstractContextM
     return _LARGE_IMAGES if width * height > _LARGE_PIXELS else contextlib.nullcontext()
 
 
-_MUTED = r"(PIL|torchvision\.io)(\.|$)"
+_MUTED = r"(PIL|torchvision\.io|rasterio)(\.|$)"
 warnings.filterwarnings("ignore", module=_MUTED)
 _MUTE_FILTER = warnings.filters[0]
 
@@ -192,7 +236,7 @@ def _decode_jpeg(data: bytearray) -> Tensor:
     if header is not None:
         _refuse_bomb(header.width, header.height)  # torchvision has no limit of its own
         if data.count(b"\xff\xda") > _MAX_SCANS:  # in compressed pixels an ff is never followed by da
-            raise _Unreadable(f"it is a JPEG of more than {_MAX_SCANS} scans, made to keep decoders busy")
+            raise Unreadable(f"it is a JPEG of more than {_MAX_SCANS} scans, made to keep decoders busy")
     # Versions of torchvision differ in how they turn CMYK into RGB, hence Pillow's for all.
     if decode_jpeg is not None and header is not None and header.components != 4:
         # What torchvision refuses Pillow then reads, or tells better why not.
@@ -202,7 +246,7 @@ def _decode_jpeg(data: bytearray) -> Tensor:
             return image
     # Pillow accepts a file that is cut short if anyone in the process set LOAD_TRUNCATED_IMAGES.
     if data.find(b"\xff\xd9", 2 if header is None else header.scan_start) < 0:
-        raise _Unreadable("the JPEG is cut short: its end is missing")
+        raise Unreadable("the JPEG is cut short: its end is missing")
     return _decode_with_pillow(io.BytesIO(data), bytes(data[:26]))
 
 
@@ -230,14 +274,14 @@ def _jpeg_header(data: bytearray) -> _JpegHeader | None:
 
 def _decode_with_pillow(file: BinaryIO, head: bytes) -> Tensor:
     try:
-        if head[:4] in _TIFF_MAGIC:
+        if head[:4] in TIFF_MAGIC:
             _refuse_odd_tiff(file)
         with Image.open(file, formats=_FORMATS) as image:
             image_format = image.format
             _refuse_bomb(*image.size)
             if head[:4] == b"\x89PNG" and head[24:26] == b"\x10\x02" and any(_colour_key(image)):
                 # Pillow compares the 16-bit colour with the 8-bit pixels; only black comes out right.
-                raise _Unreadable("it is a 16-bit RGB PNG with a transparent colour", _CONVERT)
+                raise Unreadable("it is a 16-bit RGB PNG with a transparent colour", _CONVERT)
             with _one_large_at_a_time(*image.size):
                 image.load()
                 with contextlib.suppress(*_PILLOW_ERRORS):  # damaged EXIF: the pixels are whole all the same
@@ -245,12 +289,12 @@ def _decode_with_pillow(file: BinaryIO, head: bytes) -> Tensor:
                 pixels = _to_rgb(image, image_format)
     except UnidentifiedImageError:
         kinds = "JPEG, PNG, TIFF, WebP, BMP or GIF"
-        raise _Unreadable(f"it is no {kinds} image, or its header is cut short or damaged") from None
+        raise Unreadable(f"it is no {kinds} image, or its header is cut short or damaged") from None
     except Image.DecompressionBombError as error:
         raise _too_large(str(error)) from None
     except _PILLOW_ERRORS as error:
         detail = (str(error).splitlines() or [""])[0] or type(error).__name__
-        raise _Unreadable(f"it is cut short or damaged ({detail})") from None
+        raise Unreadable(f"it is cut short or damaged ({detail})") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -265,8 +309,8 @@ def _refuse_bomb(width: int, height: int) -> None:
         raise _too_large(f"{width} x {height} pixels, the limit is {limit} pixels")
 
 
-def _too_large(detail: str) -> _Unreadable:
-    return _Unreadable(f"it is too large, perhaps a decompression bomb ({detail})", "cut it into smaller tiles")
+def _too_large(detail: str) -> Unreadable:
+    return Unreadable(f"it is too large, perhaps a decompression bomb ({detail})", "cut it into smaller tiles")
 
 
 def _refuse_odd_tiff(file: BinaryIO) -> None:
@@ -304,7 +348,8 @@ def _refuse_odd_tiff(file: BinaryIO) -> None:
     elif photometric == 0 and bits == 16:  # Pillow does not invert these
         what = "16-bit pixels in which 0 is white"
     if what is not None:
-        raise _Unreadable(f"it is a TIFF with {what}, which has no plain 8-bit RGB reading", _CONVERT)
+        reason = f"it is a TIFF with {what}, which has no plain 8-bit RGB reading (--bands reads it as it is)"
+        raise Unreadable(reason, _NAME_BANDS)
 
 
 def _numbers(value: object) -> tuple[int, ...]:
@@ -323,7 +368,7 @@ def _to_rgb(image: Image.Image, image_format: str | None) -> NDArray[np.uint8]:
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode not in _RGB_MODES:
         kind = {"F": "floating-point", "I": "32-bit integer"}.get(image.mode, repr(image.mode))
-        raise _Unreadable(f"it has {kind} pixels, which have no plain 8-bit RGB reading", _CONVERT)
+        raise Unreadable(f"it has {kind} pixels, which have no plain 8-bit RGB reading", _CONVERT)
     if image.has_transparency_data:
         rgba = np.asarray(image.convert("RGBA"))
         weighted = rgba[..., :3].astype(np.uint16) * rgba[..., 3:]  # at most 65025, so no overflow

@@ -78,7 +78,7 @@ def with_copies_together(splits: Splits, contents: Mapping[str, int]) -> tuple[S
         The splits, all copies in them, and how many images changed sides.
     """
     copies = find_copies(splits, contents)
-    if not splits.val_is_drawn:
+    if not splits.val_is_drawn or not copies:
         return splits, copies, 0
     together = keep_together(splits, copies)
     moved = len(set(splits.val.paths).symmetric_difference(together.val.paths))

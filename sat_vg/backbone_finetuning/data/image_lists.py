@@ -1,25 +1,22 @@
 """Images that a model is run over without training: a folder, a list in a file, a glob, or a single image.
 
 A list is a text file with a path a line (``.txt``), or a table (``.csv``) with a column ``path`` and, if the images
-are labelled, a column ``label``. Its paths are relative to its own folder. A list often comes with a data set from
-elsewhere and could name any file of this machine, so paths that lead out of its folder, through links too, are
-refused unless that is allowed.
+are labelled, a column ``label``, or ``labels`` with several classes each; see ``image_tables``.
 """
 
-import csv
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sat_vg.backbone_finetuning.data.image_tables import LIST_ENDINGS, Filling, read_image_table
 from sat_vg.backbone_finetuning.data.sources import IMAGE_ENDINGS
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 
-LIST_ENDINGS = (".csv", ".txt")
 _SPLITS = frozenset({"train", "val", "test"})
-_MAX_LIST_BYTES = 2**30
+_LABELS = Filling(("label",), "; without the column label no image needs one")
 
 
 @dataclass(frozen=True)
@@ -127,63 +124,19 @@ def _is_image(name: str) -> bool:
 
 
 def _of_list(path: Path, allow_outside: bool) -> ImageList:
-    if not path.is_file() or path.stat().st_size > _MAX_LIST_BYTES:
-        raise DataError(f"{str(path)!r} is no file of up to {_MAX_LIST_BYTES / 2**30:g} GiB: give a list of paths")
-    rows = _table_rows if path.suffix.lower() == ".csv" else _text_rows
-    paths: list[str] = []
-    labels: list[str] = []
-    within = None if allow_outside else path.parent.resolve()
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, given, label in rows(path, file):
-                if "\0" in given or "\0" in (label or ""):
-                    raise DataError(f"{str(path)!r}, line {number}: holds a NUL character; write the list anew")
-                image = path.parent / given
-                if within is not None and not image.resolve().is_relative_to(within):
-                    raise DataError(
-                        f"{str(path)!r}, line {number}: {given!r} leads out of the list's folder. If you trust the "
-                        "list, add --allow_outside"
-                    )
-                paths.append(str(image))
-                if label is not None:
-                    labels.append(label)
-    except (OSError, UnicodeError, csv.Error, RuntimeError) as error:  # RuntimeError: links that lead to each other
-        raise DataError(f"the list {str(path)!r} cannot be read ({error}); it must be text in UTF-8") from error
-    if not paths:
-        raise DataError(f"the list {str(path)!r} names no image; write a path in every line")
+    rows = read_image_table(path, ("label", "labels"), _LABELS, None if allow_outside else "--allow_outside").rows
+    paths = tuple(row.path for row in rows)
+    labels = tuple(_label_of(row.cells) for row in rows if row.cells)
     if not labels:
-        return ImageList(tuple(paths), None, f"{_counted(len(paths))}, not labelled")
-    return ImageList(tuple(paths), tuple(labels), _labelled(labels, f"by {path.name}"))
+        return ImageList(paths, None, f"{_counted(len(paths))}, not labelled")
+    return ImageList(paths, labels, _labelled(labels, f"by {path.name}"))
 
 
-def _text_rows(path: Path, file: Iterator[str]) -> Iterator[tuple[int, str, None]]:
-    """Line number and path of each line that is not blank."""
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            yield number, line.rstrip("\r\n"), None
-
-
-def _table_rows(path: Path, file: Iterator[str]) -> Iterator[tuple[int, str, str | None]]:
-    """Line number, path and, where there is such a column, label of each row."""
-    reader = csv.reader(file)
-    header = [name.strip() for name in next(reader, [])]
-    if "path" not in header:
-        raise DataError(
-            f"{str(path)!r} has no column 'path'; its first line holds {', '.join(map(repr, header)) or 'nothing'}. "
-            "Write path,label (or path alone) above the rows, with commas between"
-        )
-    wanted = [header.index(name) for name in ("path", "label") if name in header]
-    for row in reader:
-        if not row:
-            continue
-        cells = [row[place].strip() if place < len(row) else "" for place in wanted]
-        if not all(cells):
-            lacking = " and ".join(name for name, cell in zip(("path", "label"), cells, strict=False) if not cell)
-            raise DataError(
-                f"{str(path)!r}, line {reader.line_num}: has no {lacking}. Fill it in, or remove the line; without "
-                "the column label no image needs one"
-            )
-        yield reader.line_num, cells[0], cells[1] if len(cells) == 2 else None
+def _label_of(cells: Mapping[str, str]) -> str:
+    """The class of an image, or its classes with commas between."""
+    if "label" in cells:
+        return cells["label"]
+    return ", ".join(sorted({name.strip() for name in cells["labels"].split("|")} - {""})) or "(none)"
 
 
 def _labelled(labels: Sequence[str], how: str) -> str:

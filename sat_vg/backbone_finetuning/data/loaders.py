@@ -24,8 +24,8 @@ class Batch(NamedTuple):
     """A batch as it leaves the loader.
 
     Attributes:
-        images: uint8 ``[B, 3, H, W]``.
-        targets: float32 ``[B, num_classes]``; each row sums to 1.
+        images: uint8 ``[B, 3, H, W]``; of GeoTIFFs float32 ``[B, C, H, W]``.
+        targets: float32 ``[B, num_classes]``; each row sums to 1, but where images can have several classes or none.
         indices: int64 ``[B]``, the images' places in their split.
     """
 
@@ -115,7 +115,7 @@ class ImageBatches:
         self.parts, self.plan, self.in_order_size = parts, plan, in_order_size
         self._running = RunningPass()
         self._loader = _loader(
-            _Parts(parts), self._running, _Collate(len(parts[Part.TRAINING].split.class_names)), workers
+            _Parts(parts), self._running, _Collate(target_rows(parts[Part.TRAINING].split)), workers
         )
 
     def training(self, epoch: int, view: int, first_batch: int = 0) -> "Pass":
@@ -149,16 +149,30 @@ class Pass:
         return len(self.indices)
 
 
-class _Collate:
-    """Stacks samples into a ``Batch`` with targets as distributions over the classes."""
+def target_rows(split: Split) -> Tensor:
+    """The target of each label, float32 ``[num_labels, num_classes]``: ones at its classes."""
+    sets = split.label_sets
+    if sets is None:
+        return torch.eye(len(split.class_names))
+    rows = torch.zeros(len(sets), len(split.class_names))
+    for row, classes in zip(rows, sets, strict=True):
+        row[list(classes)] = 1
+    return rows
 
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
+
+class _Collate:
+    """Stacks samples into a ``Batch`` with the targets of their labels.
+
+    Args:
+        rows: what ``target_rows`` gives.
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
 
     def __call__(self, samples: Sequence[tuple[Tensor, int, int]]) -> Batch:
         images, labels, indices = zip(*samples, strict=True)
-        targets = nn.functional.one_hot(torch.tensor(labels), self.num_classes).float()
-        return Batch(torch.stack(images), targets, torch.tensor(indices))
+        return Batch(torch.stack(images), self.rows[torch.tensor(labels)], torch.tensor(indices))
 
 
 def _leave_signals_to_the_parent(worker_id: int) -> None:
@@ -184,7 +198,7 @@ def _obey_the_parent(starter: int) -> None:
 def validation_loader(dataset: ImageDataset, batch_size: int, workers: Workers) -> DataLoader[Batch]:
     """A loader that yields every image once, in order; its workers end with the pass."""
     batches = InOrder(len(dataset), batch_size)
-    return _loader(dataset, batches, _Collate(len(dataset.split.class_names)), workers, is_read_again=False)
+    return _loader(dataset, batches, _Collate(target_rows(dataset.split)), workers, is_read_again=False)
 
 
 def why_loading_failed(error: RuntimeError) -> str | None:

@@ -7,23 +7,26 @@ from itertools import islice
 
 from torch import Tensor, nn
 
-from sat_vg.backbone_finetuning.data.decoding import decode_or_reason
+from sat_vg.backbone_finetuning.data.decoding import RGB_DECODER, Decoder
 
 
-def read_in_order(paths: Iterable[str], transform: nn.Module, ahead: int) -> Iterator[Tensor | str]:
+def read_in_order(
+    paths: Iterable[str], transform: nn.Module, ahead: int, decoder: Decoder = RGB_DECODER
+) -> Iterator[Tensor | str]:
     """Decode and transform images; the decoders and resizing leave Python's lock, so threads do.
 
     Args:
         paths: image files.
-        transform: uint8 ``[3, height, width]`` → uint8 ``[3, H, W]``.
+        transform: ``[C, height, width]`` → ``[C, H, W]``.
         ahead: images that are held at the most, 1 or more.
+        decoder: how they are decoded.
 
     Yields:
         For each path its image as ``transform`` gives it, or the reason why the file cannot be read.
     """
 
     def read(path: str) -> Tensor | str:
-        image = decode_or_reason(path)
+        image = decoder.read_or_reason(path)
         return image if isinstance(image, str) else transform(image)
 
     remaining = iter(paths)

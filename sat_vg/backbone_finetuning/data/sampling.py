@@ -1,12 +1,14 @@
 """Which images form which batch: a pure function of seed and epoch, so a run can go on at any step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
+from sat_vg.backbone_finetuning.data.sources import Split
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, torch_generator
 
 SampleKey = tuple[int, int]  # (view, index of the image); every view is augmented in another way
@@ -19,6 +21,73 @@ class Part(IntEnum):
     TRAINING = 0
     VALIDATION = 1
     PLAIN_TRAINING = 2  # the training images without augmentation
+
+
+# (images of an epoch, generator) → the index of each, int64 [images]
+Order = Callable[[int, torch.Generator], Tensor]
+
+
+def shuffled(count: int, generator: torch.Generator) -> Tensor:
+    """Every image once."""
+    return torch.randperm(count, generator=generator)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedDraw:
+    """Images drawn with replacement, rare classes as often as frequent ones: an epoch repeats some and lacks others.
+
+    Attributes:
+        cumulated: float64 ``[N]``, sums of the images' shares up to each.
+    """
+
+    cumulated: Tensor
+
+    @classmethod
+    def of(cls, split: Split) -> "WeightedDraw":
+        """By the inverse size of an image's class; of several classes the rarest counts, none counts as one more."""
+        sizes = split.class_counts()
+        without = sum(not split.classes_of(label) for label in split.labels)
+        of_label = {
+            label: 1 / min((sizes[index] for index in split.classes_of(label)), default=without)
+            for label in set(split.labels)
+        }
+        weights = torch.tensor([of_label[label] for label in split.labels], dtype=torch.float64)
+        return cls((weights / weights.sum()).cumsum(0))
+
+    def __call__(self, count: int, generator: torch.Generator) -> Tensor:
+        """Indices of so many images."""
+        drawn = torch.rand(count, dtype=torch.float64, generator=generator)
+        return torch.searchsorted(self.cumulated, drawn).clamp_(max=len(self.cumulated) - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class ClassBalanced:
+    """Rounds in which every class comes once, in random order, so all batches hold about as many of each class.
+
+    The images of a class take turns: none comes again before all others of its class have come.
+
+    Attributes:
+        members: of each class the indices of its images.
+    """
+
+    members: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, split: Split) -> "ClassBalanced":
+        """Of a split with one class an image; classes without images take no turns."""
+        labels = torch.tensor(split.labels)
+        places = (torch.nonzero(labels == label).flatten() for label in range(len(split.class_names)))
+        return cls(tuple(few for few in places if len(few)))
+
+    def __call__(self, count: int, generator: torch.Generator) -> Tensor:
+        """Indices of so many images."""
+        rounds = -(-count // len(self.members))
+        order = torch.rand(rounds, len(self.members), generator=generator).argsort(1)
+        found = torch.empty_like(order)
+        for place, few in enumerate(self.members):
+            turns = [few[torch.randperm(len(few), generator=generator)] for _ in range(-(-rounds // len(few)))]
+            found[order == place] = torch.cat(turns)[:rounds]
+        return found.flatten()[:count]
 
 
 def num_parts(count: int, size: int) -> int:
@@ -40,11 +109,13 @@ class BatchPlan:
         num_samples: images in the epoch.
         batch_size: the largest batch (with 2 and an odd number of images, one batch has 3).
         seed: of the order.
+        order: which images an epoch takes, one after another.
     """
 
     num_samples: int
     batch_size: int
     seed: int
+    order: Order = shuffled
 
     @property
     def num_batches(self) -> int:
@@ -59,7 +130,7 @@ class BatchPlan:
     def batches(self, epoch: int) -> list[list[int]]:
         """The indices of every batch of ``epoch``."""
         generator = torch_generator(derive_seed(self.seed, Purpose.ORDER, epoch))
-        order = torch.randperm(self.num_samples, generator=generator)
+        order = self.order(self.num_samples, generator)
         return [part.tolist() for part in order.tensor_split(self.num_batches)]
 
 

@@ -10,6 +10,7 @@ second keeps the images of other classes out of this one.
 
 import difflib
 import os
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,23 +31,40 @@ class Split:
     Attributes:
         name: which of them.
         paths: image files (``root`` as it was given and what follows), by class and then by path.
-        labels: index into ``class_names`` per image.
+        labels: index into ``class_names`` per image; into ``label_sets`` where there are some.
         class_names: the classes of train, sorted; the same in all splits.
+        label_sets: where an image can have several classes or none: every combination that occurs, each as sorted
+            indices into ``class_names``; the same in all splits.
     """
 
     name: str
     paths: tuple[str, ...]
     labels: tuple[int, ...]
     class_names: tuple[str, ...]
+    label_sets: tuple[tuple[int, ...], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image can have several classes or none."""
+        return self.label_sets is not None
+
+    def classes_of(self, label: int) -> tuple[int, ...]:
+        """The classes that a label stands for."""
+        return (label,) if self.label_sets is None else self.label_sets[label]
+
+    def name_of(self, label: int) -> str:
+        """The names of a label's classes, with commas between."""
+        return ", ".join(self.class_names[index] for index in self.classes_of(label)) or "(none)"
+
     def class_counts(self) -> list[int]:
         """Number of images per class, in the order of ``class_names``."""
         counts = [0] * len(self.class_names)
-        for label in self.labels:
-            counts[label] += 1
+        for label, count in Counter(self.labels).items():
+            for index in self.classes_of(label):
+                counts[index] += count
         return counts
 
 
@@ -118,8 +136,8 @@ def load_class_folders(
     _require_folder(root)
     if not _holds_splits(root, train_split, val_split):
         classes = _require_classes(root, _scan_classes(root))
-        train, val = _split_off(classes, val_fraction, seed)
-        return replace(_describe(train, val, None, how=f", split by seed {seed}"), val_is_drawn=True)
+        train, val = split_off(classes, val_fraction, seed)
+        return replace(describe_splits(train, val, None, how=f", split by seed {seed}"), val_is_drawn=True)
     classes = _require_classes(root / train_split, _scan_classes(root / train_split))
     names = tuple(classes)
     test_root = root / test_split
@@ -127,12 +145,12 @@ def load_class_folders(
     val_root = root / val_split
     if val_root.is_dir():
         val = _read_held_out(val_root, "val", names, train_split)
-        return _describe(_as_split("train", classes, names), val, test, how="")
-    train, val = _split_off(classes, val_fraction, seed)
+        return describe_splits(as_split("train", classes, names), val, test, how="")
+    train, val = split_off(classes, val_fraction, seed)
     unused = [name for name in _subfolders(root) if name not in (train_split, test_split)]
     note = f"; not used: {_listing(unused)}" if unused else ""
     share = f"{100 * val_fraction:g}% of {train_split!r} by seed {seed}"
-    drawn = _describe(train, val, test, how=f", no folder {val_split!r}, so val is {share}{note}")
+    drawn = describe_splits(train, val, test, how=f", no folder {val_split!r}, so val is {share}{note}")
     return replace(drawn, val_is_drawn=True)
 
 
@@ -141,7 +159,12 @@ def _leave_out(split: Split, left_out: frozenset[str]) -> Split:
     return replace(split, paths=tuple(path for path, _ in pairs), labels=tuple(label for _, label in pairs))
 
 
-def _describe(train: Split, val: Split, test: Split | None, *, how: str) -> Splits:
+def describe_splits(train: Split, val: Split, test: Split | None, *, how: str) -> Splits:
+    """The splits with their description; ``how`` follows the number of classes in it.
+
+    Raises:
+        DataError: val is empty.
+    """
     if not len(val):
         raise DataError("no image is left for val, as train keeps one per class; add images, or a val folder")
     parts = [split for split in (train, val, test) if split is not None]
@@ -150,12 +173,13 @@ def _describe(train: Split, val: Split, test: Split | None, *, how: str) -> Spli
     return Splits(train, val, test, f"{images} images in {classes} classes{how}: {sizes}")
 
 
-def _as_split(name: str, classes: dict[str, list[str]], class_names: tuple[str, ...]) -> Split:
+def as_split(name: str, classes: dict[str, list[str]], class_names: tuple[str, ...]) -> Split:
+    """The split ``name`` of the paths of each class, in the order of ``class_names``."""
     pairs = [(path, label) for label, key in enumerate(class_names) for path in classes.get(key, ())]
     return Split(name, tuple(path for path, _ in pairs), tuple(label for _, label in pairs), class_names)
 
 
-def _split_off(classes: dict[str, list[str]], val_fraction: float, seed: int) -> tuple[Split, Split]:
+def split_off(classes: dict[str, list[str]], val_fraction: float, seed: int) -> tuple[Split, Split]:
     """Split each class by a permutation of its own, whatever the sizes of the others."""
     train, val = dict(classes), dict(classes)
     for index, (name, paths) in enumerate(classes.items()):
@@ -164,7 +188,7 @@ def _split_off(classes: dict[str, list[str]], val_fraction: float, seed: int) ->
         chosen = {int(position) for position in order[:count]}
         train[name] = [path for position, path in enumerate(paths) if position not in chosen]
         val[name] = [path for position, path in enumerate(paths) if position in chosen]
-    return _as_split("train", train, tuple(train)), _as_split("val", val, tuple(train))
+    return as_split("train", train, tuple(train)), as_split("val", val, tuple(train))
 
 
 def _read_held_out(folder: Path, name: str, class_names: tuple[str, ...], train_split: str) -> Split:
@@ -176,7 +200,7 @@ def _read_held_out(folder: Path, name: str, class_names: tuple[str, ...], train_
             f"{str(folder)!r} has classes that {train_split!r} lacks: {_listing(unknown)}; classes are "
             "matched by name, in which case counts: rename or remove these folders, or add them to train"
         )
-    split = _as_split(name, classes, class_names)
+    split = as_split(name, classes, class_names)
     if not len(split):
         raise _no_images(folder)
     return split

@@ -56,6 +56,10 @@ class RandomColours(nn.Module):
     The three are linear maps of a pixel's colour, so they are done as one, and values are cut to 0 … 255 only at the
     end; torchvision's ``ColorJitter`` cuts and rounds after each and takes three to four times as long.
 
+    Values of GeoTIFFs (float32) have other units and no largest value, and their bands no common grey. There,
+    contrast is changed about each band's own mean, and brightness by up to ``strength`` times each band's own
+    deviation, both by the same factors in all bands.
+
     Args:
         strength: below 1.
     """
@@ -65,9 +69,12 @@ class RandomColours(nn.Module):
         self.strength = strength
 
     def forward(self, image: Tensor) -> Tensor:
-        """RGB ``[3, H, W]`` → the same shape, contiguous."""
+        """RGB uint8 ``[3, H, W]``, or float32 ``[C, H, W]`` → the same shape, contiguous."""
         factors = torch.rand(3).mul_(2 * self.strength).add_(1 - self.strength)
         brightness, contrast, saturation = factors.tolist()
+        if image.is_floating_point():
+            deviation, mean = torch.std_mean(image, dim=(1, 2), keepdim=True, correction=0)
+            return (image - mean).mul_(contrast).add_(mean + (brightness - 1) * deviation)
         colours = image.contiguous().view(3, -1).float()
         to_grey = float(_LUMA @ colours.mean(1))
         change = (brightness * contrast) * (saturation * _IDENTITY + (1 - saturation) * _LUMA)
@@ -94,6 +101,6 @@ class RandomQuarterTurn(nn.Module):
 def training_transform(image_size: int, interpolation: str) -> nn.Module:
     """Augmentation for overhead images: mild scale, mild colour, the eight flips and turns.
 
-    uint8 ``[3, H, W]`` of any size → uint8 ``[3, image_size, image_size]``.
+    uint8 ``[3, H, W]`` of any size, or float32 ``[C, H, W]`` → the same type ``[C, image_size, image_size]``.
     """
     return nn.Sequential(RandomScaledCrop(image_size, interpolation), RandomColours(), RandomQuarterTurn())

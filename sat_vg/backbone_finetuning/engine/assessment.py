@@ -5,17 +5,24 @@ from typing import Any
 
 from torch import Tensor
 
-from sat_vg.backbone_finetuning.engine.bootstrap import LEVEL, RESAMPLES, bootstrap_intervals
+from sat_vg.backbone_finetuning.engine.bootstrap import (
+    LEVEL,
+    RESAMPLES,
+    bootstrap_intervals,
+    bootstrap_intervals_of_sets,
+)
 from sat_vg.backbone_finetuning.engine.calibration import (
     expected_calibration_error,
     negative_log_likelihood,
     reliability,
 )
 from sat_vg.backbone_finetuning.engine.classification_metrics import (
+    SCORES,
     averages,
     class_scores,
     share_of_true_class,
 )
+from sat_vg.backbone_finetuning.engine.metrics import mean_of_known
 from sat_vg.backbone_finetuning.engine.predictions import Predictions
 
 _TOP = 5
@@ -39,9 +46,11 @@ def assess(predictions: Predictions, class_names: Sequence[str], temperature: fl
     means = averages(rows)
     bins = reliability(confidences, predicted == labels)
     before = reliability(predictions.probabilities().amax(1), predicted == labels)
+    assert predictions.validation.confusion is not None
     confusion = predictions.validation.confusion.tolist()
     top_5 = {"top_5_accuracy": _share_among(predictions.ranked(_TOP), labels)} if num_classes > _TOP else {}
     return {
+        "task": predictions.task,
         "images": len(labels),
         "accuracy": predictions.validation.accuracy,
         **top_5,
@@ -64,6 +73,47 @@ def assess(predictions: Predictions, class_names: Sequence[str], temperature: fl
         },
         "confusion": confusion,
         "confusion_normalised": share_of_true_class(confusion),
+    }
+
+
+def assess_sets(predictions: Predictions, class_names: Sequence[str]) -> dict[str, Any]:
+    """The same where an image can have several classes: scores and intervals; neither matrix nor calibration.
+
+    Args:
+        predictions: of all images.
+        class_names: of the model.
+
+    Returns:
+        Shares of 1 and counts, by name. ``accuracy``: of the images all of whose classes are right; ``map``: mean of
+        the classes' average precisions; averages are over classes that have images (macro), or over all pairs of an
+        image and a class (micro).
+    """
+    validation = predictions.validation
+    numbers, rows = validation.numbers(), validation.rows()
+    present = [row for row in rows if row["images"]]
+    hits, given, images = validation.counts.sum(1).tolist()
+    return {
+        "task": predictions.task,
+        "images": len(predictions.labels),
+        "accuracy": validation.accuracy,
+        "loss": validation.loss,
+        "map": numbers["val_map"],
+        "macro_f1": numbers["macro_f1"],
+        "micro_f1": numbers["micro_f1"],
+        "intervals": {
+            "level": LEVEL,
+            "resamples": RESAMPLES,
+            **bootstrap_intervals_of_sets(predictions.logits, predictions.given, predictions.labels),
+        },
+        "averages": {
+            "macro": {name: mean_of_known([row[name] for row in present]) for name in (*SCORES, "average_precision")},
+            "micro": {
+                "precision": hits / max(given, 1),
+                "recall": hits / max(images, 1),
+                "f1": numbers["micro_f1"],
+            },
+        },
+        "classes": dict(zip(class_names, rows, strict=True)),
     }
 
 

@@ -147,6 +147,8 @@ def changed_settings(folder: Path, wanted: FinetuneConfig) -> list[str]:
         earlier, now = FinetuneConfig.from_yaml(path).to_dict(), wanted.to_dict()
     except ConfigError as error:
         return [f"{path} cannot be used any more: {str(error).splitlines()[0]}"]
+    if now["early_stopping_metric"] is None and earlier["early_stopping_metric"] == "val_accuracy":
+        now["early_stopping_metric"] = "val_accuracy"  # what it was before it could be left to the data
     names = [name for name in now if name not in FIELDS_FREE_ON_RESUME]
     return [f"{name}: was {earlier[name]!r}, now {now[name]!r}" for name in names if earlier[name] != now[name]]
 

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 import sat_vg
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.engine.ema import NoAverage
+from sat_vg.backbone_finetuning.engine.wise_ft import NoOrigin
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_tensors
 from sat_vg.backbone_finetuning.utils.terminal import say
@@ -54,6 +55,7 @@ class RunState:
         skipped_steps: steps of the running epoch that loss scaling left out.
         skipped_in_a_row: the same up to now without a sound step between, over epochs.
         micro_batch_size: images that went through the model at once in the last step; 0 before the first.
+        wise_ft_share: of the trained weights in the mixture that was chosen; None before.
     """
 
     phase: int = 0
@@ -77,11 +79,19 @@ class RunState:
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     micro_batch_size: int = 0
+    wise_ft_share: float | None = None
 
-    def note_validation(self, value: float, higher_is_better: bool, min_delta: float) -> bool:
+    @property
+    def begins_phase(self) -> bool:
+        """Whether nothing of the running phase has been done yet."""
+        return self.epoch_in_phase == self.step_in_epoch == 0
+
+    def note_validation(
+        self, value: float, higher_is_better: bool, min_delta: float, wins_ties: bool = False
+    ) -> bool:
         """Take a validation metric into the history; tells whether it is the best so far."""
         gain = 0.0 if self.best_value is None else (value - self.best_value) * (1 if higher_is_better else -1)
-        if self.best_value is None or gain > min_delta:
+        if self.best_value is None or gain > min_delta or (wins_ties and gain >= 0):
             self.best_value, self.best_epoch = value, self.epoch + 1
             self.epochs_without_improvement = self.plateau_waited = 0
             return True
@@ -117,6 +127,7 @@ class RunTensors:
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
     average: NoAverage = field(default_factory=NoAverage)
+    origin: NoOrigin = field(default_factory=NoOrigin)
 
 
 @dataclass(frozen=True)
@@ -134,7 +145,7 @@ class RunIdentity:
     preprocessing: dict[str, Any]
 
 
-def fingerprint(names_and_labels: Sequence[tuple[str, int]], class_names: Sequence[str]) -> str:
+def fingerprint(names_and_labels: Sequence[tuple[str, int | str]], class_names: Sequence[str]) -> str:
     """A hash of which images there are, in which order, with which labels."""
     digest = hashlib.sha256("\0".join(class_names).encode("utf-8", "surrogateescape"))
     for name, label in names_and_labels:
@@ -167,6 +178,7 @@ def save_run(folder: Path, state: RunState, tensors: RunTensors, identity: RunId
             "optimizer": tensors.optimizer.state_dict(),
             "scaler": tensors.scaler.state_dict(),
             "average": tensors.average.state_dict(),
+            "origin": tensors.origin.state_dict(),
             "config": identity.config,
             "data_fingerprint": identity.data_fingerprint,
             "preprocessing": identity.preprocessing,
@@ -287,9 +299,10 @@ def restore_run(content: Mapping[str, Any], tensors: RunTensors) -> RunState:
         tensors.network.load_state_dict(content["network"], strict=True)
         tensors.optimizer.load_state_dict(content["optimizer"])
         tensors.average.load_state_dict(content.get("average", {}))
+        tensors.origin.load_state_dict(content.get("origin", {}))  # came with a later version
         if tensors.scaler.is_enabled() and content["scaler"]:
             tensors.scaler.load_state_dict(content["scaler"])
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the checkpoint does not fit the model it is to go on with: {error}") from error
     known = {entry.name for entry in fields(RunState)}
     state = RunState(**{name: value for name, value in content["state"].items() if name in known})

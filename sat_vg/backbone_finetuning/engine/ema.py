@@ -91,3 +91,12 @@ class MovingAverage(NoAverage):
             )
         for name, tensor in self._average.items():
             tensor.copy_(state[name])
+
+
+class UnusedAverage(MovingAverage):
+    """A moving average that is kept in checkpoints, while the weights themselves are validated and saved."""
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The network as it is."""
+        yield

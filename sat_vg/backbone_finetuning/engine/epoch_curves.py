@@ -30,7 +30,7 @@ def epoch_curves(training: Training, validation: Validation) -> dict[str, float]
         training: after the epoch's last step.
         validation: of the epoch.
     """
-    scores = zip(chart_names(training.model.class_names), f1_by_class(validation.confusion), strict=True)
+    scores = zip(chart_names(training.model.class_names), validation.f1_by_class, strict=True)
     by_class = {f"f1_by_class/{name}": score for name, score in scores if score is not None}
     rates, ratios = stage_rates(training.optimizer), update_ratios(training.optimizer)
     return {
@@ -39,22 +39,6 @@ def epoch_curves(training: Training, validation: Validation) -> dict[str, float]
         **{f"update_ratio/{stage}": ratio for stage, ratio in ratios.items()},
         **{f"memory/{name}": value for name, value in peak_memory(training.precision.device).items()},
     }
-
-
-def f1_by_class(confusion: Tensor) -> list[float | None]:
-    """The F1 score of each class, the harmonic mean of precision and recall; None for a class without images.
-
-    Args:
-        confusion: int64 ``[num_classes, num_classes]``; rows are true classes, columns predictions.
-    """
-    hits, images, given = confusion.diagonal().tolist(), confusion.sum(1).tolist(), confusion.sum(0).tolist()
-    return [2 * h / (i + g) if i else None for h, i, g in zip(hits, images, given, strict=True)]
-
-
-def macro_f1(confusion: Tensor) -> float:
-    """The mean of ``f1_by_class`` over the classes that have images."""
-    scores = [score for score in f1_by_class(confusion) if score is not None]
-    return sum(scores) / len(scores)
 
 
 def run_rate(optimizer: Optimizer) -> float:

@@ -7,7 +7,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sat_vg.backbone_finetuning.data.feature_cache import (
     FeatureShape,
@@ -15,7 +14,7 @@ from sat_vg.backbone_finetuning.data.feature_cache import (
     compute_features,
     find_features,
 )
-from sat_vg.backbone_finetuning.data.loaders import Batch, ImageBatches, Pass
+from sat_vg.backbone_finetuning.data.loaders import Batch, ImageBatches, Pass, target_rows
 from sat_vg.backbone_finetuning.data.sampling import Part
 from sat_vg.backbone_finetuning.engine.phases import Phase
 from sat_vg.backbone_finetuning.engine.precision import Precision
@@ -112,7 +111,7 @@ class FeatureFeed:
 
     def _pass(self, part: Part, view: int, indices: list[list[int]]) -> FeaturePass:
         split = self.batches.parts[part].split
-        targets = functional.one_hot(torch.tensor(split.labels), len(split.class_names)).float()
+        targets = target_rows(split)[torch.tensor(split.labels)]
         return FeaturePass(self.stored[part], targets, view, indices)
 
 

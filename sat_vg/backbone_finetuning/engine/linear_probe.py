@@ -1,8 +1,10 @@
-"""The exact linear probe: multinomial logistic regression on frozen features, without a learning rate.
+"""The exact linear probe: logistic regression on frozen features, without a learning rate.
 
-Architectures are compared by it (Kornblith et al., 2019): the optimum depends on the features alone.
+Multinomial where an image has one class; where it can have several, one regression for each class. Architectures are
+compared by it (Kornblith et al., 2019): the optimum depends on the features alone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,10 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from sat_vg.backbone_finetuning.data.multi_label_split import split_label_sets
 from sat_vg.backbone_finetuning.engine.feeds import SizedBatches, image_values
 from sat_vg.backbone_finetuning.engine.interrupts import InterruptRequest
+from sat_vg.backbone_finetuning.engine.metrics import average_precisions, mean_of_known
 from sat_vg.backbone_finetuning.engine.precision import Precision
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.models.probabilities import TaskName
 
 # Strengths of the L2 penalty per image, as a share of the loss's own scale (Kornblith et al., 2019, try 45 of them).
 STRENGTHS = tuple(10.0**exponent for exponent in range(1, -8, -1))  # from the strongest down
@@ -35,13 +40,14 @@ class LinearProbe:
         weight: ``[num_classes, D]`` float32.
         bias: ``[num_classes]`` float32; zeros where the classifier has none.
         strength: of the L2 penalty that was chosen.
-        held_out_accuracy: at that strength, on the part of the images that chose it; None where there were too few.
+        held_out_score: accuracy, or mean average precision, at that strength on the part of the images that chose it;
+            None where there were too few.
     """
 
     weight: Tensor
     bias: Tensor
     strength: float
-    held_out_accuracy: float | None
+    held_out_score: float | None
 
 
 @torch.no_grad()
@@ -51,22 +57,44 @@ def pooled_features(
     """What the classifier sees of all images of ``batches``, each once; None where a stop was asked for.
 
     Returns:
-        ``(features [N, D] float32, labels [N] int64)`` on the model's device.
+        ``(features [N, D], targets [N, num_classes])``, both float32, on the model's device.
     """
     model.eval()
-    features, labels = [], []
+    features, targets = [], []
     for batch in tqdm(batches, desc="features", unit="batch", leave=False, disable=None):
         with precision.autocast():
             values = image_values(model, precision, batch.to(precision.device))
             features.append(model.forward_pooled(values).float())
-        labels.append(batch.targets.argmax(1))
+        targets.append(batch.targets)
         if interrupt is not None and interrupt.requested:
             return None
-    return torch.cat(features), torch.cat(labels).to(precision.device)
+    return torch.cat(features), torch.cat(targets).to(precision.device)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a probe is solved for.
+
+    Attributes:
+        loss: ``(logits, labels) ->`` mean over the images.
+        score: ``(logits, labels) ->`` what chooses the strength; the higher the better.
+        hold_out: ``(labels, num_classes, generator) ->`` bool ``[N]``, the images that choose it.
+        unit: of the score, for the terminal.
+    """
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    score: Callable[[Tensor, Tensor], float]
+    hold_out: Callable[[Tensor, int, torch.Generator], Tensor]
+    unit: str
 
 
 def solve_linear_probe(
-    features: Tensor, labels: Tensor, num_classes: int, generator: torch.Generator, has_bias: bool = True
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    generator: torch.Generator,
+    has_bias: bool = True,
+    task: TaskName = "single_label",
 ) -> LinearProbe:
     """Solve for the best linear classifier on frozen features.
 
@@ -76,10 +104,11 @@ def solve_linear_probe(
 
     Args:
         features: ``[N, D]``, float.
-        labels: ``[N]``, int64.
+        labels: int64 ``[N]``; bool ``[N, num_classes]`` where an image can have several classes.
         num_classes: outputs.
         generator: chooses what is held out; on the CPU.
         has_bias: whether the classifier can have a bias; without one the features are scaled, not centred.
+        task: which of the two the labels are.
     """
     dtype = (
         torch.float64
@@ -92,31 +121,30 @@ def solve_linear_probe(
     deviation = features.std(0, correction=0)
     scale = torch.where(deviation > 1e-6 * (1 + mean.abs()), deviation.reciprocal(), torch.zeros_like(deviation))
     standardised = (features - mean) * scale
-    strength, accuracy = _choose_strength(standardised, labels, num_classes, generator, has_bias)
-    solved = _solve(Problem(standardised, labels, num_classes, has_bias), strength, _ITERATIONS)
+    problem = Problem(standardised, labels, num_classes, has_bias, GOALS[task])
+    strength, score = _choose_strength(problem, generator)
+    solved = _solve(problem, strength, _ITERATIONS)
     weight = solved[:, :-1] * scale
     bias = solved[:, -1] - weight @ mean
-    return LinearProbe(weight.float(), bias.float(), strength, accuracy)
+    return LinearProbe(weight.float(), bias.float(), strength, score)
 
 
-def _choose_strength(
-    features: Tensor, labels: Tensor, num_classes: int, generator: torch.Generator, has_bias: bool
-) -> tuple[float, float | None]:
+def _choose_strength(whole: "Problem", generator: torch.Generator) -> tuple[float, float | None]:
     """The best strength on the held-out images, from the strongest down, each start from the one before."""
-    held_out = _hold_out(labels, num_classes, generator)
+    held_out = whole.goal.hold_out(whole.labels, whole.num_classes, generator)
     if not held_out.any():
         return 1e-3, None
-    problem = Problem(features[~held_out], labels[~held_out], num_classes, has_bias)
-    best_place, best_accuracy, start = 0, -1.0, None
+    problem = whole._replace(features=whole.features[~held_out], labels=whole.labels[~held_out])
+    features, labels = whole.features[held_out], whole.labels[held_out]
+    best_place, best_score, start = 0, -1.0, None
     for place, strength in enumerate(STRENGTHS):
         start = _solve(problem, strength, _ITERATIONS_TO_RANK, start)
-        logits = features[held_out] @ start[:, :-1].T + start[:, -1]
-        accuracy = float((logits.argmax(1) == labels[held_out]).double().mean())
-        if accuracy > best_accuracy:
-            best_place, best_accuracy = place, accuracy
+        score = whole.goal.score(features @ start[:, :-1].T + start[:, -1], labels)
+        if score > best_score:
+            best_place, best_score = place, score
         if place - best_place > _PATIENCE:
             break
-    return STRENGTHS[best_place], best_accuracy
+    return STRENGTHS[best_place], best_score
 
 
 def _hold_out(labels: Tensor, num_classes: int, generator: torch.Generator) -> Tensor:
@@ -131,18 +159,50 @@ def _hold_out(labels: Tensor, num_classes: int, generator: torch.Generator) -> T
     return held_out.to(labels.device)
 
 
+def _hold_out_sets(labels: Tensor, num_classes: int, generator: torch.Generator) -> Tensor:
+    """``[N]`` bool: about a fifth of each class, where ``labels [N, num_classes]`` has several an image."""
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    if len(labels) >= _FEWEST_TO_HOLD_OUT:
+        rows, places = labels.cpu().unique(dim=0, return_inverse=True)
+        sets = [row.nonzero()[:, 0].tolist() for row in rows]
+        seed = int(torch.randint(2**31, (), generator=generator))
+        held_out[split_label_sets(places.tolist(), sets, _HELD_OUT, seed)] = True
+    return held_out.to(labels.device)
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return float((logits.argmax(1) == labels).double().mean())
+
+
+def _mean_average_precision(logits: Tensor, labels: Tensor) -> float:
+    return mean_of_known(average_precisions(logits.cpu(), labels.cpu()))
+
+
+def _sum_of_binary_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Summed over the classes, so that the penalty weighs on each regression as if it were the only one."""
+    losses = functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
+    return losses.sum(1).mean()
+
+
+GOALS: dict[TaskName, Goal] = {
+    "single_label": Goal(functional.cross_entropy, _accuracy, _hold_out, "%"),
+    "multi_label": Goal(_sum_of_binary_losses, _mean_average_precision, _hold_out_sets, "% mAP"),
+}
+
+
 class Problem(NamedTuple):
-    """Standardised features ``[N, D]`` and labels ``[N]`` that a classifier is sought for."""
+    """Standardised features ``[N, D]`` and labels that a classifier is sought for."""
 
     features: Tensor
     labels: Tensor
     num_classes: int
     has_bias: bool
+    goal: Goal
 
 
 def _solve(problem: Problem, strength: float, iterations: int, start: Tensor | None = None) -> Tensor:
     """``[num_classes, D + 1]``: weights and, in the last column, biases, which are not penalised."""
-    features, labels, num_classes, has_bias = problem
+    features, labels, num_classes, has_bias, goal = problem
     solution = features.new_zeros(num_classes, features.shape[1] + 1) if start is None else start.clone()
     solution.requires_grad_(True)
     optimizer = torch.optim.LBFGS(
@@ -157,7 +217,7 @@ def _solve(problem: Problem, strength: float, iterations: int, start: Tensor | N
     def closure() -> Tensor:
         optimizer.zero_grad()
         weight, bias = solution[:, :-1], solution[:, -1] if has_bias else solution.new_zeros(num_classes)
-        loss = functional.cross_entropy(features @ weight.T + bias, labels) + strength / 2 * weight.square().sum()
+        loss = goal.loss(features @ weight.T + bias, labels) + strength / 2 * weight.square().sum()
         loss.backward()
         return loss
 

@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.data.loaders import Batch
@@ -15,13 +14,14 @@ from sat_vg.backbone_finetuning.data.sampling import Part
 from sat_vg.backbone_finetuning.engine.checkpoint import RunState
 from sat_vg.backbone_finetuning.engine.feeds import Feed, SizedBatches, image_values
 from sat_vg.backbone_finetuning.engine.interrupts import InterruptRequest
-from sat_vg.backbone_finetuning.engine.linear_probe import pooled_features, solve_linear_probe
-from sat_vg.backbone_finetuning.engine.metrics import Validation, ValidationSums
-from sat_vg.backbone_finetuning.engine.optim import set_learning_rate, soft_cross_entropy
+from sat_vg.backbone_finetuning.engine.linear_probe import GOALS, pooled_features, solve_linear_probe
+from sat_vg.backbone_finetuning.engine.metrics import Validation
+from sat_vg.backbone_finetuning.engine.optim import set_learning_rate
 from sat_vg.backbone_finetuning.engine.phases import Phase
 from sat_vg.backbone_finetuning.engine.precision import Precision
 from sat_vg.backbone_finetuning.engine.record import Outputs, note_epoch, note_spikes, note_step, save_best
 from sat_vg.backbone_finetuning.engine.step_results import REMEDY, PendingSteps, StepResult
+from sat_vg.backbone_finetuning.engine.tasks import TASKS
 from sat_vg.backbone_finetuning.engine.training import Stopping, Training
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import NonFiniteLossError
@@ -41,7 +41,8 @@ def fit(training: Training, phases: Sequence[Phase], stopping: Stopping, outputs
     with InterruptRequest() as interrupt:
         while state.phase < len(phases):
             phase = phases[state.phase]
-            training.model.set_trainable(phase.trainable_stages)
+            training.model.set_trainable(phase.trainable_stages, phase.keeps_statistics)
+            training.origin.enter(phase, state.begins_phase)
             feed = training.feeds.of(phase, lambda: interrupt.requested)
             if feed is None:
                 raise outputs.interrupted(state, training, interrupt)
@@ -123,20 +124,45 @@ def _solve_head(
     if found is None:
         raise outputs.interrupted(state, training, interrupt)
     generator = torch_generator(derive_seed(training.seed, Purpose.HELD_OUT, state.step))
-    features, labels = found
+    features, targets = found
+    model, task = training.model, TASKS[training.model.task]
     probe = solve_linear_probe(
-        features, labels, training.model.num_classes, generator, training.model.classifier_has_bias
+        features, task.labels(targets), model.num_classes, generator, model.classifier_has_bias, task.name
     )
     training.model.set_classifier(probe.weight, probe.bias)
     training.average.restart()
     logits = features @ probe.weight.T + probe.bias
-    state.train_loss_sum = float(functional.cross_entropy(logits, labels, reduction="sum"))
+    state.train_loss_sum = float(task.loss(logits, targets))
     state.train_images, state.train_seconds = len(features), time.perf_counter() - clock
-    chosen_by = "" if probe.held_out_accuracy is None else f" ({100 * probe.held_out_accuracy:.2f} % held out)"
+    score, unit = probe.held_out_score, GOALS[task.name].unit
+    chosen_by = "" if score is None else f" ({100 * score:.2f} {unit} held out)"
     say(f"exact linear probe on {len(features)} images: L2 {probe.strength:.0e}{chosen_by}")
 
 
-_EPOCHS = {"gradient": _train_epoch, "exact_head": _solve_head}
+def _mix_weights(
+    training: Training, phase: Phase, feed: Feed, outputs: Outputs, state: RunState, interrupt: InterruptRequest
+) -> None:
+    """Put the best weights between the start and the end of the phase before in their place."""
+    clock = time.perf_counter()
+
+    def look(batches: SizedBatches) -> Validation | None:
+        return evaluate(training.model, batches, training.precision, interrupt)
+
+    if state.wise_ft_share is None:  # or else what came after was interrupted
+        mixed = training.origin.mix(training.average, lambda: look(feed.validation()))
+        if mixed is None:
+            raise outputs.interrupted(state, training, interrupt)
+        state.wise_ft_share = mixed.share
+        say(f"phase {phase.name}: {mixed.described}")
+    images = training.feeds.batches.in_order(Part.PLAIN_TRAINING)
+    found = look(images)
+    if found is None:
+        raise outputs.interrupted(state, training, interrupt)
+    state.train_images = sum(map(len, images.indices))
+    state.train_loss_sum, state.train_seconds = found.loss * state.train_images, time.perf_counter() - clock
+
+
+_EPOCHS = {"gradient": _train_epoch, "exact_head": _solve_head, "mix": _mix_weights}
 
 
 def train_step(training: Training, feed: Feed, batch: Batch, learning_rate: float, step: int) -> StepResult:
@@ -155,7 +181,8 @@ def train_step(training: Training, feed: Feed, batch: Batch, learning_rate: floa
     seed = derive_seed(training.seed, Purpose.STEP, step)
     with training.profile.span("copy and mix"):
         batch = batch.to(training.precision.device)
-        values, targets = training.mixing(feed.values(batch), batch.targets, step)
+        values = training.resizing(feed.values(batch), step)
+        values, targets = training.mixing(values, batch.targets, step)
     loss = training.micro_batches.attempt(
         len(targets),
         lambda parts: _add_gradients(
@@ -211,7 +238,7 @@ def evaluate(
     values: Callable[[Batch], Tensor] | None = None,
     start: int = 0,
 ) -> Validation | None:
-    """Loss, accuracy and confusion matrix over all batches; None where a stop was asked for.
+    """Loss, accuracy and scores by class over all batches; None where a stop was asked for.
 
     Args:
         model: on its device.
@@ -223,12 +250,13 @@ def evaluate(
     """
     model.eval()
     values = values or partial(image_values, model, precision)
-    sums = ValidationSums(model.num_classes, precision.device)
+    task = TASKS[model.task]
+    sums = task.sums(model.num_classes, precision.device)
     for batch in tqdm(batches, desc="validation", unit="batch", leave=False, disable=None):
         batch = batch.to(precision.device)
         with precision.autocast():
             logits = model(values(batch), start).float()
-        sums.add(logits, batch.targets, soft_cross_entropy(logits, batch.targets))
+        sums.add(logits, batch.targets, task.loss(logits, batch.targets))
         if interrupt is not None and interrupt.requested:
             return None
     return sums.result()

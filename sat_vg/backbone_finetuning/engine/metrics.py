@@ -1,9 +1,13 @@
 """Metrics as sums on the device, divided once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+
+MetricName = Literal["val_accuracy", "val_loss", "val_macro_f1", "val_map"]
 
 
 @dataclass(frozen=True)
@@ -11,22 +15,77 @@ class Validation:
     """What a pass over the validation images gave.
 
     Attributes:
-        loss: mean cross-entropy.
-        accuracy: share of images whose highest logit is their class.
-        confusion: int64 ``[num_classes, num_classes]`` on the CPU; rows are true classes, columns predictions.
+        loss: mean over the images: cross-entropy, or the mean of the classes' binary cross-entropies.
+        accuracy: share of images whose highest logit is their class, or of which every class is right.
+        counts: int64 ``[3, num_classes]`` on the CPU: images of the class that were found, images that were given to
+            it, images that have it.
+        confusion: int64 ``[num_classes, num_classes]`` on the CPU, rows are true classes, columns predictions; None
+            where an image can have several classes.
+        average_precisions: of each class, where an image can have several; None for a class without images.
     """
 
     loss: float
     accuracy: float
-    confusion: Tensor
+    counts: Tensor
+    confusion: Tensor | None = None
+    average_precisions: tuple[float | None, ...] | None = None
+
+    @property
+    def f1_by_class(self) -> list[float | None]:
+        """The harmonic mean of precision and recall of each class; None for a class without images."""
+        return [2 * h / (given + i) if i else None for h, given, i in self.counts.T.tolist()]
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean of ``f1_by_class`` over the classes that have images."""
+        return mean_of_known(self.f1_by_class)
+
+    def numbers(self) -> dict[str, float]:
+        """What is logged, by name; where an image can have several classes also ``micro_f1`` and ``val_map``."""
+        numbers = {"val_loss": self.loss, "val_accuracy": self.accuracy, "macro_f1": self.macro_f1}
+        if self.average_precisions is None:
+            return numbers
+        hits, given, images = self.counts.sum(1).tolist()
+        micro_f1 = 2 * hits / max(given + images, 1)
+        return {**numbers, "micro_f1": micro_f1, "val_map": mean_of_known(self.average_precisions)}
+
+    def value_of(self, metric: MetricName) -> float:
+        """The number that "best" may mean."""
+        return self.numbers()["macro_f1" if metric == "val_macro_f1" else metric]
+
+    def rows(self) -> list[dict[str, float]]:
+        """Precision, recall and F1 of each class, its images and, if there is one, its ``average_precision``."""
+        rows = [
+            {"precision": h / max(given, 1), "recall": h / max(i, 1), "f1": 2 * h / max(given + i, 1), "images": i}
+            for h, given, i in self.counts.T.tolist()
+        ]
+        for row, value in zip(rows, self.average_precisions or (), strict=False):
+            row["average_precision"] = value or 0.0
+        return rows
+
+
+def mean_of_known(values: Sequence[float | None]) -> float:
+    """The mean of the values that are there; 0 where none is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / max(len(known), 1)
+
+
+class Sums(Protocol):
+    """Adds up a validation batch by batch; nothing leaves the device before ``result``."""
+
+    def add(self, logits: Tensor, targets: Tensor, loss_sum: Tensor) -> None:
+        """Add a batch: logits and targets ``[B, num_classes]`` and the batch's summed loss."""
+
+    def result(self) -> Validation:
+        """Divide the sums."""
 
 
 class ValidationSums:
-    """Adds up batches; nothing leaves the device before ``result``."""
+    """``Sums`` where an image has one class."""
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self.num_classes = num_classes
-        self.loss_sum = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+        self.loss_sum = _zero(device)
         self.confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
 
     def add(self, logits: Tensor, targets: Tensor, loss_sum: Tensor) -> None:
@@ -39,4 +98,64 @@ class ValidationSums:
         """Divide the sums."""
         confusion = self.confusion.view(self.num_classes, self.num_classes).cpu()
         count = int(confusion.sum())
-        return Validation(float(self.loss_sum) / count, int(confusion.trace()) / count, confusion)
+        counts = torch.stack([confusion.diagonal(), confusion.sum(0), confusion.sum(1)])
+        return Validation(float(self.loss_sum) / count, int(confusion.trace()) / count, counts, confusion)
+
+
+class MultiLabelSums:
+    """``Sums`` where an image can have several classes; it has those whose probability is one half or more.
+
+    Average precision needs all images at once, so logits and targets are kept (4 and 1 bytes a class and image).
+    """
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self.loss_sum = _zero(device)
+        self.num_right = torch.zeros((), dtype=torch.int64, device=device)
+        self.counts = torch.zeros(3, num_classes, dtype=torch.int64, device=device)
+        self.logits: list[Tensor] = []
+        self.has_class: list[Tensor] = []
+
+    def add(self, logits: Tensor, targets: Tensor, loss_sum: Tensor) -> None:
+        """Add a batch: logits and targets ``[B, num_classes]`` and the batch's summed loss."""
+        given, has_class = logits >= 0, targets > 0.5
+        self.counts += torch.stack([(given & has_class).sum(0), given.sum(0), has_class.sum(0)])
+        self.num_right += (given == has_class).all(1).sum()
+        self.loss_sum += loss_sum
+        self.logits.append(logits)
+        self.has_class.append(has_class)
+
+    def result(self) -> Validation:
+        """Divide the sums."""
+        logits, has_class = torch.cat(self.logits).cpu(), torch.cat(self.has_class).cpu()
+        count = len(logits)
+        return Validation(
+            float(self.loss_sum) / count,
+            int(self.num_right) / count,
+            self.counts.cpu(),
+            average_precisions=average_precisions(logits, has_class),
+        )
+
+
+def average_precisions(logits: Tensor, has_class: Tensor) -> tuple[float | None, ...]:
+    """The average precision of each class: its precision at each recall, weighted by the recall's increase.
+
+    Args:
+        logits: ``[N, num_classes]``; only their order counts.
+        has_class: bool ``[N, num_classes]``.
+
+    Returns:
+        Shares of 1; None for a class without images, whose recall is not defined.
+    """
+    # Imported only here: it takes a second, and where images have one class it is not needed.
+    from torchmetrics.functional.classification import binary_average_precision
+
+    # In float64 two logits that differ have probabilities that differ, but for those beyond all doubt.
+    shares, targets = logits.double().sigmoid(), has_class.long()
+    return tuple(
+        float(binary_average_precision(shares[:, place], targets[:, place], validate_args=False)) if occurs else None
+        for place, occurs in enumerate(has_class.any(0).tolist())
+    )
+
+
+def _zero(device: torch.device) -> Tensor:
+    return torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)

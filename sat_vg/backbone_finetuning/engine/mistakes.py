@@ -56,7 +56,7 @@ def look_at(model: FineTuneModel, dataset: ImageDataset, place: int, predicted: 
         precision: where the model is.
     """
     pixels = dataset[0, place][0]
-    image = pixels.permute(1, 2, 0).contiguous().numpy()
+    image = model.preprocessing.pictures(pixels[None])[0].permute(1, 2, 0).contiguous().numpy()
     normalised = precision.place_images(model.preprocessing.normalise(pixels[None].to(precision.device)))
     heat = model.explain(normalised, classes=predicted)[0]
     attention = None

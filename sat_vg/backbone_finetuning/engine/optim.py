@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 from torch.optim import Optimizer
 
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
@@ -122,14 +121,3 @@ def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
     """Give every group the learning rate times its own ``lr_scale``."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_scale"]
-
-
-def soft_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy against distributions, summed over the batch, in fp32.
-
-    Args:
-        logits: ``[B, num_classes]`` of any float type.
-        targets: ``[B, num_classes]``; each row sums to 1.
-        label_smoothing: share spread over all classes (Szegedy et al., 2016).
-    """
-    return functional.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=label_smoothing)

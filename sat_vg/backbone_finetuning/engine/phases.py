@@ -4,7 +4,7 @@ A new strategy is one function here that returns phases, and its name in ``STRAT
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -20,14 +20,30 @@ class Phase:
         epochs: passes over the training images.
         trainable_stages: stages that are trained besides the classifier, in order of depth.
         lr_scale: factor on the configured learning rate.
-        method: ``gradient``, or ``exact_head``: its one epoch solves for the best classifier on frozen features.
+        method: ``gradient``; or of its one epoch ``exact_head``: solve for the best classifier on frozen features;
+            ``mix``: choose among the weights between start and end of the phase before.
+        keeps_statistics: batch norm computes with its running statistics, which stay, and not with each batch's.
+        wins_ties: its weights are the best ones already where they are as good as those before.
     """
 
     name: str
     epochs: int
     trainable_stages: tuple[str, ...]
     lr_scale: float = 1.0
-    method: Literal["gradient", "exact_head"] = "gradient"
+    method: Literal["gradient", "exact_head", "mix"] = "gradient"
+    keeps_statistics: bool = False
+    wins_ties: bool = False
+
+    @property
+    def deed(self) -> str:
+        """What is done to its stages and the classifier, in one word."""
+        return {"gradient": "trained", "exact_head": "solved for", "mix": "mixed"}[self.method]
+
+    @property
+    def manner(self) -> str:
+        """What is unlike other phases, to be said after what is trained; empty where nothing is."""
+        rate = "" if self.lr_scale == 1 else f" at {self.lr_scale:g} of the learning rate"
+        return rate + (", batch norm keeps its statistics" if self.keeps_statistics else "")
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,7 @@ class PhasePlan:
         last_layers: stages that ``last_layers`` trains.
         phase_epochs: epochs of each phase; unset: the strategy divides ``num_epochs``.
         probe_is_exact: linear probes are solved for and not trained.
+        is_pretrained: whether the backbone starts from weights that mean something.
     """
 
     stages: tuple[str, ...]
@@ -47,6 +64,7 @@ class PhasePlan:
     last_layers: int = 1
     phase_epochs: tuple[int, ...] | None = None
     probe_is_exact: bool = False
+    is_pretrained: bool = True
 
     def epochs(self, shares: Sequence[float]) -> list[int]:
         """The epochs of each phase, as given, or ``num_epochs`` divided by ``shares``, each at least one.
@@ -68,6 +86,7 @@ class PhasePlan:
         return divide(self.num_epochs, shares)
 
 
+_AFTER_A_PROBE = 0.3  # of the learning rate: measured, see docs/adr/0013
 EXACT_PROBE = Phase("linear_probe", 1, (), method="exact_head")
 
 
@@ -137,12 +156,24 @@ def progressive(plan: PhasePlan) -> list[Phase]:
 def lp_ft(plan: PhasePlan) -> list[Phase]:
     """A linear probe, then full fine-tuning from it (Kumar et al., 2022).
 
-    A probe that is trained gets a fifth of the epochs, one that is solved for gets one.
+    A probe that is trained gets a fifth of the epochs, one that is solved for gets one. The head fits features made
+    with the pre-training's statistics; with those of batches batch norm would make others, and the head would be lost
+    before the backbone had learnt anything; a large learning rate would do the same. Random weights have nothing to
+    be kept.
     """
     if plan.probe_is_exact:
-        return [EXACT_PROBE, Phase("full", plan.num_epochs, plan.stages)]
-    probe, rest = plan.epochs([1, 4])
-    return [Phase("linear_probe", probe, ()), Phase("full", rest, plan.stages)]
+        phases = [EXACT_PROBE, Phase("full", plan.num_epochs, plan.stages)]
+    else:
+        probe, rest = plan.epochs([1, 4])
+        phases = [Phase("linear_probe", probe, ()), Phase("full", rest, plan.stages)]
+    if plan.is_pretrained:
+        phases[1] = replace(phases[1], lr_scale=_AFTER_A_PROBE, keeps_statistics=True)
+    return phases
+
+
+def then_mixed(phases: Sequence[Phase]) -> list[Phase]:
+    """The same phases, and then a mixture of the last one's first and last weights (Wortsman et al., 2022)."""
+    return [*phases, Phase("wise_ft", 1, phases[-1].trainable_stages, method="mix", wins_ties=True)]
 
 
 STRATEGIES: dict[str, Callable[[PhasePlan], list[Phase]]] = {

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.data.loaders import Batch
-from sat_vg.backbone_finetuning.engine.metrics import Validation, ValidationSums
-from sat_vg.backbone_finetuning.engine.optim import soft_cross_entropy
+from sat_vg.backbone_finetuning.engine.metrics import Validation
 from sat_vg.backbone_finetuning.engine.precision import Precision
+from sat_vg.backbone_finetuning.engine.tasks import TASKS
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.models.probabilities import TaskName
 
 
 @dataclass(frozen=True)
@@ -21,15 +21,22 @@ class Predictions:
 
     Attributes:
         logits: float32 ``[N, num_classes]``.
-        labels: int64 ``[N]``.
-        losses: float32 ``[N]``, cross-entropy in nats.
-        validation: loss, accuracy and confusion matrix, added up as the training adds them up.
+        labels: int64 ``[N]``; bool ``[N, num_classes]`` where an image can have several classes.
+        losses: float32 ``[N]``, (binary) cross-entropy in nats.
+        validation: loss, accuracy and scores by class, added up as the training adds them up.
+        task: which of the two the labels are.
     """
 
     logits: Tensor
     labels: Tensor
     losses: Tensor
     validation: Validation
+    task: TaskName = "single_label"
+
+    @property
+    def given(self) -> Tensor:
+        """The classes that each image is given, bool ``[N, num_classes]``."""
+        return TASKS[self.task].given(self.logits)
 
     @property
     def predicted(self) -> Tensor:
@@ -42,8 +49,8 @@ class Predictions:
         return order[:, :count]
 
     def probabilities(self, temperature: float = 1.0) -> Tensor:
-        """Softmax of the logits divided by ``temperature``, float64 ``[N, num_classes]``."""
-        return (self.logits.double() / temperature).softmax(1)
+        """Of the logits divided by ``temperature``, float64 ``[N, num_classes]``."""
+        return TASKS[self.task].probabilities(self.logits.double(), temperature)
 
 
 def predict(model: FineTuneModel, batches: Iterable[Batch], precision: Precision) -> Predictions:
@@ -55,18 +62,19 @@ def predict(model: FineTuneModel, batches: Iterable[Batch], precision: Precision
         precision: device and number formats.
     """
     model.eval()
-    sums = ValidationSums(model.num_classes, precision.device)
-    logits, labels = [], []
+    task = TASKS[model.task]
+    sums = task.sums(model.num_classes, precision.device)
+    logits, targets = [], []
     with torch.inference_mode():
         for batch in tqdm(batches, desc="evaluation", unit="batch", leave=False, disable=None):
             batch = batch.to(precision.device)
             images = precision.place_images(model.preprocessing.normalise(batch.images))
             with precision.autocast():
                 outputs = model(images).float()
-            sums.add(outputs, batch.targets, soft_cross_entropy(outputs, batch.targets))
+            sums.add(outputs, batch.targets, task.loss(outputs, batch.targets))
             logits.append(outputs)
-            labels.append(batch.targets.argmax(1))
+            targets.append(batch.targets)
     # Outside of inference mode, whose tensors autograd refuses: a temperature is fitted to these.
-    all_logits, all_labels = torch.cat(logits).cpu(), torch.cat(labels).cpu()
-    losses = functional.cross_entropy(all_logits, all_labels, reduction="none")
-    return Predictions(all_logits, all_labels, losses, sums.result())
+    all_logits, all_targets = torch.cat(logits).cpu(), torch.cat(targets).cpu()
+    losses = task.losses(all_logits, all_targets)
+    return Predictions(all_logits, task.labels(all_targets), losses, sums.result(), task.name)

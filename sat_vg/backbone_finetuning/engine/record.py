@@ -8,17 +8,17 @@ from typing import Any
 import torch
 
 from sat_vg.backbone_finetuning.engine.checkpoint import BEST_MODEL, LAST, RunIdentity, RunState, save_run
-from sat_vg.backbone_finetuning.engine.epoch_curves import epoch_curves, macro_f1, run_rate
+from sat_vg.backbone_finetuning.engine.epoch_curves import epoch_curves, run_rate
 from sat_vg.backbone_finetuning.engine.interrupts import InterruptRequest
-from sat_vg.backbone_finetuning.engine.metrics import Validation
+from sat_vg.backbone_finetuning.engine.metrics import MetricName, Validation
 from sat_vg.backbone_finetuning.engine.phases import Phase
 from sat_vg.backbone_finetuning.engine.run_description import code, describe_phase
 from sat_vg.backbone_finetuning.engine.saving import SaveSchedule
 from sat_vg.backbone_finetuning.engine.step_results import REMEDY, LossSpike
+from sat_vg.backbone_finetuning.engine.tasks import TASKS
 from sat_vg.backbone_finetuning.engine.tracking import Tracker
 from sat_vg.backbone_finetuning.engine.training import Stopping, Training
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix
 from sat_vg.backbone_finetuning.utils.errors import InterruptedRun, NonFiniteLossError
 from sat_vg.backbone_finetuning.utils.terminal import say
 
@@ -112,8 +112,8 @@ def note_epoch(
     num_epochs: int,
 ) -> bool:
     """Record the epoch that has just ended; tells whether it is the best so far."""
-    value = validation.accuracy if stopping.metric == "val_accuracy" else validation.loss
-    is_best = state.note_validation(value, stopping.metric == "val_accuracy", stopping.min_delta)
+    value = validation.value_of(stopping.metric)
+    is_best = state.note_validation(value, stopping.higher_is_better, stopping.min_delta, phase.wins_ties)
     state.reduce_on_plateau(training.schedule.step_size, training.schedule.gamma)
     numbers: dict[str, Any] = {
         "phase": phase.name,
@@ -121,14 +121,14 @@ def note_epoch(
         "step": state.step,
         "learning_rate": run_rate(training.optimizer),
         "train_loss": state.train_loss_sum / max(state.train_images, 1),
-        "val_loss": validation.loss,
-        "val_accuracy": validation.accuracy,
-        "macro_f1": macro_f1(validation.confusion),
+        **validation.numbers(),
         "seconds": state.train_seconds,
         "images_per_second": state.train_images / max(state.train_seconds, 1e-9),
     }
     if training.scaler.is_enabled():
         numbers["skipped_steps"] = state.skipped_steps
+    if state.wise_ft_share is not None:
+        numbers["wise_ft_share"] = state.wise_ft_share
     outputs.tracker.curves(epoch_curves(training, validation), state.step)
     if state.epoch_in_phase == 0:  # with the epoch's other numbers, so that a resumed run finds it once
         began = f"from epoch {state.epoch + 1} on: {describe_phase(phase)}"
@@ -136,7 +136,7 @@ def note_epoch(
     outputs.tracker.numbers(numbers, state.step, "epoch")
     say(
         f"epoch {state.epoch + 1:3d}/{num_epochs}  train_loss {numbers['train_loss']:.4f}  "
-        f"val_loss {validation.loss:.4f}  val_accuracy {100 * validation.accuracy:6.2f} %  "
+        f"val_loss {validation.loss:.4f}  {_shares_of(validation, stopping.metric)}  "
         f"lr {numbers['learning_rate']:.1e}  {numbers['images_per_second']:5.0f} images/s  "
         f"{state.train_seconds:6.1f} s{'  best' if is_best else ''}"
         + (f"  {state.skipped_steps} steps left out by loss scaling" if state.skipped_steps else "")
@@ -144,9 +144,18 @@ def note_epoch(
     return is_best
 
 
+def _shares_of(validation: Validation, metric: MetricName) -> str:
+    """The most telling shares of a validation for the line of its epoch, with the one that says what is best."""
+    numbers = validation.numbers()
+    names = ["val_map", "micro_f1"] if "val_map" in numbers else ["val_accuracy"]
+    best = "macro_f1" if metric == "val_macro_f1" else metric
+    names += [best] if best not in ("val_loss", *names) else []
+    return "  ".join(f"{name} {100 * numbers[name]:6.2f} %" for name in names)
+
+
 def save_best(model: FineTuneModel, outputs: Outputs, validation: Validation, state: RunState) -> None:
-    """Write best_model.pt and draw its confusion matrix."""
-    metrics = {"val_accuracy": validation.accuracy, "val_loss": validation.loss, "epoch": state.epoch + 1}
+    """Write best_model.pt and draw its confusion matrix, or its scores by class."""
+    metrics = {**validation.numbers(), "epoch": state.epoch + 1}
     model.save_checkpoint(outputs.folder / BEST_MODEL, config=outputs.identity.config, metrics=metrics)
-    figure = draw_confusion_matrix(validation.confusion.numpy(), model.class_names)
-    outputs.tracker.figure("confusion_matrix", figure, state.step)
+    task = TASKS[model.task]
+    outputs.tracker.figure(task.figure, task.draw(validation, model.class_names), state.step)

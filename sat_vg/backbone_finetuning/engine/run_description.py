@@ -31,8 +31,9 @@ def describe_phase(phase: Phase) -> str:
     epochs = f"{phase.epochs} epoch{'' if phase.epochs == 1 else 's'}"
     if phase.method == "exact_head":
         return f"{phase.name}, {epochs}, the head solved for"
-    scale = "" if phase.lr_scale == 1 else f", learning rate times {phase.lr_scale:g}"
-    return f"{phase.name}, {epochs}, trains {', '.join((*phase.trainable_stages, 'head'))}{scale}"
+    if phase.method == "mix":
+        return f"{phase.name}, {epochs}, mixes the first and the last weights of the phase before"
+    return f"{phase.name}, {epochs}, trains {', '.join((*phase.trainable_stages, 'head'))}{phase.manner}"
 
 
 def code(lines: Iterable[str]) -> str:

@@ -21,6 +21,7 @@ _LOG_FILES = (
     "events.out.tfevents.*",
     "training_images.png",
     "confusion_matrix.png",
+    "class_scores.png",
     "learning_curves.png",
     "mistakes.png",
     "projector",

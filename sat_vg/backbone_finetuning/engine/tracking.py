@@ -33,7 +33,10 @@ _PIXELS_PER_INCH, _CARD_PIXELS_PER_INCH = 130, 56
 _CHARTS = {
     "run": {
         "loss by epoch": ["Multiline", ["epoch/train_loss", "epoch/val_loss"]],
-        "validation accuracy and macro F1 by epoch": ["Multiline", ["epoch/val_accuracy", "epoch/macro_f1"]],
+        "validation accuracy, F1 and mAP by epoch": [
+            "Multiline",
+            ["epoch/val_accuracy", "epoch/(macro|micro)_f1", "epoch/val_map"],
+        ],
         "F1 by class": ["Multiline", ["f1_by_class/.*"]],
         "learning rate": ["Multiline", ["step/learning_rate", "learning_rate_by_stage/.*"]],
         "norm of the last update / norm of the weights, by stage": ["Multiline", ["update_ratio/.*"]],

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,10 +12,13 @@ from sat_vg.backbone_finetuning.data.sampling import BatchPlan
 from sat_vg.backbone_finetuning.engine.checkpoint import RunTensors
 from sat_vg.backbone_finetuning.engine.ema import NoAverage
 from sat_vg.backbone_finetuning.engine.feeds import Feeds
+from sat_vg.backbone_finetuning.engine.metrics import MetricName
 from sat_vg.backbone_finetuning.engine.micro_batches import MicroBatches
 from sat_vg.backbone_finetuning.engine.optim import Schedule
 from sat_vg.backbone_finetuning.engine.precision import Precision
 from sat_vg.backbone_finetuning.engine.profiling import NoProfile
+from sat_vg.backbone_finetuning.engine.resizing import Resizing, keep_size
+from sat_vg.backbone_finetuning.engine.wise_ft import NoOrigin
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
 
@@ -39,7 +41,9 @@ class Training:
         micro_batches: how many images go through the model at once.
         outputs: ``model.training_outputs``, or the same compiled.
         average: of the weights, which is validated and saved in their place.
+        origin: the weights that the running phase began with.
         profile: takes the times of steps.
+        resizing: gives the training images the size of their step.
     """
 
     model: FineTuneModel
@@ -56,12 +60,14 @@ class Training:
     micro_batches: MicroBatches
     outputs: Callable[..., tuple[tuple[float, Tensor], ...]]
     average: NoAverage = field(default_factory=NoAverage)
+    origin: NoOrigin = field(default_factory=NoOrigin)
     profile: NoProfile = field(default_factory=NoProfile)
+    resizing: Resizing = keep_size
 
     @property
     def tensors(self) -> RunTensors:
         """What a checkpoint captures."""
-        return RunTensors(self.model.network, self.optimizer, self.scaler, self.average)
+        return RunTensors(self.model.network, self.optimizer, self.scaler, self.average, self.origin)
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,11 @@ class Stopping:
         min_delta: what counts as an improvement.
     """
 
-    metric: Literal["val_accuracy", "val_loss"]
+    metric: MetricName
     patience: int
     min_delta: float
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether the best is the highest value."""
+        return self.metric != "val_loss"

@@ -4,13 +4,14 @@ import platform
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torchvision
 from torch import Tensor
 
 import sat_vg
+from sat_vg.backbone_finetuning.models.probabilities import TaskName
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_tensors
@@ -43,7 +44,8 @@ class Artifact:
         config: the run's configuration, plain data; empty where there was none.
         metrics: the validation metrics of these weights, plain numbers.
         versions: of the libraries that wrote the file.
-        temperature: what logits are divided by before the softmax, where probabilities are wanted.
+        temperature: what logits are divided by where probabilities are wanted.
+        task: whether an image has one class or any number of them.
     """
 
     backbone: str
@@ -55,6 +57,7 @@ class Artifact:
     metrics: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     temperature: float = 1.0
+    task: TaskName = "single_label"
 
 
 def current_versions() -> dict[str, str]:
@@ -83,6 +86,7 @@ def write_artifact(path: Path, artifact: Artifact) -> None:
             "preprocessing": artifact.preprocessing.to_dict(),
             "dropout": artifact.dropout,
             "temperature": artifact.temperature,
+            "task": artifact.task,
             "config": artifact.config,
             "metrics": artifact.metrics,
             "versions": current_versions(),
@@ -127,6 +131,12 @@ def read_artifact(path: Path) -> Artifact:
     temperature = content.get("temperature", 1.0)  # files from before calibration have none
     if not isinstance(temperature, (int, float)) or not 0 < temperature < 1e6:
         raise CheckpointError(f"{str(path)!r} has a temperature of {temperature!r}: it is altered")
+    task = content.get("task", "single_label")  # files from before several classes an image have none
+    if task not in get_args(TaskName):
+        raise CheckpointError(
+            f"{str(path)!r} has the task {task!r}, and this sat_vg {sat_vg.__version__} knows "
+            f"{' and '.join(get_args(TaskName))}: it is altered, or of a newer version"
+        )
     return Artifact(
         backbone=content["backbone"],
         class_names=tuple(content["class_names"]),
@@ -137,4 +147,5 @@ def read_artifact(path: Path) -> Artifact:
         metrics=content["metrics"],
         versions=content["versions"],
         temperature=float(temperature),
+        task=task,
     )

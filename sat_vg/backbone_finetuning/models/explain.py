@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from sat_vg.backbone_finetuning.models.attention import attention_on_grid, in_eval_mode
 from sat_vg.backbone_finetuning.models.freezing import check_stage_names
+from sat_vg.backbone_finetuning.models.probabilities import PROBABILITIES
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
-from sat_vg.backbone_finetuning.utils.preprocessing import RGB, Preprocessing
+from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
 
 if TYPE_CHECKING:
@@ -285,7 +286,7 @@ def _as_the_model(model: FineTuneModel, images: Tensor) -> Tensor:
 def _titles(model: FineTuneModel, images: Tensor, explained: Tensor | None) -> list[str]:
     """What was predicted, with its probability, and on a second line what is explained, where it was chosen."""
     with in_eval_mode(model):
-        shares = model(_as_the_model(model, images)).float().softmax(1)
+        shares = PROBABILITIES[model.task](model(_as_the_model(model, images)).float())
     titles = []
     for number, (share, index) in enumerate(zip(*(tensor.tolist() for tensor in shares.max(1)), strict=True)):
         title = f"{_short(model.class_names[index])} {100 * share:.0f} %"
@@ -302,11 +303,10 @@ def _short(name: str, limit: int = 20) -> str:
 
 def _pictures(images: Tensor, preprocessing: Preprocessing) -> np.ndarray:
     """Images as they are drawn: uint8 ``[B, H, W, 3]``."""
-    bands = preprocessing.bands
-    is_coloured = set(RGB) <= set(bands)
-    wanted = [bands.index(name) for name in RGB] if is_coloured else [0, 1, 2] if len(bands) >= 3 else [0, 0, 0]
     images = images.detach().cpu()
     if images.is_floating_point():
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-        images = ((images.float() * std + mean) * 255).round_().clamp_(0, 255).to(torch.uint8)
-    return images[:, wanted].permute(0, 2, 3, 1).contiguous().numpy()
+        images = (images.float() * std + mean) * preprocessing.scale
+        if preprocessing.files is None:
+            images = images.round_().clamp_(0, 255).to(torch.uint8)
+    return preprocessing.pictures(images).permute(0, 2, 3, 1).contiguous().numpy()

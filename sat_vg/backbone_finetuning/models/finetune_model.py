@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sat_vg.backbone_finetuning.models.artifact import Artifact, read_artifact, write_artifact
 from sat_vg.backbone_finetuning.models.attention import attention_maps, in_eval_mode
@@ -29,6 +30,7 @@ from sat_vg.backbone_finetuning.models.freezing import (
     keep_in_eval,
 )
 from sat_vg.backbone_finetuning.models.input_bands import choose_bands, take_bands
+from sat_vg.backbone_finetuning.models.probabilities import PROBABILITIES, TaskName
 from sat_vg.backbone_finetuning.models.stages import find_member
 from sat_vg.backbone_finetuning.models.weights import load_initial_weights
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
@@ -57,6 +59,7 @@ class FineTuneModel(nn.Module):
         in_channels: channels of the images; unset: as many as ``bands``, or 3.
         bands: what the channels are, in order, such as ``("red", "green", "blue", "nir")``; needed where they are
             not red, green, blue. RGB weights are inflated for them (see ``input_bands.inflate_rgb``).
+        task: ``single_label``: an image has one class; ``multi_label``: any number of them.
 
     Attributes:
         stages: the backbone's stages, in order of depth.
@@ -65,6 +68,7 @@ class FineTuneModel(nn.Module):
         weights_report: what was loaded, in one line.
         provenance: where the weights come from, plain data; handed on to the extractor.
         temperature: what ``predict_probabilities`` divides the logits by; 1 unless the model was calibrated.
+        task: as given.
 
     Raises:
         ConfigError: unknown backbone or stage, or an image size the backbone cannot take.
@@ -87,10 +91,13 @@ class FineTuneModel(nn.Module):
         freeze_layers: int = 0,
         in_channels: int | None = None,
         bands: Sequence[str] | None = None,
+        task: TaskName = "single_label",
     ) -> None:
         super().__init__()
         if class_names is not None and len(class_names) != num_classes:
             raise ConfigError(f"num_classes = {num_classes}, but class_names holds {len(class_names)} names")
+        if task not in PROBABILITIES:
+            raise ConfigError(f"task = {task!r}: must be {' or '.join(PROBABILITIES)}")
         self.row = find_backbone(backbone)
         self.network = build_network(self.row, num_classes, image_size, seed)
         self.stages = self.row.family.stages(self.network)
@@ -101,6 +108,7 @@ class FineTuneModel(nn.Module):
         self.provenance: dict[str, Any] = {"weights": self.weights_report}
         self.preprocessing = loaded.preprocessing
         self.temperature = 1.0
+        self.task: TaskName = task
         self.class_names = tuple(class_names or (str(index) for index in range(num_classes)))
         self.dropout = nn.Dropout(dropout)
         self.head_parameter_names = head_parameters(self.network, self.row.family)
@@ -134,8 +142,13 @@ class FineTuneModel(nn.Module):
         flags = [name in self.trainable_stages for name in self.stage_names]
         return flags.index(True) if any(flags) else len(flags)
 
-    def set_trainable(self, stages: Sequence[str]) -> None:
+    def set_trainable(self, stages: Sequence[str], keeps_statistics: bool = False) -> None:
         """Train these stages and the classifier; freeze all other stages.
+
+        Args:
+            stages: their names.
+            keeps_statistics: the batch norm of these stages computes with its running statistics, which stay; its
+                scale and shift are trained.
 
         Raises:
             ConfigError: a name is no stage of this backbone.
@@ -149,6 +162,8 @@ class FineTuneModel(nn.Module):
             module.requires_grad_(is_used)
             if not is_used:
                 self._frozen_modules.extend(module.modules())
+        if keeps_statistics:
+            self._frozen_modules.extend(m for m in self.network.modules() if isinstance(m, _BatchNorm))
         keep_in_eval(self._frozen_modules)
 
     def train_from(self, first_stage: str) -> None:
@@ -178,17 +193,18 @@ class FineTuneModel(nn.Module):
 
     @torch.no_grad()
     def predict_probabilities(self, images: Tensor) -> Tensor:
-        """Softmax of the logits divided by ``temperature``, in eval mode; the model is left as it was.
+        """Probabilities of the classes, in eval mode; the model is left as it was.
 
         Args:
             images: ``[B, C, H, W]``, normalised, on the model's device.
 
         Returns:
-            float32 ``[B, num_classes]``; rows sum to 1.
+            float32 ``[B, num_classes]``: softmax of the logits divided by ``temperature``, so rows sum to 1; where an
+            image can have several classes, their sigmoid.
         """
         with in_eval_mode(self):
             logits: Tensor = self(images)
-        return (logits.float() / self.temperature).softmax(1)
+        return PROBABILITIES[self.task](logits.float() / self.temperature)
 
     def forward_pooled(self, value: Tensor, start: int = 0) -> Tensor:
         """``images [B, C, H, W]``, normalised → the vector ``[B, D]`` that the classifier sees."""
@@ -349,7 +365,7 @@ class FineTuneModel(nn.Module):
         config: Mapping[str, Any] | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Write best_model.pt: weights, backbone, class names, preprocessing, config, metrics, versions.
+        """Write best_model.pt: weights, backbone, class names, task, preprocessing, config, metrics, versions.
 
         Args:
             path: of the file; it appears whole or not at all.
@@ -368,6 +384,7 @@ class FineTuneModel(nn.Module):
             config=dict(config or {}),
             metrics=dict(metrics or {}),
             temperature=self.temperature,
+            task=self.task,
         )
         write_artifact(Path(path), artifact)
 
@@ -406,6 +423,7 @@ class FineTuneModel(nn.Module):
             image_size=artifact.preprocessing.image_size,
             class_names=artifact.class_names,
             bands=artifact.preprocessing.bands,
+            task=artifact.task,
         )
         try:
             # The very tensors, not copies of their values: their memory layout decides how convolutions round.

@@ -9,7 +9,8 @@ from sat_vg.backbone_finetuning.reports.figures import plain
 
 _MOST_CLASSES = 60  # more bars than this cannot be read on one figure
 _SCORES = {"precision": "#9ec1de", "recall": "#5b94c4", "f1": "#1f4e79"}
-_CONFIDENCE = "#d2691e"
+_CONFIDENCE = _AVERAGE_PRECISION = "#d2691e"
+_NAMES = {"f1": "F1", "average_precision": "average precision"}
 
 
 def draw_class_scores(class_names: Sequence[str], rows: Sequence[Mapping[str, float]]) -> Figure:
@@ -17,16 +18,20 @@ def draw_class_scores(class_names: Sequence[str], rows: Sequence[Mapping[str, fl
 
     Args:
         class_names: in the order of ``rows``.
-        rows: with ``precision``, ``recall``, ``f1`` (0 to 1) and ``images``; classes without images are left out.
+        rows: with ``precision``, ``recall``, ``f1`` (0 to 1), ``images`` and, all or none, ``average_precision``;
+            classes without images are left out.
     """
     present = sorted((place for place, row in enumerate(rows) if row["images"]), key=lambda p: rows[p]["f1"])
     shown = present[:_MOST_CLASSES]
+    has_precision = any("average_precision" in row for row in rows)
+    colours = {**_SCORES, "average_precision": _AVERAGE_PRECISION} if has_precision else _SCORES
+    step = 0.81 / len(colours)  # of a row's height; the rest is a gap
     figure = Figure(figsize=(8, 1.4 + 0.34 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
-    for number, (score, colour) in enumerate(_SCORES.items()):
+    for number, (score, colour) in enumerate(colours.items()):
         widths = [100 * rows[place][score] for place in shown]
-        label = "F1" if score == "f1" else score
-        axes.barh(np.arange(len(shown)) + 0.27 * (number - 1), widths, 0.25, color=colour, label=label)
+        places = np.arange(len(shown)) + step * (number - (len(colours) - 1) / 2)
+        axes.barh(places, widths, step - 0.02, color=colour, label=_NAMES.get(score, score))
     axes.set_yticks(range(len(shown)), [f"{plain(class_names[p])} ({rows[p]['images']:.0f})" for p in shown])
     axes.invert_yaxis()
     axes.set(xlim=(0, 100), xlabel="%", ylim=(len(shown) - 0.4, -0.6))
@@ -35,7 +40,7 @@ def draw_class_scores(class_names: Sequence[str], rows: Sequence[Mapping[str, fl
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=len(colours), frameon=False, fontsize=8)
     return figure
 
 

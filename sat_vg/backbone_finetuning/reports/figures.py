@@ -1,10 +1,13 @@
 """Figures from plain arrays: confusion matrices, grids of images, learning curves."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from sat_vg.backbone_finetuning.utils.printable import one_line
 
 _MAX_NAMED_CLASSES = 60  # more names than this cannot be read on one figure
 _MAX_NUMBERED_CLASSES = 25
@@ -74,10 +77,11 @@ def draw_image_grid(images: np.ndarray, titles: Sequence[str], heading: str, col
 
 
 def draw_learning_curves(epochs: Sequence[Mapping[str, float]]) -> Figure:
-    """Losses and validation accuracy by epoch.
+    """Losses and validation accuracy, or mean average precision, by epoch.
 
     Args:
-        epochs: the entries that end epochs, with ``epoch``, ``train_loss``, ``val_loss``, ``val_accuracy``.
+        epochs: the entries that end epochs, with ``epoch``, ``train_loss``, ``val_loss``, ``val_accuracy`` and, where
+            an image can have several classes, ``val_map``, which is then drawn.
     """
     numbers = [entry["epoch"] for entry in epochs]
     figure = Figure(figsize=(6.2, 3), layout="constrained")
@@ -86,15 +90,21 @@ def draw_learning_curves(epochs: Sequence[Mapping[str, float]]) -> Figure:
         losses.plot(numbers, [entry[name] for entry in epochs], marker="o", markersize=3, label=name)
     losses.set(xlabel="epoch", ylabel="loss")
     losses.legend()
-    shares = [100 * entry["val_accuracy"] for entry in epochs]
+    name, what = ("val_map", "mAP") if "val_map" in epochs[0] else ("val_accuracy", "accuracy")
+    shares = [100 * entry[name] for entry in epochs]
     accuracy.plot(numbers, shares, marker="o", markersize=3, color="tab:green")
     best = int(np.argmax(shares))
     accuracy.set_title(f"best: {shares[best]:.2f} % in epoch {numbers[best]}", fontsize=10)
-    accuracy.set(xlabel="epoch", ylabel="validation accuracy, %")
+    accuracy.set(xlabel="epoch", ylabel=f"validation {what}, %")
     for axes in (losses, accuracy):
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # no ticks between two epochs
     return figure
+
+
+def in_lines(text: str) -> str:
+    """A title that is broken between words where it is longer than an image of the grid is wide, into three lines."""
+    return "\n".join(textwrap.wrap(one_line(text), 22, max_lines=3, placeholder=" …", break_long_words=False))
 
 
 def plain(text: str, limit: int = 28) -> str:

@@ -1,4 +1,4 @@
-"""The page of an evaluation: one file that needs no network and runs no script.
+"""The page of an evaluation: one file that needs no network and runs no script; ``sets_report`` fills it otherwise.
 
 Whatever comes from the data or the checkpoint (class names, paths, settings) is text to the page: control characters
 are made visible, the rest is escaped, and a content security policy forbids everything but this page's own style and
@@ -58,29 +58,34 @@ class Report:
     Attributes:
         content: of evaluation.json.
         mistakes: the most confident first.
-        epochs: of the training, with ``epoch``, ``train_loss``, ``val_loss`` and ``val_accuracy``.
+        epochs: of the training, with ``epoch``, ``train_loss``, ``val_loss``, ``val_accuracy`` and maybe ``val_map``.
         why_no_epochs: where there are none.
     """
 
     content: Mapping[str, Any]
-    mistakes: Sequence[Mistake]
+    mistakes: Sequence[Any]
     epochs: Sequence[Mapping[str, float]]
     why_no_epochs: str = ""
 
 
 def render_report(report: Report) -> str:
-    """The page as HTML."""
-    content, style = report.content, style_sheet()
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    """The page as HTML, where an image has one class."""
+    content = report.content
     sections = {
         "Classes": _classes(content),
         "Confusion": _confusion(content),
         "Calibration": _calibration(content),
         "Mistakes": _mistakes(report.mistakes, content["images"]),
-        "Training": _training(report),
-        "Settings": _settings(content),
     }
+    return render_page(report, _headline(content), sections)
+
+
+def render_page(report: Report, headline: str, sections: Mapping[str, str]) -> str:
+    """The page with these sections, and those on training and settings after them; all of it HTML already."""
+    content, style = report.content, style_sheet()
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    sections = {**sections, "Training": _training(report), "Settings": _settings(content)}
     links = "".join(f'<a href="#{name.lower()}">{name}</a>' for name in sections)
     body = "".join(f'<section id="{name.lower()}">{text}</section>' for name, text in sections.items())
     version = content["versions"]["evaluation"]["sat_vg"]
@@ -91,32 +96,31 @@ def render_report(report: Report) -> str:
         '<meta name="referrer" content="no-referrer"><meta name="color-scheme" content="light dark">'
         f"<title>{_title(content)}</title><style>{style}</style></head>\n<body><main>"
         f"<header><h1>{_title(content)}</h1><p>{_subtitle(content)}</p><nav>{links}</nav></header>"
-        f"{_headline(content)}{body}"
-        f"<footer>Written by sat-vg evaluate, version {_shown(version)}.</footer></main></body></html>\n"
+        f"{headline}{body}"
+        f"<footer>Written by sat-vg evaluate, version {shown(version)}.</footer></main></body></html>\n"
     )
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value as text of the page."""
     return escape(one_line(str(value)))
 
 
-def _percent(share: float, digits: int = 2) -> str:
+def percent(share: float, digits: int = 2) -> str:
+    """A share as a number of hundredths."""
     return f"{100 * share:.{digits}f}"
 
 
 def _title(content: Mapping[str, Any]) -> str:
     data = content["data"]
-    return (
-        f"{_shown(content['backbone'])} on {_shown(PurePath(data).name or data) if data else 'the built-in scenes'}"
-    )
+    return f"{shown(content['backbone'])} on {shown(PurePath(data).name or data) if data else 'the built-in scenes'}"
 
 
 def _subtitle(content: Mapping[str, Any]) -> str:
     size, classes = content["image_size"], len(content["classes"])
     return (
-        f"{content['images']:,} images of the {_shown(content['split'])} split in {classes} classes, seen at "
-        f"{size} × {size} pixels. Checkpoint <code>{_shown(content['checkpoint'])}</code>"
+        f"{content['images']:,} images of the {shown(content['split'])} split in {classes} classes, seen at "
+        f"{size} × {size} pixels. Checkpoint <code>{shown(content['checkpoint'])}</code>"
     )
 
 
@@ -126,18 +130,23 @@ def _headline(content: Mapping[str, Any]) -> str:
     cards = []
     for name, title in (("accuracy", "Accuracy"), ("macro_f1", "Macro F1"), ("ece", "Calibration error")):
         low, high = intervals[name]
-        number = f"{_percent(content[name])}<small>%</small>"
-        cards.append((title, number, f"{level}: {_percent(low, 1)} to {_percent(high, 1)}"))
+        number = f"{percent(content[name])}<small>%</small>"
+        cards.append((title, number, f"{level}: {percent(low, 1)} to {percent(high, 1)}"))
     if "top_5_accuracy" in content:
-        cards.insert(1, ("Top 5", f"{_percent(content['top_5_accuracy'])}<small>%</small>", "true class among 5"))
+        cards.insert(1, ("Top 5", f"{percent(content['top_5_accuracy'])}<small>%</small>", "true class among 5"))
     cards.append(("Loss", f"{content['loss']:.4f}", "cross-entropy, nats"))
+    return as_cards(cards)
+
+
+def as_cards(cards: Sequence[tuple[str, str, str]]) -> str:
+    """The numbers on top of the page: title, number and note of each, as HTML."""
     boxes = "".join(
         f"<div><span>{title}</span><b>{number}</b><span>{note}</span></div>" for title, number, note in cards
     )
     return f'<div class="cards" id="headline">{boxes}</div>'
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], foot: Sequence[Sequence[str]] = ()) -> str:
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], foot: Sequence[Sequence[str]] = ()) -> str:
     """A table of cells that are HTML already; the first of each row is its heading."""
 
     def as_row(cells: Sequence[str]) -> str:
@@ -150,17 +159,17 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], foot: Sequence[Se
 
 def _classes(content: Mapping[str, Any]) -> str:
     def cells(row: Mapping[str, float]) -> list[str]:
-        return [f"<td>{_percent(row[score], 1)}{bar(row[score])}</td>" for score in _SCORES]
+        return [f"<td>{percent(row[score], 1)}{bar(row[score])}</td>" for score in _SCORES]
 
     worst_first = sorted(content["classes"].items(), key=lambda entry: entry[1]["f1"])
     rows = [
-        (f'<span title="{_shown(name)}">{_shown(name)}</span>', *cells(row), f"<td>{row['images']}</td>")
+        (f'<span title="{shown(name)}">{shown(name)}</span>', *cells(row), f"<td>{row['images']}</td>")
         for name, row in worst_first
     ]
     foot = [
         (f"{name} average", *cells(row), f"<td>{content['images']}</td>") for name, row in content["averages"].items()
     ]
-    table = _table(("class", "precision %", "recall %", "F1 %", "images"), rows, foot)
+    table = html_table(("class", "precision %", "recall %", "F1 %", "images"), rows, foot)
     return (
         "<h2>Classes</h2><p class=note>The worst F1 first. Precision: of what was given to the class, how much "
         "belongs there. Recall: of what belongs there, how much was found. F1: their harmonic mean. The macro "
@@ -184,11 +193,11 @@ def _confusion(content: Mapping[str, Any]) -> str:
 
 def _matrix(names: Sequence[str], counts: Sequence[Sequence[int]], shares: Sequence[Sequence[float]]) -> str:
     """The matrix with both readings in each cell; a switch without script shows one of them."""
-    heads = "".join(f'<th scope=col title="{_shown(name)}"><span>{_shown(name)}</span></th>' for name in names)
+    heads = "".join(f'<th scope=col title="{shown(name)}"><span>{shown(name)}</span></th>' for name in names)
     rows = []
     for i, name in enumerate(names):
         cells = "".join(_cell(i == j, counts[i][j], shares[i][j]) for j in range(len(names)))
-        rows.append(f'<tr><th scope=row title="{_shown(name)}">{_shown(name)}</th>{cells}</tr>')
+        rows.append(f'<tr><th scope=row title="{shown(name)}">{shown(name)}</th>{cells}</tr>')
     return (
         "<p class=note>Rows: true class. Columns: predicted class. Blue is right, orange is wrong; even rare "
         "mistakes are coloured.</p>"
@@ -206,9 +215,9 @@ def _cell(is_right: bool, count: int, share: float) -> str:
         return "<td></td>"
     # The root lets single mistakes among hundreds be seen.
     step = max(1, round(STEPS * (share if is_right else share**0.5)))
-    percent = "<1" if share < 0.005 else _percent(share, 0)
+    number = "<1" if share < 0.005 else percent(share, 0)
     colour = f"{'r' if is_right else 'w'}{step}"
-    return f"<td class={colour}><span class=s>{escape(percent)}</span><span class=n>{count}</span></td>"
+    return f"<td class={colour}><span class=s>{escape(number)}</span><span class=n>{count}</span></td>"
 
 
 def _frequent_pairs(names: Sequence[str], counts: Sequence[Sequence[int]], shares: Sequence[Sequence[float]]) -> str:
@@ -218,14 +227,14 @@ def _frequent_pairs(names: Sequence[str], counts: Sequence[Sequence[int]], share
     pairs.sort(key=lambda pair: -pair[0])
     rows = [
         (
-            _shown(names[i]),
-            f"<td class=name>{_shown(names[j])}</td>",
+            shown(names[i]),
+            f"<td class=name>{shown(names[j])}</td>",
             f"<td>{count}</td>",
-            f"<td>{_percent(shares[i][j], 1)}</td>",
+            f"<td>{percent(shares[i][j], 1)}</td>",
         )
         for count, i, j in pairs[:_PAIRS_SHOWN]
     ]
-    table = _table(("true class", "taken for", "images", "% of the class"), rows)
+    table = html_table(("true class", "taken for", "images", "% of the class"), rows)
     return f'<p class="note after">Most frequent confusions</p><div class=box id="pairs">{table}</div>'
 
 
@@ -233,13 +242,13 @@ def _calibration(content: Mapping[str, Any]) -> str:
     found = content["calibration"]
     low, high = content["intervals"]["ece"]
     numbers = {
-        "expected error": f"{_percent(content['ece'])} %",
-        "its interval": f"{_percent(low)} to {_percent(high)} %; high, as drawing images anew adds to this error",
+        "expected error": f"{percent(content['ece'])} %",
+        "its interval": f"{percent(low)} to {percent(high)} %; high, as drawing images anew adds to this error",
         "temperature": f"{found['temperature']:.4g}" + ("" if found["temperature"] != 1 else " (not calibrated)"),
         "log-likelihood": f"−{found['nll']:.4f} per image",
     }
     if found["temperature"] != 1:
-        numbers["without it"] = f"{_percent(found['uncalibrated_ece'])} % error, −{found['uncalibrated_nll']:.4f}"
+        numbers["without it"] = f"{percent(found['uncalibrated_ece'])} % error, −{found['uncalibrated_nll']:.4f}"
         if content["calibrated_here"]:
             numbers["fitted on"] = "these very images, so the error is somewhat flattered"
     else:
@@ -260,22 +269,29 @@ def _mistakes(mistakes: Sequence[Mistake], images: int) -> str:
     third = (
         ", and under the attention of the class token in the last block" if mistakes[0].attention is not None else ""
     )
-    cards = []
-    for one in mistakes:
-        views = [(one.image, "image"), (one.grad_cam, "under Grad-CAM")]
-        views += [(one.attention, "under attention")] if one.attention is not None else []
-        pictures = "".join(
-            f'<img src="{picture_uri(view)}" alt="{_shown(one.path)}, {what}">' for view, what in views
+    cards = [
+        picture_pair(
+            one,
+            f"taken for <b>{shown(one.predicted)}</b> at {percent(one.probability, 1)} %, is "
+            f"<strong>{shown(one.true)}</strong>",
         )
-        cards.append(
-            f"<figure><div class=pair>{pictures}</div><figcaption>taken for <b>{_shown(one.predicted)}</b> at "
-            f"{_percent(one.probability, 1)} %, is <strong>{_shown(one.true)}</strong><br>"
-            f"<code>{_shown(one.path)}</code></figcaption></figure>"
-        )
+        for one in mistakes
+    ]
     return (
         "<h2>Mistakes</h2><p class=note>The most confident ones: each as the model saw it, and under the heat of "
         f"where it saw the class that it took it for (Grad-CAM, Selvaraju et al., 2017){third}. Look for wrong "
         f"labels first.</p><div class=mistakes>{''.join(cards)}</div>"
+    )
+
+
+def picture_pair(one: Any, caption: str) -> str:
+    """The pictures of a mistake side by side, with a caption in HTML and the path below."""
+    views = [(one.image, "image"), (one.grad_cam, "under Grad-CAM")]
+    views += [(one.attention, "under attention")] if one.attention is not None else []
+    pictures = "".join(f'<img src="{picture_uri(view)}" alt="{shown(one.path)}, {what}">' for view, what in views)
+    return (
+        f"<figure><div class=pair>{pictures}</div><figcaption>{caption}<br><code>{shown(one.path)}</code>"
+        "</figcaption></figure>"
     )
 
 
@@ -295,20 +311,21 @@ def _uri(data: bytes, kind: str) -> str:
 def _training(report: Report) -> str:
     heading, epochs = "<h2>Training</h2>", report.epochs
     if not epochs:
-        return f"{heading}<p class=note>There are no curves: {_shown(report.why_no_epochs)}.</p>"
+        return f"{heading}<p class=note>There are no curves: {shown(report.why_no_epochs)}.</p>"
     best = report.content["training"]["metrics"]["epoch"]
+    metric, what = ("val_map", "mAP") if "val_map" in epochs[0] else ("val_accuracy", "accuracy")
     if len(epochs) == 1:
         one = epochs[0]
         return (
             f"{heading}<p class=note>One epoch: training loss {one['train_loss']:.4f}, validation loss "
-            f"{one['val_loss']:.4f}, validation accuracy {_percent(one['val_accuracy'])} %.</p>"
+            f"{one['val_loss']:.4f}, validation {what} {percent(one[metric])} %.</p>"
         )
     numbers = [entry["epoch"] for entry in epochs]
     losses = {"main": [entry["val_loss"] for entry in epochs], "gap": [entry["train_loss"] for entry in epochs]}
-    accuracy = {"main": [100 * entry["val_accuracy"] for entry in epochs]}
-    charts = curves_chart(numbers, losses, "loss", best) + curves_chart(numbers, accuracy, "accuracy, %", best)
+    shares = {"main": [100 * entry[metric] for entry in epochs]}
+    charts = curves_chart(numbers, losses, "loss", best) + curves_chart(numbers, shares, f"{what}, %", best)
     return (
-        f"{heading}<p class=note>The checkpoint is that of epoch {_shown(best)}, which is marked.</p>"
+        f"{heading}<p class=note>The checkpoint is that of epoch {shown(best)}, which is marked.</p>"
         "<ul class=key><li>validation</li><li class=gap>training</li></ul>"
         f"<div class=two>{charts}</div>"
     )
@@ -318,7 +335,7 @@ def _settings(content: Mapping[str, Any]) -> str:
     def listing(values: Mapping[str, object]) -> str:
         return (
             "<dl class=config>"
-            + "".join(f"<dt>{_shown(k)}</dt><dd>{_shown(v)}</dd>" for k, v in values.items())
+            + "".join(f"<dt>{shown(k)}</dt><dd>{shown(v)}</dd>" for k, v in values.items())
             + "</dl>"
         )
 

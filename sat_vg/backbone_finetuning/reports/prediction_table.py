@@ -37,6 +37,56 @@ class Prediction:
         }
 
 
+@dataclass(frozen=True)
+class SetPrediction:
+    """What a model says of one image that can have several classes.
+
+    Attributes:
+        path: of the image, relative to the data folder.
+        has: of each class, whether the image has it.
+        given: of each class, whether the image is given it.
+        probabilities: of each class, 0 to 1.
+        loss: of the image.
+    """
+
+    path: str
+    has: Sequence[bool]
+    given: Sequence[bool]
+    probabilities: Sequence[float]
+    loss: float
+
+    def named(self, class_names: Sequence[str]) -> dict[str, Any]:
+        """The prediction with names, as plain data; wrong classes with their probability, the worst first."""
+        rows = list(zip(class_names, self.has, self.given, self.probabilities, strict=True))
+        missed = {name: share for name, has, given, share in rows if has and not given}
+        added = {name: share for name, has, given, share in rows if given and not has}
+        return {
+            "path": self.path,
+            "true": [name for name, has, _, _ in rows if has],
+            "predicted": [name for name, _, given, _ in rows if given],
+            "missed": dict(sorted(missed.items(), key=lambda entry: entry[1])),
+            "added": dict(sorted(added.items(), key=lambda entry: -entry[1])),
+            "loss": self.loss,
+        }
+
+
+def set_predictions_csv(predictions: Sequence[SetPrediction], class_names: Sequence[str]) -> str:
+    """A line for each image: path, classes with | between, whether all are right, loss, and every probability.
+
+    Cells are written as in ``predictions_csv``.
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["path", "true", "predicted", "correct", "loss", *map(cell_text, class_names)])
+    for one in predictions:
+        named = one.named(class_names)
+        sets = [cell_text("|".join(named[what])) for what in ("true", "predicted")]
+        correct = str(list(one.has) == list(one.given)).lower()
+        shares = [f"{share:.6f}" for share in one.probabilities]
+        writer.writerow([cell_text(one.path), *sets, correct, f"{one.loss:.6f}", *shares])
+    return file.getvalue()
+
+
 def predictions_csv(predictions: Sequence[Prediction], class_names: Sequence[str]) -> str:
     """A line for each image: path, classes, probabilities, and whether they are right.
 

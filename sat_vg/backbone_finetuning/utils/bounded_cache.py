@@ -27,6 +27,7 @@ _UNFINISHED = re.compile(r"\.[0-9a-f]{16,128}\.[0-9a-f]{8}\.unfinished")
 _LOCK = ".lock"
 _BUILDER = ".builder"  # in an unfinished entry: locked by who builds it, with the bytes that it will take
 _RESERVE_BYTES = 2 * 2**30  # of the disk's free space; what else goes on there must not fail for a cache
+_SMALL_SHARE = 100  # what takes up to a hundredth of the free space makes nothing else fail
 _LONGEST_BUILD_S = 24 * 3600  # where the file system locks nothing
 
 
@@ -48,6 +49,15 @@ class _Entry(NamedTuple):
     used: int  # when, in ns
     num_bytes: int
     path: Path
+
+
+def bytes_to_spare(free: int, total: int) -> int:
+    """What one entry may take of a disk with ``free`` bytes of ``total``.
+
+    All but a reserve of 2 GiB, or of a tenth of a small disk. On a disk that is full to the reserve, a small entry is
+    built all the same: up to a hundredth of what is free, as refusing it would spare nobody else anything.
+    """
+    return max(free - min(_RESERVE_BYTES, total // 10), free // _SMALL_SHARE)
 
 
 class BoundedCache:
@@ -142,17 +152,17 @@ class BoundedCache:
         entries = self._entries()
         kept = sum(entry.num_bytes for entry in entries)
         disk = shutil.disk_usage(self.folder)
-        spare = disk.free - unwritten - min(_RESERVE_BYTES, disk.total // 10)
+        free = max(0, disk.free - unwritten)
         if num_bytes > self.max_bytes - promised:
             return NoRoom(num_bytes, max(0, self.max_bytes - promised), "limit")
-        if num_bytes > spare + kept:
-            return NoRoom(num_bytes, max(0, spare + kept), "disk")
-        superfluous = max(kept + promised + num_bytes - self.max_bytes, num_bytes - spare)
+        with_all_gone = bytes_to_spare(free + kept, disk.total)
+        if num_bytes > with_all_gone:
+            return NoRoom(num_bytes, with_all_gone, "disk")
         for entry in sorted(entries):
-            if superfluous <= 0:
+            if kept + promised + num_bytes <= self.max_bytes and num_bytes <= bytes_to_spare(free, disk.total):
                 break
             _remove(entry.path)
-            superfluous -= entry.num_bytes
+            kept, free = kept - entry.num_bytes, free + entry.num_bytes
         return None
 
     def _entries(self) -> list[_Entry]:

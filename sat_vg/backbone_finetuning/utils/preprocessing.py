@@ -1,8 +1,8 @@
-"""The preprocessing that belongs to a set of weights: geometry on uint8, then normalisation."""
+"""The preprocessing that belongs to a set of weights: geometry on pixel values, then normalisation."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, cast
 
@@ -16,6 +16,32 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 RGB = ("red", "green", "blue")
 _MAX_IMAGE_SIZE = 4096  # as in the configuration
+_SHOWN = 2.05  # deviations from the mean: 96 % of a normal distribution
+
+
+@dataclass(frozen=True)
+class BandFiles:
+    """The GeoTIFFs that a model's images are read from.
+
+    Attributes:
+        bands: where each channel lies in a file: the number of a band, from 1, or its description.
+        dtype: of the values in the files, such as ``uint16``.
+        count: bands in a file.
+    """
+
+    bands: tuple[int | str, ...]
+    dtype: str
+    count: int
+
+    def is_sound(self) -> bool:
+        """Whether the values can be what they say."""
+        return (
+            isinstance(self.bands, tuple)
+            and all(isinstance(band, (int, str)) and not isinstance(band, bool) for band in self.bands)
+            and all(1 <= band <= self.count for band in self.bands if isinstance(band, int))
+            and isinstance(self.dtype, str)
+            and isinstance(self.count, int)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +50,13 @@ class Preprocessing:
 
     Attributes:
         image_size: height and width in pixels after resizing and cropping.
-        mean: per-channel mean of images scaled to [0, 1].
-        std: per-channel standard deviation of images scaled to [0, 1].
+        mean: per-channel mean of images divided by ``scale``.
+        std: per-channel standard deviation of images divided by ``scale``.
         interpolation: how images are resized; always with antialiasing.
         bands: what the channels are, in order.
+        scale: 255 where images are uint8, so that ``mean`` and ``std`` are those of images in [0, 1]; 1 where they
+            are float32 values as they stand in the files.
+        files: the GeoTIFFs that images are read from; None: 8-bit RGB images.
     """
 
     image_size: int
@@ -35,6 +64,8 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     bands: tuple[str, ...] = RGB
+    scale: float = 255.0
+    files: BandFiles | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
@@ -44,7 +75,9 @@ class Preprocessing:
             CheckpointError: the values are not such; a file that they came from is altered.
         """
         try:
-            plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+            plain = _with_tuples(values)
+            if plain.get("files") is not None:
+                plain["files"] = BandFiles(**_with_tuples(plain["files"]))
             restored = cls(**plain)
             sound = (
                 isinstance(restored.image_size, int)
@@ -54,6 +87,10 @@ class Preprocessing:
                 and all(math.isfinite(value) and value > 0 for value in restored.std)
                 and restored.interpolation in ("bilinear", "bicubic")
                 and all(isinstance(band, str) for band in restored.bands)
+                and math.isfinite(restored.scale)
+                and restored.scale > 0
+                and (restored.files is None or restored.files.is_sound())
+                and (restored.files is None or len(restored.files.bands) == len(restored.bands))
             )
         except (TypeError, AttributeError, ValueError, OverflowError):
             sound = False
@@ -62,11 +99,16 @@ class Preprocessing:
         return restored
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: numbers, strings and lists."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        """Plain data: numbers, strings and lists; of 8-bit RGB images no more than there was before GeoTIFFs."""
+        values = _with_lists(asdict(self))
+        if self.files is None:
+            del values["files"]
+        if self.scale == Preprocessing.scale:
+            del values["scale"]
+        return values
 
     def geometry(self) -> nn.Module:
-        """uint8 ``[C, H, W]`` of any size → uint8 ``[C, image_size, image_size]``.
+        """``[C, H, W]`` of any size → ``[C, image_size, image_size]``, of the same type.
 
         The shorter side is resized to ``image_size`` and the centre is cut out, so a square image is kept whole.
         """
@@ -80,12 +122,41 @@ class Preprocessing:
         return cast(nn.Module, steps)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 ``[B, C, H, W]`` → float32 of the same shape with the weights' mean and deviation removed."""
-        mean, scale = _constants(self.mean, self.std, images.device)
-        return images.float().sub_(mean).mul_(scale)
+        """``[B, C, H, W]`` → float32 of the same shape with the weights' mean and deviation removed.
+
+        Args:
+            images: uint8; of GeoTIFFs the values as they stand in the files.
+        """
+        mean, scale = _constants(self.mean, self.std, self.scale, images.device)
+        return images.to(torch.float32, copy=True).sub_(mean).mul_(scale)
+
+    def pictures(self, images: Tensor) -> Tensor:
+        """``[B, C, H, W]``, not normalised → uint8 ``[B, 3, H, W]`` for people to look at; 8-bit RGB as it is.
+
+        Drawn are the bands that are named red, green and blue; where these are not all there, the first three, or
+        the first in grey. Of other values than uint8 what lies from 2 to 98 % of a normal distribution with the data
+        set's mean and deviation is spread from black to white: the same in all images, so that colours can be
+        compared, and missing values are grey.
+        """
+        wanted = self._drawn()
+        chosen = images if wanted == list(range(images.shape[1])) else images[:, wanted]
+        if images.dtype == torch.uint8:
+            return chosen
+        kept = replace(self, mean=self._of(wanted, self.mean), std=self._of(wanted, self.std))
+        spread = kept.normalise(chosen.detach().cpu()).div_(2 * _SHOWN).add_(0.5)
+        return spread.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
+
+    @staticmethod
+    def _of(places: list[int], values: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(values[place] for place in places)
+
+    def _drawn(self) -> list[int]:
+        if set(RGB) <= set(self.bands):
+            return [self.bands.index(name) for name in RGB]
+        return [0, 1, 2] if len(self.bands) >= len(RGB) else [0, 0, 0]
 
     def transforms(self) -> nn.Module:
-        """A PIL image or uint8 tensor ``[C, H, W]`` → float32 ``[C, image_size, image_size]``, normalised."""
+        """A PIL image or tensor ``[C, H, W]`` → float32 ``[C, image_size, image_size]``, normalised."""
         # Grey and CMYK images become RGB; other bands are taken as they are.
         first = [v2.RGB()] if self.bands == RGB else []
         return cast(nn.Module, v2.Compose([*first, v2.PILToTensor(), self.geometry(), v2.Lambda(_Normalise(self))]))
@@ -107,11 +178,24 @@ class MiddleOfLong(nn.Module):
         return image.narrow(dim, (image.shape[dim] - longest) // 2, longest)
 
 
+def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _with_lists(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _with_lists(value) if isinstance(value, dict) else list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+    }
+
+
 @lru_cache(maxsize=32)
-def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], scale: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
     # Made once per device: a copy from the host in every step would make the host wait for the device.
     with torch.inference_mode(False):
-        as_column = [torch.tensor(values, device=device).mul(255).view(-1, 1, 1) for values in (mean, std)]
+        as_column = [torch.tensor(values, device=device).mul(scale).view(-1, 1, 1) for values in (mean, std)]
         return as_column[0], as_column[1].reciprocal()
 
 

@@ -305,6 +305,7 @@ def many(paths):
 
 
 def _use(layout, cache, barrier, queue):
+    torch.set_num_threads(1)  # a forked process has none of the threads that torch counts on
     barrier.wait()
     read, note = keep_decoded("disk", layout, cache)
     queue.put((note, sum(int(read(path).sum()) for path in layout.rows)))

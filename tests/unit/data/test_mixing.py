@@ -40,3 +40,12 @@ def test_even_parts_of_a_batch_mix_as_the_whole_does():
     mixing = Mixing(0.8, 0.0, seed=0)
     parts = [mixing(IMAGES[part], TARGETS[part], 2)[0] for part in (slice(0, 2), slice(2, 6))]
     assert torch.equal(torch.cat(parts), mixing(IMAGES, TARGETS, 2)[0])
+
+
+def test_targets_with_several_classes_mix_in_the_same_share():
+    targets = torch.tensor([[1.0, 1, 0], [0, 1, 1], [0, 0, 0], [1, 0, 0]])
+    for alphas in ((0.8, 0.0), (0.0, 1.0)):
+        mixing = Mixing(*alphas, seed=0)
+        mixed, share = mixing(IMAGES[:4], targets, 1)[1], mixing(IMAGES, TARGETS, 1)[1][0, 0]
+        assert torch.allclose(mixed, share * targets + (1 - share) * targets[[1, 0, 3, 2]])
+        assert 0 < share < 1

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import f1_score, precision_recall_fscore_support
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, precision_recall_fscore_support
 
 from sat_vg.backbone_finetuning.engine import bootstrap
-from sat_vg.backbone_finetuning.engine.bootstrap import bootstrap_intervals
+from sat_vg.backbone_finetuning.engine.bootstrap import bootstrap_intervals, bootstrap_intervals_of_sets
 from sat_vg.backbone_finetuning.engine.calibration import expected_calibration_error, reliability
 from sat_vg.backbone_finetuning.engine.classification_metrics import (
     averages,
@@ -67,3 +67,49 @@ def test_intervals_depend_on_the_seed_alone_and_shrink_with_the_number_of_images
     assert many["accuracy"][1] - many["accuracy"][0] < 0.2 * (high - low)
     # A normal approximation says 1.96 standard errors to either side.
     assert many["accuracy"][1] - many["accuracy"][0] == pytest.approx(2 * 1.96 * (0.7 * 0.3 / 4000) ** 0.5, rel=0.1)
+
+
+def drawn_sets(count=60, classes=4, seed=0):
+    """Logits with ties, and classes of which the rarest is lacking in many resamples."""
+    generator = torch.Generator().manual_seed(seed)
+    has = torch.rand(count, classes, generator=generator) < torch.tensor([0.5, 0.3, 0.2, 0.03])[:classes]
+    has[0, -1] = True
+    logits = (2 * has.float() - 1 + torch.randn(count, classes, generator=generator)).mul(3).round() / 3
+    return logits, logits >= 0, has
+
+
+def test_intervals_of_several_classes_are_those_of_a_plain_loop(monkeypatch):
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 100)
+    logits, given, has = drawn_sets()
+    found = bootstrap_intervals_of_sets(logits, given, has, seed=3)
+    generator = torch.Generator().manual_seed(3)
+    scores = []
+    for places in torch.randint(60, (100, 60), generator=generator):
+        present = has[places].any(0)
+        true, said, rank = (part[places][:, present].numpy() for part in (has, given, logits))
+        # micro F1 counts what is wrongly given of absent classes too
+        micro = f1_score(has[places].numpy(), given[places].numpy(), average="micro", zero_division=0)
+        scores.append(
+            [
+                average_precision_score(true, rank, average="macro"),
+                accuracy_score(has[places].numpy(), given[places].numpy()),
+                f1_score(true, said, average="macro", zero_division=0),
+                micro,
+            ]
+        )
+    assert len({tuple(has[places].any(0).tolist()) for places in torch.randint(60, (100, 60))}) > 1
+    for name, column in zip(("map", "accuracy", "macro_f1", "micro_f1"), np.array(scores).T, strict=True):
+        assert found[name] == pytest.approx(np.percentile(column, [2.5, 97.5]), abs=1e-12), name
+
+
+def test_intervals_of_several_classes_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch):
+    few = bootstrap_intervals_of_sets(*drawn_sets())
+    monkeypatch.setattr(bootstrap, "_DRAWS_AT_ONCE", 1234)
+    again = bootstrap_intervals_of_sets(*drawn_sets())
+    for name, ends in few.items():
+        assert again[name] == pytest.approx(ends, abs=1e-12)
+    logits, given, has = drawn_sets(4000)
+    many = bootstrap_intervals_of_sets(logits, given, has)
+    whole = average_precision_score(has.numpy(), logits.numpy(), average="macro")
+    assert many["map"][0] < whole < many["map"][1]
+    assert many["map"][1] - many["map"][0] < 0.3 * (few["map"][1] - few["map"][0])

@@ -6,13 +6,12 @@ import torch
 from sat_vg.backbone_finetuning.engine.classification_metrics import averages, class_scores
 from sat_vg.backbone_finetuning.engine.epoch_curves import (
     chart_names,
-    f1_by_class,
-    macro_f1,
     peak_memory,
     run_rate,
     stage_rates,
     update_ratios,
 )
+from sat_vg.backbone_finetuning.engine.metrics import ValidationSums
 from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
@@ -42,12 +41,11 @@ def test_f1_agrees_with_the_evaluation_and_leaves_out_absent_classes():
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 4, (200,), generator=generator)
     predicted = torch.where(torch.rand(200, generator=generator) < 0.6, labels, (labels + 1) % 5)
-    confusion = torch.zeros(5, 5, dtype=torch.int64)
-    for label, given in zip(labels, predicted, strict=True):
-        confusion[label, given] += 1
-    rows = class_scores(predicted, labels, 5)
-    assert f1_by_class(confusion) == [*(row["f1"] for row in rows[:4]), None]
-    assert macro_f1(confusion) == pytest.approx(averages(rows)["macro"]["f1"], rel=1e-12)
+    sums = ValidationSums(5, torch.device("cpu"))
+    sums.add(torch.eye(5)[predicted], torch.eye(5)[labels], torch.zeros(()))
+    validation, rows = sums.result(), class_scores(predicted, labels, 5)
+    assert validation.f1_by_class == [*(row["f1"] for row in rows[:4]), None]
+    assert validation.macro_f1 == pytest.approx(averages(rows)["macro"]["f1"], rel=1e-12)
 
 
 @pytest.mark.parametrize(("name", "rate", "tolerance"), [("adamw", 1e-4, 5e-3), ("sgd", 1e-6, 0.35)])

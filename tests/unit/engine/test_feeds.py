@@ -1,5 +1,7 @@
 """Stored features against the whole model: the same numbers, to the bit where nothing is folded or augmented."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -76,6 +78,23 @@ def test_with_and_without_the_cache_to_the_bit(class_folders, tmp_path, backbone
     without = evaluate(feeds.model, images.validation(), feeds.precision)
     assert with_it.loss == without.loss
     assert torch.equal(with_it.confusion, without.confusion)
+
+
+def test_with_several_classes_an_image_too(class_folders, tmp_path):
+    feeds = make_feeds(class_folders, tmp_path, 0, 1)
+    feeds.model.task = "multi_label"
+    for part in feeds.batches.parts.values():  # the split's labels become combinations of classes
+        part.split = replace(part.split, label_sets=((), (0, 2), (0, 1, 2)))
+    feeds = replace(feeds, batches=ImageBatches(feeds.batches.parts, feeds.batches.plan, 4, Workers(0, CPU)))
+    stored, images = feeds.of(Phase("some", 5, ()), NEVER), feeds.of_images()
+    assert isinstance(stored, FeatureFeed)
+    for mine, theirs in zip(outputs(feeds, stored, 1), outputs(feeds, images, 1), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+        assert {tuple(row) for row in mine[1].tolist()} <= {(0, 0, 0), (1, 0, 1), (1, 1, 1)}
+    with_it = evaluate(feeds.model, stored.validation(), feeds.precision, None, stored.values, stored.start)
+    without = evaluate(feeds.model, images.validation(), feeds.precision)
+    assert with_it.numbers() == without.numbers()
+    assert with_it.counts[2].tolist() == [6, 3, 6]
 
 
 def test_views_take_turns(class_folders, tmp_path):

@@ -6,9 +6,10 @@ from sat_vg.backbone_finetuning.data.loaders import Batch
 from sat_vg.backbone_finetuning.data.mixing import Mixing
 from sat_vg.backbone_finetuning.engine.feeds import ImageFeed
 from sat_vg.backbone_finetuning.engine.loop import train_step
+from sat_vg.backbone_finetuning.engine.losses import CrossEntropy
 from sat_vg.backbone_finetuning.engine.metrics import ValidationSums
 from sat_vg.backbone_finetuning.engine.micro_batches import MicroBatches
-from sat_vg.backbone_finetuning.engine.optim import Schedule, build_optimizer, soft_cross_entropy
+from sat_vg.backbone_finetuning.engine.optim import Schedule, build_optimizer
 from sat_vg.backbone_finetuning.engine.precision import Precision
 from sat_vg.backbone_finetuning.engine.training import Training
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
@@ -29,7 +30,7 @@ def make_training(micro_batch_size, mixup_alpha=0.0, clip=float("inf")):
         plan=None,
         feeds=None,
         seed=0,
-        loss=soft_cross_entropy,
+        loss=CrossEntropy(),
         gradient_clip=clip,
         micro_batches=MicroBatches(micro_batch_size),
         outputs=model.training_outputs,
@@ -75,7 +76,7 @@ def test_clipping_limits_the_step():
 
 def test_a_step_whose_scaled_gradient_overflows_is_left_out():
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**120)
-    training = replace(make_training(32), scaler=scaler, loss=lambda *pair: 1e6 * soft_cross_entropy(*pair))
+    training = replace(make_training(32), scaler=scaler, loss=lambda *pair: 1e6 * CrossEntropy()(*pair))
     start = [p.detach().clone() for p in training.model.parameters()]
     result = train_step(training, feed_of(training), a_batch(), 0.05, 0)
     assert result.loss.isfinite()
@@ -89,7 +90,7 @@ def test_metrics_are_sums_over_uneven_batches():
     targets = torch.eye(3)[torch.randint(3, (11,))]
     sums = ValidationSums(3, torch.device("cpu"))
     for part, part_targets in zip(logits.split(4), targets.split(4), strict=True):
-        sums.add(part, part_targets, soft_cross_entropy(part, part_targets))
+        sums.add(part, part_targets, CrossEntropy()(part, part_targets))
     result = sums.result()
     assert result.accuracy == (logits.argmax(1) == targets.argmax(1)).double().mean().item()
     assert abs(result.loss - torch.nn.functional.cross_entropy(logits, targets).item()) < 1e-6

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
+from sat_vg.backbone_finetuning.engine.losses import CrossEntropy
 from sat_vg.backbone_finetuning.engine.optim import (
     Schedule,
     build_optimizer,
     parameter_groups,
     set_learning_rate,
-    soft_cross_entropy,
 )
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
@@ -67,7 +67,7 @@ def test_frozen_parameters_do_not_move_and_keep_their_state(name):
     set_learning_rate(optimizer, 0.01)
 
     def step():
-        soft_cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.eye(3)[torch.tensor([0, 1, 2, 0])]).backward()
+        CrossEntropy()(model(torch.randn(4, 3, 32, 32)), torch.eye(3)[torch.tensor([0, 1, 2, 0])]).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -86,7 +86,7 @@ def test_frozen_parameters_do_not_move_and_keep_their_state(name):
 def test_soft_targets_equal_hard_ones_to_the_bit():
     logits, labels = torch.randn(16, 5), torch.randint(5, (16,))
     hard = torch.nn.functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=0.1)
-    soft = soft_cross_entropy(logits, torch.eye(5)[labels], 0.1)
+    soft = CrossEntropy(0.1)(logits, torch.eye(5)[labels])
     assert torch.allclose(soft, hard, rtol=1e-6)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.engine.phases import STRATEGIES, Phase, PhasePlan, divide
+from sat_vg.backbone_finetuning.engine.phases import STRATEGIES, Phase, PhasePlan, divide, then_mixed
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
@@ -58,6 +58,23 @@ def test_lp_ft_probes_first():
         phases("lp_ft", 6, phase_epochs=(1, 2, 3))
 
 
+def test_mixing_comes_after_the_last_phase_and_wins_ties():
+    found = then_mixed(phases("lp_ft", probe_is_exact=True))
+    assert found[:-1] == phases("lp_ft", probe_is_exact=True)
+    assert found[-1] == Phase("wise_ft", 1, STAGES, method="mix", wins_ties=True)
+    assert [p.deed for p in found] == ["solved for", "trained", "mixed"]
+
+
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_lp_ft_is_careful_with_the_head_that_it_has_fitted(is_exact):
+    found = phases("lp_ft", probe_is_exact=is_exact)
+    assert [(p.keeps_statistics, p.lr_scale) for p in found] == [(False, 1.0), (True, 0.3)]
+    assert [p.manner for p in found] == ["", " at 0.3 of the learning rate, batch norm keeps its statistics"]
+    random_weights = phases("lp_ft", probe_is_exact=is_exact, is_pretrained=False)
+    assert all(not p.keeps_statistics and p.lr_scale == 1 for p in random_weights)  # there is nothing to keep
+    assert not any(p.keeps_statistics for name in STRATEGIES if name != "lp_ft" for p in phases(name))
+
+
 @given(st.integers(1, 40), st.lists(st.floats(0.1, 10), min_size=1, max_size=20))
 def test_epochs_are_divided_without_loss(extra, shares):
     total = len(shares) + extra
@@ -90,6 +107,14 @@ def test_every_strategy_fills_the_epochs_and_never_freezes_again(strategy, num_e
         ({"probe_solver": "sgd"}, "has no effect with strategy = None"),
         ({"strategy": "lp_ft", "phase_epochs": (0, 20)}, "must be a list of whole numbers of 1 or more"),
         ({"layer_decay": 0.0}, "must be a number above 0 and up to 1"),
+        (
+            {"strategy": "linear_probe", "wise_ft": True},
+            "an exact probe is solved for, so there are no weights before",
+        ),
+        ({"wise_ft": 1}, "wise_ft = 1: must be true or false"),
+        ({"best_weights": "average"}, "has no effect while ema_decay = 0.0 keeps no average"),
+        ({"best_weights": "trained"}, "leave it out, or set ema_decay"),
+        ({"best_weights": "raw", "ema_decay": 0.9}, "best_weights = 'raw': must be auto or average or trained"),
         ({"ema_decay": 1.0}, "must be a number from 0 up to but not including 1"),
     ],
 )

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torchvision import models
 
-from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate, soft_cross_entropy
+from sat_vg.backbone_finetuning.engine.losses import CrossEntropy
+from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
 
@@ -32,7 +33,7 @@ def test_their_loss_trains_them_and_the_stages_before_them(model):
     before = {name: value.clone() for name, value in model.network.named_parameters()}
     model.train()
     (_, _), (weight, logits), _ = model.training_outputs(torch.randn(4, 3, 64, 64))
-    (weight * soft_cross_entropy(logits, torch.eye(3)[[0, 1, 2, 0]])).backward()
+    (weight * CrossEntropy()(logits, torch.eye(3)[[0, 1, 2, 0]])).backward()
     optimizer.step()
     moved = {
         name.split(".")[0] for name, value in model.network.named_parameters() if not torch.equal(value, before[name])

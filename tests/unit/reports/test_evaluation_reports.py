@@ -1,13 +1,20 @@
 import csv
 import io
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from sat_vg.backbone_finetuning.reports.evaluation_figures import draw_class_scores, draw_reliability
 from sat_vg.backbone_finetuning.reports.html_report import Mistake, Report, render_report
-from sat_vg.backbone_finetuning.reports.prediction_table import Prediction, predictions_csv
+from sat_vg.backbone_finetuning.reports.prediction_table import (
+    Prediction,
+    SetPrediction,
+    predictions_csv,
+    set_predictions_csv,
+)
+from sat_vg.backbone_finetuning.reports.sets_report import SetMistake, render_sets_report
 from sat_vg.backbone_finetuning.reports.svg_charts import curves_chart
 
 
@@ -111,3 +118,78 @@ def test_figures_of_an_evaluation():
     assert [bar.get_height() for bar in upper.patches] == [25, 50, 75]
     assert [bar.get_height() for bar in lower.patches] == [5, 10, 15]
     assert "5.00 %" in upper.get_title()
+
+
+def content_of_sets(names):
+    row = {"precision": 0.9, "recall": 0.8, "f1": 0.85, "average_precision": 0.7, "images": 10}
+    classes = {name: row | {"f1": place / 10, "images": 10 * place} for place, name in enumerate(names)}
+    scores = dict.fromkeys(("map", "accuracy", "macro_f1", "micro_f1"), 0.75)
+    return content_of(names, [[0]]) | {
+        "task": "multi_label",
+        **scores,
+        "intervals": {"level": 0.95, "resamples": 1000, **{name: [0.5, 0.875] for name in scores}},
+        "averages": {"macro": row, "micro": {"precision": 0.9, "recall": 0.8, "f1": 0.85}},
+        "classes": classes,
+    }
+
+
+def test_the_page_of_several_classes_takes_nothing_for_markup():
+    names = ["<script>alert(1)</script>", "a&b\n\"c\" 'd'", "sea"]
+    picture = np.zeros((8, 8, 3), np.uint8)
+    mistake = SetMistake(
+        "<img src=x>", [names[0]], [names[1], names[2]], {names[0]: 0.125}, {names[1]: 0.875}, 1.5, names[1],
+        picture, picture,
+    )  # fmt: skip
+    epochs = [
+        {"epoch": n, "train_loss": 1 / n, "val_loss": 1.5 / n, "val_accuracy": 0.5, "val_map": n / 4}
+        for n in (1, 2, 3)
+    ]
+    page = render_sets_report(Report(content_of_sets(names), [mistake], epochs))
+    assert "<script" not in page
+    assert "<img src=x" not in page
+    assert not re.search(r"https?:|@import|url\(|\son\w+=|style=", page)
+    shown = "a&amp;b\\n&quot;c&quot; &#x27;d&#x27;"
+    assert (
+        "not given: &lt;script&gt;alert(1)&lt;/script&gt; at 12.5&nbsp;%<br>"
+        f"wrongly given: <b>{shown}</b> at 87.5&nbsp;%<br>"
+        "right: <strong>sea</strong>"
+    ) in page
+    assert page.count("data:image/jpeg;base64,") == 2
+    assert "mAP, % by epoch" in page
+    assert ">75.00<small>%</small>" in page
+    assert "95 %: 50.0 to 87.5" in page
+    for absent in ("Confusion", "Calibration", "cross-entropy, nats</span></div><div>"):
+        assert absent not in page
+    rows = re.findall(r"<tr><th scope=row>(.*?)</th>", page)
+    assert [re.sub(r"<[^>]*>", "", row) for row in rows] == [
+        shown, "sea", "&lt;script&gt;alert(1)&lt;/script&gt;", "macro average", "micro average"
+    ]  # fmt: skip
+    empty = render_sets_report(Report(content_of_sets(names), [], [], "nobody kept it"))
+    assert "All classes of all 30 images are right." in empty
+
+
+def test_a_table_of_several_classes_with_spreadsheets_in_mind():
+    names = ["=1+1", "sea", "a,b"]
+    predictions = [
+        SetPrediction("-x.png", [True, True, False], [True, False, True], [0.9, 0.25, 0.75], 0.5),
+        SetPrediction("y.png", [False] * 3, [False] * 3, [0.1, 0.2, 0.3], 0.125),
+    ]
+    lines = list(csv.reader(io.StringIO(set_predictions_csv(predictions, names))))
+    assert lines[0] == ["path", "true", "predicted", "correct", "loss", "'=1+1", "sea", "a,b"]
+    assert lines[1] == [
+        "'-x.png", "'=1+1|sea", "'=1+1|a,b", "false", "0.500000", "0.900000", "0.250000", "0.750000"
+    ]  # fmt: skip
+    assert lines[2][:4] == ["y.png", "", "", "true"]
+    assert predictions[0].named(names) == {
+        "path": "-x.png", "true": ["=1+1", "sea"], "predicted": ["=1+1", "a,b"], "missed": {"sea": 0.25},
+        "added": {"a,b": 0.75}, "loss": 0.5,
+    }  # fmt: skip
+
+
+def test_bars_of_average_precision_stand_beside_the_others():
+    rows = [row | {"average_precision": 0.5} for row in rows_of(3)]
+    axes = draw_class_scores(["a", "b", "c"], rows).axes[0]
+    assert len(axes.patches) == 4 * 3
+    spans = sorted((bar.get_y(), bar.get_y() + bar.get_height()) for bar in axes.patches)
+    assert all(one[1] < other[0] for one, other in pairwise(spans))  # none lies on another
+    draw_class_scores(["a"], [rows_of(1)[0] | {"images": 0}]).savefig(io.BytesIO(), format="png")

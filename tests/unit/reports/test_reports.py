@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix, draw_image_grid, draw_learning_curves
+from sat_vg.backbone_finetuning.reports.figures import (
+    draw_confusion_matrix,
+    draw_image_grid,
+    draw_learning_curves,
+    in_lines,
+)
 from sat_vg.backbone_finetuning.reports.projector import principal_components
 from sat_vg.backbone_finetuning.reports.tables import text_table
 
@@ -98,3 +103,20 @@ def test_principal_components_keep_distances_and_are_sorted():
 
 def test_a_table_is_aligned():
     assert text_table(("name", "n"), [("a", 10), ("longer", 2)]) == "name     n\na       10\nlonger   2"
+
+
+def test_titles_of_several_classes_are_broken_into_lines():
+    assert in_lines("bare soil, grass") == "bare soil, grass"
+    assert in_lines("buildings, cars, pavement, trees") == "buildings, cars,\npavement, trees"
+    assert in_lines("mediumresidentialandsomemore") == "mediumresidentialandsomemore"
+    assert in_lines("a\nb") == "a\\nb"
+    many = in_lines(", ".join(f"class {number}" for number in range(30)))
+    assert many.count("\n") == 2
+    assert many.endswith(" …")
+
+
+def test_learning_curves_of_several_classes_are_those_of_their_mean_average_precision():
+    epochs = [{"epoch": e, "train_loss": 1, "val_loss": 1, "val_accuracy": 0.1, "val_map": e / 4} for e in (1, 2)]
+    axes = draw_learning_curves(epochs).axes[1]
+    assert axes.get_ylabel() == "validation mAP, %"
+    assert "50.00 % in epoch 2" in axes.get_title()

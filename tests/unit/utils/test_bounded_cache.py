@@ -1,14 +1,16 @@
 """A bounded folder of computed things, used by several processes at once, some of which are killed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from conftest import small_disk
 
-from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
+from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom, bytes_to_spare
 
 A, B, C, D = (letter * 32 for letter in "abcd")
 
@@ -107,6 +109,39 @@ def test_what_can_not_fit_removes_nothing(cache):
         assert (refused.needed, refused.bound) == (2**59, "disk")
         assert 9000 <= refused.free < 2**50
     assert names(cache) == {A}
+
+
+@pytest.mark.parametrize(
+    ("free", "total", "spare"),
+    [
+        (100 * 2**30, 500 * 2**30, 98 * 2**30),
+        (4 * 2**30, 10 * 2**30, 3 * 2**30),  # the reserve is a tenth of a small disk
+        (3 * 2**30, 500 * 2**30, 2**30),
+        (2**30, 500 * 2**30, 2**30 // 100),  # less than the reserve is free: what is small is let in
+        (2 * 2**30, 500 * 2**30, 2 * 2**30 // 100),
+        (0, 500 * 2**30, 0),
+    ],
+)
+def test_what_a_disk_has_to_spare(free, total, spare):
+    assert bytes_to_spare(free, total) == spare
+
+
+def test_on_a_disk_that_is_nearly_full_small_entries_are_built(tmp_path):
+    """A real one of 8 MiB, so with a reserve of 0.8 MiB."""
+    with small_disk(tmp_path / "disk", 8):
+        cache = BoundedCache(tmp_path / "disk" / "cache", 2**30)
+        build(cache, A, 5 * 2**20)
+        (tmp_path / "disk" / "of_others").write_bytes(bytes(int(2.4 * 2**20)))
+        free = shutil.disk_usage(tmp_path / "disk").free
+        assert 2**19 < free < 0.8 * 2**20
+        build(cache, B, free // 200)
+        assert names(cache) == {A, B}
+        with cache.building(C, 6 * 2**20) as refused:  # more than there is with everything else gone
+            assert (refused.needed, refused.bound) == (6 * 2**20, "disk")
+            assert 4 * 2**20 < refused.free < 5 * 2**20 + free
+        assert names(cache) == {A, B}
+        build(cache, C, free // 10)  # no small one: what was used least recently makes room for it
+        assert names(cache) == {B, C}
 
 
 def test_what_others_are_building_counts(cache):

@@ -15,7 +15,7 @@ from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 
 PARTS_GIVEN = {
-    "classifier": "[B, classes], before the softmax",
+    "classifier": "[B, classes], the logits",
     "extractor": "[B, channels, h, w], the feature maps by stage",
     "vector": "[B, D], what the classifier saw",
 }

@@ -91,11 +91,12 @@ def build_card(
             "kind": PARTS_GIVEN[contract.part],
             "names": list(contract.outputs),
             "temperature": model.temperature,
+            "task": model.task,
             **_maps(model, contract),
         },
         "preprocessing": preprocessing.to_dict(),
         "data": {
-            "name": config.get("dataset_path") or "not recorded (or the built-in scenes)",
+            "name": config.get("dataset") or config.get("dataset_path") or "not recorded (or the built-in scenes)",
             "classes": list(model.class_names),
             "images": recorded.get("num_images") or "not recorded",
         },
@@ -126,9 +127,8 @@ def input_steps(preprocessing: Preprocessing, contract: Contract) -> str:
     if contract.dtype == "uint8":
         return f"{geometry}; give the uint8 values 0 to 255 as they are: the file normalises"
     mean, std = (", ".join(f"{value:.6g}" for value in values) for values in (preprocessing.mean, preprocessing.std))
-    return (
-        f"{geometry}; divide by 255, subtract the mean ({mean}) and divide by the deviation ({std}) of each channel"
-    )
+    first = "divide by 255" if preprocessing.scale == Preprocessing.scale else "take the values as float32"
+    return f"{geometry}; {first}, subtract the mean ({mean}) and divide by the deviation ({std}) of each channel"
 
 
 def _maps(model: FineTuneModel, contract: Contract) -> dict[str, Any]:
@@ -180,7 +180,9 @@ def markdown(card: Mapping[str, Any]) -> str:
     gives = [("what", outputs["kind"]), ("names", ", ".join(outputs["names"]))]
     if card["part"] == "classifier":
         calibrated = "" if outputs["temperature"] == 1 else f" divided by {outputs['temperature']:.6g}"
-        gives += [("probabilities", f"the softmax of the logits{calibrated}")]
+        several = outputs["task"] == "multi_label"
+        kind = "sigmoid (each class for itself)" if several else "softmax"
+        gives += [("probabilities", f"the {kind} of the logits{calibrated}")]
     gives += [(name, f"{channels} channels at stride {stride}") for name, channels, stride in maps]
     trained = [("data", data["name"]), ("images", data["images"]), *_items(card["metrics"])]
     measured = [

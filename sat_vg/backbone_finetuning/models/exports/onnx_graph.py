@@ -56,6 +56,7 @@ def write(model: FineTuneModel, asked: Asked, path: Path) -> Contract:
         "backbone": model.backbone,
         "class_names": list(model.class_names),
         "temperature": model.temperature,
+        "task": model.task,
         "preprocessing": model.preprocessing.to_dict(),
     }
     graph.metadata_props.add(key=DESCRIPTION, value=json.dumps(description))

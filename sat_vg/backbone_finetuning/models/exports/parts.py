@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from sat_vg.backbone_finetuning.models.exports.contract import Asked
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 
 class Classifier(nn.Module):
@@ -65,9 +66,18 @@ class Normalised(nn.Module):
 
 
 def build_part(model: FineTuneModel, asked: Asked) -> tuple[nn.Module, tuple[str, ...]]:
-    """The module that is traced, in eval mode and without gradients, and the names of its outputs."""
+    """The module that is traced, in eval mode and without gradients, and the names of its outputs.
+
+    Raises:
+        ConfigError: it is to normalise uint8 images, and the model takes values of GeoTIFFs.
+    """
     part = Classifier(model) if asked.part == "classifier" else Extractor(model)
     whole: nn.Module = part
     if asked.with_normalisation:
+        if model.preprocessing.files is not None:
+            raise ConfigError(
+                "--with_normalisation: takes uint8 images, and this model the values of GeoTIFFs "
+                f"({model.preprocessing.files.dtype}); leave it out and normalise as the model card says"
+            )
         whole = Normalised(part, model.preprocessing.mean, model.preprocessing.std)
     return whole.eval().requires_grad_(False), part.outputs

@@ -33,6 +33,7 @@ def write(model: FineTuneModel, asked: Asked, path: Path) -> Contract:
         "backbone": model.backbone,
         "class_names": list(model.class_names),
         "temperature": model.temperature,
+        "task": model.task,
         "preprocessing": model.preprocessing.to_dict(),
     }
     with quiet():

@@ -1,0 +1,157 @@
+"""Lists of images in files: text with a path a line, or a CSV table with a column ``path`` and maybe others.
+
+Paths are relative to the file's own folder. A list often comes with a data set from elsewhere and could name any file
+of this machine, so paths that lead out of its folder, through links too, are refused unless that is allowed.
+"""
+
+import csv
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sat_vg.backbone_finetuning.utils.errors import DataError
+
+TABLE_ENDING = ".csv"
+LIST_ENDINGS = (TABLE_ENDING, ".txt")
+_MAX_LIST_BYTES = 2**30
+
+
+class Row(NamedTuple):
+    """An image of a list.
+
+    Attributes:
+        line: its number; the last one of a row that goes over several.
+        given: the path as it is written.
+        path: the file to open: the list's folder and what is written.
+        cells: the text of each other column that was asked for and is there.
+    """
+
+    line: int
+    given: str
+    path: str
+    cells: Mapping[str, str]
+
+
+class ImageTable(NamedTuple):
+    """What a list holds.
+
+    Attributes:
+        columns: all names of its first line; of a text file ``path`` alone.
+        rows: its images, in order; one or more.
+    """
+
+    columns: tuple[str, ...]
+    rows: list[Row]
+
+
+class Filling(NamedTuple):
+    """Which cells may not be empty.
+
+    Attributes:
+        columns: their columns, besides ``path``.
+        hint: what else can be done about an empty one, for the message; begins with its punctuation.
+    """
+
+    columns: tuple[str, ...] = ()
+    hint: str = ""
+
+
+_ONLY_PATHS = Filling()
+
+
+def read_image_table(
+    path: Path, columns: Sequence[str] = (), filling: Filling = _ONLY_PATHS, refuse_outside: str | None = None
+) -> ImageTable:
+    """Read a list of images; none of them is opened.
+
+    Args:
+        path: a ``.csv`` file with a line of column names, or a text file.
+        columns: which columns of a table to read besides ``path``, if they are there; text in them is stripped.
+        filling: which of them have to be filled in.
+        refuse_outside: the flag that allows paths that lead out of the list's folder, for the message; None: they
+            are allowed.
+
+    Raises:
+        DataError: it cannot be read, names no image or what it may not, or a cell is empty.
+    """
+    if not path.is_file() or path.stat().st_size > _MAX_LIST_BYTES:
+        raise DataError(f"{str(path)!r} is no file of up to {_MAX_LIST_BYTES / 2**30:g} GiB: give a list of paths")
+    within, folders = path.parent.resolve(), dict[Path, Path]()
+    rows: list[Row] = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header, entries = (
+                _table(path, file, columns, filling) if path.suffix.lower() == TABLE_ENDING else _text(file)
+            )
+            for line, given, cells in entries:
+                if "\0" in "".join((given, *cells.values())):
+                    raise DataError(f"{str(path)!r}, line {line}: holds a NUL character; write the list anew")
+                image = path.parent / given
+                if refuse_outside is not None and not _real(image, folders).is_relative_to(within):
+                    raise DataError(
+                        f"{str(path)!r}, line {line}: {given!r} leads out of the list's folder. If you trust the "
+                        f"list, add {refuse_outside}"
+                    )
+                rows.append(Row(line, given, str(image), cells))
+    except (OSError, UnicodeError, csv.Error, RuntimeError) as error:  # RuntimeError: links that lead to each other
+        raise DataError(f"the list {str(path)!r} cannot be read ({error}); it must be text in UTF-8") from error
+    if not rows:
+        raise DataError(f"the list {str(path)!r} names no image; write a path in every line")
+    return ImageTable(header, rows)
+
+
+def _real(image: Path, folders: dict[Path, Path]) -> Path:
+    """Where a file really lies; each folder is looked up once, which in long lists is most of the work."""
+    if image.name == ".." or os.path.islink(image):  # noqa: PTH114 - Path raises at long names
+        return image.resolve()
+    if image.parent not in folders:
+        folders[image.parent] = image.parent.resolve()
+    return folders[image.parent] / image.name
+
+
+_Entries = Iterator[tuple[int, str, dict[str, str]]]
+
+
+def _text(file: Iterator[str]) -> tuple[tuple[str, ...], _Entries]:
+    """Line number and path of each line that is not blank."""
+
+    def entries() -> _Entries:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, line.rstrip("\r\n"), {}
+
+    return ("path",), entries()
+
+
+def _table(
+    path: Path, file: Iterator[str], columns: Sequence[str], filling: Filling
+) -> tuple[tuple[str, ...], _Entries]:
+    """The column names, and line number, path and cells of each row."""
+    reader = csv.reader(file)
+    header = tuple(name.strip() for name in next(reader, []))
+    if "path" not in header:
+        raise DataError(
+            f"{str(path)!r} has no column 'path'; its first line holds {', '.join(map(repr, header)) or 'nothing'}. "
+            "Write path,label (or path alone) above the rows, with commas between"
+        )
+    wanted = ["path", *(name for name in columns if name in header)]
+    twice = [name for name in wanted if header.count(name) > 1]
+    if twice:
+        raise DataError(f"{str(path)!r} has the column {twice[0]!r} more than once; keep one of them")
+    places = {name: header.index(name) for name in wanted}
+
+    def entries() -> _Entries:
+        for row in reader:
+            if not row:
+                continue
+            cells = {name: row[place].strip() if place < len(row) else "" for name, place in places.items()}
+            empty = [name for name, cell in cells.items() if not cell and name in ("path", *filling.columns)]
+            if empty:
+                raise DataError(
+                    f"{str(path)!r}, line {reader.line_num}: has no {' and '.join(empty)}. Fill it in, or remove "
+                    f"the line{filling.hint}"
+                )
+            yield reader.line_num, cells.pop("path"), cells
+
+    return header, entries()

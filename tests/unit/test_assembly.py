@@ -1,0 +1,57 @@
+"""What the configuration says of images, orders and sizes, put together."""
+
+import pytest
+import torch
+
+from sat_vg.backbone_finetuning.assembly import batch_plan, feeds_of, image_batches
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.data.checks import require_readable
+from sat_vg.backbone_finetuning.data.decoding import decode_rgb
+from sat_vg.backbone_finetuning.data.sampling import Part
+from sat_vg.backbone_finetuning.data.sources import Split, load_class_folders
+from sat_vg.backbone_finetuning.engine.precision import Precision
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
+
+CPU = Precision(torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def feeds(class_folders, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
+    images = require_readable(load_class_folders(class_folders), "error", max_bad_fraction=0.0)
+    model = FineTuneModel("squeezenet1_1", 3, pretrained=False, image_size=32, freeze_layers=2)
+
+    def make(**settings):
+        config = FinetuneConfig(image_size=32, num_workers=0, **settings)
+        batches = image_batches(config, images, model, CPU.device, decode_rgb)
+        return feeds_of(config, images, model, CPU, batches)
+
+    return make
+
+
+def test_stored_features_go_by_the_augmentation(feeds):
+    named = {name: feeds(augmentation=name) for name in ("none", "basic", "satellite", "randaugment", "advanced")}
+    keys = {name: one.images_key for name, one in named.items()}
+    assert len(set(keys.values())) == len(keys)
+    assert keys["satellite"] == feeds().images_key
+    assert keys["none"] == feeds(use_augmentation=False).images_key
+    assert [one.num_views for one in named.values()] == [1, 0, 0, 0, 0]
+    plain = repr(named["none"].batches.parts[Part.VALIDATION].transform)
+    for name, one in named.items():
+        assert repr(one.batches.parts[Part.VALIDATION].transform) == plain
+        assert repr(one.batches.parts[Part.PLAIN_TRAINING].transform) == plain
+        assert (repr(one.batches.parts[Part.TRAINING].transform) == plain) == (name == "none")
+
+
+def test_nothing_is_stored_of_images_that_change_their_size(feeds):
+    assert feeds(augmentation="none").cache is not None
+    assert feeds(augmentation="none", train_image_size=(24, 32)).cache is None
+
+
+def test_classes_cannot_take_turns_where_an_image_has_several():
+    several = Split("train", ("a", "b", "c"), (0, 1, 2), ("x", "y"), ((0,), (0, 1), ()))
+    with pytest.raises(ConfigError, match=r"sampler = 'class_balanced'.*several of them or none; use weighted"):
+        batch_plan(FinetuneConfig(sampler="class_balanced"), several)
+    for sampler in ("uniform", "weighted"):
+        assert sum(map(len, batch_plan(FinetuneConfig(sampler=sampler), several).batches(0))) == 3
