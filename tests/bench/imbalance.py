@@ -20,6 +20,7 @@ from runs import (
     LEGEND,
     Record,
     Run,
+    add_options,
     difference,
     environment,
     flags_of,
@@ -31,6 +32,7 @@ from runs import (
     run_all,
     shown,
     spread,
+    tell,
 )
 
 BASELINE = "plain"
@@ -147,18 +149,10 @@ def describe(record: Record, options: argparse.Namespace) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--eurosat", type=Path, required=True, help="folder of the 10 class folders")
-    parser.add_argument("--weights", type=Path, required=True, help="ImageNet weights of the backbone")
-    parser.add_argument("--work", type=Path, required=True, help="folder for links and what runs write")
-    parser.add_argument("--results", type=Path, required=True, help="JSON file, added to after every run")
-    parser.add_argument("--table", type=Path, help="Markdown file to write")
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add_options(parser, list(ROWS))
     parser.add_argument("--images", type=int, default=300, help="training images of each class but the rare one")
     parser.add_argument("--rare", default="Highway", help="the class that has a hundredth of that")
-    parser.add_argument("--backbone", default="mobilenet_v2")
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, of one thread each")
     options = parser.parse_args()
 
     rows = list(dict.fromkeys([BASELINE, *options.rows]))  # the others are measured against it
@@ -173,12 +167,7 @@ def main() -> None:
     failed = run_all(
         runs, record, options.work / "runs", options.jobs, lambda folder: with_recall(folder, options.rare)
     )
-    text = describe(record, options)
-    print(f"\n{text}")
-    if options.table:
-        options.table.write_text(text)
-    if failed:
-        raise SystemExit(f"{failed} runs failed; the same command runs them again")
+    tell(describe(record, options), options.table, failed)
 
 
 if __name__ == "__main__":

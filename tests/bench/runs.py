@@ -4,6 +4,7 @@ Every run is the real training command in a process of its own, with one thread 
 cost is the processor's time, which, other than the clock's, depends little on what else the machine does.
 """
 
+import argparse
 import json
 import math
 import os
@@ -197,6 +198,29 @@ def ratio(ours: Mapping[int, float], baseline: Mapping[int, float]) -> str:
     """Median of the ratios seed by seed."""
     found = [ours[seed] / baseline[seed] for seed in ours if seed in baseline]
     return f"{statistics.median(found):.2f}" if found else ""
+
+
+def add_options(parser: argparse.ArgumentParser, rows: Sequence[str]) -> None:
+    """What both tables can be told."""
+    add = parser.add_argument
+    add("--weights", type=Path, required=True, help="ImageNet weights of the backbone")
+    add("--work", type=Path, required=True, help="folder for links and what runs write")
+    add("--results", type=Path, required=True, help="JSON file, added to after every run")
+    add("--table", type=Path, help="Markdown file to write")
+    add("--rows", nargs="+", choices=list(rows), default=list(rows), metavar="ROW")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--backbone", default="mobilenet_v2")
+    add("--learning_rate", type=float, default=1e-3)
+    add("--jobs", type=int, default=2, help="runs at a time, of one thread each")
+
+
+def tell(text: str, table: Path | None, failed: int) -> None:
+    """Print the page and write it."""
+    print(f"\n{text}")
+    if table:
+        table.write_text(text)
+    if failed:
+        raise SystemExit(f"{failed} runs failed; the same command runs them again")
 
 
 def machine() -> str:
