@@ -128,10 +128,7 @@ def begin_or_go_on(config: FinetuneConfig, precision: Precision, found: Splits) 
 
     with Tracker(log_dir, state) as tracker:
         if tracker.is_empty:
-            tracker.text("config", code(config.as_yaml().splitlines()))
-            tracker.text("run", describe_run(training, phases, splits))
-            tracker.charts()
-            show_training_images(training, splits, tracker)
+            show_run(config, training, phases, splits, tracker)
         outputs = Outputs(
             folder=checkpoint_dir,
             identity=identity,
@@ -259,6 +256,16 @@ def choose_phases(config: FinetuneConfig, model: FineTuneModel) -> list[Phase]:
     ]
     say(f"phases: {'; '.join(described)}")
     return phases
+
+
+def show_run(
+    config: FinetuneConfig, training: Training, phases: list[Phase], splits: Splits, tracker: Tracker
+) -> None:
+    """Begin the record: settings, what is trained on what, and the first images."""
+    tracker.text("config", code(config.as_yaml().splitlines()))
+    tracker.text("run", describe_run(training, phases, splits))
+    tracker.charts()
+    show_training_images(training, splits, tracker)
 
 
 def show_training_images(training: Training, splits: Splits, tracker: Tracker) -> None:

@@ -60,11 +60,7 @@ def build_card(
         made_by: the format.
     """
     recorded = plain(model.provenance.get("config") or {})
-    config = {name: value for name, value in recorded.items() if name not in _HOUSEKEEPING}
-    for name, value in config.items():
-        if isinstance(value, str) and (name in _PATHS or value.startswith("~") or PurePath(value).is_absolute()):
-            config[name] = PurePath(value).name
-    preprocessing = model.preprocessing
+    config = _without_folders({name: value for name, value in recorded.items() if name not in _HOUSEKEEPING})
     return {
         "card": "sat_vg.model_card",
         "schema": SCHEMA,
@@ -75,18 +71,7 @@ def build_card(
         "intended_use": _INTENDED[contract.part],
         "limits": _LIMITS,
         "license": told["license"],
-        "input": {
-            "dtype": contract.dtype,
-            "layout": "[batch, channels, height, width]",
-            "channels": list(preprocessing.bands),
-            "batch": "any number of images",
-            "sizes": contract.sizes,
-            "fixed_size": contract.fixed_size,
-            "smallest": contract.smallest,
-            "multiple": contract.multiple,
-            "note": told["note"],
-            "steps": input_steps(preprocessing, contract),
-        },
+        "input": _input_of(model.preprocessing, contract, told["note"]),
         "outputs": {
             "kind": PARTS_GIVEN[contract.part],
             "names": list(contract.outputs),
@@ -94,7 +79,7 @@ def build_card(
             "task": model.task,
             **_maps(model, contract),
         },
-        "preprocessing": preprocessing.to_dict(),
+        "preprocessing": model.preprocessing.to_dict(),
         "data": {
             "name": config.get("dataset") or config.get("dataset_path") or "not recorded (or the built-in scenes)",
             "classes": list(model.class_names),
@@ -110,6 +95,34 @@ def build_card(
         "differences": [asdict(one) for one in differences],
         "tolerance": told["tolerance"],
         "usage": made_by.usage(model, contract, file["name"]),
+    }
+
+
+def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
+    """Paths by their last names: a card tells nothing of the machine."""
+
+    def is_path(name: str, value: str) -> bool:
+        return name in _PATHS or value.startswith("~") or PurePath(value).is_absolute()
+
+    return {
+        name: PurePath(value).name if isinstance(value, str) and is_path(name, value) else value
+        for name, value in config.items()
+    }
+
+
+def _input_of(preprocessing: Preprocessing, contract: Contract, note: object) -> dict[str, Any]:
+    """What the file takes."""
+    return {
+        "dtype": contract.dtype,
+        "layout": "[batch, channels, height, width]",
+        "channels": list(preprocessing.bands),
+        "batch": "any number of images",
+        "sizes": contract.sizes,
+        "fixed_size": contract.fixed_size,
+        "smallest": contract.smallest,
+        "multiple": contract.multiple,
+        "note": note,
+        "steps": input_steps(preprocessing, contract),
     }
 
 
