@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sat_vg.backbone_finetuning.models.artifact import Artifact, read_artifact, write_artifact
+from sat_vg.backbone_finetuning.models.artifact import write_artifact
 from sat_vg.backbone_finetuning.models.attention import attention_maps, in_eval_mode
 from sat_vg.backbone_finetuning.models.backbones import (
     build_network,
@@ -31,10 +30,10 @@ from sat_vg.backbone_finetuning.models.freezing import (
 )
 from sat_vg.backbone_finetuning.models.input_bands import choose_bands, take_bands
 from sat_vg.backbone_finetuning.models.probabilities import PROBABILITIES, TaskName
+from sat_vg.backbone_finetuning.models.saving import artifact_of, read_model, write_weights
 from sat_vg.backbone_finetuning.models.stages import find_member
 from sat_vg.backbone_finetuning.models.weights import load_initial_weights
-from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
-from sat_vg.backbone_finetuning.utils.tensor_files import save_safetensors
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 
 class FineTuneModel(nn.Module):
@@ -375,18 +374,7 @@ class FineTuneModel(nn.Module):
         Raises:
             WriteError: the folder cannot be written to or the disk is full.
         """
-        artifact = Artifact(
-            backbone=self.backbone,
-            class_names=self.class_names,
-            preprocessing=self.preprocessing,
-            state_dict=self.network.state_dict(),
-            dropout=self.dropout.p,
-            config=dict(config or {}),
-            metrics=dict(metrics or {}),
-            temperature=self.temperature,
-            task=self.task,
-        )
-        write_artifact(Path(path), artifact)
+        write_artifact(Path(path), artifact_of(self, config or {}, metrics or {}))
 
     def save_safetensors(self, path: str | Path) -> None:
         """Write the weights alone in the format of safetensors, under torchvision's names.
@@ -398,14 +386,7 @@ class FineTuneModel(nn.Module):
             ConfigError: the name ends otherwise.
             WriteError: the folder cannot be written to or the disk is full.
         """
-        if Path(path).suffix != ".safetensors":
-            raise ConfigError(f"path = {str(path)!r}: must end in .safetensors, by which it is known when it is read")
-        metadata = {
-            "backbone": self.backbone,
-            "class_names": json.dumps(self.class_names),
-            "preprocessing": json.dumps(self.preprocessing.to_dict()),
-        }
-        save_safetensors(Path(path), self.network.state_dict(), metadata)
+        write_weights(self, Path(path))
 
     @classmethod
     def load_checkpoint(cls, path: str | Path) -> FineTuneModel:
@@ -414,28 +395,4 @@ class FineTuneModel(nn.Module):
         Raises:
             CheckpointError: the file is missing, damaged, no artifact, or of a newer schema.
         """
-        artifact = read_artifact(Path(path))
-        model = cls(
-            artifact.backbone,
-            len(artifact.class_names),
-            pretrained=False,
-            dropout=artifact.dropout,
-            image_size=artifact.preprocessing.image_size,
-            class_names=artifact.class_names,
-            bands=artifact.preprocessing.bands,
-            task=artifact.task,
-        )
-        try:
-            # The very tensors, not copies of their values: their memory layout decides how convolutions round.
-            model.network.load_state_dict(artifact.state_dict, strict=True, assign=True)
-        except RuntimeError as error:
-            raise CheckpointError(f"{str(path)!r} does not fit its own backbone {model.backbone}: {error}") from error
-        model.preprocessing, model.temperature = artifact.preprocessing, artifact.temperature
-        model.weights_report = f"weights: {path}"
-        model.provenance = {
-            "checkpoint": str(path),
-            "metrics": artifact.metrics,
-            "config": artifact.config,
-            "versions": artifact.versions,
-        }
-        return model.eval()
+        return read_model(cls, path)
