@@ -34,12 +34,14 @@ from sat_vg.backbone_finetuning.engine.micro_batches import MicroBatches
 from sat_vg.backbone_finetuning.engine.optim import Schedule, build_optimizer
 from sat_vg.backbone_finetuning.engine.precision import Precision, choose_num_workers
 from sat_vg.backbone_finetuning.engine.profiling import NoProfile, Profile
+from sat_vg.backbone_finetuning.engine.replicas import DataParallelReplica, OneReplica
 from sat_vg.backbone_finetuning.engine.resizing import GrowingImages, Resizing, keep_size, require_sizes
 from sat_vg.backbone_finetuning.engine.training import Training
 from sat_vg.backbone_finetuning.engine.wise_ft import NoOrigin, Origin
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.preparation import computed_cache
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.utils.ranks import OneRank
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 
@@ -49,6 +51,7 @@ def assemble(
     model: FineTuneModel,
     precision: Precision,
     read: Callable[[str], Tensor],
+    ranks: OneRank,
 ) -> Training:
     """Put images, optimizer and schedule together.
 
@@ -58,15 +61,17 @@ def assemble(
         model: with its starting weights; moved to its device.
         precision: device and number formats.
         read: a file's path → its image.
+        ranks: the processes that train together.
 
     Raises:
-        ConfigError: the settings do not fit the model or the images.
+        ConfigError: the settings do not fit the model, the images or the number of processes.
     """
     assert isinstance(config.batch_size, int)
     precision.place_model(model)
-    plan = batch_plan(config, images.splits.train)
+    plan = batch_plan(config, images.splits.train, ranks)
     micro_batch_size = config.micro_batch_size or config.batch_size
-    require_norm_can_train(model, min(micro_batch_size, plan.batch_sizes[0]))
+    require_norm_can_train(model, min(micro_batch_size, plan.fewest_images))
+    outputs = torch.compile(model.training_outputs) if config.compile else model.training_outputs
     return Training(
         model=model,
         optimizer=build_optimizer(
@@ -90,16 +95,17 @@ def assemble(
         mixing=Mixing(config.mixup_alpha, config.cutmix_alpha, config.seed),
         plan=plan,
         feeds=feeds_of(
-            config, images, model, precision, image_batches(config, images, model, precision.device, read)
+            config, images, model, precision, image_batches(config, images, model, precision, read, ranks), ranks
         ),
         seed=config.seed,
         loss=training_loss(config, images.splits.train, precision.device),
         gradient_clip=config.gradient_clip or float("inf"),
-        micro_batches=MicroBatches(micro_batch_size),
+        micro_batches=MicroBatches(micro_batch_size, may_shrink=ranks.count == 1),
         average=average_of(config, model),
         origin=origin_of(config, model),
-        outputs=torch.compile(model.training_outputs) if config.compile else model.training_outputs,
-        profile=Profile(precision.device) if config.profile else NoProfile(),
+        replica=OneReplica(outputs) if ranks.count == 1 else DataParallelReplica(model, outputs, ranks),
+        ranks=ranks,
+        profile=Profile(precision.device) if config.profile and ranks.is_first else NoProfile(),
         resizing=resizing_of(config, model, precision, plan),
     )
 
@@ -127,11 +133,11 @@ _ORDERS: dict[str, Callable[[Split], Order]] = {
 }
 
 
-def batch_plan(config: FinetuneConfig, split: Split) -> BatchPlan:
-    """Which training images form which batch.
+def batch_plan(config: FinetuneConfig, split: Split, ranks: OneRank) -> BatchPlan:
+    """Which training images form which batch, and which of them are this process's.
 
     Raises:
-        ConfigError: the sampler does not fit the labels.
+        ConfigError: the sampler does not fit the labels, or there are more processes than pairs of images in a batch.
     """
     assert isinstance(config.batch_size, int)
     if config.sampler == "class_balanced" and split.is_multi_label:
@@ -139,7 +145,14 @@ def batch_plan(config: FinetuneConfig, split: Split) -> BatchPlan:
             "sampler = 'class_balanced': the classes cannot take turns where an image can have several of them or "
             "none; use weighted, or class_weights = 'balanced'"
         )
-    return BatchPlan(len(split), config.batch_size, config.seed, _ORDERS[config.sampler](split))
+    plan = BatchPlan(len(split), config.batch_size, config.seed, _ORDERS[config.sampler](split), ranks.share)
+    if plan.fewest_images == 0:
+        raise ConfigError(
+            f"batch_size = {config.batch_size}: it is that of all {ranks.count} processes together, and the smallest "
+            f"batch of these {len(split)} images has {plan.batch_sizes[0]}, too few for two each; raise batch_size "
+            f"to {2 * ranks.count} or more, or start fewer processes"
+        )
+    return plan
 
 
 def resizing_of(config: FinetuneConfig, model: FineTuneModel, precision: Precision, plan: BatchPlan) -> Resizing:
@@ -168,8 +181,9 @@ def image_batches(
     config: FinetuneConfig,
     images: Readable,
     model: FineTuneModel,
-    device: torch.device,
+    precision: Precision,
     read: Callable[[str], Tensor],
+    ranks: OneRank,
 ) -> ImageBatches:
     """Training images, augmented if so configured and not, and validation images, as batches.
 
@@ -180,21 +194,26 @@ def image_batches(
     splits = images.splits
     plain = model.preprocessing.geometry()
     transform = augmentation_of(config.augmentation, model.preprocessing) if config.augments else plain
-    num_workers = choose_num_workers(config.num_workers, device, os.cpu_count() or 1)
+    num_workers = choose_num_workers(config.num_workers, precision.device, (os.cpu_count() or 1) // ranks.local_count)
     return ImageBatches(
         {
             Part.TRAINING: ImageDataset(splits.train, transform, config.seed, read),
             Part.VALIDATION: ImageDataset(splits.val, plain, config.seed, read),
             Part.PLAIN_TRAINING: ImageDataset(splits.train, plain, config.seed, read),
         },
-        batch_plan(config, splits.train),
-        in_order_size=2 * config.batch_size,
-        workers=Workers(num_workers, device, config.loader_timeout),
+        batch_plan(config, splits.train, ranks),
+        in_order_size=max(2, 2 * config.batch_size // ranks.count),
+        workers=Workers(num_workers, precision.device, config.loader_timeout),
     )
 
 
 def feeds_of(
-    config: FinetuneConfig, images: Readable, model: FineTuneModel, precision: Precision, batches: ImageBatches
+    config: FinetuneConfig,
+    images: Readable,
+    model: FineTuneModel,
+    precision: Precision,
+    batches: ImageBatches,
+    ranks: OneRank,
 ) -> Feeds:
     """What phases are fed with: stored features where nothing that changes lies before the trained stages."""
     changes = config.mixup_alpha > 0 or config.cutmix_alpha > 0 or config.train_image_size is not None
@@ -209,6 +228,7 @@ def feeds_of(
         images_key=hashlib.sha256(
             repr((contents, settings, batches.parts[Part.TRAINING].transform)).encode()
         ).hexdigest(),
+        ranks=ranks,
     )
 
 

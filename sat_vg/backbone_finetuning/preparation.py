@@ -47,19 +47,20 @@ from sat_vg.backbone_finetuning.utils.errors import (
 )
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
+from sat_vg.backbone_finetuning.utils.ranks import OneRank
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 COMPUTED = "computed"  # in the cache folder: what cache_gib bounds
 
 
-def choose_hardware(config: FinetuneConfig) -> Precision:
-    """Device and number formats.
+def choose_hardware(config: FinetuneConfig, ranks: OneRank | None = None) -> Precision:
+    """Device and number formats, for one of ``ranks``.
 
     Raises:
         ConfigError: there is no such device, or no such backbone to put on it.
     """
     row = find_backbone(config.backbone)
-    device = choose_device(config.device)
+    device = choose_device(config.device, ranks)
     settings = set_up_process(device, config.num_threads, config.keep_freed_memory, config.tf32)
     is_grouped = device.type == "cuda" and config.channels_last is None and has_grouped_convolutions(row)
     precision = choose_precision(

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,7 @@ import torch
 
 from sat_vg.backbone_finetuning.assembly import assemble
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.data.checks import (
-    LEFT_OUT,
-    write_left_out,
-)
+from sat_vg.backbone_finetuning.data.checks import LEFT_OUT, Readable, write_left_out
 from sat_vg.backbone_finetuning.data.geo import decoder_of
 from sat_vg.backbone_finetuning.data.sampling import Part
 from sat_vg.backbone_finetuning.data.sources import Split, Splits
@@ -42,7 +40,7 @@ from sat_vg.backbone_finetuning.engine.run_folder import (
 from sat_vg.backbone_finetuning.engine.run_pictures import show_best_model
 from sat_vg.backbone_finetuning.engine.saving import SaveSchedule
 from sat_vg.backbone_finetuning.engine.tasks import task_of
-from sat_vg.backbone_finetuning.engine.tracking import Tracker
+from sat_vg.backbone_finetuning.engine.tracking import NoTracker, Tracker
 from sat_vg.backbone_finetuning.engine.training import Stopping, Training
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.preparation import (
@@ -59,6 +57,7 @@ from sat_vg.backbone_finetuning.reports.figures import draw_image_grid, draw_lea
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
+from sat_vg.backbone_finetuning.utils.ranks import OneRank, joined
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 
@@ -87,46 +86,44 @@ def finetune(config: FinetuneConfig) -> TrainingResult:
         InterruptedRun: Ctrl-C, SIGTERM or SIGUSR1; the state was saved, the same call goes on.
     """
     # Whatever can be wrong is looked at in the order of what it costs; decoding every image comes last.
-    precision = choose_hardware(config)
-    found = find_images(config)
-    with own_folders(expand_home(config.checkpoint_dir), expand_home(config.log_dir)):
-        return begin_or_go_on(config, precision, found)
+    with joined() as ranks, ExitStack() as stack:
+        precision = choose_hardware(config, ranks)
+        found = ranks.from_first(lambda: find_images(config))
+        folders = own_folders(expand_home(config.checkpoint_dir), expand_home(config.log_dir))
+        ranks.from_first(lambda: stack.enter_context(folders))
+        return begin_or_go_on(config, precision, found, ranks)
 
 
-def begin_or_go_on(config: FinetuneConfig, precision: Precision, found: Splits) -> TrainingResult:
-    """What ``finetune`` does once the run's folders are its own."""
+def begin_or_go_on(config: FinetuneConfig, precision: Precision, found: Splits, ranks: OneRank) -> TrainingResult:
+    """What ``finetune`` does once the run's folders are its own.
+
+    What lies on a disk rank 0 finds out for all; what every process needs there comes from the first on its machine.
+    """
     checkpoint_dir, log_dir = expand_home(config.checkpoint_dir), expand_home(config.log_dir)
     config = settle_metric(config, found)
-    earlier = find_run(checkpoint_dir, config.resume)
-    model = build_model(config, found, earlier)
+    earlier = ranks.from_first(lambda: find_run(checkpoint_dir, config.resume))
+    model = ranks.in_turn(lambda: build_model(config, found, earlier))
     phases = choose_phases(config, model)
-    say(f"device: {precision.description}")
-    images = check_images(config, found, decoder_of(model.preprocessing, marks_missing=True))
+    say(f"device: {precision.description}{described(ranks)}")
+    decoder = decoder_of(model.preprocessing, marks_missing=True)
+    images = ranks.from_first(lambda: check_images(config, found, decoder))
     splits = images.splits
-    model.preprocessing = with_band_statistics(config, images, model.preprocessing)
-    config = settle_batch_size(config, len(splits.train), model, precision, earlier)
+    model.preprocessing = ranks.from_first(lambda: with_band_statistics(config, images, model.preprocessing))
+    config = ranks.from_first(lambda: settle_batch_size(config, len(splits.train), model, precision, earlier))
     identity = RunIdentity(config.to_dict(), fingerprint_of(splits), model.preprocessing.to_dict())
     has_finished = earlier is not None and bool(earlier.content["state"].get("finished"))
     decoder = decoder_of(model.preprocessing)
-    read = decoder.read if has_finished else image_reader(config, images, decoder)
-    training = assemble(config, images, model, precision, read)
+    read = decoder.read if has_finished else ranks.in_turn(lambda: image_reader(config, images, decoder))
+    training = assemble(config, images, model, precision, read, ranks)
     state = RunState()
     if earlier is not None:
         check_identity(earlier.content, identity, earlier.path)
         state = restore_run(earlier.content, training.tensors)
         training.micro_batches.size = state.micro_batch_size or training.micro_batches.size
-    moves_in = earlier is None or not earlier.lives_in(checkpoint_dir)
-    clear_folders(checkpoint_dir, log_dir, begins_anew=moves_in)
-    write_left_out(log_dir / LEFT_OUT, images.left_out)
-    if earlier is not None:
-        adopt_best_model(earlier, checkpoint_dir, state)
-        if state.finished:
-            say(f"the run in {checkpoint_dir} has finished. Another one: --checkpoint_dir DIR --log_dir DIR")
-            say("The same one anew: --resume never, which moves this one aside")
-            return summarise(config)
-        say(f"going on with {earlier.path}: {state.epoch} epochs done, step {state.step}")
-
-    with Tracker(log_dir, state) as tracker:
+    state = ranks.from_first(lambda: move_in(config, earlier, state, images))
+    if state.finished:
+        return ranks.from_first(lambda: summarise(config))
+    with Tracker(log_dir, state) if ranks.is_first else NoTracker() as tracker:
         if tracker.is_empty:
             show_run(config, training, phases, splits, tracker)
         outputs = Outputs(
@@ -141,16 +138,44 @@ def begin_or_go_on(config: FinetuneConfig, precision: Precision, found: Splits) 
         )
         with explained_losses(config):
             fit(training, phases, stopping_of(config), outputs, state)
-            show_best_model(training, checkpoint_dir / BEST_MODEL, tracker, state.step)
-        profile = training.profile.write(log_dir)
-        if profile is not None:
-            say(f"\n{profile}\n{log_dir / TRACE}: open it in chrome://tracing or Perfetto\n")
-        if len(tracker.ended_epochs()) > 1:
-            tracker.figure("learning_curves", draw_learning_curves(tracker.ended_epochs()), state.step)
-        result = summarise(config)
-        results = {"best_epoch" if name == "epoch" else name: value for name, value in result.metrics.items()}
-        tracker.hyperparameters(config.to_dict(), results, state.step)
+            return ranks.from_first(lambda: show_end(config, training, tracker, state))
+
+
+def move_in(config: FinetuneConfig, earlier: EarlierRun | None, state: RunState, images: Readable) -> RunState:
+    """Get the run's folders ready, and say what it goes on with; the state it begins with."""
+    checkpoint_dir, log_dir = expand_home(config.checkpoint_dir), expand_home(config.log_dir)
+    moves_in = earlier is None or not earlier.lives_in(checkpoint_dir)
+    clear_folders(checkpoint_dir, log_dir, begins_anew=moves_in)
+    write_left_out(log_dir / LEFT_OUT, images.left_out)
+    if earlier is not None:
+        adopt_best_model(earlier, checkpoint_dir, state)
+        if state.finished:
+            say(f"the run in {checkpoint_dir} has finished. Another one: --checkpoint_dir DIR --log_dir DIR")
+            say("The same one anew: --resume never, which moves this one aside")
+        else:
+            say(f"going on with {earlier.path}: {state.epoch} epochs done, step {state.step}")
+    return state
+
+
+def show_end(config: FinetuneConfig, training: Training, tracker: NoTracker, state: RunState) -> TrainingResult:
+    """Complete the record: pictures of the best model, the profile, learning curves, and what the run gave."""
+    assert isinstance(tracker, Tracker), "it is the process that writes"
+    log_dir = expand_home(config.log_dir)
+    show_best_model(training, expand_home(config.checkpoint_dir) / BEST_MODEL, tracker, state.step)
+    profile = training.profile.write(log_dir)
+    if profile is not None:
+        say(f"\n{profile}\n{log_dir / TRACE}: open it in chrome://tracing or Perfetto\n")
+    if len(tracker.ended_epochs()) > 1:
+        tracker.figure("learning_curves", draw_learning_curves(tracker.ended_epochs()), state.step)
+    result = summarise(config)
+    results = {"best_epoch" if name == "epoch" else name: value for name, value in result.metrics.items()}
+    tracker.hyperparameters(config.to_dict(), results, state.step)
     return result
+
+
+def described(ranks: OneRank) -> str:
+    """How many processes there are, behind what the device is; nothing for one alone."""
+    return f"; {ranks.count} processes, each computes its share of every batch" if ranks.count > 1 else ""
 
 
 def fingerprint_of(splits: Splits) -> str:
@@ -259,7 +284,7 @@ def choose_phases(config: FinetuneConfig, model: FineTuneModel) -> list[Phase]:
 
 
 def show_run(
-    config: FinetuneConfig, training: Training, phases: list[Phase], splits: Splits, tracker: Tracker
+    config: FinetuneConfig, training: Training, phases: list[Phase], splits: Splits, tracker: NoTracker
 ) -> None:
     """Begin the record: settings, what is trained on what, and the first images."""
     tracker.text("config", code(config.as_yaml().splitlines()))
@@ -268,7 +293,7 @@ def show_run(
     show_training_images(training, splits, tracker)
 
 
-def show_training_images(training: Training, splits: Splits, tracker: Tracker) -> None:
+def show_training_images(training: Training, splits: Splits, tracker: NoTracker) -> None:
     """Draw the first images of the run as the augmentation hands them to the model."""
     dataset = training.feeds.batches.parts[Part.TRAINING]
     samples = [dataset[0, index] for index in training.plan.batches(epoch=0)[0][:16]]
@@ -299,17 +324,23 @@ def summarise(config: FinetuneConfig) -> TrainingResult:
 
 def dry_run(config: FinetuneConfig) -> None:
     """Say what a run would do: data, phases, steps, batch shapes. Trains and writes nothing."""
-    precision = choose_hardware(config)
-    found = find_images(config)
+    with joined() as ranks:
+        precision = choose_hardware(config, ranks)
+        show_plan(config, precision, ranks)
+
+
+def show_plan(config: FinetuneConfig, precision: Precision, ranks: OneRank) -> None:
+    """What ``dry_run`` says."""
+    found = ranks.from_first(lambda: find_images(config))
     config = settle_metric(config, found)
-    model = build_model(config, found, earlier=None)
+    model = ranks.in_turn(lambda: build_model(config, found, earlier=None))
     phases = choose_phases(config, model)
-    say(f"device: {precision.description}")
+    say(f"device: {precision.description}{described(ranks)}")
     decoder = decoder_of(model.preprocessing, marks_missing=True)
-    images = check_images(config, found, decoder)
+    images = ranks.from_first(lambda: check_images(config, found, decoder))
     splits = images.splits
-    config = settle_batch_size(config, len(splits.train), model, precision, earlier=None)
-    training = assemble(config, images, model, precision, decoder.read)
+    config = ranks.from_first(lambda: settle_batch_size(config, len(splits.train), model, precision, earlier=None))
+    training = assemble(config, images, model, precision, decoder.read, ranks)
     class_counts = zip(splits.class_names, splits.train.class_counts(), splits.val.class_counts(), strict=True)
     say("\n" + text_table(("class", "train", "val"), list(class_counts)))
     counts = model.parameter_counts()
@@ -327,6 +358,7 @@ def dry_run(config: FinetuneConfig) -> None:
     sizes = f"{largest}" if smallest == largest else f"{smallest} or {largest}"
     say(f"\nsteps per epoch: {plan.num_batches}, of {sizes} images")
     kind = "uint8" if model.preprocessing.files is None else "float32"
-    shape = f"[{largest}, {model.in_channels}, {size}, {size}]"
-    say(f"batch: images {kind} {shape}, targets float32 [{largest}, {model.num_classes}]")
+    own = len(plan.share.of_batch(range(largest)))
+    shape, whose = f"[{own}, {model.in_channels}, {size}, {size}]", " of the first process" if own < largest else ""
+    say(f"batch{whose}: images {kind} {shape}, targets float32 [{own}, {model.num_classes}]")
     say("dry run: nothing was trained")

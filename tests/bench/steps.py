@@ -27,6 +27,7 @@ from sat_vg.backbone_finetuning.engine.saving import SaveSchedule
 from sat_vg.backbone_finetuning.engine.tracking import Tracker
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.preparation import check_images, choose_hardware, find_images, image_reader
+from sat_vg.backbone_finetuning.utils.ranks import OneRank
 
 
 def bare(training, batch_size: int, size: int, steps: int) -> float:
@@ -86,7 +87,7 @@ def main() -> None:
         precision = choose_hardware(config)
         images = check_images(config, find_images(config))
         model = FineTuneModel(config.backbone, len(images.splits.class_names), False, image_size=options.size)
-        training = assemble(config, images, model, precision, image_reader(config, images))
+        training = assemble(config, images, model, precision, image_reader(config, images), OneRank())
         identity = RunIdentity(config.to_dict(), "", {})
         with Tracker(Path(folder), RunState()) as tracker:
             outputs = Outputs(

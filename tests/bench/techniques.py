@@ -55,7 +55,15 @@ ROWS: dict[str, list[str]] = {
     "weight_decay 0.05": ["--strategy", "full", "--weight_decay", "0.05"],
     "dropout 0.2": ["--strategy", "full", "--dropout", "0.2"],
     "sgd": ["--strategy", "full", "--optimizer", "sgd", "--learning_rate", "1e-2"],
+    "gradient_clip 0": ["--strategy", "full", "--gradient_clip", "0"],
+    "micro_batch_size 4": ["--strategy", "full", "--micro_batch_size", "4"],
+    "warmup_epochs 0": ["--strategy", "full", "--warmup_epochs", "0"],
+    "lr_scheduler step": ["--strategy", "full", "--lr_scheduler", "step"],
+    "lr_scheduler plateau": ["--strategy", "full", "--lr_scheduler", "plateau"],
     "focal_gamma 2": ["--strategy", "full", "--focal_gamma", "2"],
+    "class_weights balanced": ["--strategy", "full", "--class_weights", "balanced"],
+    "sampler weighted": ["--strategy", "full", "--sampler", "weighted"],
+    "sampler class_balanced": ["--strategy", "full", "--sampler", "class_balanced"],
     "train_image_size 64,96": ["--strategy", "full", "--train_image_size", "64,96"],
 }
 _VALIDATION, _TRAINING = 20, 10  # images of each class

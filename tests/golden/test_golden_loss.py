@@ -19,6 +19,7 @@ from sat_vg.backbone_finetuning.engine.losses import CrossEntropy
 from sat_vg.backbone_finetuning.engine.micro_batches import MicroBatches
 from sat_vg.backbone_finetuning.engine.optim import Schedule, build_optimizer
 from sat_vg.backbone_finetuning.engine.precision import Precision
+from sat_vg.backbone_finetuning.engine.replicas import OneReplica
 from sat_vg.backbone_finetuning.engine.training import Training
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
@@ -55,7 +56,7 @@ def losses(backbone: str) -> list[float]:
             loss=CrossEntropy(label_smoothing=0.1),
             gradient_clip=1.0,
             micro_batches=MicroBatches(4),
-            outputs=model.training_outputs,
+            replica=OneReplica(model.training_outputs),
         )
         feed, found = ImageFeed(model, precision, batches=None), []
         for step in range(6):

@@ -12,6 +12,7 @@ from sat_vg.backbone_finetuning.data.sources import Split, load_class_folders
 from sat_vg.backbone_finetuning.engine.precision import Precision
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.utils.ranks import OneRank
 
 CPU = Precision(torch.device("cpu"), torch.float32)
 
@@ -24,8 +25,8 @@ def feeds(class_folders, tmp_path, monkeypatch):
 
     def make(**settings):
         config = FinetuneConfig(image_size=32, num_workers=0, **settings)
-        batches = image_batches(config, images, model, CPU.device, decode_rgb)
-        return feeds_of(config, images, model, CPU, batches)
+        batches = image_batches(config, images, model, CPU, decode_rgb, OneRank())
+        return feeds_of(config, images, model, CPU, batches, OneRank())
 
     return make
 
@@ -52,6 +53,6 @@ def test_nothing_is_stored_of_images_that_change_their_size(feeds):
 def test_classes_cannot_take_turns_where_an_image_has_several():
     several = Split("train", ("a", "b", "c"), (0, 1, 2), ("x", "y"), ((0,), (0, 1), ()))
     with pytest.raises(ConfigError, match=r"sampler = 'class_balanced'.*several of them or none; use weighted"):
-        batch_plan(FinetuneConfig(sampler="class_balanced"), several)
+        batch_plan(FinetuneConfig(sampler="class_balanced"), several, OneRank())
     for sampler in ("uniform", "weighted"):
-        assert sum(map(len, batch_plan(FinetuneConfig(sampler=sampler), several).batches(0))) == 3
+        assert sum(map(len, batch_plan(FinetuneConfig(sampler=sampler), several, OneRank()).batches(0))) == 3

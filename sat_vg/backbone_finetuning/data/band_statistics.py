@@ -11,12 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.data.checks import run_in_order
 from sat_vg.backbone_finetuning.data.decoding import Decoder
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
 from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.backbone_finetuning.utils.terminal import progress
 
 _FORMAT = "sat_vg band statistics 1"  # raise it with any change of what is measured
 _FILE = "statistics.json"
@@ -93,7 +93,7 @@ def measure_bands(
     if found is not None:
         return BandStatistics(*found, f"band statistics of {len(paths)} training images: found in {cache.folder}")
     total: Moments | None = None
-    with tqdm(total=len(paths), desc="band statistics", unit="image", leave=False, disable=None) as bar:
+    with progress(total=len(paths), desc="band statistics", unit="image") as bar:
         for few in run_in_order(paths, lambda path: moments_of(decoder.read(path))):
             for moments in few:  # in the order of the paths, so that rounding does not depend on threads
                 total = moments if total is None else combined(total, moments)

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.data.checks import content_of, run_in_order
 from sat_vg.backbone_finetuning.data.decoding import decode_or_reason, decode_rgb
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.machine_memory import machine_memory
+from sat_vg.backbone_finetuning.utils.terminal import progress
 
 _FORMAT = b"sat_vg decoded images 1"  # raise it with any change of what follows
 _PIXELS, _INDEX = "pixels.bin", "index.npy"
@@ -297,7 +297,7 @@ def _fill(descriptor: int, layout: Layout) -> None:
         _write(descriptor, image.permute(1, 2, 0).contiguous().numpy(), offset)
         return None
 
-    with tqdm(total=len(layout.paths), desc="decoding images", unit="image", leave=False, disable=None) as bar:
+    with progress(total=len(layout.paths), desc="decoding images", unit="image") as bar:
         for problems in run_in_order(layout.paths, place):
             for problem in filter(None, problems):
                 raise _NotKeptError(problem)

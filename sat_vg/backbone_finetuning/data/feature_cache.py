@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.data.loaders import Batch, Pass
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
+from sat_vg.backbone_finetuning.utils.ranks import OneRank
+from sat_vg.backbone_finetuning.utils.terminal import progress
 
 _FILE = "features.bin"
 
@@ -98,8 +100,9 @@ def compute_features(
     passes: Sequence[Pass],
     function: Callable[[Batch], Tensor],
     should_stop: Callable[[], bool],
+    machine: OneRank,
 ) -> StoredFeatures | NoRoom | None:
-    """Run a function over all images in all views, and store what it gives.
+    """Run a function over all images in all views, and store what it gives; the machine's processes share the work.
 
     Args:
         cache: where.
@@ -108,6 +111,7 @@ def compute_features(
         passes: one over all images for each view.
         function: a batch of images → features ``[B, ...]``.
         should_stop: asked after every batch.
+        machine: the processes that build this entry together, on one disk.
 
     Returns:
         The features; or why there is no room for them; or None where it was stopped.
@@ -118,24 +122,45 @@ def compute_features(
     num_images, num_views = sum(map(len, passes[0].indices)), len(passes)
     num_bytes = shape.num_bytes * num_images * num_views
     try:
-        with cache.building(key, num_bytes) as folder:
+        with ExitStack() as stack:
+            building = cache.building(key, num_bytes)
+            folder = machine.from_first(lambda: _begin(stack.enter_context(building), num_bytes))
             if isinstance(folder, NoRoom):
                 return folder
-            with (folder / _FILE).open("wb") as file:
-                # Without this a disk that fills up later would end the process with a bus error.
-                os.posix_fallocate(file.fileno(), 0, num_bytes)
             stored = StoredFeatures(folder / _FILE, shape, num_images, num_views, writable=True)
-            bar = tqdm(total=sum(map(len, passes)), desc="frozen stages", unit="batch", leave=False, disable=None)
-            with bar:
-                for view, batches in enumerate(passes):
-                    for batch in batches:
-                        stored.put(view, batch.indices, function(batch))
-                        bar.update()
-                        if should_stop():
-                            raise _Stopped
+            own = [batches.shared(machine.share) for batches in passes]
+            was_stopped = not _fill(stored, own, function, should_stop)
+            if any(machine.largest(was_stopped)):
+                raise _Stopped
     except _Stopped:
         return None
     return stored
+
+
+def _begin(folder: Path | NoRoom, num_bytes: int) -> Path | NoRoom:
+    """Make the file, in its full size, where there is room for it."""
+    if not isinstance(folder, NoRoom):
+        with (folder / _FILE).open("wb") as file:
+            # Without this a disk that fills up later would end the process with a bus error.
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+    return folder
+
+
+def _fill(
+    stored: StoredFeatures,
+    passes: Sequence[Pass],
+    function: Callable[[Batch], Tensor],
+    should_stop: Callable[[], bool],
+) -> bool:
+    """Store what the function gives; tells whether it came to the end."""
+    with progress(total=sum(map(len, passes)), desc="frozen stages", unit="batch") as bar:
+        for view, batches in enumerate(passes):
+            for batch in batches:
+                stored.put(view, batch.indices, function(batch))
+                bar.update()
+                if should_stop():
+                    return False
+    return True
 
 
 class _Stopped(Exception):

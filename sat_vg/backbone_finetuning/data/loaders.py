@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from sat_vg.backbone_finetuning.data.decoding import decode_rgb
 from sat_vg.backbone_finetuning.data.sampling import BatchPlan, InOrder, Part, PartKey, RunningPass, SampleKey
 from sat_vg.backbone_finetuning.data.sources import Split
+from sat_vg.backbone_finetuning.utils.ranks import Share
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, seed_default_generator
 from sat_vg.backbone_finetuning.utils.stop_signals import STOP_SIGNALS
 
@@ -119,8 +120,8 @@ class ImageBatches:
         )
 
     def training(self, epoch: int, view: int, first_batch: int = 0) -> "Pass":
-        """The batches of an epoch, from any one on; ``view`` numbers the augmentation that each image gets."""
-        return Pass(self._loader, self._running, Part.TRAINING, view, self.plan.batches(epoch)[first_batch:])
+        """This process's share of an epoch's batches, from any one on; ``view`` numbers the images' augmentation."""
+        return Pass(self._loader, self._running, Part.TRAINING, view, self.plan.own_batches(epoch)[first_batch:])
 
     def in_order(self, part: Part, view: int = 0) -> "Pass":
         """Every image of a part once, in its order."""
@@ -136,10 +137,19 @@ class Pass:
     """
 
     def __init__(
-        self, loader: DataLoader[Batch], running: RunningPass, part: Part, view: int, indices: list[list[int]]
+        self,
+        loader: DataLoader[Batch],
+        running: RunningPass,
+        part: Part,
+        view: int,
+        indices: Sequence[Sequence[int]],
     ) -> None:
         self._loader, self._running, self._part, self._view = loader, running, part, view
         self.indices = indices
+
+    def shared(self, share: Share) -> "Pass":
+        """The batches of one of several processes."""
+        return Pass(self._loader, self._running, self._part, self._view, share.of_many(self.indices))
 
     def __iter__(self) -> Iterator[Batch]:
         self._running.begin(self._part, self._view, self.indices)

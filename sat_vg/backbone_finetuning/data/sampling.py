@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from sat_vg.backbone_finetuning.data.sources import Split
+from sat_vg.backbone_finetuning.utils.ranks import WHOLE, Share
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, torch_generator
 
 SampleKey = tuple[int, int]  # (view, index of the image); every view is augmented in another way
@@ -110,12 +111,14 @@ class BatchPlan:
         batch_size: the largest batch (with 2 and an odd number of images, one batch has 3).
         seed: of the order.
         order: which images an epoch takes, one after another.
+        share: of every batch, that this process computes.
     """
 
     num_samples: int
     batch_size: int
     seed: int
     order: Order = shuffled
+    share: Share = WHOLE
 
     @property
     def num_batches(self) -> int:
@@ -127,11 +130,21 @@ class BatchPlan:
         """The smallest and the largest batch."""
         return self.num_samples // self.num_batches, -(-self.num_samples // self.num_batches)
 
+    @property
+    def fewest_images(self) -> int:
+        """The smallest part of a batch that any of the processes computes."""
+        smallest = range(self.batch_sizes[0])
+        return min(len(Share(rank, self.share.count).of_batch(smallest)) for rank in range(self.share.count))
+
     def batches(self, epoch: int) -> list[list[int]]:
-        """The indices of every batch of ``epoch``."""
+        """The indices of every batch of ``epoch``, whole, whoever computes them."""
         generator = torch_generator(derive_seed(self.seed, Purpose.ORDER, epoch))
         order = self.order(self.num_samples, generator)
         return [part.tolist() for part in order.tensor_split(self.num_batches)]
+
+    def own_batches(self, epoch: int) -> list[Sequence[int]]:
+        """This process's share of every batch of ``epoch``."""
+        return [self.share.of_batch(batch) for batch in self.batches(epoch)]
 
 
 class RunningPass(Sampler[list[PartKey]]):

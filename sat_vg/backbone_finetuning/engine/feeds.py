@@ -1,8 +1,8 @@
 """What the loop is fed with: images, or what the frozen stages made of them, computed once for the phase."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -21,6 +21,7 @@ from sat_vg.backbone_finetuning.engine.precision import Precision
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
 from sat_vg.backbone_finetuning.utils.errors import WriteError
+from sat_vg.backbone_finetuning.utils.ranks import OneRank
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 
@@ -52,12 +53,12 @@ class ImageFeed:
     start: int = 0
 
     def training(self, epoch: int, first_batch: int) -> Pass:
-        """The training batches of an epoch, from any one on."""
+        """This process's share of an epoch's batches, from any one on."""
         return self.batches.training(epoch, epoch % self.num_views if self.num_views else epoch, first_batch)
 
     def validation(self) -> Pass:
-        """Every validation image once."""
-        return self.batches.in_order(Part.VALIDATION)
+        """This process's share of the validation images."""
+        return self.batches.in_order(Part.VALIDATION).shared(self.batches.plan.share)
 
     def values(self, batch: Batch) -> Tensor:
         """Normalised images ``[B, C, H, W]`` of a batch on the device."""
@@ -71,7 +72,7 @@ class FeaturePass:
     stored: StoredFeatures
     targets: Tensor
     view: int
-    indices: list[list[int]]
+    indices: Sequence[Sequence[int]]
 
     def __iter__(self) -> Iterator[Batch]:
         for few in self.indices:
@@ -97,19 +98,21 @@ class FeatureFeed:
     start: int
 
     def training(self, epoch: int, first_batch: int) -> FeaturePass:
-        """The training batches of an epoch, from any one on."""
+        """This process's share of an epoch's batches, from any one on."""
         view = epoch % self.stored[Part.TRAINING].num_views
-        return self._pass(Part.TRAINING, view, self.batches.plan.batches(epoch)[first_batch:])
+        return self._pass(Part.TRAINING, view, self.batches.plan.own_batches(epoch)[first_batch:])
 
     def validation(self) -> FeaturePass:
-        """Every validation image once."""
-        return self._pass(Part.VALIDATION, 0, self.batches.in_order(Part.VALIDATION).indices)
+        """This process's share of the validation images."""
+        return self._pass(
+            Part.VALIDATION, 0, self.batches.in_order(Part.VALIDATION).shared(self.batches.plan.share).indices
+        )
 
     def values(self, batch: Batch) -> Tensor:
         """The features ``[B, ...]`` as they are."""
         return batch.images
 
-    def _pass(self, part: Part, view: int, indices: list[list[int]]) -> FeaturePass:
+    def _pass(self, part: Part, view: int, indices: Sequence[Sequence[int]]) -> FeaturePass:
         split = self.batches.parts[part].split
         targets = target_rows(split)[torch.tensor(split.labels)]
         return FeaturePass(self.stored[part], targets, view, indices)
@@ -145,6 +148,7 @@ class Feeds:
             where there is no augmentation; 0: every epoch has its own, so nothing can be stored.
         cache: where features are stored; None: nowhere.
         images_key: a hash of all images in their order, with all that is done to them before the model.
+        ranks: the processes that train together.
     """
 
     model: FineTuneModel
@@ -153,6 +157,7 @@ class Feeds:
     num_views: int
     cache: BoundedCache | None
     images_key: str
+    ranks: OneRank = field(default_factory=OneRank)
 
     def of(self, phase: Phase, should_stop: Callable[[], bool]) -> Feed | None:
         """The feed of a phase, whose stages the model is set to; None where it was stopped on the way.
@@ -168,11 +173,14 @@ class Feeds:
         stored = {}
         for part, views in ((Part.TRAINING, self.num_views), (Part.VALIDATION, 1)):
             features = self._features(plan, part, views, should_stop)
-            if features is None:
+            was_stopped, has_no_room = self.ranks.largest(features is None, isinstance(features, NoRoom))
+            if was_stopped:
                 return None
-            if isinstance(features, NoRoom):
-                say(f"phase {phase.name}: frozen stages run in every epoch: {_why(features)}")
+            if has_no_room:  # if only on another machine: all processes are fed with the same
+                said = _why(features) if isinstance(features, NoRoom) else "another machine has no room for features"
+                say(f"phase {phase.name}: frozen stages run in every epoch: {said}")
                 return images
+            assert isinstance(features, StoredFeatures)
             stored[part] = features
         return FeatureFeed(self.batches, stored, plan.start)
 
@@ -219,13 +227,20 @@ class Feeds:
     ) -> StoredFeatures | NoRoom | None:
         assert self.cache is not None
         key = self._key(plan.start, part, num_views)
-        found = find_features(self.cache, key, plan.shape, len(self.batches.parts[part]), num_views)
-        if found is not None:
+        machine, num_images = self.ranks.on_machine, len(self.batches.parts[part])
+        found = find_features(self.cache, key, plan.shape, num_images, num_views)
+        if not any(machine.largest(found is None)):
             return found
         passes = [self.batches.in_order(part, view) for view in range(num_views)]
         try:
             return compute_features(
-                self.cache, key, plan.shape, passes, lambda batch: self._run(batch, plan.start), should_stop
+                self.cache,
+                key,
+                plan.shape,
+                passes,
+                lambda batch: self._run(batch, plan.start),
+                should_stop,
+                machine,
             )
         except OSError as error:
             raise WriteError(

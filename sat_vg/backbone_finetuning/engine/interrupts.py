@@ -38,6 +38,10 @@ class InterruptRequest:
     ) -> None:
         self._handlers.close()
 
+    def note(self, number: int) -> None:
+        """Take over the signal that another process of the training got."""
+        self.requested, self.number = True, number
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if not self.requested:

@@ -6,20 +6,23 @@ compared by it (Kornblith et al., 2019): the optimum depends on the features alo
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
+from sat_vg.backbone_finetuning.data.loaders import Pass
 from sat_vg.backbone_finetuning.data.multi_label_split import split_label_sets
-from sat_vg.backbone_finetuning.engine.feeds import SizedBatches, image_values
+from sat_vg.backbone_finetuning.engine.feeds import image_values
 from sat_vg.backbone_finetuning.engine.interrupts import InterruptRequest
 from sat_vg.backbone_finetuning.engine.metrics import average_precisions, mean_of_known
 from sat_vg.backbone_finetuning.engine.precision import Precision
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.probabilities import TaskName
+from sat_vg.backbone_finetuning.utils.ranks import OneRank
+from sat_vg.backbone_finetuning.utils.terminal import progress
 
 # Strengths of the L2 penalty per image, as a share of the loss's own scale (Kornblith et al., 2019, try 45 of them).
 STRENGTHS = tuple(10.0**exponent for exponent in range(1, -8, -1))  # from the strongest down
@@ -52,23 +55,38 @@ class LinearProbe:
 
 @torch.no_grad()
 def pooled_features(
-    model: FineTuneModel, batches: SizedBatches, precision: Precision, interrupt: InterruptRequest | None = None
+    model: FineTuneModel,
+    batches: Pass,
+    precision: Precision,
+    interrupt: InterruptRequest | None = None,
+    ranks: OneRank | None = None,
 ) -> tuple[Tensor, Tensor] | None:
-    """What the classifier sees of all images of ``batches``, each once; None where a stop was asked for.
+    """What the classifier sees of all images of ``batches``, in their order; None where a stop was asked for.
+
+    Args:
+        model: on its device.
+        batches: of all processes, which share them.
+        precision: device and formats.
+        interrupt: looked at after each batch.
+        ranks: the processes; unset: this one alone.
 
     Returns:
         ``(features [N, D], targets [N, num_classes])``, both float32, on the model's device.
     """
     model.eval()
-    features, targets = [], []
-    for batch in tqdm(batches, desc="features", unit="batch", leave=False, disable=None):
+    ranks, interrupt = ranks or OneRank(), interrupt or InterruptRequest()
+    own: list[tuple[Tensor, Tensor]] = []
+    for batch in progress(batches.shared(ranks.share), desc="features", unit="batch"):
         with precision.autocast():
             values = image_values(model, precision, batch.to(precision.device))
-            features.append(model.forward_pooled(values).float())
-        targets.append(batch.targets)
-        if interrupt is not None and interrupt.requested:
-            return None
-    return torch.cat(features), torch.cat(targets).to(precision.device)
+            own.append((model.forward_pooled(values).float().cpu(), batch.targets))
+        if interrupt.requested:
+            break
+    if any(ranks.largest(interrupt.requested)):
+        return None
+    in_turns = zip_longest(*ranks.gather(own))  # as the batches were shared out
+    features, targets = zip(*(few for turn in in_turns for few in turn if few is not None), strict=True)
+    return torch.cat(features).to(precision.device), torch.cat(targets).to(precision.device)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.data.loaders import Batch
 from sat_vg.backbone_finetuning.data.sampling import Part
@@ -25,8 +24,9 @@ from sat_vg.backbone_finetuning.engine.tasks import TASKS
 from sat_vg.backbone_finetuning.engine.training import Stopping, Training
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import NonFiniteLossError
+from sat_vg.backbone_finetuning.utils.ranks import OneRank
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, seed_default_generator, torch_generator
-from sat_vg.backbone_finetuning.utils.terminal import say
+from sat_vg.backbone_finetuning.utils.terminal import progress, say
 
 
 def fit(training: Training, phases: Sequence[Phase], stopping: Stopping, outputs: Outputs, state: RunState) -> None:
@@ -42,6 +42,7 @@ def fit(training: Training, phases: Sequence[Phase], stopping: Stopping, outputs
         while state.phase < len(phases):
             phase = phases[state.phase]
             training.model.set_trainable(phase.trainable_stages, phase.keeps_statistics)
+            training.replica.enter_phase()
             training.origin.enter(phase, state.begins_phase)
             feed = training.feeds.of(phase, lambda: interrupt.requested)
             if feed is None:
@@ -50,7 +51,13 @@ def fit(training: Training, phases: Sequence[Phase], stopping: Stopping, outputs
                 _EPOCHS[phase.method](training, phase, feed, outputs, state, interrupt)
                 with training.average.applied(), training.profile.span("validation"):
                     validation = evaluate(
-                        training.model, feed.validation(), training.precision, interrupt, feed.values, feed.start
+                        training.model,
+                        feed.validation(),
+                        training.precision,
+                        interrupt,
+                        feed.values,
+                        feed.start,
+                        training.ranks,
                     )
                 if validation is None:
                     raise outputs.interrupted(state, training, interrupt)
@@ -58,7 +65,7 @@ def fit(training: Training, phases: Sequence[Phase], stopping: Stopping, outputs
                 is_best = note_epoch(training, phase, stopping, outputs, state, validation, num_epochs)
                 if is_best:
                     with training.average.applied():
-                        save_best(training.model, outputs, validation, state)
+                        save_best(training, outputs, validation, state)
                 state.end_epoch()
                 if stopping.patience and state.epochs_without_improvement >= stopping.patience:
                     say(f"stopped early: no better {stopping.metric} for {stopping.patience} epochs")
@@ -76,30 +83,26 @@ def _train_epoch(
     """Train the rest of the running epoch."""
     plan = training.plan
     training.model.train()
-    pending = PendingSteps(outputs.path_of, training.scaler.is_enabled())
-    bar = tqdm(
-        total=plan.num_samples,
-        initial=state.train_images,
-        desc=f"epoch {state.epoch + 1}",
-        unit="img",
-        leave=False,
-        disable=None,
-    )
+    pending = PendingSteps(outputs.path_of, training.scaler.is_enabled(), training.ranks)
+    bar = progress(total=plan.num_samples, initial=state.train_images, desc=f"epoch {state.epoch + 1}", unit="img")
+    wholes = plan.batches(state.epoch)  # of which this process computes its share
     clock = time.perf_counter()
     with bar:
         for batch in training.profile.waiting(feed.training(state.epoch, state.step_in_epoch)):
+            whole = wholes[state.step_in_epoch]
             # The middle of the step, so that the first one of a warm-up is not lost to a rate of zero.
             position = state.epoch_in_phase + (state.step_in_epoch + 0.5) / plan.num_batches
             rate = phase.lr_scale * training.schedule.at(position, phase.epochs, state.plateau_factor)
-            result = train_step(training, feed, batch, rate, state.step)
+            result = train_step(training, feed, batch, rate, state.step, len(whole))
             state.micro_batch_size = training.micro_batches.size
-            pending.add(state.step, rate, result, batch.indices)
+            pending.add(state.step, rate, result, whole)
             state.step += 1
             state.step_in_epoch += 1
-            state.train_images += len(batch.indices)
-            bar.update(len(batch.indices))
-            must_log, must_stop = state.step % outputs.log_every == 0, interrupt.requested
-            must_save = must_stop or outputs.saves.is_due(state.step)
+            state.train_images += len(whole)
+            bar.update(len(whole))
+            must_log = state.step % outputs.log_every == 0
+            must_stop, is_due = training.ranks.largest(interrupt.requested, outputs.saves.is_due(state.step))
+            must_save = must_stop or is_due
             if must_log or must_save or state.step_in_epoch == plan.num_batches:
                 note_spikes(outputs.tracker, phase, state, pending.settle(state))
                 now = time.perf_counter()
@@ -120,14 +123,16 @@ def _solve_head(
     """Put the exact linear probe on the frozen features in the classifier's place."""
     clock = time.perf_counter()
     images = training.feeds.batches.in_order(Part.PLAIN_TRAINING)
-    found = pooled_features(training.model, images, training.precision, interrupt)
+    found = pooled_features(training.model, images, training.precision, interrupt, training.ranks)
     if found is None:
         raise outputs.interrupted(state, training, interrupt)
     generator = torch_generator(derive_seed(training.seed, Purpose.HELD_OUT, state.step))
     features, targets = found
     model, task = training.model, TASKS[training.model.task]
-    probe = solve_linear_probe(
-        features, task.labels(targets), model.num_classes, generator, model.classifier_has_bias, task.name
+    probe = training.ranks.from_first(
+        lambda: solve_linear_probe(
+            features, task.labels(targets), model.num_classes, generator, model.classifier_has_bias, task.name
+        )
     )
     training.model.set_classifier(probe.weight, probe.bias)
     training.average.restart()
@@ -146,7 +151,7 @@ def _mix_weights(
     clock = time.perf_counter()
 
     def look(batches: SizedBatches) -> Validation | None:
-        return evaluate(training.model, batches, training.precision, interrupt)
+        return evaluate(training.model, batches, training.precision, interrupt, ranks=training.ranks)
 
     if state.wise_ft_share is None:  # or else what came after was interrupted
         mixed = training.origin.mix(training.average, lambda: look(feed.validation()))
@@ -155,7 +160,7 @@ def _mix_weights(
         state.wise_ft_share = mixed.share
         say(f"phase {phase.name}: {mixed.described}")
     images = training.feeds.batches.in_order(Part.PLAIN_TRAINING)
-    found = look(images)
+    found = look(images.shared(training.ranks.share))
     if found is None:
         raise outputs.interrupted(state, training, interrupt)
     state.train_images = sum(map(len, images.indices))
@@ -165,20 +170,23 @@ def _mix_weights(
 _EPOCHS = {"gradient": _train_epoch, "exact_head": _solve_head, "mix": _mix_weights}
 
 
-def train_step(training: Training, feed: Feed, batch: Batch, learning_rate: float, step: int) -> StepResult:
-    """One optimizer step; dropout and mixing depend on (seed, step) alone.
+def train_step(
+    training: Training, feed: Feed, batch: Batch, learning_rate: float, step: int, num_images: int | None = None
+) -> StepResult:
+    """One optimizer step; dropout and mixing depend on (seed, step) alone, dropout on the process besides.
 
     Args:
         training: what to train with.
         feed: where the batch comes from.
-        batch: as it left the feed.
+        batch: as it left the feed: this process's share.
         learning_rate: of this step.
         step: its number, from 0.
+        num_images: of the whole batch; unset: this process computes all of it.
 
     Returns:
-        Loss and norm of the gradient, on the device.
+        Loss of this process's share and norm of the whole gradient, on the device.
     """
-    seed = derive_seed(training.seed, Purpose.STEP, step)
+    seed = derive_seed(training.seed, Purpose.STEP, step, *training.ranks.share.stream)
     with training.profile.span("copy and mix"):
         batch = batch.to(training.precision.device)
         values = training.resizing(feed.values(batch), step)
@@ -186,11 +194,17 @@ def train_step(training: Training, feed: Feed, batch: Batch, learning_rate: floa
     loss = training.micro_batches.attempt(
         len(targets),
         lambda parts: _add_gradients(
-            training, feed.start, seed, values.tensor_split(parts), targets.tensor_split(parts)
+            training,
+            feed.start,
+            seed,
+            num_images or len(targets),
+            values.tensor_split(parts),
+            targets.tensor_split(parts),
         ),
         undo=training.optimizer.zero_grad,
     )
     with training.profile.span("optimizer"):
+        training.replica.settle()
         training.scaler.unscale_(training.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(training.model.parameters(), training.gradient_clip)
         set_learning_rate(training.optimizer, learning_rate)
@@ -202,21 +216,22 @@ def train_step(training: Training, feed: Feed, batch: Batch, learning_rate: floa
 
 
 def _add_gradients(
-    training: Training, start: int, seed: int, values: Sequence[Tensor], targets: Sequence[Tensor]
+    training: Training, start: int, seed: int, num_images: int, values: Sequence[Tensor], targets: Sequence[Tensor]
 ) -> Tensor:
-    """Add up the gradients of a batch's parts; returns their loss, summed over the images."""
+    """Add up the gradients of a share's parts; returns their loss, summed over the images."""
     seed_default_generator(seed, training.precision.device)
     total = torch.zeros((), device=training.precision.device)
-    num_images = sum(map(len, targets))
-    for part, part_targets in zip(values, targets, strict=True):
-        with training.profile.span("forward"):
-            with training.precision.autocast():
-                outputs = training.outputs(part, start)
-            losses = (weight * training.loss(logits, part_targets) for weight, logits in outputs)
-            loss = sum(losses, start=total.new_zeros(()))
-        with training.profile.span("backward"):
-            # Divided by the whole batch, so that parts of any size add up to its mean.
-            training.scaler.scale(loss / num_images).backward()
+    # Divided by the whole batch, so that parts of any size add up to its mean; processes' gradients are averaged.
+    divisor = num_images / training.ranks.count
+    for number, (part, part_targets) in enumerate(zip(values, targets, strict=True), start=1):
+        with training.replica.accumulating(is_last=number == len(values)):
+            with training.profile.span("forward"):
+                with training.precision.autocast():
+                    outputs = training.replica.outputs(part, start)
+                losses = (weight * training.loss(logits, part_targets) for weight, logits in outputs)
+                loss = sum(losses, start=total.new_zeros(()))
+            with training.profile.span("backward"):
+                training.scaler.scale(loss / divisor).backward()
         total += loss.detach()
     return total
 
@@ -237,26 +252,33 @@ def evaluate(
     interrupt: InterruptRequest | None = None,
     values: Callable[[Batch], Tensor] | None = None,
     start: int = 0,
+    ranks: OneRank | None = None,
 ) -> Validation | None:
-    """Loss, accuracy and scores by class over all batches; None where a stop was asked for.
+    """Loss, accuracy and scores by class over all batches of all processes; None where a stop was asked for.
 
     Args:
         model: on its device.
-        batches: of images, or of what ``values`` takes.
+        batches: of images, or of what ``values`` takes: this process's share.
         precision: device and formats.
         interrupt: looked at after each batch.
         values: what the model takes, from a batch on the device; unset: its images, normalised.
         start: stages that lie behind the values.
+        ranks: the processes that share the batches; unset: this one alone.
     """
     model.eval()
+    ranks = ranks or OneRank()
+    interrupt = interrupt or InterruptRequest()
     values = values or partial(image_values, model, precision)
     task = TASKS[model.task]
     sums = task.sums(model.num_classes, precision.device)
-    for batch in tqdm(batches, desc="validation", unit="batch", leave=False, disable=None):
+    for batch in progress(batches, desc="validation", unit="batch"):
         batch = batch.to(precision.device)
         with precision.autocast():
             logits = model(values(batch), start).float()
         sums.add(logits, batch.targets, task.loss(logits, batch.targets))
-        if interrupt is not None and interrupt.requested:
-            return None
+        if interrupt.requested:
+            break
+    if any(ranks.largest(interrupt.requested)):
+        return None
+    sums.gather(ranks)
     return sums.result()

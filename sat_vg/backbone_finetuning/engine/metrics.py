@@ -7,6 +7,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from sat_vg.backbone_finetuning.utils.ranks import OneRank
+
 MetricName = Literal["val_accuracy", "val_loss", "val_macro_f1", "val_map"]
 
 
@@ -76,6 +78,9 @@ class Sums(Protocol):
     def add(self, logits: Tensor, targets: Tensor, loss_sum: Tensor) -> None:
         """Add a batch: logits and targets ``[B, num_classes]`` and the batch's summed loss."""
 
+    def gather(self, ranks: OneRank) -> None:
+        """Put those of all processes together; all of them have to."""
+
     def result(self) -> Validation:
         """Divide the sums."""
 
@@ -93,6 +98,10 @@ class ValidationSums:
         cells = targets.argmax(1) * self.num_classes + logits.argmax(1)
         self.confusion.scatter_add_(0, cells, torch.ones_like(cells))  # bincount would wait for the device
         self.loss_sum += loss_sum
+
+    def gather(self, ranks: OneRank) -> None:
+        """Put those of all processes together; all of them have to."""
+        ranks.add(self.confusion, self.loss_sum)
 
     def result(self) -> Validation:
         """Divide the sums."""
@@ -123,6 +132,14 @@ class MultiLabelSums:
         self.loss_sum += loss_sum
         self.logits.append(logits)
         self.has_class.append(has_class)
+
+    def gather(self, ranks: OneRank) -> None:
+        """Put those of all processes together; all of them have to."""
+        ranks.add(self.counts, self.num_right, self.loss_sum)
+        parts = ranks.gather(
+            [(logits.cpu(), has.cpu()) for logits, has in zip(self.logits, self.has_class, strict=True)]
+        )
+        self.logits, self.has_class = map(list, zip(*(pair for part in parts for pair in part), strict=True))
 
     def result(self) -> Validation:
         """Divide the sums."""

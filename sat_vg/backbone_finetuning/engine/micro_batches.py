@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 
 from sat_vg.backbone_finetuning.data.sampling import num_parts
+from sat_vg.backbone_finetuning.utils.errors import DeviceMemoryError
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 Result = TypeVar("Result")
@@ -16,12 +17,16 @@ _CPU_TEXTS = ("DefaultCPUAllocator", "could not create a primitive")
 class MicroBatches:
     """Divides batches into parts that fit into memory; the optimizer's batch stays what it is.
 
-    Attributes:
+    Args:
         size: images at once.
+        may_shrink: False where other processes wait for this one's gradients: a part cannot be run again then.
+
+    Attributes:
+        size: images at once, now.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, may_shrink: bool = True) -> None:
+        self.size, self._may_shrink = size, may_shrink
 
     def attempt(self, batch_size: int, run: Callable[[int], Result], undo: Callable[[], None]) -> Result:
         """Run a batch in parts; where the memory is too small, undo, halve the parts, and run it again.
@@ -32,6 +37,7 @@ class MicroBatches:
             undo: brings back the state from before an attempt that failed.
 
         Raises:
+            DeviceMemoryError: the memory is too small, and the parts may not shrink.
             RuntimeError: the memory is too small even for the smallest parts; or whatever else the work raises.
         """
         while True:
@@ -43,6 +49,11 @@ class MicroBatches:
                 smaller = max(1, largest // 2)
                 if not is_out_of_memory(error) or num_parts(batch_size, smaller) == parts:
                     raise
+                if not self._may_shrink:
+                    raise DeviceMemoryError(
+                        f"the memory is too small for {largest} images at once in one of several processes, which "
+                        f"cannot go on alone; --micro_batch_size {smaller} accumulates to the same batch"
+                    ) from error
             # Only here, outside of the handler, has the failed attempt's memory been let go of.
             undo()
             gc.collect()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sat_vg.backbone_finetuning.utils.allocator import keep_freed_memory
 from sat_vg.backbone_finetuning.utils.cores import usable_cores
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.utils.ranks import OneRank
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -59,12 +60,14 @@ class Precision:
         return f"{name}, {str(self.autocast_dtype).removeprefix('torch.')}, {layout}"
 
 
-def choose_device(wanted: str) -> torch.device:
-    """The device by name; ``auto`` takes a GPU where there is one.
+def choose_device(wanted: str, ranks: OneRank | None = None) -> torch.device:
+    """The device by name; ``auto`` takes a GPU where there is one. Of several processes each has a GPU of its own.
 
     Raises:
-        ConfigError: there is no such device here.
+        ConfigError: there is no such device here, or several processes are to share one.
     """
+    if ranks is not None and ranks.count > 1:
+        wanted = _of_rank(wanted, ranks)
     if wanted == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -82,6 +85,24 @@ def choose_device(wanted: str) -> torch.device:
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # seeds and questions about the hardware go to the current device
     return device
+
+
+def _of_rank(wanted: str, ranks: OneRank) -> str:
+    """The device of one of several processes, by name."""
+    if wanted in ("cpu", "mps") or (wanted == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if wanted not in ("auto", "cuda"):
+        raise ConfigError(
+            f"device = {wanted!r}: there are {ranks.count} processes, each with a GPU of its own; use auto, cuda "
+            "or cpu"
+        )
+    found = torch.cuda.device_count()
+    if ranks.local_count > found:
+        raise ConfigError(
+            f"{ranks.local_count} processes were started on a machine with {found} GPUs; start one for each GPU "
+            "(torchrun --nproc_per_node), or use --device cpu"
+        )
+    return f"cuda:{ranks.local_rank}"
 
 
 def choose_precision(

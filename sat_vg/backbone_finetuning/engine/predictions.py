@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.data.loaders import Batch
 from sat_vg.backbone_finetuning.engine.metrics import Validation
@@ -13,6 +12,7 @@ from sat_vg.backbone_finetuning.engine.precision import Precision
 from sat_vg.backbone_finetuning.engine.tasks import TASKS
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.probabilities import TaskName
+from sat_vg.backbone_finetuning.utils.terminal import progress
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def predict(model: FineTuneModel, batches: Iterable[Batch], precision: Precision
     sums = task.sums(model.num_classes, precision.device)
     logits, targets = [], []
     with torch.inference_mode():
-        for batch in tqdm(batches, desc="evaluation", unit="batch", leave=False, disable=None):
+        for batch in progress(batches, desc="evaluation", unit="batch"):
             batch = batch.to(precision.device)
             images = precision.place_images(model.preprocessing.normalise(batch.images))
             with precision.autocast():

@@ -16,9 +16,8 @@ from sat_vg.backbone_finetuning.engine.run_description import code, describe_pha
 from sat_vg.backbone_finetuning.engine.saving import SaveSchedule
 from sat_vg.backbone_finetuning.engine.step_results import REMEDY, LossSpike
 from sat_vg.backbone_finetuning.engine.tasks import TASKS
-from sat_vg.backbone_finetuning.engine.tracking import Tracker
+from sat_vg.backbone_finetuning.engine.tracking import NoTracker
 from sat_vg.backbone_finetuning.engine.training import Stopping, Training
-from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import InterruptedRun, NonFiniteLossError
 from sat_vg.backbone_finetuning.utils.terminal import say
 
@@ -34,7 +33,7 @@ class Outputs:
         keep: number of resumable files.
         saves: when last.pt is written within an epoch.
         log_every: steps between two log entries.
-        tracker: TensorBoard and metrics.jsonl.
+        tracker: TensorBoard and metrics.jsonl, from rank 0.
         path_of: file of a training image by its index, for error messages.
     """
 
@@ -44,7 +43,7 @@ class Outputs:
     keep: int
     saves: SaveSchedule
     log_every: int
-    tracker: Tracker
+    tracker: NoTracker
     path_of: Callable[[int], str]
 
     def save(self, state: RunState, training: Training) -> None:
@@ -62,11 +61,15 @@ class Outputs:
             )
         with training.profile.span("checkpoint"):
             self.tracker.sync()
-            save_run(self.folder, state, training.tensors, self.identity, self.keep)
+            training.ranks.first_does(
+                lambda: save_run(self.folder, state, training.tensors, self.identity, self.keep)
+            )
         self.saves.note_save()
 
     def interrupted(self, state: RunState, training: Training, interrupt: InterruptRequest) -> InterruptedRun:
         """Save the state; the exception to raise says where."""
+        (number,) = training.ranks.largest(interrupt.number if interrupt.requested else 0)
+        interrupt.note(number)
         self.save(state, training)
         return InterruptedRun(
             f"stopped by {interrupt.name} in epoch {state.epoch + 1} after step {state.step}, saved in "
@@ -75,7 +78,7 @@ class Outputs:
         )
 
 
-def note_spikes(tracker: Tracker, phase: Phase, state: RunState, spikes: Sequence[LossSpike]) -> None:
+def note_spikes(tracker: NoTracker, phase: Phase, state: RunState, spikes: Sequence[LossSpike]) -> None:
     """Report losses far above those before them."""
     for spike in spikes:
         # The line's step counts those that are done, as in the other lines.
@@ -87,7 +90,7 @@ def note_spikes(tracker: Tracker, phase: Phase, state: RunState, spikes: Sequenc
         )
 
 
-def note_step(tracker: Tracker, phase: Phase, state: RunState, rate: float, gradient_norm: float | None) -> None:
+def note_step(tracker: NoTracker, phase: Phase, state: RunState, rate: float, gradient_norm: float | None) -> None:
     """Record the steps since the last time."""
     numbers = {
         "phase": phase.name,
@@ -153,9 +156,13 @@ def _shares_of(validation: Validation, metric: MetricName) -> str:
     return "  ".join(f"{name} {100 * numbers[name]:6.2f} %" for name in names)
 
 
-def save_best(model: FineTuneModel, outputs: Outputs, validation: Validation, state: RunState) -> None:
+def save_best(training: Training, outputs: Outputs, validation: Validation, state: RunState) -> None:
     """Write best_model.pt and draw its confusion matrix, or its scores by class."""
+    model, task = training.model, TASKS[training.model.task]
     metrics = {**validation.numbers(), "epoch": state.epoch + 1}
-    model.save_checkpoint(outputs.folder / BEST_MODEL, config=outputs.identity.config, metrics=metrics)
-    task = TASKS[model.task]
-    outputs.tracker.figure(task.figure, task.draw(validation, model.class_names), state.step)
+
+    def write() -> None:
+        model.save_checkpoint(outputs.folder / BEST_MODEL, config=outputs.identity.config, metrics=metrics)
+        outputs.tracker.figure(task.figure, task.draw(validation, model.class_names), state.step)
+
+    training.ranks.first_does(write)

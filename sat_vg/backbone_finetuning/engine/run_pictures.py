@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.data.loaders import ImageBatches
 from sat_vg.backbone_finetuning.data.sampling import Part
@@ -23,6 +22,7 @@ from sat_vg.backbone_finetuning.models.probabilities import TaskName
 from sat_vg.backbone_finetuning.reports.figures import draw_image_grid
 from sat_vg.backbone_finetuning.reports.projector import Embedding, principal_components
 from sat_vg.backbone_finetuning.utils.printable import one_line
+from sat_vg.backbone_finetuning.utils.terminal import progress
 
 MOST_IMAGES = 1000
 _MISTAKES, _DIRECTIONS, _THUMBNAIL = 12, 64, 48  # images, principal components, pixels
@@ -92,7 +92,7 @@ def look_over(model: FineTuneModel, batches: ImageBatches, precision: Precision)
     model.eval()
     task = TASKS[model.task]
     parts: list[tuple[Tensor, ...]] = []
-    for batch in tqdm(images, desc="pictures", unit="batch", leave=False, disable=None):
+    for batch in progress(images, desc="pictures", unit="batch"):
         pictures = model.preprocessing.pictures(batch.images).float()
         small = functional.interpolate(pictures, size=_THUMBNAIL, mode="area").round().to(torch.uint8)
         batch = batch.to(precision.device)

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sat_vg.backbone_finetuning.engine.checkpoint import RunState
 from sat_vg.backbone_finetuning.utils.errors import NonFiniteLossError
+from sat_vg.backbone_finetuning.utils.ranks import OneRank
 
 REMEDY = "Lower --learning_rate, raise --warmup_epochs, or try --mixed_precision false"
 _SPIKE_FACTOR, _SPIKES_REPORTED = 10.0, 3  # an epoch
@@ -23,7 +24,7 @@ class StepResult(NamedTuple):
     """What a step gave, on the device.
 
     Attributes:
-        loss: summed over the batch, fp32.
+        loss: summed over this process's share of the batch, fp32.
         gradient_norm: before clipping.
     """
 
@@ -50,7 +51,7 @@ class _Pending(NamedTuple):
     step: int
     learning_rate: float
     result: StepResult
-    indices: Tensor
+    indices: Sequence[int]
 
 
 class PendingSteps:
@@ -59,17 +60,18 @@ class PendingSteps:
     Args:
         path_of: file of a training image by its index, for error messages.
         scales_loss: whether loss scaling may leave steps out whose gradient overflowed.
+        ranks: the processes whose shares of a batch have losses of their own.
 
     Attributes:
         gradient_norm: of the last step that was looked at; None where its step was left out.
     """
 
-    def __init__(self, path_of: Callable[[int], str], scales_loss: bool) -> None:
+    def __init__(self, path_of: Callable[[int], str], scales_loss: bool, ranks: OneRank) -> None:
         self.gradient_norm: float | None = None
-        self._path_of, self._scales_loss = path_of, scales_loss
+        self._path_of, self._scales_loss, self._ranks = path_of, scales_loss, ranks
         self._pending: list[_Pending] = []
 
-    def add(self, step: int, learning_rate: float, result: StepResult, indices: Tensor) -> None:
+    def add(self, step: int, learning_rate: float, result: StepResult, indices: Sequence[int]) -> None:
         """Take in a step's results as they are, on the device."""
         self._pending.append(_Pending(step, learning_rate, result, indices))
 
@@ -84,9 +86,11 @@ class PendingSteps:
         """
         if not self._pending:
             return []
-        numbers = torch.stack([part for entry in self._pending for part in entry.result]).cpu().tolist()
+        losses, norms = (torch.stack(parts) for parts in zip(*(entry.result for entry in self._pending), strict=True))
+        self._ranks.add(losses)
+        numbers = torch.stack([losses, norms], dim=1).cpu().tolist()
         spikes = []
-        for entry, loss, norm in zip(self._pending, numbers[::2], numbers[1::2], strict=True):
+        for entry, (loss, norm) in zip(self._pending, numbers, strict=True):
             if not math.isfinite(loss):
                 raise self._diverged("loss", loss, entry, state)
             self._note_gradient(norm, entry, state)

@@ -44,7 +44,43 @@ _CHARTS = {
 }
 
 
-class Tracker:
+class NoTracker:
+    """Records nothing: what a process does that trains beside the one that writes.
+
+    Attributes:
+        is_empty: whether nothing of the run had been recorded before.
+    """
+
+    is_empty = False
+
+    def __enter__(self) -> "NoTracker":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to close."""
+
+    def numbers(self, numbers: Mapping[str, Any], step: int, group: str) -> None:
+        """No line."""
+
+    def curves(self, values: Mapping[str, float], step: int) -> None:
+        """No scalars."""
+
+    def text(self, name: str, text: str, step: int = 0) -> None:
+        """No text."""
+
+    def figure(self, name: str, figure: Figure, step: int) -> None:
+        """No picture."""
+
+    def charts(self) -> None:
+        """No charts."""
+
+    def sync(self) -> None:
+        """Nothing to bring onto the disk."""
+
+
+class Tracker(NoTracker):
     """Writes the same numbers to TensorBoard and, one JSON object a line, to metrics.jsonl.
 
     Lines of a run that went on after ``state`` was saved are dropped first, so a resumed run leaves no doubles.
@@ -74,9 +110,6 @@ class Tracker:
             self._lines = (log_dir / METRICS).open("a", encoding="utf-8")
             for entry in of_this_step if within_epoch else ():
                 self._scalars(entry, state.step, "event" if "event" in entry else "step")
-
-    def __enter__(self) -> "Tracker":
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

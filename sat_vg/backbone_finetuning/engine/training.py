@@ -17,9 +17,11 @@ from sat_vg.backbone_finetuning.engine.micro_batches import MicroBatches
 from sat_vg.backbone_finetuning.engine.optim import Schedule
 from sat_vg.backbone_finetuning.engine.precision import Precision
 from sat_vg.backbone_finetuning.engine.profiling import NoProfile
+from sat_vg.backbone_finetuning.engine.replicas import OneReplica
 from sat_vg.backbone_finetuning.engine.resizing import Resizing, keep_size
 from sat_vg.backbone_finetuning.engine.wise_ft import NoOrigin
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.utils.ranks import OneRank
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Training:
         loss: ``(logits, targets) ->`` sum over the batch, fp32.
         gradient_clip: largest norm; infinite where clipping is off.
         micro_batches: how many images go through the model at once.
-        outputs: ``model.training_outputs``, or the same compiled.
+        replica: computes the model's outputs, and keeps it like those of other processes.
+        ranks: the processes that train together.
         average: of the weights, which is validated and saved in their place.
         origin: the weights that the running phase began with.
         profile: takes the times of steps.
@@ -58,7 +61,8 @@ class Training:
     loss: Callable[[Tensor, Tensor], Tensor]
     gradient_clip: float
     micro_batches: MicroBatches
-    outputs: Callable[..., tuple[tuple[float, Tensor], ...]]
+    replica: OneReplica
+    ranks: OneRank = field(default_factory=OneRank)
     average: NoAverage = field(default_factory=NoAverage)
     origin: NoOrigin = field(default_factory=NoOrigin)
     profile: NoProfile = field(default_factory=NoProfile)

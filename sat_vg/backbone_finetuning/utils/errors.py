@@ -51,6 +51,14 @@ class DeviceMemoryError(StoppedError):
     """The device has too little memory for a step."""
 
 
+class LostRankError(StoppedError):
+    """Another process of the training is gone."""
+
+
+class OtherRankError(StoppedError):
+    """Another process of the training has ended with an error, which it tells itself."""
+
+
 class InterruptedRun(Exception):
     """The run was asked to stop, by Ctrl-C or a scheduler, and has saved its state; the message says where.
 

@@ -12,6 +12,7 @@ from sat_vg.backbone_finetuning.utils.stop_signals import (
     exit_code_of,
     handling,
 )
+from sat_vg.backbone_finetuning.utils.terminal import name_of_speaker
 
 EXIT_STOPPED, EXIT_BAD_INPUT = 1, 2
 
@@ -31,7 +32,7 @@ def run_command(action: Callable[[], None]) -> int:
             finally:
                 stop.is_over = True
         except UserError as error:
-            print(f"error: {printable(str(error))}", file=sys.stderr)
+            print(f"error: {name_of_speaker()}{printable(str(error))}", file=sys.stderr)
             return EXIT_STOPPED if isinstance(error, StoppedError) else EXIT_BAD_INPUT
         except (InterruptedRun, StoppedBySignal) as stopped:
             print(stopped, file=sys.stderr)

@@ -15,6 +15,7 @@ from sat_vg.backbone_finetuning.engine.losses import BinaryCrossEntropy, CrossEn
 from sat_vg.backbone_finetuning.engine.micro_batches import MicroBatches
 from sat_vg.backbone_finetuning.engine.optim import Schedule, build_optimizer
 from sat_vg.backbone_finetuning.engine.precision import Precision
+from sat_vg.backbone_finetuning.engine.replicas import OneReplica
 from sat_vg.backbone_finetuning.engine.resizing import GrowingImages
 from sat_vg.backbone_finetuning.engine.training import Training
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
@@ -43,7 +44,7 @@ def make_training(**changes):
         loss=CrossEntropy(),
         gradient_clip=1.0,
         micro_batches=MicroBatches(32),
-        outputs=model.training_outputs,
+        replica=OneReplica(model.training_outputs),
     )
     return replace(plain, **changes)
 
@@ -90,7 +91,7 @@ def test_four_times_8_images_are_once_32(optimizer):
             optimizer=build_optimizer(model, optimizer, 0.05, 0.9),
             micro_batches=MicroBatches(size),
             mixing=Mixing(0.4, 1.0, seed=0),
-            outputs=lambda values, start, model=model: model.training_outputs(values.double(), start),
+            replica=OneReplica(lambda values, start, model=model: model.training_outputs(values.double(), start)),
         )
         found.append(take_steps(training, num_images=32))
     for name, tensor in found[0].items():

@@ -11,6 +11,7 @@ from sat_vg.backbone_finetuning.engine.metrics import ValidationSums
 from sat_vg.backbone_finetuning.engine.micro_batches import MicroBatches
 from sat_vg.backbone_finetuning.engine.optim import Schedule, build_optimizer
 from sat_vg.backbone_finetuning.engine.precision import Precision
+from sat_vg.backbone_finetuning.engine.replicas import OneReplica
 from sat_vg.backbone_finetuning.engine.training import Training
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
@@ -33,7 +34,7 @@ def make_training(micro_batch_size, mixup_alpha=0.0, clip=float("inf")):
         loss=CrossEntropy(),
         gradient_clip=clip,
         micro_batches=MicroBatches(micro_batch_size),
-        outputs=model.training_outputs,
+        replica=OneReplica(model.training_outputs),
     )
 
 

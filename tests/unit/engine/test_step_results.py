@@ -7,6 +7,7 @@ from sat_vg.backbone_finetuning.engine.checkpoint import RunState
 from sat_vg.backbone_finetuning.engine.saving import SaveSchedule
 from sat_vg.backbone_finetuning.engine.step_results import PendingSteps, StepResult
 from sat_vg.backbone_finetuning.utils.errors import NonFiniteLossError
+from sat_vg.backbone_finetuning.utils.ranks import OneRank
 
 
 def settle(pending, state, steps, batch=2):
@@ -18,7 +19,7 @@ def settle(pending, state, steps, batch=2):
 
 
 def make(scales_loss=False):
-    return PendingSteps(lambda index: f"image_{index}.jpg", scales_loss), RunState()
+    return PendingSteps(lambda index: f"image_{index}.jpg", scales_loss, OneRank()), RunState()
 
 
 def test_losses_add_up_however_they_are_grouped():

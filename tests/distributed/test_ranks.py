@@ -1,0 +1,211 @@
+"""Several real processes, as torchrun starts them: one run, whoever computes it, whatever dies on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import COLOURS, environment, write_image
+
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+
+pytestmark = [pytest.mark.recipe, pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")]
+
+TRACED = Path(__file__).with_name("traced_training.py")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+# No batch norm, whose statistics would be those of each process's own images.
+FLAGS = [
+    "--backbone", "squeezenet1_1", "--pretrained", "false", "--image_size", "32", "--batch_size", "6",
+    "--mixed_precision", "false", "--mixup_alpha", "0.4", "--warmup_epochs", "0", "--early_stopping_patience", "0",
+    "--num_workers", "0", "--log_every", "1",
+]  # fmt: skip
+TIMES = {"seconds", "images_per_second"}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of 9 + 3 images: batches of 5 and 6, so that shares are uneven."""
+    root = tmp_path_factory.mktemp("ranks") / "images"
+    for number, (name, colour) in enumerate(COLOURS.items()):
+        for split, count, first in (("train", 9, 0), ("val", 3, 50)):
+            for index in range(count):
+                write_image(root / split / name / f"{index}.png", colour, 100 * number + first + index)
+    return root
+
+
+class Job:
+    """A training in so many processes, in a folder of its own."""
+
+    def __init__(self, folder: Path, count: int, images: Path, *more: object, torchrun: tuple[str, ...] = ()) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.trace = folder, folder / "trace.jsonl"
+        flags = ["--dataset_path", images, *FLAGS, "--log_dir", "logs", "--checkpoint_dir", "ckpt", *more]
+        launcher = [*TORCHRUN, "--standalone", "--nproc_per_node", str(count), *torchrun]
+        self.output = (folder / "output.txt").open("a")
+        self.process = subprocess.Popen(
+            [*launcher, str(TRACED), *map(str, flags)],
+            cwd=folder,
+            env=environment(folder.parent, TRACE=str(self.trace)),
+            stdout=self.output,
+            stderr=subprocess.STDOUT,
+        )
+
+    @property
+    def printed(self) -> str:
+        return (self.folder / "output.txt").read_text()
+
+    @property
+    def tracebacks(self) -> list[str]:
+        """Lines of tracebacks that lead through the package."""
+        return [line for line in self.printed.splitlines() if "File " in line and "backbone_finetuning" in line]
+
+    @property
+    def steps(self) -> list[dict]:
+        lines = self.trace.read_text().splitlines(keepends=True) if self.trace.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    @property
+    def lines(self) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / "logs/metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def state(self) -> dict:
+        return torch.load(self.folder / "ckpt/last.pt", weights_only=True)
+
+    def wait(self, seconds: float = 240) -> int:
+        code = self.process.wait(seconds)
+        self.output.close()
+        return code
+
+    def finish(self) -> "Job":
+        assert self.wait() == 0, self.printed
+        return self
+
+    def wait_for_step(self, step: int, seconds: float = 120) -> None:
+        until = time.monotonic() + seconds
+        while max((line["step"] for line in self.steps), default=-1) < step:
+            assert time.monotonic() < until and self.process.poll() is None, self.printed
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def start(tmp_path: Path, images: Path):
+    """Starts jobs, and sees that nothing of them is left running."""
+    jobs: list[Job] = []
+
+    def run(folder: str, count: int, *more: object, torchrun: tuple[str, ...] = ()) -> Job:
+        jobs.append(Job(tmp_path / folder, count, images, *more, torchrun=torchrun))
+        return jobs[-1]
+
+    yield run
+    for job in jobs:
+        if job.process.poll() is None:
+            job.process.kill()
+        for pid in {line["pid"] for line in job.steps}:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+def batches_of(steps: list[dict]) -> dict[int, list[int]]:
+    """The images of each step, over all ranks, in order; a step that was taken twice counts once."""
+    shares: dict[int, dict[int, list[int]]] = {}
+    for line in steps:
+        shares.setdefault(line["step"], {})[line["rank"]] = line["indices"]
+    return {step: [index for rank in sorted(of) for index in of[rank]] for step, of in shares.items()}
+
+
+def without_times(lines: list[dict]) -> list[dict]:
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+def assert_same_course(one: Job, two: Job) -> None:
+    """The same record and the same state, to the bit."""
+    assert without_times(one.lines) == without_times(two.lines)
+    first, second = one.state, two.state
+    for part in ("network", "average"):
+        assert first[part].keys() == second[part].keys()
+        for name, tensor in first[part].items():
+            assert torch.equal(tensor, second[part][name]), name
+
+
+def test_two_processes_train_as_one_does(start):
+    settings = ("--num_epochs", 10, "--learning_rate", "1e-5", "--ema_decay", "0.9")
+    alone, both = (start(f"of_{count}", count, *settings).finish() for count in (1, 2))
+    assert {line["count"] for line in both.steps} == {2}
+    assert batches_of(both.steps) == batches_of(alone.steps)
+    assert len(batches_of(alone.steps)) == 50
+    losses = [[line["train_loss"] for line in job.lines if "val_loss" not in line] for job in (alone, both)]
+    assert len(losses[0]) == len(losses[1]) == 50
+    for expected, found in zip(*losses, strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
+    last = [job.lines[-1] for job in (alone, both)]
+    assert last[0]["val_accuracy"] == last[1]["val_accuracy"]
+    assert last[1]["val_loss"] == pytest.approx(last[0]["val_loss"], rel=1e-5)
+    # Written once: the same lines, files and words as by one process, but for the one that names the processes.
+    assert [line["step"] for line in both.lines] == [line["step"] for line in alone.lines]
+    names = [sorted(path.name for path in (job.folder / "ckpt").iterdir()) for job in (alone, both)]
+    assert names[0] == names[1] and "best_model.pt" in names[0]
+    assert len(list((both.folder / "logs").glob("events.out.tfevents.*"))) == 1
+    assert Counter(both.printed.splitlines())["phases: full for 10 epochs, 0.72 M trained"] == 1
+    assert "2 processes" in both.printed and both.printed.count("best model") == 1
+    found = FineTuneModel.load_checkpoint(both.folder / "ckpt/best_model.pt").get_feature_extractor()
+    assert found(torch.zeros(1, 3, 64, 64))
+
+
+def test_a_rank_that_is_killed_is_started_again_and_changes_nothing(start):
+    settings = ("--num_epochs", 6, "--save_every_steps", 4, "--save_frequency", 100, "--learning_rate", "1e-3")
+    settings = (*settings, "--dropout", "0.3", "--ema_decay", "0.9")
+    undisturbed = start("undisturbed", 2, *settings).finish()
+    job = start("killed", 2, *settings, torchrun=("--max-restarts", "3"))
+    for step, rank in ((6, 1), (15, 0)):
+        job.wait_for_step(step)
+        pids = [line["pid"] for line in job.steps if line["rank"] == rank]
+        os.kill(pids[-1], signal.SIGKILL)
+    job.finish()
+    assert len({line["pid"] for line in job.steps}) == 6, "two processes, started three times"
+    assert "another process of this training ended" in job.printed
+    assert not job.tracebacks
+    assert_same_course(undisturbed, job)
+    assert batches_of(job.steps) == batches_of(undisturbed.steps)
+
+
+def test_two_ranks_one_and_two_again_see_the_images_in_the_same_order(start):
+    settings = ("--num_epochs", 6, "--save_frequency", 100, "--learning_rate", "1e-4")
+    whole = start("whole", 1, *settings).finish()
+    for count, until in ((2, 8), (1, 17)):
+        job = start("changing", count, *settings)
+        job.wait_for_step(until)
+        job.process.send_signal(signal.SIGTERM)
+        assert job.wait() != 0
+        assert "the same command goes on from there" in job.printed
+    job = start("changing", 2, *settings).finish()
+    taken = Counter((line["step"], line["count"]) for line in job.steps)
+    assert {count for _, count in taken} == {1, 2}
+    assert all(times == count for (_, count), times in taken.items()), "no step was taken twice"
+    assert len(taken) == 30
+    assert batches_of(job.steps) == batches_of(whole.steps)
+    assert [line["step"] for line in job.lines] == [line["step"] for line in whole.lines]
+    assert job.lines[-1]["val_accuracy"] == whole.lines[-1]["val_accuracy"]
+
+
+def test_an_error_of_rank_0_ends_the_job_with_its_message(start, tmp_path):
+    began = time.monotonic()
+    job = start("wrong", 2, "--resume", tmp_path / "no_such.pt")
+    assert job.wait() != 0
+    assert time.monotonic() - began < 60
+    assert job.printed.count("no_such.pt") >= 1 and "error: rank 0: " in job.printed
+    assert not job.tracebacks, "torchrun's own report is the only one"
+
+
+def test_too_small_a_batch_for_so_many_processes_is_refused(start):
+    job = start("small", 2, "--batch_size", 2)
+    assert job.wait() != 0
+    assert "raise batch_size to 4 or more, or start fewer processes" in job.printed
