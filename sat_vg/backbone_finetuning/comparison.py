@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sat_vg.backbone_finetuning import evaluation
@@ -139,7 +139,7 @@ def _settle_changes(cells: Sequence[Cell], fingerprints: Mapping[int, str], requ
 
 def _finish(cell: Cell, data: SeedData, heading: str) -> records.CellResult | Failure:
     """The results of a cell: those written down, or those of a training that is begun or gone on with now."""
-    result = records.read_result(cell.folder)
+    result = _result_of(cell, data.splits)
     if result is not None:
         say(f"{heading}: {_told(result)}, trained before")
         return result
@@ -162,6 +162,16 @@ def _finish(cell: Cell, data: SeedData, heading: str) -> records.CellResult | Fa
     records.write_result(cell.folder, cell.config, result, current_versions())
     say(f"  {_told(result)}")
     return result
+
+
+def _result_of(cell: Cell, splits: Splits) -> records.CellResult | None:
+    """What is written down of a cell; None where it is not finished."""
+    result = records.read_result(cell.folder)
+    if result is None or result.map is not None or not splits.train.is_multi_label:
+        return result
+    # Finished when such cells were compared by their accuracy: the run's own metrics say what is lacking.
+    metrics = read_artifact(cell.folder / "checkpoints" / BEST_MODEL).metrics
+    return replace(result, map=float(metrics["val_map"])) if "val_map" in metrics else None
 
 
 def _train(cell: Cell) -> tuple[int, records.Usage]:
@@ -206,13 +216,15 @@ def _judge(cell: Cell, data: SeedData, usage: records.Usage) -> records.CellResu
         peak_gib=usage.peak_gib,
         val_images=content["images"],
         data=data.fingerprint,
+        map=content.get("map"),
     )
 
 
 def _told(result: records.CellResult) -> str:
     peak = "" if result.peak_gib is None else f", {result.peak_gib:.2f} GiB"
+    measure = "accuracy" if result.map is None else "mAP"
     return (
-        f"accuracy {100 * result.accuracy:.2f} %, macro F1 {100 * result.macro_f1:.2f} %, "
+        f"{measure} {100 * result.score:.2f} %, macro F1 {100 * result.macro_f1:.2f} %, "
         f"{result.training_seconds:.1f} s of training{peak}"
     )
 
@@ -225,7 +237,7 @@ def _show_plan(cells: Sequence[Cell], request: Request) -> None:
         if records.changed_settings(cell.folder, config):
             state = "trained with other settings"
         elif result is not None:
-            state = f"done: {100 * result.accuracy:.2f} %"
+            state = f"done: {100 * result.score:.2f} %"
         else:
             state = "begun" if (cell.folder / "checkpoints").exists() else "to be trained"
         numbers = (config.seed, config.num_epochs, config.image_size, f"{config.learning_rate:g}")

@@ -6,13 +6,14 @@ import os
 import platform
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from sat_vg.backbone_finetuning.configs.comparison_plan import OWN_FIELDS, Cell, Request
@@ -54,10 +55,23 @@ from sat_vg.backbone_finetuning.utils.terminal import say
 
 NAME = "comparison"
 _COSTS = "costs.json"
-_PICTURES = (
-    ("accuracy", "Validation accuracy: bars are means over seeds, lines standard deviations, dots single seeds"),
-    ("accuracy_against_flops", "Accuracy against what an image costs at inference"),
-    ("accuracy_against_training_time", "Accuracy against the time of training"),
+# File names and titles; the measure that rows are ranked by is put in.
+_PICTURES: tuple[tuple[str, str, Callable[[Comparison, Theme], Figure]], ...] = (
+    (
+        "{0.key}",
+        "Validation {0.name}: bars are means over seeds, lines standard deviations, dots single seeds",
+        draw_accuracies,
+    ),
+    (
+        "{0.key}_against_flops",
+        "{0.title} against what an image costs at inference",
+        lambda comparison, theme: draw_accuracy_against(comparison, FLOPS, theme),
+    ),
+    (
+        "{0.key}_against_training_time",
+        "{0.title} against the time of training",
+        lambda comparison, theme: draw_accuracy_against(comparison, TRAINING, theme),
+    ),
 )
 
 
@@ -178,12 +192,19 @@ def rows_of(finished: Sequence[Finished], costs: Mapping[str, NetworkCosts]) -> 
                 seeds=tuple(member.cell.config.seed for member in members),
                 accuracies=tuple(result.accuracy for result in results),
                 macro_f1=tuple(result.macro_f1 for result in results),
+                maps=_maps(results),
                 training_seconds=tuple(result.training_seconds for result in results),
                 peak_gib=tuple(result.peak_gib for result in results),
                 **asdict(costs[network_key(config)]),
             )
         )
     return rows
+
+
+def _maps(results: Sequence[CellResult]) -> tuple[float, ...] | None:
+    """Of each seed, where an image can have several classes."""
+    known = tuple(result.map for result in results if result.map is not None)
+    return known if len(known) == len(results) else None
 
 
 def _notes(finished: Sequence[Finished], splits: Splits, device: str, timing: Timing) -> list[str]:
@@ -199,9 +220,10 @@ def _notes(finished: Sequence[Finished], splits: Splits, device: str, timing: Ti
         split = f"The {images} validation images are the data set's own, the same for all seeds."
     sizes = sorted({one.cell.config.image_size for one in finished})
     pixels = " or ".join(f"{size} x {size}" for size in sizes)
-    several = "Accuracy: the share of images all of whose classes are right. " if splits.train.is_multi_label else ""
+    several = "mAP: the mean of the classes' average precisions. " if splits.train.is_multi_label else ""
+    measure = "mAP" if splits.train.is_multi_label else "Accuracy"
     return [
-        f"{several}Accuracy and macro F1 of best_model.pt, which is chosen on the same validation images: mean ± "
+        f"{several}{measure} and macro F1 of best_model.pt, which is chosen on the same validation images: mean ± "
         f"standard deviation over the seeds {', '.join(map(str, seeds))}. {split} The seed also sets the order, the "
         "augmentation and the start of the classifier.",
         "To the best: difference in percentage points. Within noise of: ranks from which a row does not differ, as 0 "
@@ -276,25 +298,19 @@ def _command(request: Request) -> str:
 
 
 def _write_files(out: Path, comparison: Comparison) -> None:
-    pictures = []
-    for name, title in _PICTURES:
-        figure = _draw(name, comparison, LIGHT)
+    pictures, beside = [], []
+    for name, title, draw in _PICTURES:
+        name, title = name.format(comparison.measure), title.format(comparison.measure)
+        figure = draw(comparison, LIGHT)
         light = as_svg(figure)
         _write_bytes(out / f"{name}.svg", light)
         _write_bytes(out / f"{name}.png", as_png(figure))
-        pictures.append(Picture(title, light, as_svg(_draw(name, comparison, DARK))))
-    beside = [(title, f"{name}.png") for name, title in _PICTURES]
+        pictures.append(Picture(title, light, as_svg(draw(comparison, DARK))))
+        beside.append((title, f"{name}.png"))
     write_text(out / f"{NAME}.md", as_markdown(comparison, beside))
     write_text(out / f"{NAME}.csv", as_csv(comparison))
     write_text(out / f"{NAME}.tex", as_latex(comparison))
     write_text(out / f"{NAME}.html", as_html(comparison, pictures))
-
-
-def _draw(name: str, comparison: Comparison, theme: Theme) -> Any:
-    if name == "accuracy":
-        return draw_accuracies(comparison, theme)
-    cost = FLOPS if name == "accuracy_against_flops" else TRAINING
-    return draw_accuracy_against(comparison, cost, theme)
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
@@ -309,13 +325,13 @@ def _as_data(comparison: Comparison, finished: Sequence[Finished]) -> dict[str, 
         "recommendation": comparison.recommendation,
         "rows": [
             {
-                **asdict(row),
+                **{name: value for name, value in asdict(row).items() if name != "maps" or value is not None},
                 "to_best": asdict(comparison.behind_best(row)),
                 "within_noise_of": comparison.within_noise_of(place),
             }
             for place, row in enumerate(comparison.rows)
         ],
-        "cells": [{"settings": one.cell.config.to_dict(), "result": asdict(one.result)} for one in finished],
+        "cells": [{"settings": one.cell.config.to_dict(), "result": one.result.to_dict()} for one in finished],
         "failures": [asdict(failure) for failure in comparison.failures],
         "notes": comparison.notes,
         "command": comparison.command,
@@ -333,6 +349,7 @@ def _write_hyperparameters(folder: Path, finished: Sequence[Finished], costs: Ma
             config = {name: value for name, value in one.cell.config.to_dict().items() if name not in hidden}
             plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in config.items()}
             numbers = {
+                "map": one.result.map,
                 "accuracy": one.result.accuracy,
                 "macro_f1": one.result.macro_f1,
                 "training_seconds": one.result.training_seconds,

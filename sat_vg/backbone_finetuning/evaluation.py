@@ -13,7 +13,6 @@ from sat_vg.backbone_finetuning.data.geo import decoder_of
 from sat_vg.backbone_finetuning.data.loaders import ImageDataset, Workers, validation_loader
 from sat_vg.backbone_finetuning.data.scenes import scenes_folder
 from sat_vg.backbone_finetuning.data.sources import Split
-from sat_vg.backbone_finetuning.engine.calibration import fit_temperature
 from sat_vg.backbone_finetuning.engine.mistakes import look_at
 from sat_vg.backbone_finetuning.engine.precision import Precision, choose_num_workers
 from sat_vg.backbone_finetuning.engine.predictions import Predictions, predict
@@ -76,7 +75,7 @@ def evaluate_checkpoint(request: Request) -> dict[str, Any]:
     """
     source = expand_home(request.checkpoint)
     model = load_model(source)
-    target = None if request.calibrate is None else calibrated_path(request.calibrate, source, model)
+    target = None if request.calibrate is None else calibrated_path(request.calibrate, source)
     config = settings_of(request, model)
     precision = choose_hardware(config)
     splits, _ = require_images(config, find_images(config), decoder_of(model.preprocessing, marks_missing=True))
@@ -88,9 +87,9 @@ def evaluate_checkpoint(request: Request) -> dict[str, Any]:
     read = decoder_of(model.preprocessing).read
     dataset = ImageDataset(split, model.preprocessing.geometry(), config.seed, read)
     predictions = run_over(model, dataset, config, precision, request.batch_size)
-    if target is not None:
-        model.temperature = fit_temperature(predictions.logits, predictions.labels)
     kind, paths = KINDS[model.task], relative_paths(config, split)
+    if target is not None:
+        model.temperature = kind.fit(predictions.logits, predictions.labels)
     mistakes = kind.mistakes(predictions, paths, model)
     content = {
         **summary(request, config, model, split),
@@ -126,18 +125,13 @@ def load_model(path: Path) -> FineTuneModel:
     return model
 
 
-def calibrated_path(wanted: str, source: Path, model: FineTuneModel) -> Path:
+def calibrated_path(wanted: str, source: Path) -> Path:
     """Where the calibrated copy goes; looked at before anything is computed.
 
     Raises:
-        ConfigError: something may not be overwritten by it, or no temperature is fitted to such a model.
+        ConfigError: something may not be overwritten by it.
         CheckpointError: what lies there is no best_model.pt.
     """
-    if model.task != "single_label":
-        raise ConfigError(
-            f"--calibrate {wanted!r}: a temperature is fitted where an image has one class, and this model may give "
-            "it several; leave it out"
-        )
     path = expand_home(wanted)
     if path.suffix != ".pt" or path.is_dir():
         raise ConfigError(f"--calibrate {wanted!r}: give the path of the file to write, such as calibrated.pt")

@@ -17,6 +17,7 @@ from sat_vg.backbone_finetuning.reports.evaluation_figures import draw_class_sco
 from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix
 from sat_vg.backbone_finetuning.reports.html_report import Mistake, Report, render_report
 from sat_vg.backbone_finetuning.reports.sets_report import SetMistake, render_sets_report
+from sat_vg.backbone_finetuning.reports.svg_charts import OF_PAIRS
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
@@ -74,6 +75,11 @@ def _draw_classes(content: Mapping[str, Any]) -> dict[str, Figure]:
     }
 
 
+def _draw_sets(content: Mapping[str, Any]) -> dict[str, Figure]:
+    bins = content["calibration"]["bins"]
+    return {**_draw_scores(content), "reliability.png": draw_reliability(bins, content["ece"], OF_PAIRS)}
+
+
 def _draw_scores(content: Mapping[str, Any]) -> dict[str, Figure]:
     return {"class_scores.png": draw_class_scores(list(content["classes"]), list(content["classes"].values()))}
 
@@ -89,7 +95,7 @@ class _Look:
 
 _LOOKS: dict[TaskName, _Look] = {
     "single_label": _Look(_draw_classes, Mistake, render_report),
-    "multi_label": _Look(_draw_scores, SetMistake, render_sets_report),
+    "multi_label": _Look(_draw_sets, SetMistake, render_sets_report),
 }
 
 

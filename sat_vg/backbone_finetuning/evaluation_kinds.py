@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sat_vg.backbone_finetuning.engine.assessment import assess, assess_sets
+from sat_vg.backbone_finetuning.engine.calibration import fit_temperature, fit_temperature_of_sets
 from sat_vg.backbone_finetuning.engine.mistakes import most_confident_mistakes
 from sat_vg.backbone_finetuning.engine.predictions import Predictions
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
@@ -45,12 +47,14 @@ class Kind:
     """What an evaluation says.
 
     Attributes:
+        fit: ``(logits, labels) ->`` the temperature that fits them best.
         assess: ``(predictions, model) ->`` all numbers, by name.
         mistakes: ``(predictions, paths, model) ->`` the worst ones.
         table: content of evaluation.json → the summary for the terminal.
         csv: ``(predictions, paths, model) ->`` the text of predictions.csv.
     """
 
+    fit: Callable[[Tensor, Tensor], float]
     assess: Callable[[Predictions, FineTuneModel], dict[str, Any]]
     mistakes: Callable[[Predictions, Sequence[str], FineTuneModel], list[Mistaken]]
     table: Callable[[dict[str, Any]], str]
@@ -92,11 +96,16 @@ def _table_of_classes(content: dict[str, Any]) -> str:
         f"{content['split']}: accuracy {accuracy} of {content['images']} images{top_5}",
         f"macro F1 {macro_f1}, loss {content['loss']:.4f}",
         f"calibration error {ece} at temperature {calibration['temperature']:.3f}",
+        *_without_temperature(calibration),
         _in_brackets(content),
     ]
-    if calibration["temperature"] != 1:
-        lines.insert(3, f"without the temperature: calibration error {100 * calibration['uncalibrated_ece']:.2f} %")
     return "\n".join([table, "", *lines])
+
+
+def _without_temperature(calibration: dict[str, Any]) -> list[str]:
+    if calibration["temperature"] == 1:
+        return []
+    return [f"without the temperature: calibration error {100 * calibration['uncalibrated_ece']:.2f} %"]
 
 
 def _with_intervals(content: dict[str, Any], names: Sequence[str]) -> list[str]:
@@ -151,6 +160,9 @@ def _table_of_sets(content: dict[str, Any]) -> str:
         f"{content['split']}: mAP {mean} on {content['images']} images",
         f"macro F1 {macro_f1}, micro F1 {micro_f1}",
         f"all classes right {accuracy}, loss {content['loss']:.4f}",
+        f"calibration error {100 * content['ece']:.2f} % over all images and classes at temperature "
+        f"{content['calibration']['temperature']:.3f}",
+        *_without_temperature(content["calibration"]),
         _in_brackets(content),
     ]
     return "\n".join([text_table(header, rows), "", *lines])
@@ -158,13 +170,15 @@ def _table_of_sets(content: dict[str, Any]) -> str:
 
 KINDS: dict[TaskName, Kind] = {
     "single_label": Kind(
+        fit_temperature,
         lambda predictions, model: assess(predictions, model.class_names, model.temperature),
         _confident_mistakes,
         _table_of_classes,
         lambda *what: predictions_csv(_ranked(*what), what[2].class_names),
     ),
     "multi_label": Kind(
-        lambda predictions, model: assess_sets(predictions, model.class_names),
+        fit_temperature_of_sets,
+        lambda predictions, model: assess_sets(predictions, model.class_names, model.temperature),
         _worst_mistakes,
         _table_of_sets,
         lambda *what: set_predictions_csv(_sets(*what), what[2].class_names),

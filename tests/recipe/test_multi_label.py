@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import COLOURS
+from conftest import COLOURS, TINY
 from PIL import Image
-from sklearn.metrics import average_precision_score, f1_score
+from sklearn.metrics import average_precision_score, f1_score, log_loss
 
 from sat_vg.backbone_finetuning.data.decoding import decode_rgb
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
@@ -230,7 +230,6 @@ def test_data_of_the_other_kind_are_refused(train_here, command, class_folders, 
     for arguments, message in (
         (("several.pt", class_folders), "the model gives an image any number of classes, and these images have one"),
         (("single.pt", table), "the model gives an image one class, and these images have any number of classes"),
-        (("several.pt", table, "--calibrate", "c.pt"), "a temperature is fitted where an image has one class"),
     ):
         code, _, err = command("evaluate", *arguments)
         assert code == 2
@@ -243,6 +242,54 @@ def test_data_of_the_other_kind_are_refused(train_here, command, class_folders, 
     assert code == 0, err
     found = json.loads(Path("evaluation/evaluation.json").read_text())
     assert [row["images"] for row in found["classes"].values()] == [0, 8, 8]
+
+
+def test_a_temperature_for_all_classes_is_fitted_stored_and_used(train_here, command, table, tmp_path):
+    run = train_here("--dataset_path", table, "--strategy", "linear_probe", *TINY)
+    assert run.code == 0, run.err
+    shutil.copy(run.best_model, tmp_path / "several.pt")
+    with table.open(newline="") as file:
+        rows = [(row["path"], row["labels"], row["split"]) for row in csv.DictReader(file)]
+    wrong = {"tiles/val_0.png": "town"}  # a mistake to calibrate on, however well it was trained
+    write_table(table.parent, [(path, wrong.get(path, labels), split) for path, labels, split in rows])
+    code, _, err = command("evaluate", "several.pt", table, "--output_dir", "raw")
+    assert code == 0, err
+    code, out, err = command("evaluate", "several.pt", table, "--calibrate", "c.pt", "--output_dir", "fitted")
+    assert code == 0, err
+    raw, fitted = (json.loads(Path(f"{name}/evaluation.json").read_text()) for name in ("raw", "fitted"))
+    found = fitted["calibration"]
+    temperature = found["temperature"]
+    assert abs(temperature - 1) > 0.05
+    assert f"written: c.pt, which is several.pt with a temperature of {temperature:.3f}" in out
+    assert f"at temperature {temperature:.3f}" in out
+    assert f"without the temperature: calibration error {100 * raw['ece']:.2f} %" in out
+    assert (raw["ece"], raw["calibration"]["nll"]) == (found["uncalibrated_ece"], found["uncalibrated_nll"])
+    assert found["nll"] < found["uncalibrated_nll"] == pytest.approx(raw["loss"], rel=1e-5)
+    assert sum(row["images"] for row in found["bins"]) == 3 * 16
+    kept = ("map", "accuracy", "macro_f1", "micro_f1", "loss", "classes", "intervals")
+    assert all(raw[name] == fitted[name] for name in kept)
+
+    # The numbers are those of the stored logits, by scikit-learn; the copy carries the temperature to all commands.
+    paths, truth = truth_of(table)
+    with Path("raw/predictions.csv").open(newline="") as file:
+        lines = {line["path"]: line for line in csv.DictReader(file)}
+    shares = np.array([[float(lines[path][name]) for name in NAMES] for path in paths])
+    calibrated = 1 / (1 + np.exp(-np.log(shares / (1 - shares)) / temperature))
+    assert found["nll"] == pytest.approx(log_loss(truth.ravel(), calibrated.ravel()), rel=1e-3)
+    assert FineTuneModel.load_checkpoint(tmp_path / "c.pt").temperature == temperature
+    place = paths.index("tiles/val_3.png")  # has all classes
+    code, out, err = command("predict", "c.pt", table.parent / paths[place], "--json")
+    assert code == 0, err
+    answers = {each["class"]: each["probability"] for each in json.loads(out)["predictions"]}
+    assert answers == pytest.approx(
+        {name: share for name, share in zip(NAMES, calibrated[place], strict=True) if name in answers}, abs=1e-3
+    )
+    assert any(abs(answers[name] - shares[place][NAMES.index(name)]) > 0.01 for name in answers)
+    for folder in ("raw", "fitted"):
+        assert Path(folder, "reliability.png").stat().st_size > 5000
+    page = Path("fitted/report.html").read_text()
+    assert f"<dt>temperature</dt><dd>{temperature:.4g}</dd>" in page
+    assert "these very images, so the error is somewhat flattered" in page
 
 
 def test_features_of_such_a_model_are_extracted(command, table, tmp_path):
@@ -287,13 +334,39 @@ def test_two_classes(train_here, command, class_folders):
 
 
 @pytest.mark.slow  # two trainings in processes of their own
-def test_a_comparison_goes_by_the_share_of_images_that_are_all_right(command, table):
-    code, _, err = command(
-        "compare", "--backbones", "resnet18", "--strategies", "linear_probe,full", "--seeds", "0",
+def test_a_comparison_goes_by_mean_average_precision(command, table):
+    wanted = [
+        "compare", "--backbones", "custom_cnn", "--strategies", "linear_probe,full", "--seeds", "0",
         "--dataset_path", table, "--out", "compared", "--", "--pretrained", "false", "--image_size", "32",
         "--num_epochs", "2", "--warmup_epochs", "0", "--num_workers", "0",
-    )  # fmt: skip
+    ]  # fmt: skip
+    code, out, err = command(*wanted)
     assert code == 0, err
-    content = json.loads(Path("compared/comparison.json").read_text())
-    assert len(content["rows"]) == 2
-    assert "the share of images all of whose classes are right" in content["notes"][0]
+    out_folder = Path("compared")
+    content = json.loads((out_folder / "comparison.json").read_text())
+    maps = [row["maps"][0] for row in content["rows"]]
+    assert len(maps) == 2
+    assert maps == sorted(maps, reverse=True)
+    for cell in content["cells"]:
+        folder = Path(cell["settings"]["log_dir"])
+        best = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert cell["result"]["map"] == max(line["val_map"] for line in best if "val_map" in line)
+    assert content["notes"][0].startswith(
+        "mAP: the mean of the classes' average precisions. mAP and macro F1 of best"
+    )
+    assert f"{100 * maps[0]:.2f} % validation mAP" in content["recommendation"]
+    assert f"\n  mAP {100 * maps[0]:.2f} %, macro F1" in out
+    names = {path.name for path in out_folder.glob("*.png")}
+    assert names == {"map.png", "map_against_flops.png", "map_against_training_time.png"}
+    assert "Validation mAP: bars are means over seeds" in (out_folder / "comparison.html").read_text()
+
+    # Cells from before, of which the comparison knew the accuracy only: the trainings themselves say the rest.
+    for path in out_folder.glob("cells/*/cell.json"):
+        record = json.loads(path.read_text())
+        del record["result"]["map"]
+        path.write_text(json.dumps(record))
+    code, out, err = command(*wanted)
+    assert code == 0, err
+    assert out.count("trained before") == 2
+    again = json.loads((out_folder / "comparison.json").read_text())
+    assert [row["maps"][0] for row in again["rows"]] == pytest.approx(maps)

@@ -14,6 +14,7 @@ from sat_vg.backbone_finetuning.engine.bootstrap import (
 from sat_vg.backbone_finetuning.engine.calibration import (
     expected_calibration_error,
     negative_log_likelihood,
+    negative_log_likelihood_of_sets,
     reliability,
 )
 from sat_vg.backbone_finetuning.engine.classification_metrics import (
@@ -76,19 +77,23 @@ def assess(predictions: Predictions, class_names: Sequence[str], temperature: fl
     }
 
 
-def assess_sets(predictions: Predictions, class_names: Sequence[str]) -> dict[str, Any]:
-    """The same where an image can have several classes: scores and intervals; neither matrix nor calibration.
+def assess_sets(predictions: Predictions, class_names: Sequence[str], temperature: float) -> dict[str, Any]:
+    """The same where an image can have several classes: scores, intervals and calibration; no matrix.
 
     Args:
         predictions: of all images.
         class_names: of the model.
+        temperature: of the probabilities; all but the calibration does not depend on it.
 
     Returns:
         Shares of 1 and counts, by name. ``accuracy``: of the images all of whose classes are right; ``map``: mean of
         the classes' average precisions; averages are over classes that have images (macro), or over all pairs of an
-        image and a class (micro).
+        image and a class (micro). Calibration is that of all these pairs: how many of those with a like probability
+        have the class.
     """
     validation = predictions.validation
+    pairs = predictions.labels.flatten()
+    bins, before = (reliability(predictions.probabilities(t).flatten(), pairs) for t in (temperature, 1.0))
     numbers, rows = validation.numbers(), validation.rows()
     present = [row for row in rows if row["images"]]
     hits, given, images = validation.counts.sum(1).tolist()
@@ -100,6 +105,7 @@ def assess_sets(predictions: Predictions, class_names: Sequence[str]) -> dict[st
         "map": numbers["val_map"],
         "macro_f1": numbers["macro_f1"],
         "micro_f1": numbers["micro_f1"],
+        "ece": expected_calibration_error(bins),
         "intervals": {
             "level": LEVEL,
             "resamples": RESAMPLES,
@@ -114,6 +120,13 @@ def assess_sets(predictions: Predictions, class_names: Sequence[str]) -> dict[st
             },
         },
         "classes": dict(zip(class_names, rows, strict=True)),
+        "calibration": {
+            "temperature": temperature,
+            "nll": negative_log_likelihood_of_sets(predictions.logits, predictions.labels, temperature),
+            "bins": bins,
+            "uncalibrated_ece": expected_calibration_error(before),
+            "uncalibrated_nll": negative_log_likelihood_of_sets(predictions.logits, predictions.labels),
+        },
     }
 
 

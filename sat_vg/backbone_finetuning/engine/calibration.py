@@ -1,7 +1,10 @@
 """Whether probabilities mean what they say: reliability, calibration error, and temperature scaling.
 
-All three after Guo et al., "On Calibration of Modern Neural Networks" (2017).
+All three after Guo et al., "On Calibration of Modern Neural Networks" (2017). Where an image can have several
+classes, each pair of an image and a class is a prediction of its own, and all of them share one temperature.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -31,8 +34,8 @@ def reliability(confidences: Tensor, hits: Tensor, num_bins: int = NUM_BINS) -> 
     """How often predictions of like confidence are right.
 
     Args:
-        confidences: ``[N]``, the probability of each predicted class.
-        hits: bool ``[N]``, whether the prediction is right.
+        confidences: ``[N]``, the probability of each predicted class; or of each pair of an image and a class.
+        hits: bool ``[N]``, whether the prediction is right; or whether the image has the class.
         num_bins: of equal width.
 
     Returns:
@@ -57,7 +60,7 @@ def reliability(confidences: Tensor, hits: Tensor, num_bins: int = NUM_BINS) -> 
 
 
 def expected_calibration_error(bins: list[dict[str, float]]) -> float:
-    """The gap between confidence and accuracy, averaged over all images of ``reliability``'s bins; 0 to 1."""
+    """The gap between confidence and accuracy, averaged over all that ``reliability`` counted; 0 to 1."""
     gaps = sum(row["images"] * abs(row["accuracy"] - row["confidence"]) for row in bins)
     return gaps / sum(row["images"] for row in bins)
 
@@ -65,6 +68,11 @@ def expected_calibration_error(bins: list[dict[str, float]]) -> float:
 def negative_log_likelihood(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:
     """The mean cross-entropy of ``logits [N, C] / temperature``, in nats, computed in float64."""
     return float(functional.cross_entropy(logits.double() / temperature, labels))
+
+
+def negative_log_likelihood_of_sets(logits: Tensor, has_class: Tensor, temperature: float = 1.0) -> float:
+    """The mean binary cross-entropy of ``logits [N, C] / temperature`` over all pairs, in nats, in float64."""
+    return float(functional.binary_cross_entropy_with_logits(logits.double() / temperature, has_class.double()))
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -86,10 +94,43 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """
     logits = logits.detach().double()
     if bool((logits.argmax(1) == labels).all()):
-        raise ConfigError(
-            f"no temperature can be fitted: all {len(labels)} predictions are right, so the likelihood grows as the "
-            "temperature falls to 0. Calibrate on images of which some are mistaken; nothing was written"
-        )
+        raise _without_optimum(f"all {len(labels)} predictions are right")
+    return _fit(lambda inverse: functional.cross_entropy(logits * inverse, labels), len(labels))
+
+
+def fit_temperature_of_sets(logits: Tensor, has_class: Tensor) -> float:
+    """The same where an image can have several classes: one temperature for the sigmoid of all logits.
+
+    Minimises the mean binary cross-entropy over all pairs of an image and a class, which is convex too. Which classes
+    are given does not change, as a logit keeps its sign.
+
+    Args:
+        logits: ``[N, num_classes]``.
+        has_class: bool ``[N, num_classes]``.
+
+    Returns:
+        The temperature; above 1 for a model that is too sure of itself.
+
+    Raises:
+        ConfigError: there is no optimum, as all classes of all images are right or no better than chance.
+    """
+    logits, targets = logits.detach().double(), has_class.double()
+    if bool(((logits >= 0) == has_class).all()):
+        raise _without_optimum(f"all classes of all {len(has_class)} images are right")
+    return _fit(
+        lambda inverse: functional.binary_cross_entropy_with_logits(logits * inverse, targets), len(has_class)
+    )
+
+
+def _without_optimum(reason: str) -> ConfigError:
+    return ConfigError(
+        f"no temperature can be fitted: {reason}, so the likelihood grows as the temperature falls to 0. Calibrate "
+        "on images of which some are mistaken; nothing was written"
+    )
+
+
+def _fit(loss_at: Callable[[Tensor], Tensor], images: int) -> float:
+    """The temperature at which a loss that is convex in 1 / temperature is lowest."""
     inverse = torch.ones((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [inverse], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-10, tolerance_change=1e-14
@@ -97,7 +138,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = functional.cross_entropy(logits * inverse, labels)
+        loss = loss_at(inverse)
         loss.backward()
         return loss
 
@@ -106,7 +147,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     found = float(inverse.detach())
     if not 1 / _HIGHEST <= found <= 1 / _LOWEST:
         raise ConfigError(
-            f"no temperature between {_LOWEST} and {_HIGHEST:g} fits: on these {len(labels)} images the predictions "
+            f"no temperature between {_LOWEST} and {_HIGHEST:g} fits: on these {images} images the predictions "
             f"are {'hardly ever wrong' if found > 1 else 'no better than chance'}. Calibrate on other images, or "
             "train longer; nothing was written"
         )

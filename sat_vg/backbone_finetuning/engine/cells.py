@@ -39,6 +39,7 @@ class CellResult:
         peak_gib: the most memory that a training process held, in GiB; None where that is not known.
         val_images: their number.
         data: hash of all images' names, labels and splits.
+        map: mean average precision there, a share of 1, where an image can have several classes; else None.
     """
 
     accuracy: float
@@ -50,6 +51,19 @@ class CellResult:
     peak_gib: float | None
     val_images: int
     data: str
+    map: float | None = None
+
+    @property
+    def score(self) -> float:
+        """What cells are compared by: accuracy, or where an image can have several classes mAP."""
+        return self.accuracy if self.map is None else self.map
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; without ``map`` where there is none, as before there were several classes."""
+        values = asdict(self)
+        if self.map is None:
+            del values["map"]
+        return values
 
 
 @dataclass
@@ -119,7 +133,7 @@ def read_result(folder: Path) -> CellResult | None:
         return None
     numbers = {name: value for name, value in result.items() if name not in ("data", "peak_gib")}
     sound = (
-        set(result) == {field.name for field in fields(CellResult)}
+        {*result, "map"} == {field.name for field in fields(CellResult)}
         and all(type(value) in (int, float) for value in numbers.values())
         and isinstance(result["peak_gib"], (int, float, type(None)))
         and isinstance(result["data"], str)
@@ -132,7 +146,7 @@ def write_result(folder: Path, config: FinetuneConfig, result: CellResult, versi
     content = {
         "schema": SCHEMA,
         "settings": config.to_dict(),
-        "result": asdict(result),
+        "result": result.to_dict(),
         "versions": dict(versions),
     }
     write_text(folder / CELL, json.dumps(content, indent=1) + "\n")

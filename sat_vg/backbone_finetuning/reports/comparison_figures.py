@@ -1,4 +1,4 @@
-"""Pictures of a comparison: accuracy as bars over the seeds' spread, and accuracy against what it costs."""
+"""Pictures of a comparison: accuracy (or mAP) as bars over the seeds' spread, and against what it costs."""
 
 import io
 import math
@@ -86,31 +86,31 @@ def draw_accuracies(comparison: Comparison, theme: Theme = LIGHT) -> Figure:
     figure = _paper(theme, height=1.5 + 0.42 * len(rows))
     axes = figure.add_subplot()
     places = np.arange(len(rows))
-    lowest = min(min(row.accuracies) for row in rows)
+    lowest = min(min(row.scores) for row in rows)
     start = 0 if lowest < _ZOOM_FROM else min(95, math.floor(100 * (lowest - (1 - lowest) / 2) / 5) * 5)
-    means = [100 * row.accuracy for row in rows]
+    means = [100 * row.score for row in rows]
     for place, row in zip(places, rows, strict=True):
-        spread = deviation(row.accuracies)
+        spread = deviation(row.scores)
         axes.barh(place, means[place] - start, left=start, height=0.62, color=colours[row.strategy], alpha=0.75)
         axes.plot(
-            [100 * value for value in row.accuracies], [place] * len(row.accuracies),
+            [100 * value for value in row.scores], [place] * len(row.scores),
             "o", markersize=3, color=theme.ink, alpha=0.75, zorder=3,
         )  # fmt: skip
         if spread is not None:
             axes.errorbar(means[place], place, xerr=100 * spread, color=theme.ink, capsize=3.5, linewidth=1.2)
-        end = 100 * max(row.accuracy + (spread or 0), *row.accuracies)
+        end = 100 * max(row.score + (spread or 0), *row.scores)
         axes.annotate(
             f"{means[place]:.2f}", (end, place), xytext=(5, 0), textcoords="offset points", va="center",
             color=theme.ink, fontsize=9,
         )  # fmt: skip
-    ends = [100 * max(row.accuracy + (deviation(row.accuracies) or 0), *row.accuracies) for row in rows]
+    ends = [100 * max(row.score + (deviation(row.scores) or 0), *row.scores) for row in rows]
     reach = max(*ends, start + 1.0)
     axes.set_xlim(start, reach + 0.13 * (reach - start))  # room for the numbers
     axes.set_xticks([tick for tick in axes.get_xticks() if start <= tick <= 100])
     axes.set_yticks(places, [_name(row) for row in rows])
     axes.set_ylim(len(rows) - 0.45, -0.55)
     begins = f"; the axis begins at {start:g} %" if start else ""
-    axes.set_xlabel(f"validation accuracy, %{begins}")
+    axes.set_xlabel(f"validation {comparison.measure.name}, %{begins}")
     _style(axes, theme, "x")
     _legend(figure, comparison, colours, theme)
     return figure
@@ -122,17 +122,17 @@ def draw_accuracy_against(comparison: Comparison, cost: Cost, theme: Theme = LIG
     figure = _paper(theme, height=4.6)
     axes = figure.add_subplot()
     markers = {name: _MARKERS[i % len(_MARKERS)] for i, name in enumerate(dict.fromkeys(r.backbone for r in rows))}
-    xs, ys = [max(cost.of(row), 1e-9) for row in rows], [100 * row.accuracy for row in rows]
+    xs, ys = [max(cost.of(row), 1e-9) for row in rows], [100 * row.score for row in rows]
     axes.set_xscale("log")
     for row, x, y in zip(rows, xs, ys, strict=True):
-        colour, spread = colours[row.strategy], deviation(row.accuracies)
+        colour, spread = colours[row.strategy], deviation(row.scores)
         axes.errorbar(x, y, yerr=None if spread is None else 100 * spread, color=colour, linewidth=1, capsize=2)
         axes.plot(x, y, markers[row.backbone], color=colour, markersize=7, markeredgecolor=theme.ink, zorder=3)
     reached = _reached(rows)
     _room(axes, xs, reached)
     labels = _labels(rows, cost)
     numbers = "" if set(labels.values()) <= {_short(row) for row in rows} else "; numbers are ranks"
-    axes.set(xlabel=f"{cost.label}{numbers}", ylabel="validation accuracy, %")
+    axes.set(xlabel=f"{cost.label}{numbers}", ylabel=f"validation {comparison.measure.name}, %")
     _style(axes, theme, "both")
     _legend(figure, comparison, colours, theme)
     place_labels(
@@ -162,7 +162,7 @@ def _short(row: Row) -> str:
 
 def _reached(rows: Sequence[Row]) -> list[float]:
     """The lower and the upper end of each error bar, in percent."""
-    return [100 * (row.accuracy + sign * (deviation(row.accuracies) or 0)) for row in rows for sign in (-1, 1)]
+    return [100 * (row.score + sign * (deviation(row.scores) or 0)) for row in rows for sign in (-1, 1)]
 
 
 def _room(axes: Axes, xs: Sequence[float], ys: Sequence[float]) -> None:

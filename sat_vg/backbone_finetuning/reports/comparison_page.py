@@ -7,10 +7,10 @@ from html import escape
 from urllib.parse import quote
 
 from sat_vg.backbone_finetuning.reports.comparison_report import (
-    COLUMNS,
     TEXT_COLUMNS,
     Comparison,
     cells_of,
+    headings_of,
     points,
 )
 from sat_vg.backbone_finetuning.utils.printable import one_line
@@ -104,8 +104,8 @@ def text(value: str) -> str:
 
 
 def _table(comparison: Comparison) -> str:
-    kinds = [' class="text"' if i in TEXT_COLUMNS else "" for i in range(len(COLUMNS))]
-    headings = [heading for heading, _ in COLUMNS]
+    headings = headings_of(comparison)
+    kinds = [' class="text"' if i in TEXT_COLUMNS else "" for i in range(len(headings))]
     head = "".join(f'<th scope="col"{kind}>{text(h)}</th>' for h, kind in zip(headings, kinds, strict=True))
     lines = []
     for place, row in enumerate(cells_of(comparison)):

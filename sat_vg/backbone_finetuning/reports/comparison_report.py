@@ -12,6 +12,25 @@ from sat_vg.backbone_finetuning.utils.printable import one_line
 
 
 @dataclass(frozen=True)
+class Measure:
+    """What rows are ranked by.
+
+    Attributes:
+        name: in a sentence.
+        title: at the beginning of one.
+        key: in the names of files and columns.
+    """
+
+    name: str
+    title: str
+    key: str
+
+
+ACCURACY = Measure("accuracy", "Accuracy", "accuracy")
+MEAN_AVERAGE_PRECISION = Measure("mAP", "mAP", "map")  # where an image can have several classes
+
+
+@dataclass(frozen=True)
 class Row:
     """A backbone with a strategy, over its seeds.
 
@@ -20,13 +39,16 @@ class Row:
         strategy: name.
         image_size: height and width in pixels.
         seeds: that have finished.
-        accuracies: shares of 1, one for each seed; the following are, too, one for each seed.
+        accuracies: shares of 1, one for each seed; the following are, too, one for each seed. Where an image can have
+            several classes: of the images all of whose classes are right.
         macro_f1: shares of 1.
         training_seconds: of all epochs.
         peak_gib: peak memory of the training process; None where it is not known.
         parameters: of the network with its classifier.
         flops: of the forward pass of one image.
         images_per_second: of inference.
+        maps: mean average precisions, shares of 1, one for each seed, where an image can have several classes; else
+            None.
     """
 
     backbone: str
@@ -40,6 +62,7 @@ class Row:
     parameters: int
     flops: int
     images_per_second: float
+    maps: tuple[float, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -47,9 +70,19 @@ class Row:
         return f"{self.backbone} {self.strategy}"
 
     @property
-    def accuracy(self) -> float:
-        """Mean over seeds, a share of 1."""
-        return statistics.fmean(self.accuracies)
+    def measure(self) -> Measure:
+        """What it is ranked by."""
+        return ACCURACY if self.maps is None else MEAN_AVERAGE_PRECISION
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        """What it is ranked by, of each seed, a share of 1."""
+        return self.accuracies if self.maps is None else self.maps
+
+    @property
+    def score(self) -> float:
+        """The mean of ``scores``."""
+        return statistics.fmean(self.scores)
 
     @property
     def seconds(self) -> float:
@@ -105,13 +138,18 @@ class Comparison:
     reports: tuple[tuple[str, str], ...] = ()
 
     @property
+    def measure(self) -> Measure:
+        """What rows are ranked by: all in the same way, as they are of the same images."""
+        return self.rows[0].measure if self.rows else ACCURACY
+
+    @property
     def grain(self) -> float:
-        """What one image is of the accuracy."""
+        """What one image is of the accuracy; of the mAP it is as much on average, all its classes together."""
         return 1 / max(self.val_images, 1)
 
     def behind_best(self, row: Row) -> Difference:
         """How far a row is from the first, as a share of 1."""
-        return difference(row.accuracies, self.rows[0].accuracies, self.grain)
+        return difference(row.scores, self.rows[0].scores, self.grain)
 
     def within_noise_of(self, place: int) -> list[int] | None:
         """Numbers (from 1) of the rows from which the one at ``place`` (from 0) does not differ beyond chance.
@@ -119,15 +157,15 @@ class Comparison:
         None where it is not known, since a side has one seed only.
         """
         row = self.rows[place]
-        others = [difference(row.accuracies, other.accuracies, self.grain).is_noise for other in self.rows]
-        if len(row.accuracies) < 2 or all(flag is None for i, flag in enumerate(others) if i != place):
+        others = [difference(row.scores, other.scores, self.grain).is_noise for other in self.rows]
+        if len(row.scores) < 2 or all(flag is None for i, flag in enumerate(others) if i != place):
             return None
         return [number for number, flag in enumerate(others, start=1) if flag and number != place + 1]
 
 
 def ranked(rows: Sequence[Row]) -> tuple[Row, ...]:
     """Best first; of equal ones the one with fewer operations, then the one that trained faster."""
-    return tuple(sorted(rows, key=lambda row: (-row.accuracy, row.flops, row.seconds, row.name)))
+    return tuple(sorted(rows, key=lambda row: (-row.score, row.flops, row.seconds, row.name)))
 
 
 def spread(values: Sequence[float], scale: float = 1.0, digits: int = 2) -> str:
@@ -150,13 +188,13 @@ def noise_text(comparison: Comparison, place: int) -> str:
     return "unknown" if same is None else (", ".join(map(str, same)) or "none")
 
 
-# Heading and text of each column of the tables for people.
-COLUMNS: tuple[tuple[str, Callable[[Comparison, int, Row], str]], ...] = (
+# Heading and text of each column of the tables for people; the measure's name is put in where it says {}.
+_COLUMNS: tuple[tuple[str, Callable[[Comparison, int, Row], str]], ...] = (
     ("rank", lambda _, place, row: str(place + 1)),
     ("backbone", lambda _, place, row: one_line(row.backbone)),
     ("strategy", lambda _, place, row: one_line(row.strategy)),
     ("seeds", lambda _, place, row: str(len(row.seeds))),
-    ("accuracy, %", lambda _, place, row: spread(row.accuracies, 100)),
+    ("{}, %", lambda _, place, row: spread(row.scores, 100)),
     ("to the best", lambda all_, place, row: points(all_.behind_best(row).value) if place else "–"),
     ("within noise of", lambda all_, place, row: noise_text(all_, place)),
     ("macro F1, %", lambda _, place, row: spread(row.macro_f1, 100)),
@@ -169,14 +207,19 @@ COLUMNS: tuple[tuple[str, Callable[[Comparison, int, Row], str]], ...] = (
 TEXT_COLUMNS = (1, 2)
 
 
+def headings_of(comparison: Comparison) -> list[str]:
+    """The headings of all columns."""
+    return [heading.format(comparison.measure.name) for heading, _ in _COLUMNS]
+
+
 def cells_of(comparison: Comparison) -> list[list[str]]:
     """The texts of all columns, row by row."""
-    return [[text(comparison, place, row) for _, text in COLUMNS] for place, row in enumerate(comparison.rows)]
+    return [[text(comparison, place, row) for _, text in _COLUMNS] for place, row in enumerate(comparison.rows)]
 
 
 def as_text(comparison: Comparison) -> str:
     """The table for the terminal."""
-    return text_table([heading for heading, _ in COLUMNS], cells_of(comparison), left=TEXT_COLUMNS)
+    return text_table(headings_of(comparison), cells_of(comparison), left=TEXT_COLUMNS)
 
 
 def as_markdown(comparison: Comparison, pictures: Sequence[tuple[str, str]] = ()) -> str:
@@ -186,7 +229,7 @@ def as_markdown(comparison: Comparison, pictures: Sequence[tuple[str, str]] = ()
         comparison: what to report.
         pictures: description and file name of each.
     """
-    headings = [heading for heading, _ in COLUMNS]
+    headings = headings_of(comparison)
     lines = ["# Comparison of backbones", "", *([markdown(comparison.subtitle), ""] if comparison.subtitle else [])]
     lines += [markdown(comparison.recommendation), ""]
     lines += [f"| {' | '.join(headings)} |"]
@@ -224,7 +267,7 @@ def latex(text: str) -> str:
 
 def as_latex(comparison: Comparison) -> str:
     """A table for a paper, in the manner of booktabs; its caption says how it was measured."""
-    columns = "".join("l" if i in TEXT_COLUMNS else "r" for i in range(len(COLUMNS)))
+    columns = "".join("l" if i in TEXT_COLUMNS else "r" for i in range(len(_COLUMNS)))
     rows = [" & ".join(map(latex, row)) + r" \\" for row in cells_of(comparison)]
     return "\n".join(
         [
@@ -235,7 +278,7 @@ def as_latex(comparison: Comparison) -> str:
             r"\resizebox{\textwidth}{!}{%",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
-            " & ".join(latex(heading) for heading, _ in COLUMNS) + r" \\",
+            " & ".join(map(latex, headings_of(comparison))) + r" \\",
             r"\midrule",
             *rows,
             r"\bottomrule",
@@ -258,13 +301,15 @@ def as_csv(comparison: Comparison) -> str:
 
 def _plain_row(comparison: Comparison, place: int, row: Row) -> dict[str, object]:
     behind, same = comparison.behind_best(row), comparison.within_noise_of(place)
+    maps = {} if row.maps is None else {"map_mean": row.score, "map_std": deviation(row.maps)}
     return {
         "rank": place + 1,
         "backbone": spreadsheet(row.backbone),
         "strategy": spreadsheet(row.strategy),
         "image_size": row.image_size,
         "seeds": " ".join(map(str, row.seeds)),
-        "accuracy_mean": row.accuracy,
+        **maps,
+        "accuracy_mean": statistics.fmean(row.accuracies),
         "accuracy_std": deviation(row.accuracies),
         "to_best": behind.value if place else 0.0,
         "to_best_low": behind.low if place else None,

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sat_vg.backbone_finetuning.reports.figures import plain
+from sat_vg.backbone_finetuning.reports.svg_charts import OF_IMAGES, Terms
 
 _MOST_CLASSES = 60  # more bars than this cannot be read on one figure
 _SCORES = {"precision": "#9ec1de", "recall": "#5b94c4", "f1": "#1f4e79"}
@@ -44,12 +45,13 @@ def draw_class_scores(class_names: Sequence[str], rows: Sequence[Mapping[str, fl
     return figure
 
 
-def draw_reliability(bins: Sequence[Mapping[str, float]], error: float) -> Figure:
+def draw_reliability(bins: Sequence[Mapping[str, float]], error: float, terms: Terms = OF_IMAGES) -> Figure:
     """A reliability diagram (Guo et al., 2017) over the number of images by confidence.
 
     Args:
         bins: with ``low``, ``high``, ``images``, mean ``confidence`` and ``accuracy``; shares of 1.
         error: the expected calibration error, for the title.
+        terms: what these are called.
     """
     figure = Figure(figsize=(5, 5.6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
@@ -57,15 +59,15 @@ def draw_reliability(bins: Sequence[Mapping[str, float]], error: float) -> Figur
     middles = [50 * (row["low"] + row["high"]) for row in filled]
     width = 100 / len(bins) - 0.8
     accuracy, confidence = (np.array([100 * row[name] for row in filled]) for name in ("accuracy", "confidence"))
-    upper.bar(middles, accuracy, width, color=_SCORES["recall"], label="accuracy")
+    upper.bar(middles, accuracy, width, color=_SCORES["recall"], label=terms.accuracy)
     upper.plot((0, 100), (0, 100), color="0.4", linewidth=1, linestyle="--", label="calibrated", zorder=1)
     ends = [middle - width / 2 for middle in middles], [middle + width / 2 for middle in middles]
-    upper.hlines(confidence, *ends, color=_CONFIDENCE, linewidth=2.5, label="mean confidence")
-    upper.set(xlim=(0, 100), ylim=(0, 100), ylabel="accuracy, %")
+    upper.hlines(confidence, *ends, color=_CONFIDENCE, linewidth=2.5, label=f"mean {terms.confidence}")
+    upper.set(xlim=(0, 100), ylim=(0, 100), ylabel=f"{terms.accuracy}, %")
     upper.set_title(f"expected calibration error {100 * error:.2f} %", fontsize=10)
     upper.legend(loc="upper left", fontsize=8)
     lower.bar(middles, [row["images"] for row in filled], width, color=_SCORES["f1"])
-    lower.set(xlabel="confidence, %", ylabel="images")
+    lower.set(xlabel=f"{terms.confidence}, %", ylabel=terms.counted)
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)

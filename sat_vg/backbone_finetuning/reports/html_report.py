@@ -19,7 +19,7 @@ from PIL import Image
 
 from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix
 from sat_vg.backbone_finetuning.reports.html_style import STEPS, style_sheet
-from sat_vg.backbone_finetuning.reports.svg_charts import bar, curves_chart, reliability_chart
+from sat_vg.backbone_finetuning.reports.svg_charts import OF_IMAGES, Terms, bar, curves_chart, reliability_chart
 from sat_vg.backbone_finetuning.utils.printable import one_line
 
 _MOST_CLASSES_AS_TABLE = 40
@@ -239,13 +239,28 @@ def _frequent_pairs(names: Sequence[str], counts: Sequence[Sequence[int]], share
 
 
 def _calibration(content: Mapping[str, Any]) -> str:
+    bins = len(content["calibration"]["bins"])
+    return render_calibration(
+        content,
+        "Of the predictions made with 80 % confidence, 80 % should be right. Bars show how many are, in "
+        f"{bins} bins of confidence; the error is their distance from the mean confidence, averaged over all images "
+        "(Guo et al., 2017).",
+        OF_IMAGES,
+    )
+
+
+def render_calibration(content: Mapping[str, Any], note: str, terms: Terms) -> str:
+    """The section on calibration, with a note in HTML on how it is to be read."""
     found = content["calibration"]
-    low, high = content["intervals"]["ece"]
-    numbers = {
-        "expected error": f"{percent(content['ece'])} %",
-        "its interval": f"{percent(low)} to {percent(high)} %; high, as drawing images anew adds to this error",
+    numbers = {"expected error": f"{percent(content['ece'])} %"}
+    if "ece" in content["intervals"]:
+        low, high = content["intervals"]["ece"]
+        numbers["its interval"] = (
+            f"{percent(low)} to {percent(high)} %; high, as drawing images anew adds to this error"
+        )
+    numbers |= {
         "temperature": f"{found['temperature']:.4g}" + ("" if found["temperature"] != 1 else " (not calibrated)"),
-        "log-likelihood": f"−{found['nll']:.4f} per image",
+        "log-likelihood": f"−{found['nll']:.4f} per {terms.each}",
     }
     if found["temperature"] != 1:
         numbers["without it"] = f"{percent(found['uncalibrated_ece'])} % error, −{found['uncalibrated_nll']:.4f}"
@@ -255,11 +270,10 @@ def _calibration(content: Mapping[str, Any]) -> str:
         numbers["to calibrate"] = "sat-vg evaluate CHECKPOINT --calibrate PATH"
     listed = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in numbers.items())
     return (
-        "<h2>Calibration</h2><p class=note>Of the predictions made with 80 % confidence, 80 % should be right. Bars "
-        f"show how many are, in {len(found['bins'])} bins of confidence; the error is their distance from the mean "
-        "confidence, averaged over all images (Guo et al., 2017).</p>"
-        f"<div class=two><div><ul class=key><li>accuracy</li><li class='gap flat'>mean confidence</li>"
-        f"<li class=dash>calibrated</li></ul>{reliability_chart(found['bins'])}</div><dl>{listed}</dl></div>"
+        f"<h2>Calibration</h2><p class=note>{note}</p>"
+        f"<div class=two><div><ul class=key><li>{terms.accuracy}</li><li class='gap flat'>mean {terms.confidence}"
+        f"</li><li class=dash>calibrated</li></ul>{reliability_chart(found['bins'], terms)}</div>"
+        f"<dl>{listed}</dl></div>"
     )
 
 

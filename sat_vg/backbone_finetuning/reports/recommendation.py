@@ -40,7 +40,7 @@ class Limits:
 
 
 def recommend(rows: Sequence[Row], limits: Limits, grain: float) -> tuple[Row | None, str]:
-    """The row with the highest mean accuracy within the limits, and why.
+    """The row with the highest mean accuracy (or mAP, by which it is ranked) within the limits, and why.
 
     Where others cannot be told from it, that is said, and which of them is cheaper; it is not chosen for that, since
     with few seeds much cannot be told apart.
@@ -48,7 +48,7 @@ def recommend(rows: Sequence[Row], limits: Limits, grain: float) -> tuple[Row | 
     Args:
         rows: all that were trained.
         limits: what is to be kept to.
-        grain: what one validation image is of the accuracy.
+        grain: what one validation image is of the accuracy; see ``Comparison.grain``.
     """
     order = ranked(rows)
     allowed = [row for row in order if limits.broken_by(row) is None]
@@ -63,12 +63,12 @@ def recommend(rows: Sequence[Row], limits: Limits, grain: float) -> tuple[Row | 
     else:
         of_which = "the only one that was trained" if len(rows) == 1 else f"the highest of {len(rows)}"
     sentences = [
-        f"Recommended: {best.backbone} with {best.strategy}: {spread(best.accuracies, 100)} % validation accuracy, "
-        f"{of_which}."
+        f"Recommended: {best.backbone} with {best.strategy}: {spread(best.scores, 100)} % validation "
+        f"{best.measure.name}, {of_which}."
     ]
-    beyond = [row for row in order if row.accuracy > best.accuracy and limits.broken_by(row)]
+    beyond = [row for row in order if row.score > best.score and limits.broken_by(row)]
     if beyond:
-        first, gain = beyond[0], points(beyond[0].accuracy - best.accuracy).removeprefix("+")
+        first, gain = beyond[0], points(beyond[0].score - best.score).removeprefix("+")
         sentences.append(
             f"{first.backbone} with {first.strategy} gets {gain} points more, but {limits.broken_by(first)}."
         )
@@ -77,8 +77,8 @@ def recommend(rows: Sequence[Row], limits: Limits, grain: float) -> tuple[Row | 
 
 
 def _doubts(best: Row, others: Sequence[Row], grain: float) -> list[str]:
-    """What speaks against taking the order by accuracy for certain."""
-    compared = [(row, difference(row.accuracies, best.accuracies, grain).is_noise) for row in others]
+    """What speaks against taking the order for certain."""
+    compared = [(row, difference(row.scores, best.scores, grain).is_noise) for row in others]
     same = [row for row, is_noise in compared if is_noise]
     sentences = []
     if any(is_noise is None for _, is_noise in compared):

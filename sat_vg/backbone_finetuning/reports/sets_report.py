@@ -12,10 +12,11 @@ from sat_vg.backbone_finetuning.reports.html_report import (
     html_table,
     percent,
     picture_pair,
+    render_calibration,
     render_page,
     shown,
 )
-from sat_vg.backbone_finetuning.reports.svg_charts import bar
+from sat_vg.backbone_finetuning.reports.svg_charts import OF_PAIRS, bar
 
 _SCORES = ("average_precision", "precision", "recall", "f1")
 _HEAD = ("class", "AP %", "precision %", "recall %", "F1 %", "images")
@@ -53,7 +54,11 @@ class SetMistake:
 def render_sets_report(report: Report) -> str:
     """The page as HTML."""
     content = report.content
-    sections = {"Classes": _classes(content), "Mistakes": _mistakes(report.mistakes, content)}
+    sections = {
+        "Classes": _classes(content),
+        "Calibration": _calibration(content),
+        "Mistakes": _mistakes(report.mistakes, content),
+    }
     return render_page(report, _headline(content), sections)
 
 
@@ -69,6 +74,7 @@ def _headline(content: Mapping[str, Any]) -> str:
         )
         for name, title in titles.items()
     ]
+    cards.append(("Calibration error", f"{percent(content['ece'])}<small>%</small>", "all images and classes"))
     return as_cards([*cards, ("Loss", f"{content['loss']:.4f}", "binary cross-entropy, nats")])
 
 
@@ -95,6 +101,18 @@ def _classes(content: Mapping[str, Any]) -> str:
         "probability, the precision at each recall; it depends on no threshold, and its mean over the classes that "
         "have images is the mAP. The macro average counts classes alike, the micro average every image and class.</p>"
         f"<div class='box wide'>{html_table(_HEAD, rows, foot)}</div>"
+    )
+
+
+def _calibration(content: Mapping[str, Any]) -> str:
+    bins = len(content["calibration"]["bins"])
+    return render_calibration(
+        content,
+        "Each image with each class is a pair. Of the pairs with a probability of 80 %, 80 % should have the class. "
+        f"Bars show how many have it, in {bins} bins of probability; the error is their distance from the mean "
+        "probability, averaged over all pairs (Guo et al., 2017). Where images lack most classes, most pairs lie in "
+        "the first bin and decide the error.",
+        OF_PAIRS,
     )
 
 

@@ -5,8 +5,32 @@ Sizes are in units of about a pixel on a phone; a page scales them up. Colours c
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 _WIDTH, _LEFT, _RIGHT, _TOP = 360, 42, 350, 10
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a reliability diagram calls its parts.
+
+    Attributes:
+        confidence: the probability that something was said with.
+        accuracy: the share of it that came true.
+        came_true: the same behind a number.
+        counted: what was said, in the plural.
+        each: in the singular.
+    """
+
+    confidence: str = "confidence"
+    accuracy: str = "accuracy"
+    came_true: str = "right"
+    counted: str = "images"
+    each: str = "image"
+
+
+OF_IMAGES = Terms()
+OF_PAIRS = Terms("probability", "share that has the class", "have the class", "pairs", "pair of an image and a class")
 
 
 def bar(share: float) -> str:
@@ -17,11 +41,12 @@ def bar(share: float) -> str:
     )
 
 
-def reliability_chart(bins: Sequence[Mapping[str, float]]) -> str:
+def reliability_chart(bins: Sequence[Mapping[str, float]], terms: Terms = OF_IMAGES) -> str:
     """Accuracy by confidence (Guo et al., 2017), with the number of images below.
 
     Args:
         bins: with ``low``, ``high``, ``images``, mean ``confidence`` and ``accuracy``; shares of 1.
+        terms: what these are called.
     """
     bottom, floor, height = 250, 316, 50
     most = max(row["images"] for row in bins)
@@ -34,8 +59,9 @@ def reliability_chart(bins: Sequence[Mapping[str, float]]) -> str:
         right, sure = (bottom - share * (bottom - _TOP) for share in (row["accuracy"], row["confidence"]))
         count = max(1.0, height * row["images"] / most)
         parts.append(
-            f"<g><title>confidence {100 * row['low']:.0f} to {100 * row['high']:.0f} %: {row['images']} images, "
-            f"{100 * row['accuracy']:.1f} % right, mean confidence {100 * row['confidence']:.1f} %</title>"
+            f"<g><title>{terms.confidence} {100 * row['low']:.0f} to {100 * row['high']:.0f} %: {row['images']} "
+            f"{terms.counted}, {100 * row['accuracy']:.1f} % {terms.came_true}, "
+            f"mean {terms.confidence} {100 * row['confidence']:.1f} %</title>"
             f'<rect class="main" x="{left:.1f}" y="{right:.1f}" width="{width:.1f}" height="{bottom - right:.1f}"/>'
             f'<line class="mark" x1="{left:.1f}" y1="{sure:.1f}" x2="{left + width:.1f}" y2="{sure:.1f}"/>'
             f'<rect class="soft" x="{left:.1f}" y="{floor - count:.1f}" width="{width:.1f}" height="{count:.1f}"/>'
@@ -43,11 +69,11 @@ def reliability_chart(bins: Sequence[Mapping[str, float]]) -> str:
         )
     parts.append(f'<line class="axis" x1="{_LEFT}" y1="{floor}" x2="{_RIGHT}" y2="{floor}"/>')
     parts += [_text(_x(share), floor + 14, f"{100 * share:.0f}", "middle") for share in (0, 0.25, 0.5, 0.75, 1)]
-    parts.append(_text((_LEFT + _RIGHT) / 2, floor + 30, "confidence, %", "middle"))
+    parts.append(_text((_LEFT + _RIGHT) / 2, floor + 30, f"{terms.confidence}, %", "middle"))
     parts.append(_text(_LEFT - 8, floor - height + 4, str(most), "end"))
     parts.append(_text(_LEFT - 8, floor, "0", "end"))
-    parts.append(_sideways(_TOP + (bottom - _TOP) / 2, "accuracy, %"))
-    parts.append(_sideways(floor - height / 2, "images"))
+    parts.append(_sideways(_TOP + (bottom - _TOP) / 2, f"{terms.accuracy}, %"))
+    parts.append(_sideways(floor - height / 2, terms.counted))
     return _figure(floor + 38, "reliability diagram", parts)
 
 

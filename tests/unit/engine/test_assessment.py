@@ -1,9 +1,10 @@
 import pytest
 import torch
 from sklearn.metrics import log_loss, top_k_accuracy_score
+from torchmetrics.functional.classification import binary_calibration_error
 
-from sat_vg.backbone_finetuning.engine.assessment import assess
-from sat_vg.backbone_finetuning.engine.metrics import ValidationSums
+from sat_vg.backbone_finetuning.engine.assessment import assess, assess_sets
+from sat_vg.backbone_finetuning.engine.metrics import MultiLabelSums, ValidationSums
 from sat_vg.backbone_finetuning.engine.mistakes import most_confident_mistakes
 from sat_vg.backbone_finetuning.engine.predictions import Predictions
 
@@ -35,6 +36,25 @@ def test_numbers_and_what_a_temperature_changes_in_them():
     assert scaled["intervals"]["accuracy"] == found["intervals"]["accuracy"]
     assert scaled["calibration"]["uncalibrated_ece"] == found["ece"]
     assert "top_5_accuracy" not in assess(predictions_of(*drawn(5)), names[:5], 1.0)
+
+
+def test_a_temperature_changes_the_calibration_of_all_pairs_alone():
+    generator = torch.Generator().manual_seed(0)
+    logits, has_class = torch.randn(80, 5, generator=generator), torch.rand(80, 5, generator=generator) < 0.3
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, has_class.float(), reduction="none").mean(1)
+    sums = MultiLabelSums(5, torch.device("cpu"))
+    sums.add(logits, has_class.float(), losses.sum())
+    predictions = Predictions(logits, has_class, losses, sums.result(), "multi_label")
+    found, scaled = (assess_sets(predictions, list("abcde"), temperature) for temperature in (1.0, 3.0))
+    assert {name for name in found if found[name] != scaled[name]} == {"ece", "calibration"}
+    truth = has_class.flatten().long()
+    for content, temperature in ((found, 1.0), (scaled, 3.0)):
+        shares = (logits.double() / temperature).sigmoid().flatten()
+        assert content["ece"] == pytest.approx(float(binary_calibration_error(shares, truth, n_bins=15)), abs=1e-6)
+        assert content["calibration"]["nll"] == pytest.approx(log_loss(truth, shares))
+        assert sum(row["images"] for row in content["calibration"]["bins"]) == 400
+    assert scaled["calibration"]["uncalibrated_ece"] == found["ece"]
+    assert scaled["calibration"]["uncalibrated_nll"] == found["calibration"]["nll"] == pytest.approx(found["loss"])
 
 
 def test_of_equal_logits_the_first_class_wins_everywhere():

@@ -2,13 +2,15 @@ import math
 
 import pytest
 import torch
-from torchmetrics.functional.classification import multiclass_calibration_error
+from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from sat_vg.backbone_finetuning.engine.calibration import (
     confidence_bins,
     expected_calibration_error,
     fit_temperature,
+    fit_temperature_of_sets,
     negative_log_likelihood,
+    negative_log_likelihood_of_sets,
     reliability,
 )
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
@@ -89,3 +91,41 @@ def test_without_an_optimum_nothing_is_fitted():
     assert math.isfinite(
         fit_temperature(logits, logits.argmax(1).roll(1).where(torch.arange(50) < 5, logits.argmax(1)))
     )
+
+
+def sampled_sets(count=4000, classes=7, temperature=1.0, seed=0):
+    """Logits, most of them below 0, and which classes the images have, drawn from what the logits say."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(count, classes, generator=generator) - 1
+    shares = (logits.double() / temperature).sigmoid()
+    return logits, torch.rand(count, classes, generator=generator, dtype=torch.float64) < shares
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
+def test_one_temperature_for_all_classes_is_found(temperature):
+    logits, has_class = sampled_sets(5000, temperature=temperature)
+    found = fit_temperature_of_sets(logits, has_class)
+    assert found == pytest.approx(temperature, rel=0.04)
+    best = negative_log_likelihood_of_sets(logits, has_class, found)
+    assert best < negative_log_likelihood_of_sets(logits, has_class, 0.99 * found)
+    assert best < negative_log_likelihood_of_sets(logits, has_class, 1.01 * found)
+    assert torch.equal(logits / found >= 0, logits >= 0)
+    errors = []
+    for tried in (1.0, found):
+        shares = (logits.double() / tried).sigmoid().flatten()
+        errors.append(expected_calibration_error(reliability(shares, has_class.flatten())))
+        theirs = binary_calibration_error(shares, has_class.flatten().long(), n_bins=15)
+        assert errors[-1] == pytest.approx(float(theirs), abs=1e-6)
+    assert errors[1] < 0.01
+    assert (errors[0] > 0.05) == (temperature != 1)
+
+
+def test_without_an_optimum_for_all_classes_nothing_is_fitted():
+    logits, _ = sampled_sets(50)
+    with pytest.raises(ConfigError, match="all classes of all 50 images are right"):
+        fit_temperature_of_sets(logits, logits >= 0)
+    with pytest.raises(ConfigError, match="no better than chance"):
+        fit_temperature_of_sets(logits, logits < 0)
+    nearly = (logits >= 0).clone()
+    nearly[0, 0] = ~nearly[0, 0]
+    assert 0 < fit_temperature_of_sets(logits, nearly) < 1

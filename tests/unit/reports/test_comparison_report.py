@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -69,6 +70,49 @@ def test_rows_are_ranked_and_noise_is_named():
 def test_of_equal_ones_the_cheaper_is_first():
     cheap, dear = row("z", flops=10), row("a", flops=20)
     assert ranked([dear, cheap])[0] is cheap
+
+
+# By the share of images that are all right it would be the other way round.
+SEVERAL = (
+    row("a", macro_f1=(0.7, 0.7), accuracies=(0.30, 0.31), maps=(0.95, 0.951)),
+    row("b", macro_f1=(0.7, 0.7), accuracies=(0.60, 0.61), maps=(0.90, 0.901)),
+    row("c", macro_f1=(0.7, 0.7), accuracies=(0.50, 0.51), maps=(0.949, 0.951), images_per_second=250.0),
+)
+
+
+def test_where_an_image_can_have_several_classes_map_counts():
+    found = comparison(*SEVERAL)
+    assert [one.backbone for one in found.rows] == ["a", "c", "b"]
+    assert [found.within_noise_of(place) for place in range(3)] == [[2], [1], []]
+    assert found.behind_best(found.rows[2]).value == pytest.approx(-0.05)
+    best, reason = recommend(found.rows, Limits(), found.grain)
+    assert best is SEVERAL[0]
+    assert reason == (
+        "Recommended: a with full: 95.05 ± 0.07 % validation mAP, the highest of 3. Within noise of it: c with full. "
+        "Of these c is 2.5 times as fast at inference."
+    )
+    _, reason = recommend([SEVERAL[0], replace(SEVERAL[1], parameters=1)], Limits(max_params=5), found.grain)
+    assert "a with full gets 5.00 points more, but has 11.00 M parameters." in reason
+
+
+def test_where_an_image_can_have_several_classes_all_formats_say_so():
+    found = comparison(*SEVERAL)
+    for shown in (as_text(found), as_markdown(found), as_html(found, []), as_latex(found).replace("\\%", "%")):
+        assert "mAP, %" in shown
+        assert "95.05" in shown
+        assert "accuracy" not in shown
+        assert "30.50" not in shown
+    assert "accuracy, %" in as_text(comparison(*FAR))
+    line = next(csv.DictReader(io.StringIO(as_csv(found))))
+    assert float(line["map_mean"]) == pytest.approx(0.9505)
+    assert float(line["map_std"]) == pytest.approx(0.0005 * 2**0.5)
+    assert float(line["accuracy_mean"]) == pytest.approx(0.305)
+    assert not {"map_mean", "map_std"} & set(next(csv.DictReader(io.StringIO(as_csv(comparison(*FAR))))))
+    bars, points = draw_accuracies(found).axes[0], draw_accuracy_against(found, FLOPS).axes[0]
+    assert bars.get_xlabel() == "validation mAP, %; the axis begins at 85 %"
+    assert [patch.get_x() + patch.get_width() for patch in bars.patches] == pytest.approx([95.05, 95.0, 90.05])
+    assert points.get_ylabel() == "validation mAP, %"
+    assert points.get_ylim()[0] > 80
 
 
 def test_noise_is_unknown_with_one_seed():
@@ -219,7 +263,7 @@ def test_labels_do_not_overlap(cost, backbones, strategies):
         assert inside.y0 <= box.y0
         assert box.y1 <= inside.y1
     for place in range(len(found.rows)):
-        at = axes.transData.transform((cost.of(found.rows[place]), 100 * found.rows[place].accuracy))
+        at = axes.transData.transform((cost.of(found.rows[place]), 100 * found.rows[place].score))
         assert inside.contains(*at)
         assert not any(box.contains(*at) for box in boxes)
 

@@ -15,7 +15,7 @@ from sat_vg.backbone_finetuning.reports.prediction_table import (
     set_predictions_csv,
 )
 from sat_vg.backbone_finetuning.reports.sets_report import SetMistake, render_sets_report
-from sat_vg.backbone_finetuning.reports.svg_charts import curves_chart
+from sat_vg.backbone_finetuning.reports.svg_charts import OF_PAIRS, curves_chart
 
 
 def rows_of(num_classes):
@@ -118,6 +118,10 @@ def test_figures_of_an_evaluation():
     assert [bar.get_height() for bar in upper.patches] == [25, 50, 75]
     assert [bar.get_height() for bar in lower.patches] == [5, 10, 15]
     assert "5.00 %" in upper.get_title()
+    assert (upper.get_ylabel(), lower.get_xlabel(), lower.get_ylabel()) == ("accuracy, %", "confidence, %", "images")
+    upper, lower = draw_reliability(bins, 0.05, OF_PAIRS).axes
+    assert upper.get_ylabel() == "share that has the class, %"
+    assert (lower.get_xlabel(), lower.get_ylabel()) == ("probability, %", "pairs")
 
 
 def content_of_sets(names):
@@ -158,8 +162,11 @@ def test_the_page_of_several_classes_takes_nothing_for_markup():
     assert "mAP, % by epoch" in page
     assert ">75.00<small>%</small>" in page
     assert "95 %: 50.0 to 87.5" in page
-    for absent in ("Confusion", "Calibration", "cross-entropy, nats</span></div><div>"):
+    for absent in ("Confusion", "cross-entropy, nats</span></div><div>", "its interval", "confidence, %"):
         assert absent not in page
+    assert "<dd>−0.5000 per pair of an image and a class</dd>" in page
+    assert "<title>probability 50 to 100 %: 10 pairs, 80.0 % have the class, mean probability 90.0 %</title>" in page
+    assert ">probability, %</text>" in page
     rows = re.findall(r"<tr><th scope=row>(.*?)</th>", page)
     assert [re.sub(r"<[^>]*>", "", row) for row in rows] == [
         shown, "sea", "&lt;script&gt;alert(1)&lt;/script&gt;", "macro average", "micro average"
