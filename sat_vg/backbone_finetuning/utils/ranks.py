@@ -4,6 +4,7 @@ One explicit context is handed to whoever needs it. A training in a single proce
 this is nothing; so nobody asks how many there are.
 """
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -56,6 +57,9 @@ class Share:
 
 
 WHOLE = Share()
+
+
+_meetings = itertools.count()  # of this process, which may train more than once
 
 
 class OneRank:
@@ -217,7 +221,7 @@ def _meet(rank: int, count: int, local_rank: int, local_count: int) -> Ranks:
     try:
         store, _, _ = next(rendezvous("env://"))
         # torchrun may hand the same store to the processes that it starts again; in it are the addresses of the dead.
-        attempt = f"sat_vg/attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{count}"
+        attempt = f"sat_vg/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{count}/{next(_meetings)}"
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=dist.PrefixStore(attempt, store), rank=rank, world_size=count)
         group = _new_group(range(count))
