@@ -37,6 +37,7 @@ setup(
         "geo": ["rasterio>=1.3"],
         "onnx": ["onnx>=1.16", "onnxscript>=0.1", "onnxruntime>=1.18"],
         "parquet": ["pyarrow>=15"],
+        "webdataset": ["webdataset>=1.0"],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "dev": [
             "pytest>=8",
@@ -53,6 +54,7 @@ setup(
             "onnxruntime>=1.18",
             "pyarrow>=15",
             "rasterio>=1.3",
+            "webdataset>=1.0",
             "playwright>=1.45",
             "mkdocs>=1.6,<2",
             "mkdocs-material>=9.5",

@@ -13,6 +13,10 @@ COMMANDS = {
     "extract": ("sat_vg.backbone_finetuning.extract", "write the feature vectors or maps of images into a file"),
     "export": ("sat_vg.backbone_finetuning.export", "write a best_model.pt for ONNX Runtime, torchvision, DETR, …"),
     "check": ("sat_vg.backbone_finetuning.check", "tell what is wrong with a data set before training on it"),
+    "shard": (
+        "sat_vg.backbone_finetuning.shard",
+        "write images into tar files to train from, and list or check such",
+    ),
     "backbones": (
         "sat_vg.backbone_finetuning.backbones",
         "list the backbones: parameters, stages, channels, strides",

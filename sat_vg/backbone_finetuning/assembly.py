@@ -21,6 +21,7 @@ from sat_vg.backbone_finetuning.data.sampling import (
     WeightedDraw,
     shuffled,
 )
+from sat_vg.backbone_finetuning.data.shard_order import ShardWindows
 from sat_vg.backbone_finetuning.data.sources import Split
 from sat_vg.backbone_finetuning.engine.ema import MovingAverage, NoAverage, UnusedAverage
 from sat_vg.backbone_finetuning.engine.feeds import Feeds
@@ -68,6 +69,8 @@ def assemble(
     """
     assert isinstance(config.batch_size, int)
     precision.place_model(model)
+    if config.sync_batch_norm:
+        share_statistics(model, precision.device, ranks)
     plan = batch_plan(config, images.splits.train, ranks)
     micro_batch_size = config.micro_batch_size or config.batch_size
     require_norm_can_train(model, min(micro_batch_size, plan.fewest_images))
@@ -110,6 +113,21 @@ def assemble(
     )
 
 
+def share_statistics(model: FineTuneModel, device: torch.device, ranks: OneRank) -> None:
+    """Let batch norm normalise with the images of all processes; its weights and their names stay what they are.
+
+    Raises:
+        ConfigError: there are no GPUs, or no other processes.
+    """
+    if device.type != "cuda" or ranks.count == 1:
+        raise ConfigError(
+            f"sync_batch_norm = true: torch has it for several processes with a GPU each; this is {ranks.count} on "
+            f"{device.type}. Leave it out, freeze the stages, or take a backbone without batch norm such as vit_b_16"
+        )
+    model.network = nn.SyncBatchNorm.convert_sync_batchnorm(model.network)
+    model.set_trainable(model.trainable_stages)  # what is frozen has other modules now
+
+
 def average_of(config: FinetuneConfig, model: FineTuneModel) -> NoAverage:
     """The moving average of the weights, if there is one, and whether it is what is validated."""
     if not config.ema_decay:
@@ -145,7 +163,8 @@ def batch_plan(config: FinetuneConfig, split: Split, ranks: OneRank) -> BatchPla
             "sampler = 'class_balanced': the classes cannot take turns where an image can have several of them or "
             "none; use weighted, or class_weights = 'balanced'"
         )
-    plan = BatchPlan(len(split), config.batch_size, config.seed, _ORDERS[config.sampler](split), ranks.share)
+    order = ShardWindows.of(split, config.shard_window) if config.shard_window else _ORDERS[config.sampler](split)
+    plan = BatchPlan(len(split), config.batch_size, config.seed, order, ranks.share)
     if plan.fewest_images == 0:
         raise ConfigError(
             f"batch_size = {config.batch_size}: it is that of all {ranks.count} processes together, and the smallest "

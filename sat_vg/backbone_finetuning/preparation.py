@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -26,6 +27,7 @@ from sat_vg.backbone_finetuning.data.loaders import (
 from sat_vg.backbone_finetuning.data.manifests import SplitNames, is_manifest, load_manifest
 from sat_vg.backbone_finetuning.data.named_datasets import load_named
 from sat_vg.backbone_finetuning.data.scenes import scenes_folder
+from sat_vg.backbone_finetuning.data.shards import ShardSettings, in_shard_order, is_sharded, load_shards
 from sat_vg.backbone_finetuning.data.sources import Splits, load_class_folders
 from sat_vg.backbone_finetuning.engine.micro_batches import is_out_of_memory
 from sat_vg.backbone_finetuning.engine.precision import (
@@ -50,7 +52,7 @@ from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 from sat_vg.backbone_finetuning.utils.ranks import OneRank
 from sat_vg.backbone_finetuning.utils.terminal import say
 
-COMPUTED = "computed"  # in the cache folder: what cache_gib bounds
+COMPUTED, SHARDS = "computed", "shards"  # in the cache folder: what cache_gib bounds, each of them
 
 
 def choose_hardware(config: FinetuneConfig, ranks: OneRank | None = None) -> Precision:
@@ -88,20 +90,39 @@ def find_images(config: FinetuneConfig) -> Splits:
 
 
 def load_splits(config: FinetuneConfig) -> Splits:
-    """The images of a named data set, a table, class folders or the built-in scenes; none of them is opened.
+    """The images of a named data set, a table, shards, class folders or the built-in scenes; none of them is opened.
 
     Raises:
         DataError: there are none, or their classes do not fit together.
+        ConfigError: a setting is for shards and there are none, or the other way round.
     """
     drawing: dict[str, Any] = {"val_fraction": config.val_fraction, "seed": config.seed}
     path = None if config.dataset_path is None else expand_home(config.dataset_path)
     if config.dataset is not None:
         return load_named(config.dataset, path, tell=say, **drawing)
+    if path is not None and is_sharded(path):
+        return _load_shards(config, path)
+    if config.shard_window:
+        raise ConfigError(
+            f"shard_window = {config.shard_window}: dataset_path = {config.dataset_path!r} holds no shards; leave it "
+            "out"
+        )
     if path is not None and is_manifest(path):
         names = SplitNames(config.train_split, config.val_split)
         return load_manifest(path, names=names, allow_outside=config.allow_outside, **drawing)
     root = scenes_folder() if path is None else path
     return load_class_folders(root, train_split=config.train_split, val_split=config.val_split, **drawing)
+
+
+def _load_shards(config: FinetuneConfig, path: Path) -> Splits:
+    for name, usual in (("train_split", "train"), ("val_split", "val")):
+        if getattr(config, name) != usual:
+            raise ConfigError(
+                f"{name} = {getattr(config, name)!r}: has no effect on shards, whose index says what is train's and "
+                "val's; leave it out"
+            )
+    settings = ShardSettings(shard_cache(config), config.shard_window, config.val_fraction, config.seed)
+    return load_shards(path, settings)
 
 
 def choose_bands(config: FinetuneConfig, splits: Splits) -> ChosenBands | None:
@@ -195,7 +216,7 @@ def check_images(config: FinetuneConfig, splits: Splits, decoder: Decoder = RGB_
     settled, notes = settle_copies(readable.splits, readable.contents, config.on_duplicates)
     for note in notes:
         say(note)
-    return readable._replace(splits=settled)
+    return readable._replace(splits=in_shard_order(settled) if config.shard_window else settled)
 
 
 def image_reader(
@@ -226,6 +247,11 @@ def image_reader(
 def computed_cache(config: FinetuneConfig) -> BoundedCache:
     """Where decoded images and features are kept."""
     return BoundedCache(cache_folder() / COMPUTED, int(config.cache_gib * 2**30))
+
+
+def shard_cache(config: FinetuneConfig) -> BoundedCache:
+    """Where fetched shards are kept: apart, as decoded images and features are made while shards come and go."""
+    return BoundedCache(cache_folder() / SHARDS, int(config.cache_gib * 2**30))
 
 
 @contextmanager

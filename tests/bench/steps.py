@@ -112,10 +112,11 @@ def main() -> None:
 
 
 def _cut(training, steps: int):
-    """The same training with epochs of so many steps."""
+    """The same training with epochs of so many steps, or fewer where there are not as many images."""
     from dataclasses import replace
 
-    plan = replace(training.plan, num_samples=steps * training.plan.batch_size)
+    plan = training.plan
+    plan = replace(plan, num_samples=min(plan.num_samples, steps * plan.batch_size))
     batches = training.feeds.batches
     batches.plan = plan
     return replace(training, plan=plan)

@@ -82,6 +82,20 @@ RUN_BY = {
     "sat-vg train --dataset_path DIR --bands red=4,green=3,blue=2,nir=8": "test_geotiff_runs.py",
     "sat-vg train --dataset_path images.csv --backbone resnet50": "test_data_sources.py",
     "sat-vg train --dataset eurosat --backbone resnet50": "test_data_sources.py",
+    **{
+        f"torchrun --nproc_per_node 2 {arguments}": "test_shown_jobs.py"
+        for arguments in (
+            "-m sat_vg.backbone_finetuning.train --dataset_path DIR --backbone resnet50",
+            "--max-restarts 3 -m sat_vg.backbone_finetuning.train --dataset_path DIR --save_every_steps 200",
+        )
+    },
+    "sat-vg shard DIR --output_dir SHARDS": "test_shard_runs.py",
+    "sat-vg train --dataset_path SHARDS --backbone resnet50": "test_shard_runs.py",
+    "sat-vg shard --check SHARDS": "test_shard_runs.py",
+    "sat-vg shard --index SHARDS": "test_shard_runs.py",
+    "SAT_VG_SHARD_SOURCE='pipe:cat FAR/{name}' sat-vg train --dataset_path SHARDS --cache_gib 4 --shard_window 8": (
+        "test_shard_runs.py"
+    ),
 }
 
 

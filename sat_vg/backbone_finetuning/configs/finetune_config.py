@@ -19,8 +19,8 @@ FIELDS_FREE_ON_RESUME = frozenset(
     {
         "dataset_path", "dataset", "allow_outside", "max_bad_fraction", "on_duplicates", "device", "num_workers",
         "loader_timeout", "cache", "cache_gib", "channels_last", "tf32", "compile", "num_threads",
-        "keep_freed_memory", "profile", "log_dir", "checkpoint_dir", "save_frequency", "save_every_steps",
-        "save_every_minutes", "max_checkpoints", "log_every", "resume",
+        "keep_freed_memory", "profile", "log_dir", "checkpoint_dir", "save_frequency",
+        "save_every_steps", "save_every_minutes", "max_checkpoints", "log_every", "resume",
     }
 )  # fmt: skip
 
@@ -136,11 +136,11 @@ class FinetuneConfig:
     """Probability of dropping a pooled feature before the classifier."""
 
     batch_size: int | Literal["auto"] = 32
-    """Images per optimizer step. auto: the largest power of two that fits well into memory, 256 at most, with 20
-    steps an epoch at least."""
+    """Images per optimizer step, over all processes. auto: the largest power of two that fits well into memory, 256
+    at most, with 20 steps an epoch at least."""
     micro_batch_size: int | None = None
-    """Images that go through the model at once; gradients accumulate to batch_size. Unset: batch_size, or fewer once
-    the memory was too small for them."""
+    """Images that go through the model at once, in each process; gradients accumulate to batch_size. Unset: as many
+    as there are, or fewer once the memory was too small for them."""
     num_epochs: int = 20
     """Passes over the training images."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -193,6 +193,9 @@ class FinetuneConfig:
     """How. satellite: mild scale and colour changes, flips and quarter turns: an overhead image has no "up". basic:
     scale and horizontal flips. randaugment (Cubuk et al., 2020), trivialaugment (Müller & Hutter, 2021), autoaugment
     (Cubuk et al., 2019): theirs, after scale and turns. advanced: as satellite, and affine, elastic, blur, noise."""
+    shard_window: int = 0
+    """Where dataset_path holds tar shards (sat-vg shard): so many at a time, in random order, have their images
+    shuffled, so that few shards need to be on the disk. 0: the images of all are shuffled."""
     cached_views: int = 0
     """Where the first stages are frozen: so many augmented versions of each image take turns, and what the frozen
     stages make of them is computed once and kept. 0: every epoch augments anew. Without augmentation it is always
@@ -223,6 +226,9 @@ class FinetuneConfig:
     """GPUs may round the inputs of fp32 products to TF32."""
     compile: bool = False
     """Train by torch.compile: worth trying on GPUs; on CPUs it cost more than it brought."""
+    sync_batch_norm: bool = False
+    """Of several processes with a GPU each (torchrun): batch norm normalises with the images of all of them, and not
+    with those of each by itself."""
     num_threads: int | None = None
     """Threads of the CPU. Unset: as OMP_NUM_THREADS says, or one for each core that the process may use."""
     keep_freed_memory: bool | None = None

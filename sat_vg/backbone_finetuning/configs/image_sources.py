@@ -14,6 +14,15 @@ def source_problems(values: Mapping[str, Any]) -> list[str]:
     """What is contradictory about where images come from, a line for each."""
     problems = []
     dataset, path = values["dataset"], values["dataset_path"]
+    if values["shard_window"]:
+        beside = f"shard_window = {values['shard_window']}:"
+        if values["sampler"] != "uniform":
+            problems.append(
+                f"{beside} sampler = {values['sampler']!r} draws from all images at any time, and a window holds "
+                "those of a few shards; leave one of the two out (class_weights balances the classes, too)"
+            )
+        if dataset is not None:
+            problems.append(f"{beside} dataset = {dataset!r} does not lie in shards; leave one of the two out")
     if dataset is not None:
         if path is not None and path.lower().endswith(".csv"):
             problems.append(

@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.data.decoding import RGB_DECODER, Decoder
+from sat_vg.backbone_finetuning.data.shard_paths import ShardPath
 from sat_vg.backbone_finetuning.data.sources import Splits
 from sat_vg.backbone_finetuning.utils.errors import DataError, WriteError
 from sat_vg.backbone_finetuning.utils.printable import one_line
@@ -281,15 +282,18 @@ def _key(path: str, decoder: Decoder = RGB_DECODER) -> int | None:
     A million images take 8 MB as such; that a bad image passes for a known one has a chance of 1 in 10**13.
     """
     try:
-        status = Path(path).stat()
+        stamp = path.stamp() if isinstance(path, ShardPath) else _stamp(path)
     except (OSError, ValueError):
         return None
-    text = b"\0".join(
-        (os.fsencode(Path(path).absolute()), str(status.st_size).encode(), str(status.st_mtime_ns).encode())
-    )
+    text = os.fsencode(Path(path).absolute()) + b"\0" + stamp.encode()
     if decoder.key:
         text += b"\0" + decoder.key.encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def _stamp(path: str) -> str:
+    status = Path(path).stat()
+    return f"{status.st_size}\0{status.st_mtime_ns}"
 
 
 def _read_record(record: Path) -> dict[int, _Remembered]:

@@ -44,6 +44,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
+from sat_vg.backbone_finetuning.data.shard_paths import ShardPath
+from sat_vg.backbone_finetuning.data.unreadable import Unreadable
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 try:
@@ -77,7 +79,6 @@ _LARGE_IMAGES = threading.Semaphore(1)
 
 T = TypeVar("T")
 
-COPY_AGAIN = "copy or download it again, or remove it"
 _CONVERT = "convert it to 8-bit RGB"
 _NAME_BANDS = f"{_CONVERT}, or say which of its bands to read, for example --bands red=4,green=3,blue=2,nir=8"
 
@@ -94,15 +95,6 @@ class Decoder(NamedTuple):
     read: Callable[[str], Tensor]
     read_or_reason: Callable[[str], Tensor | str]
     key: str = ""
-
-
-class Unreadable(Exception):
-    """Why a file is no image to train on, and what can be done."""
-
-    def __init__(self, reason: str, remedy: str = COPY_AGAIN) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.remedy = remedy
 
 
 class _JpegHeader(NamedTuple):
@@ -182,11 +174,14 @@ def opened(path: str | Path, use: Callable[[BinaryIO], T]) -> T:
 
     Raises:
         Unreadable: there is no such file, it cannot be opened, or ``use`` says so.
+        DataError: it lies in a shard that cannot be fetched.
     """
     _mute_warnings()
     try:
-        with _open_regular(Path(path)) as file:
+        with _open_in_shard(path) if isinstance(path, ShardPath) else _open_regular(Path(path)) as file:
             return use(file)
+    except DataError:  # a shard that cannot be fetched is no matter of this image
+        raise
     except FileNotFoundError:
         raise Unreadable("there is no such file", "check the path, and whether a link leads nowhere") from None
     except OSError as error:
@@ -208,11 +203,20 @@ def _open_regular(path: Path) -> BinaryIO:
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             raise Unreadable("it is a pipe, a device or the like, not a file", "remove it")
-        if status.st_size > MAX_FILE_BYTES:
-            size = f"{status.st_size / 2**30:.1f} GiB, the limit is {MAX_FILE_BYTES / 2**30:g} GiB"
-            raise Unreadable(f"the file is too large ({size})", "cut it into smaller tiles")
+        _refuse_large(status.st_size)
         undo.pop_all()
         return os.fdopen(descriptor, "rb")
+
+
+def _open_in_shard(path: ShardPath) -> BinaryIO:
+    _refuse_large(path.size)
+    return path.open()
+
+
+def _refuse_large(num_bytes: int) -> None:
+    if num_bytes > MAX_FILE_BYTES:
+        size = f"{num_bytes / 2**30:.1f} GiB, the limit is {MAX_FILE_BYTES / 2**30:g} GiB"
+        raise Unreadable(f"the file is too large ({size})", "cut it into smaller tiles")
 
 
 def _one_large_at_a_time(width: int, height: int) -> contextlib.AbstractContextManager[object]:

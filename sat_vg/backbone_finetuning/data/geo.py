@@ -26,16 +26,15 @@ from torch import Tensor
 
 from sat_vg.backbone_finetuning.configs.band_choice import BandChoice, parse_band
 from sat_vg.backbone_finetuning.data.decoding import (
-    COPY_AGAIN,
     RGB_DECODER,
     TIFF_MAGIC,
     Decoder,
     T,
-    Unreadable,
     image_or_reason,
     opened,
     read_image,
 )
+from sat_vg.backbone_finetuning.data.unreadable import COPY_AGAIN, Unreadable
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, BandFiles, Preprocessing
 from sat_vg.backbone_finetuning.utils.printable import one_line
