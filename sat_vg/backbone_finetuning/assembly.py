@@ -37,10 +37,11 @@ from sat_vg.backbone_finetuning.engine.precision import Precision, choose_num_wo
 from sat_vg.backbone_finetuning.engine.profiling import NoProfile, Profile
 from sat_vg.backbone_finetuning.engine.replicas import DataParallelReplica, OneReplica
 from sat_vg.backbone_finetuning.engine.resizing import GrowingImages, Resizing, keep_size, require_sizes
+from sat_vg.backbone_finetuning.engine.sharded import ShardedReplica, fewest_at_once, ready_for_shards, shard
 from sat_vg.backbone_finetuning.engine.training import Training
 from sat_vg.backbone_finetuning.engine.wise_ft import NoOrigin, Origin
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.preparation import computed_cache
+from sat_vg.backbone_finetuning.preparation import choose_hardware, computed_cache
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.ranks import OneRank
 from sat_vg.backbone_finetuning.utils.terminal import say
@@ -68,13 +69,14 @@ def assemble(
         ConfigError: the settings do not fit the model, the images or the number of processes.
     """
     assert isinstance(config.batch_size, int)
-    precision.place_model(model)
+    if not config.shard_weights:
+        precision.place_model(model)
     if config.sync_batch_norm:
         share_statistics(model, precision.device, ranks)
     plan = batch_plan(config, images.splits.train, ranks)
     micro_batch_size = config.micro_batch_size or config.batch_size
-    require_norm_can_train(model, min(micro_batch_size, plan.fewest_images))
-    outputs = torch.compile(model.training_outputs) if config.compile else model.training_outputs
+    require_norm_can_train(model, fewest_images(config, plan, micro_batch_size))
+    replica = replica_of(config, model, precision, ranks)
     return Training(
         model=model,
         optimizer=build_optimizer(
@@ -106,11 +108,30 @@ def assemble(
         micro_batches=MicroBatches(micro_batch_size, may_shrink=ranks.count == 1),
         average=average_of(config, model),
         origin=origin_of(config, model),
-        replica=OneReplica(outputs) if ranks.count == 1 else DataParallelReplica(model, outputs, ranks),
+        replica=replica,
         ranks=ranks,
         profile=Profile(precision.device) if config.profile and ranks.is_first else NoProfile(),
         resizing=resizing_of(config, model, precision, plan),
     )
+
+
+def hardware_of(config: FinetuneConfig, ranks: OneRank) -> Precision:
+    """Device and number formats of a training, for one of ``ranks``.
+
+    Raises:
+        ConfigError: there is no such device, no such backbone, or no way to divide its weights.
+    """
+    precision = choose_hardware(config, ranks)
+    return ready_for_shards(precision, ranks) if config.shard_weights else precision
+
+
+def replica_of(config: FinetuneConfig, model: FineTuneModel, precision: Precision, ranks: OneRank) -> OneReplica:
+    """What keeps the processes' models alike. It comes before the optimizer, which gets the weights in shards."""
+    if config.shard_weights:
+        shard(model, precision.device, ranks)
+        return ShardedReplica(model, precision.device, ranks)
+    outputs = torch.compile(model.training_outputs) if config.compile else model.training_outputs
+    return OneReplica(outputs) if ranks.count == 1 else DataParallelReplica(model, outputs, ranks)
 
 
 def share_statistics(model: FineTuneModel, device: torch.device, ranks: OneRank) -> None:
@@ -236,6 +257,7 @@ def feeds_of(
 ) -> Feeds:
     """What phases are fed with: stored features where nothing that changes lies before the trained stages."""
     changes = config.mixup_alpha > 0 or config.cutmix_alpha > 0 or config.train_image_size is not None
+    is_stored = config.cache != "off" and not changes and not config.shard_weights  # processes compute them in turns
     contents = [[images.contents[path] for path in split.paths] for split in (images.splits.train, images.splits.val)]
     settings = (config.seed, config.augments, model.preprocessing.to_dict(), sat_vg.__version__)
     return Feeds(
@@ -243,12 +265,23 @@ def feeds_of(
         precision,
         batches,
         num_views=config.cached_views if config.augments else 1,
-        cache=None if changes or config.cache == "off" else computed_cache(config),
+        cache=computed_cache(config) if is_stored else None,
         images_key=hashlib.sha256(
             repr((contents, settings, batches.parts[Part.TRAINING].transform)).encode()
         ).hexdigest(),
         ranks=ranks,
     )
+
+
+def fewest_images(config: FinetuneConfig, plan: BatchPlan, micro_batch_size: int) -> int:
+    """The fewest images that a process runs the model on at a time, about.
+
+    Raises:
+        ConfigError: with weights in shards some process would have none.
+    """
+    if config.shard_weights:
+        return fewest_at_once(plan, micro_batch_size, plan.share.count)
+    return min(micro_batch_size, plan.fewest_images)
 
 
 def require_norm_can_train(model: FineTuneModel, fewest_images: int) -> None:

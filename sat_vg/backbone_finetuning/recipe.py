@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from sat_vg.backbone_finetuning.assembly import assemble
+from sat_vg.backbone_finetuning.assembly import assemble, hardware_of
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.checks import LEFT_OUT, Readable, write_left_out
 from sat_vg.backbone_finetuning.data.geo import decoder_of
@@ -46,7 +46,6 @@ from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.preparation import (
     check_images,
     choose_bands,
-    choose_hardware,
     explained_losses,
     find_images,
     for_bands,
@@ -87,7 +86,7 @@ def finetune(config: FinetuneConfig) -> TrainingResult:
     """
     # Whatever can be wrong is looked at in the order of what it costs; decoding every image comes last.
     with joined() as ranks, ExitStack() as stack:
-        precision = choose_hardware(config, ranks)
+        precision = hardware_of(config, ranks)
         found = ranks.from_first(lambda: find_images(config))
         folders = own_folders(expand_home(config.checkpoint_dir), expand_home(config.log_dir))
         ranks.from_first(lambda: stack.enter_context(folders))
@@ -325,7 +324,7 @@ def summarise(config: FinetuneConfig) -> TrainingResult:
 def dry_run(config: FinetuneConfig) -> None:
     """Say what a run would do: data, phases, steps, batch shapes. Trains and writes nothing."""
     with joined() as ranks:
-        precision = choose_hardware(config, ranks)
+        precision = hardware_of(config, ranks)
         show_plan(config, precision, ranks)
 
 

@@ -4,19 +4,33 @@
         --config configs/ucmerced.yaml --dataset_path DIR --weights PATH
 
 What stands behind ``--`` goes to the training command; seed and output folders are added. Every run is a process of
-its own; its figures come from its metrics.jsonl, its peak memory from the operating system.
+its own; its figures come from its metrics.jsonl, its peak memory from the operating system. With ``--subset DIR:N``
+dataset_path is a folder with N images of each class of DIR, always the same ones.
 """
 
 import argparse
 import json
 import os
 import platform
+import random
+import shutil
 import statistics
 import subprocess
 import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
+
+from runs import link_images
+
+
+def link_subset(root: Path, images: int, target: Path) -> Path:
+    """Class folders with links to so many images of each class."""
+    shutil.rmtree(target, ignore_errors=True)
+    for one in sorted(path for path in root.iterdir() if path.is_dir()):
+        found = sorted(path for path in one.iterdir() if path.is_file())
+        link_images(random.Random(one.name).sample(found, images), target / one.name)
+    return target
 
 
 def run_once(arguments: list[str], seed: int, work: Path) -> dict[str, float]:
@@ -44,7 +58,7 @@ def run_once(arguments: list[str], seed: int, work: Path) -> dict[str, float]:
     }
 
 
-def describe(rows: list[dict[str, float]], arguments: list[str], title: str) -> str:
+def describe(rows: list[dict[str, float]], arguments: list[str], title: str, own: str) -> str:
     import torch
     import torchvision
 
@@ -62,7 +76,7 @@ def describe(rows: list[dict[str, float]], arguments: list[str], title: str) -> 
         f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}.",
         "",
         "```",
-        f"python tests/bench/accuracy.py --seeds {seeds} --work DIR -- {shown}",
+        f"python tests/bench/accuracy.py --seeds {seeds} {own}--work DIR -- {shown}",
         "```",
         "",
         "The split is made by the seed, stratified, 80/20; the seed also sets order, augmentation and the head's",
@@ -97,6 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--work", type=Path, required=True, help="folder for logs and checkpoints")
+    parser.add_argument("--subset", help="DIR:N: train on N images of each class of DIR")
     parser.add_argument("--title", default="Validation accuracy")
     parser.add_argument("--table", type=Path, help="Markdown file to write")
     own, arguments = sys.argv[1:], []
@@ -104,8 +119,13 @@ def main() -> None:
         position = own.index("--")
         own, arguments = own[:position], own[position + 1 :]
     options = parser.parse_args(own)
-    rows = [run_once(arguments, seed, options.work) for seed in options.seeds]
-    text = describe(rows, arguments, options.title)
+    given, shown = [], ""
+    if options.subset:
+        root, _, count = options.subset.rpartition(":")
+        given = ["--dataset_path", str(link_subset(Path(root), int(count), options.work / "subset"))]
+        shown = f"--subset {Path(root).name}:{count} "
+    rows = [run_once([*arguments, *given], seed, options.work) for seed in options.seeds]
+    text = describe(rows, arguments, options.title, shown)
     print(text)
     if options.table:
         options.table.write_text(text)

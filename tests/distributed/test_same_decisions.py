@@ -10,6 +10,8 @@ import pytest
 import torch
 from conftest import COLOURS, environment, write_image
 
+from sat_vg.backbone_finetuning.shard import main as write_shards
+
 pytestmark = [pytest.mark.recipe, pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")]
 
 DRIVER = Path(__file__).with_name("many_runs.py")
@@ -26,6 +28,7 @@ RUNS = {
     "stopping": {"num_epochs": 9, "early_stopping_patience": 2, "early_stopping_metric": "val_loss",
                  "early_stopping_min_delta": 10.0, "lr_scheduler": "plateau", "lr_step_size": 1},
     "several": {"num_epochs": 2, "sampler": "weighted"},
+    "shards": {"num_epochs": 2, "shard_window": 2},
     "norm": {"backbone": "shufflenet_v2_x0_5", "num_epochs": 2, "ema_decay": 0.9, "learning_rate": 1e-3},
 }  # fmt: skip
 
@@ -43,12 +46,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
                 more = "|bright" if index % 3 == 0 else ""
                 rows.append(f"{path.relative_to(root / 'images')},{name}{more},{split}")
     (root / "images/table.csv").write_text("\n".join(rows) + "\n")
+    pytest.importorskip("webdataset", reason="webdataset is not installed, so there are no shards to read")
+    assert write_shards([str(root / "images"), "--output_dir", str(root / "shards"), "--images_per_shard", "5"]) == 0
     found = {}
     for count in (1, 2):
         found[count] = folder = root / f"of_{count}"
         folder.mkdir()
         settings = {name: {**PLAIN, "dataset_path": str(root / "images"), **more} for name, more in RUNS.items()}
         settings["several"]["dataset_path"] = str(root / "images/table.csv")
+        settings["shards"]["dataset_path"] = str(root / "shards")
         (folder / "runs.json").write_text(json.dumps(settings))
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
         done = subprocess.run(

@@ -19,7 +19,7 @@ FIELDS_FREE_ON_RESUME = frozenset(
     {
         "dataset_path", "dataset", "allow_outside", "max_bad_fraction", "on_duplicates", "device", "num_workers",
         "loader_timeout", "cache", "cache_gib", "channels_last", "tf32", "compile", "num_threads",
-        "keep_freed_memory", "profile", "log_dir", "checkpoint_dir", "save_frequency",
+        "shard_weights", "keep_freed_memory", "profile", "log_dir", "checkpoint_dir", "save_frequency",
         "save_every_steps", "save_every_minutes", "max_checkpoints", "log_every", "resume",
     }
 )  # fmt: skip
@@ -229,6 +229,9 @@ class FinetuneConfig:
     sync_batch_norm: bool = False
     """Of several processes with a GPU each (torchrun): batch norm normalises with the images of all of them, and not
     with those of each by itself."""
+    shard_weights: bool = False
+    """Of several processes (torchrun): each holds a part of the weights, gradients and optimizer state (FSDP), for
+    backbones that do not fit a device whole."""
     num_threads: int | None = None
     """Threads of the CPU. Unset: as OMP_NUM_THREADS says, or one for each core that the process may use."""
     keep_freed_memory: bool | None = None

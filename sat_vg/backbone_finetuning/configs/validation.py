@@ -8,6 +8,7 @@ from typing import Any
 
 from sat_vg.backbone_finetuning.configs.band_choice import EXAMPLE, are_bands, band_problems
 from sat_vg.backbone_finetuning.configs.image_sources import DATASET_NAMES, source_problems
+from sat_vg.backbone_finetuning.configs.weight_sharding import sharding_problems
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 
@@ -174,6 +175,7 @@ RULES: dict[str, Rule] = {
     "tf32": _SWITCH,
     "compile": _SWITCH,
     "sync_batch_norm": _SWITCH,
+    "shard_weights": _SWITCH,
     "num_threads": _whole(1, 2, highest=1024, or_unset=True),
     "keep_freed_memory": _SWITCH_OR_UNSET,
     "profile": _SWITCH,
@@ -256,7 +258,7 @@ def _combinations(values: Mapping[str, Any]) -> list[str]:
             "lower it or leave it out"
         )
     problems += _speed_problems(values) + _image_problems(values)
-    return problems + source_problems(values) + band_problems(values)
+    return problems + source_problems(values) + band_problems(values) + sharding_problems(values)
 
 
 def _speed_problems(values: Mapping[str, Any]) -> list[str]:

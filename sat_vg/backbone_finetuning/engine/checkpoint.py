@@ -14,8 +14,10 @@ from torch.optim import Optimizer
 import sat_vg
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.engine.ema import NoAverage
+from sat_vg.backbone_finetuning.engine.weight_shards import gathered, parts_of_optimizer, parts_of_weights
 from sat_vg.backbone_finetuning.engine.wise_ft import NoOrigin
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
+from sat_vg.backbone_finetuning.utils.ranks import OneRank
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_tensors
 from sat_vg.backbone_finetuning.utils.terminal import say
 
@@ -153,7 +155,14 @@ def fingerprint(names_and_labels: Sequence[tuple[str, int | str]], class_names: 
     return digest.hexdigest()
 
 
-def save_run(folder: Path, state: RunState, tensors: RunTensors, identity: RunIdentity, keep: int) -> Path:
+def save_run(
+    folder: Path,
+    state: RunState,
+    tensors: RunTensors,
+    identity: RunIdentity,
+    keep: int,
+    ranks: OneRank | None = None,
+) -> Path:
     """Write the state of a run; ``last.pt`` becomes another name of the new file.
 
     Args:
@@ -162,34 +171,39 @@ def save_run(folder: Path, state: RunState, tensors: RunTensors, identity: RunId
         tensors: whose states are captured.
         identity: what a resume is checked against.
         keep: how many of the newest files stay.
+        ranks: the processes that train together, which all have to ask: the first one writes, but each may hold a
+            part of the weights; unset: this one alone.
 
     Raises:
         WriteError: the folder cannot be written to or the disk is full; the files from before are untouched.
     """
+    ranks = ranks or OneRank()
     path = folder / f"step_{state.step:08d}.pt"
-    save_tensors(
-        path,
-        {
-            "format": FORMAT,
-            "schema": SCHEMA,
-            "version": sat_vg.__version__,
-            "state": asdict(state),
-            "network": tensors.network.state_dict(),
-            "optimizer": tensors.optimizer.state_dict(),
-            "scaler": tensors.scaler.state_dict(),
-            "average": tensors.average.state_dict(),
-            "origin": tensors.origin.state_dict(),
-            "config": identity.config,
-            "data_fingerprint": identity.data_fingerprint,
-            "preprocessing": identity.preprocessing,
-        },
-    )
+    content = {
+        "format": FORMAT,
+        "schema": SCHEMA,
+        "version": sat_vg.__version__,
+        "state": asdict(state),
+        "network": gathered(tensors.network.state_dict(), ranks),
+        "optimizer": gathered(tensors.optimizer.state_dict(), ranks),
+        "scaler": tensors.scaler.state_dict(),
+        "average": gathered(tensors.average.state_dict(), ranks),
+        "origin": gathered(tensors.origin.state_dict(), ranks),
+        "config": identity.config,
+        "data_fingerprint": identity.data_fingerprint,
+        "preprocessing": identity.preprocessing,
+    }
+    ranks.first_does(lambda: _write_run(path, content, keep))
+    return path
+
+
+def _write_run(path: Path, content: dict[str, Any], keep: int) -> None:
+    save_tensors(path, content)
     _point_last_at(path)
     # By age, not by step: a run that went back to an earlier state leaves files of later steps behind.
-    by_age = sorted(folder.glob("step_????????.pt"), key=lambda found: found.stat().st_mtime_ns)
+    by_age = sorted(path.parent.glob("step_????????.pt"), key=lambda found: found.stat().st_mtime_ns)
     for old in [found for found in by_age if found != path][: -(keep - 1) or None]:
         old.unlink(missing_ok=True)
-    return path
 
 
 def _point_last_at(path: Path) -> None:
@@ -296,8 +310,9 @@ def restore_run(content: Mapping[str, Any], tensors: RunTensors) -> RunState:
         CheckpointError: a part does not fit.
     """
     try:
-        tensors.network.load_state_dict(content["network"], strict=True)
-        tensors.optimizer.load_state_dict(content["optimizer"])
+        network = parts_of_weights(content["network"], tensors.network.state_dict())
+        tensors.network.load_state_dict(network, strict=True)
+        tensors.optimizer.load_state_dict(parts_of_optimizer(content["optimizer"], tensors.optimizer))
         tensors.average.load_state_dict(content.get("average", {}))
         tensors.origin.load_state_dict(content.get("origin", {}))  # came with a later version
         if tensors.scaler.is_enabled() and content["scaler"]:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from sat_vg.backbone_finetuning.engine.weight_shards import held, part_of
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 
 
@@ -53,7 +54,8 @@ class MovingAverage(NoAverage):
         """Take in the weights after optimizer step ``step``, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         # The tensors behind the parameters are looked up anew: checkpoints put others in their place.
-        torch._foreach_lerp_(list(self._average.values()), [own.data for own in self._own.values()], 1 - decay)
+        average, own = ([held(tensor) for tensor in of.values()] for of in (self._average, self._own))
+        torch._foreach_lerp_(average, own, 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -65,13 +67,17 @@ class MovingAverage(NoAverage):
             self._swap()
 
     def _swap(self) -> None:
+        # By value: weights in shards are put together from the very memory that they had at first.
         for name, own in self._own.items():
-            own.data, self._average[name] = self._average[name], own.data
+            weights, average = held(own), held(self._average[name])
+            kept = weights.clone()
+            weights.copy_(average)
+            average.copy_(kept)
 
     def restart(self) -> None:
         """Begin anew from the weights as they are."""
         for name, own in self._own.items():
-            self._average[name].copy_(own.data)
+            self._average[name].copy_(own.detach())
 
     def state_dict(self) -> dict[str, Tensor]:
         """The average by the network's names."""
@@ -90,7 +96,7 @@ class MovingAverage(NoAverage):
                 + (f"; missing: {missing[0]}" if missing else "")
             )
         for name, tensor in self._average.items():
-            tensor.copy_(state[name])
+            tensor.copy_(part_of(state[name], tensor))
 
 
 class UnusedAverage(MovingAverage):

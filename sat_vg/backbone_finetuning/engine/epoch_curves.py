@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from sat_vg.backbone_finetuning.engine.metrics import Validation
 from sat_vg.backbone_finetuning.engine.training import Training
+from sat_vg.backbone_finetuning.engine.weight_shards import square_sum
 from sat_vg.backbone_finetuning.utils.printable import one_line
 
 if sys.platform != "win32":
@@ -68,10 +69,9 @@ def update_ratios(optimizer: Optimizer) -> dict[str, float]:
         is_kept = not group["name"].endswith("/no_decay")
         moved = [p for p in group["params"] if is_kept and p.requires_grad and optimizer.state.get(p)]
         updates = [_direction(optimizer.state[p], p, group) for p in moved]
-        if moved and all(update is not None for update in updates):
-            total = torch.stack([update.float().square().sum() for update in updates if update is not None]).sum()
-            weights = torch.stack([p.float().square().sum() for p in moved]).sum()
-            squares[group["name"]] = group["lr"] ** 2 * total, weights
+        known = [update for update in updates if update is not None]
+        if moved and len(known) == len(moved):
+            squares[group["name"]] = group["lr"] ** 2 * square_sum(known), square_sum(moved)
     if not squares:
         return {}
     pairs = torch.stack([part for pair in squares.values() for part in pair]).tolist()  # waits for the device once

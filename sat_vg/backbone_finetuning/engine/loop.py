@@ -19,12 +19,13 @@ from sat_vg.backbone_finetuning.engine.optim import set_learning_rate
 from sat_vg.backbone_finetuning.engine.phases import Phase
 from sat_vg.backbone_finetuning.engine.precision import Precision
 from sat_vg.backbone_finetuning.engine.record import Outputs, note_epoch, note_spikes, note_step, save_best
+from sat_vg.backbone_finetuning.engine.replicas import OneReplica
 from sat_vg.backbone_finetuning.engine.step_results import REMEDY, PendingSteps, StepResult
 from sat_vg.backbone_finetuning.engine.tasks import TASKS
 from sat_vg.backbone_finetuning.engine.training import Stopping, Training
+from sat_vg.backbone_finetuning.engine.weight_shards import whole
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import NonFiniteLossError
-from sat_vg.backbone_finetuning.utils.ranks import OneRank
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, seed_default_generator, torch_generator
 from sat_vg.backbone_finetuning.utils.terminal import progress, say
 
@@ -57,7 +58,7 @@ def fit(training: Training, phases: Sequence[Phase], stopping: Stopping, outputs
                         interrupt,
                         feed.values,
                         feed.start,
-                        training.ranks,
+                        training.replica,
                     )
                 if validation is None:
                     raise outputs.interrupted(state, training, interrupt)
@@ -151,7 +152,7 @@ def _mix_weights(
     clock = time.perf_counter()
 
     def look(batches: SizedBatches) -> Validation | None:
-        return evaluate(training.model, batches, training.precision, interrupt, ranks=training.ranks)
+        return evaluate(training.model, batches, training.precision, interrupt, replica=training.replica)
 
     if state.wise_ft_share is None:  # or else what came after was interrupted
         mixed = training.origin.mix(training.average, lambda: look(feed.validation()))
@@ -191,13 +192,14 @@ def train_step(
         batch = batch.to(training.precision.device)
         values = training.resizing(feed.values(batch), step)
         values, targets = training.mixing(values, batch.targets, step)
+    num_images = num_images or len(targets)
     loss = training.micro_batches.attempt(
-        len(targets),
+        training.replica.images_to_divide(len(targets), num_images),
         lambda parts: _add_gradients(
             training,
             feed.start,
             seed,
-            num_images or len(targets),
+            num_images,
             values.tensor_split(parts),
             targets.tensor_split(parts),
         ),
@@ -206,7 +208,7 @@ def train_step(
     with training.profile.span("optimizer"):
         training.replica.settle()
         training.scaler.unscale_(training.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(training.model.parameters(), training.gradient_clip)
+        norm = whole(torch.nn.utils.clip_grad_norm_(training.model.parameters(), training.gradient_clip))
         set_learning_rate(training.optimizer, learning_rate)
         training.scaler.step(training.optimizer)
         training.scaler.update()
@@ -244,7 +246,7 @@ def _require_finite(validation: Validation, state: RunState) -> None:
         )
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: the memory in which weights in shards are put together trains, too
 def evaluate(
     model: FineTuneModel,
     batches: SizedBatches,
@@ -252,7 +254,7 @@ def evaluate(
     interrupt: InterruptRequest | None = None,
     values: Callable[[Batch], Tensor] | None = None,
     start: int = 0,
-    ranks: OneRank | None = None,
+    replica: OneReplica | None = None,
 ) -> Validation | None:
     """Loss, accuracy and scores by class over all batches of all processes; None where a stop was asked for.
 
@@ -263,22 +265,20 @@ def evaluate(
         interrupt: looked at after each batch.
         values: what the model takes, from a batch on the device; unset: its images, normalised.
         start: stages that lie behind the values.
-        ranks: the processes that share the batches; unset: this one alone.
+        replica: of the processes that share the batches; unset: this one is alone.
     """
     model.eval()
-    ranks = ranks or OneRank()
+    replica = replica or OneReplica(model.training_outputs)
     interrupt = interrupt or InterruptRequest()
     values = values or partial(image_values, model, precision)
     task = TASKS[model.task]
     sums = task.sums(model.num_classes, precision.device)
-    for batch in progress(batches, desc="validation", unit="batch"):
+    for batch in progress(replica.in_step(batches, interrupt), total=len(batches), desc="validation", unit="batch"):
         batch = batch.to(precision.device)
         with precision.autocast():
             logits = model(values(batch), start).float()
         sums.add(logits, batch.targets, task.loss(logits, batch.targets))
-        if interrupt.requested:
-            break
-    if any(ranks.largest(interrupt.requested)):
+    if any(replica.ranks.largest(interrupt.requested)):
         return None
-    sums.gather(ranks)
+    sums.gather(replica.ranks)
     return sums.result()

@@ -1,7 +1,7 @@
 """What the loop leaves behind: checkpoints, the best model, and the record of steps and epochs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from sat_vg.backbone_finetuning.engine.step_results import REMEDY, LossSpike
 from sat_vg.backbone_finetuning.engine.tasks import TASKS
 from sat_vg.backbone_finetuning.engine.tracking import NoTracker
 from sat_vg.backbone_finetuning.engine.training import Stopping, Training
+from sat_vg.backbone_finetuning.engine.weight_shards import gathered, held
+from sat_vg.backbone_finetuning.models.artifact import write_artifact
+from sat_vg.backbone_finetuning.models.saving import artifact_of
 from sat_vg.backbone_finetuning.utils.errors import InterruptedRun, NonFiniteLossError
 from sat_vg.backbone_finetuning.utils.terminal import say
 
@@ -53,17 +56,15 @@ class Outputs:
             NonFiniteLossError: the weights are no longer finite, so they were not saved.
             WriteError: the disk is full or the folder cannot be written to.
         """
-        finite = torch.stack([p.detach().isfinite().all() for p in training.model.parameters()]).all()
-        if not finite:
+        finite = torch.stack([held(p).isfinite().all() for p in training.model.parameters()]).all()
+        if any(training.ranks.largest(not finite)):  # if only in the part of the weights that another process holds
             raise NonFiniteLossError(
                 f"the weights are no longer finite after step {state.step} (epoch {state.epoch + 1}), so they were "
                 f"not saved. The checkpoints from before are untouched. {REMEDY}"
             )
         with training.profile.span("checkpoint"):
             self.tracker.sync()
-            training.ranks.first_does(
-                lambda: save_run(self.folder, state, training.tensors, self.identity, self.keep)
-            )
+            save_run(self.folder, state, training.tensors, self.identity, self.keep, training.ranks)
         self.saves.note_save()
 
     def interrupted(self, state: RunState, training: Training, interrupt: InterruptRequest) -> InterruptedRun:
@@ -160,9 +161,11 @@ def save_best(training: Training, outputs: Outputs, validation: Validation, stat
     """Write best_model.pt and draw its confusion matrix, or its scores by class."""
     model, task = training.model, TASKS[training.model.task]
     metrics = {**validation.numbers(), "epoch": state.epoch + 1}
+    artifact = artifact_of(model, outputs.identity.config, metrics)
+    artifact = replace(artifact, state_dict=gathered(artifact.state_dict, training.ranks))
 
     def write() -> None:
-        model.save_checkpoint(outputs.folder / BEST_MODEL, config=outputs.identity.config, metrics=metrics)
+        write_artifact(outputs.folder / BEST_MODEL, artifact)
         outputs.tracker.figure(task.figure, task.draw(validation, model.class_names), state.step)
 
     training.ranks.first_does(write)

@@ -2,7 +2,7 @@
 
 import gc
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from sat_vg.backbone_finetuning.data.loaders import Batch
+from sat_vg.backbone_finetuning.engine.feeds import SizedBatches
+from sat_vg.backbone_finetuning.engine.interrupts import InterruptRequest
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.ranks import OneRank
 
@@ -28,10 +31,14 @@ class OneReplica:
 
     Args:
         outputs: ``(values, stages behind them) ->`` what ``FineTuneModel.training_outputs`` gives.
+        ranks: the processes that train together; unset: this one alone.
+
+    Attributes:
+        ranks: as given.
     """
 
-    def __init__(self, outputs: Outputs) -> None:
-        self._outputs = outputs
+    def __init__(self, outputs: Outputs, ranks: OneRank | None = None) -> None:
+        self._outputs, self.ranks = outputs, ranks or OneRank()
 
     def enter_phase(self) -> None:
         """Get ready for the stages that the model is now set to."""
@@ -46,6 +53,22 @@ class OneReplica:
 
     def settle(self) -> None:
         """Make alike what a step has changed beside the weights, before these are changed."""
+
+    def images_to_divide(self, own: int, num_images: int) -> int:
+        """Of so many images the number of parts is chosen in which they go through the model.
+
+        Args:
+            own: images of this process's share of a batch.
+            num_images: of the whole batch.
+        """
+        return own
+
+    def in_step(self, batches: SizedBatches, interrupt: InterruptRequest) -> Iterator[Batch]:
+        """This process's batches, which the model is run on without gradients, until a stop is asked for."""
+        for batch in batches:
+            yield batch
+            if interrupt.requested:
+                return
 
 
 class _TrainingOutputs(nn.Module):
@@ -72,8 +95,8 @@ class DataParallelReplica(OneReplica):
     """
 
     def __init__(self, model: FineTuneModel, outputs: Outputs, ranks: OneRank) -> None:
-        super().__init__(outputs)
-        self._model, self._ranks = model, ranks
+        super().__init__(outputs, ranks)
+        self._model = model
         self._wrapped: DistributedDataParallel | None = None
 
     def enter_phase(self) -> None:
@@ -99,20 +122,25 @@ class DataParallelReplica(OneReplica):
         """The context of a part of the batch; with the last one the gradients are added up over the processes."""
         return nullcontext() if is_last else self._copy.no_sync()
 
-    @torch.no_grad()
     def settle(self) -> None:
-        """Average the running statistics that this step has moved, in one message."""
-        statistics = [
-            buffer
-            for module in self._model.modules()
-            if isinstance(module, _BatchNorm) and module.training and module.running_mean is not None
-            for buffer in (module.running_mean, module.running_var)
-            if buffer is not None
-        ]
-        if not statistics:
-            return
-        flat = torch.cat([buffer.flatten() for buffer in statistics])
-        self._ranks.add(flat)
-        flat /= self._ranks.count
-        parts = flat.split([buffer.numel() for buffer in statistics])
-        torch._foreach_copy_(statistics, [part.view_as(b) for part, b in zip(parts, statistics, strict=True)])
+        """Average the running statistics that this step has moved."""
+        average_statistics(self._model, self.ranks)
+
+
+@torch.no_grad()
+def average_statistics(model: nn.Module, ranks: OneRank) -> None:
+    """Average over the processes the running statistics of batch norm that a step has moved, in one message."""
+    statistics = [
+        buffer
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.training and module.running_mean is not None
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]
+    if not statistics:
+        return
+    flat = torch.cat([buffer.flatten() for buffer in statistics])
+    ranks.add(flat)
+    flat /= ranks.count
+    parts = flat.split([buffer.numel() for buffer in statistics])
+    torch._foreach_copy_(statistics, [part.view_as(b) for part, b in zip(parts, statistics, strict=True)])

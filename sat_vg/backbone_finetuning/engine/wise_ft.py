@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sat_vg.backbone_finetuning.engine.ema import NoAverage
 from sat_vg.backbone_finetuning.engine.metrics import MetricName, Validation
 from sat_vg.backbone_finetuning.engine.phases import Phase
+from sat_vg.backbone_finetuning.engine.weight_shards import held, part_of
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 
 SHARES = tuple(tenths / 10 for tenths in range(11))
@@ -114,15 +115,14 @@ class Origin(NoOrigin):
         return (-value if self._metric == "val_loss" else value), -found.loss
 
     def _between(self, end: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-        return {name: torch.lerp(start, end[name], share) for name, start in self._start.items()}
+        return {name: torch.lerp(held(start), held(end[name]), share) for name, start in self._start.items()}
 
     def _copy(self) -> dict[str, Tensor]:
-        # The tensors behind the parameters are looked up anew: a moving average exchanges them.
-        return {name: own.data.clone() for name, own in self._own.items()}
+        return {name: own.detach().clone() for name, own in self._own.items()}
 
     def _put(self, values: Mapping[str, Tensor]) -> None:
         for name, own in self._own.items():
-            own.data.copy_(values[name])
+            held(own).copy_(held(values[name]))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The remembered weights by the network's names; empty before the first phase of gradient steps."""
@@ -140,4 +140,6 @@ class Origin(NoOrigin):
                 f"the {len(shapes)} tensors that the checkpoint remembers of the start of a phase are not the "
                 f"{len(self._own)} of the network"
             )
-        self._start = {name: tensor.to(self._own[name].device, copy=True) for name, tensor in state.items()}
+        self._start = self._copy() if state else {}
+        for name, tensor in self._start.items():
+            tensor.copy_(part_of(state[name], tensor))

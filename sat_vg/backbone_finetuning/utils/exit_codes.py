@@ -12,7 +12,7 @@ from sat_vg.backbone_finetuning.utils.stop_signals import (
     exit_code_of,
     handling,
 )
-from sat_vg.backbone_finetuning.utils.terminal import name_of_speaker
+from sat_vg.backbone_finetuning.utils.terminal import name_of_speaker, speaks
 
 EXIT_STOPPED, EXIT_BAD_INPUT = 1, 2
 
@@ -35,7 +35,8 @@ def run_command(action: Callable[[], None]) -> int:
             print(f"error: {name_of_speaker()}{printable(str(error))}", file=sys.stderr)
             return EXIT_STOPPED if isinstance(error, StoppedError) else EXIT_BAD_INPUT
         except (InterruptedRun, StoppedBySignal) as stopped:
-            print(stopped, file=sys.stderr)
+            if speaks():
+                print(stopped, file=sys.stderr)
             return exit_code_of(stopped.number)
         except KeyboardInterrupt:
             print("interrupted at once; what was saved before is untouched", file=sys.stderr)

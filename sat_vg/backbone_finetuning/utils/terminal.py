@@ -21,13 +21,18 @@ def name_of_speaker() -> str:
     return "" if _rank is None else f"rank {_rank}: "
 
 
+def speaks() -> bool:
+    """Whether this process tells what all of them do."""
+    return not _rank
+
+
 def say(text: str) -> None:
     """Print a line above any progress bar, at once, with control characters made visible."""
-    if not _rank:
+    if speaks():
         tqdm.write(printable(text), file=sys.stdout)
         sys.stdout.flush()
 
 
 def progress(things: Any = None, **options: Any) -> "tqdm[Any]":
     """A progress bar, as tqdm takes it, which is gone when it ends; only where a person looks on."""
-    return tqdm(things, **{"leave": False, "disable": True if _rank else None, **options})
+    return tqdm(things, **{"leave": False, "disable": None if speaks() else True, **options})

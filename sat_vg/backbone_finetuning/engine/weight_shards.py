@@ -1,0 +1,88 @@
+"""Tensors of which each process holds a part: weights in shards, and all that an optimizer keeps beside them.
+
+Everything here hands plain tensors through as they are, so nobody asks whether there are shards.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from sat_vg.backbone_finetuning.utils.ranks import OneRank
+
+
+def held(tensor: Tensor) -> Tensor:
+    """The part that this process holds, without a graph and with the tensor's own memory; it may be empty."""
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor put together from all processes' parts; all of them have to ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_of(value: Any, like: Tensor) -> Any:
+    """This process's part of a whole tensor, divided as ``like`` is; whatever is not of its shape stays as it is."""
+    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
+        return value
+    on_device = value.to(like.device)
+    divided = distribute_tensor(on_device, like.device_mesh, like.placements, src_data_rank=None)
+    return divided.clone()  # or a view of a part would keep the whole in memory
+
+
+def square_sum(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of all elements' squares, fp32; all processes have to ask."""
+    total = torch.stack([held(tensor).float().square().sum() for tensor in tensors]).sum()
+    meshes = [tensor.device_mesh for tensor in tensors if isinstance(tensor, DTensor)]
+    if meshes:
+        dist.all_reduce(total, group=meshes[0].get_group())
+    return total
+
+
+def gathered(state: dict[str, Any], ranks: OneRank) -> dict[str, Any]:
+    """A state whose tensors are whole, on rank 0's host; elsewhere None is in their place. All processes have to ask.
+
+    One tensor after another is put together, so a device holds no more than one of them at once. A state without
+    shards is what is given.
+    """
+    found = copy.copy(state)  # with what torch keeps beside weights
+    for name, value in state.items():
+        if isinstance(value, DTensor):
+            full = whole(value.detach())
+            found[name] = full.cpu() if ranks.is_first else None
+        elif isinstance(value, dict):
+            found[name] = gathered(value, ranks)
+    return found
+
+
+def parts_of_weights(state: Mapping[str, Any], likes: Mapping[str, Tensor]) -> dict[str, Any]:
+    """This process's parts of whole tensors, divided as the tensors of the same names are."""
+    return {name: part_of(value, likes[name]) if name in likes else value for name, value in state.items()}
+
+
+def parts_of_optimizer(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """The same of an optimizer's state, which torch keys by the places of the parameters.
+
+    Each tensor gets its parameter's memory format, which need not be that of the run that wrote it: fused kernels go
+    through the memory of both in step and do not look.
+    """
+    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+    own = {
+        place: {
+            name: _beside(part_of(value, parameters[place]), parameters[place]) for name, value in entries.items()
+        }
+        for place, entries in state["state"].items()
+    }
+    return {**state, "state": own}
+
+
+def _beside(value: Any, parameter: Tensor) -> Any:
+    is_of_its_shape = isinstance(value, Tensor) and value.shape == parameter.shape
+    if not is_of_its_shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

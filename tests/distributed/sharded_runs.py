@@ -1,0 +1,49 @@
+"""Several trainings one after another in the same processes, started by torchrun; some with their weights in shards.
+
+The file that the first argument names holds ``{name: settings}``; each run has a folder of its name. ``ranks.jsonl``
+gets, from every rank at the end of each run: how many weights and how much optimizer state it holds, how many units
+the model has, and what a validation gives that only the last rank was asked to stop.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from torch import Tensor
+
+from sat_vg.backbone_finetuning import recipe
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.engine.interrupts import InterruptRequest
+from sat_vg.backbone_finetuning.engine.loop import evaluate
+from sat_vg.backbone_finetuning.engine.sharded import units
+from sat_vg.backbone_finetuning.engine.weight_shards import held
+
+fit = recipe.fit
+running = [""]
+
+
+def watched_fit(training, phases, stopping, outputs, state):
+    fit(training, phases, stopping, outputs, state)
+    interrupt, ranks = InterruptRequest(), training.ranks
+    interrupt.requested = ranks.rank == ranks.count - 1
+    validation = training.feeds.of_images().validation()
+    states = [tensor for of in training.optimizer.state.values() for tensor in of.values()]
+    line = {
+        "run": running[0],
+        "rank": ranks.rank,
+        "weights": sum(held(p).numel() for p in training.model.parameters()),
+        "optimizer": sum(held(tensor).numel() for tensor in states if isinstance(tensor, Tensor) and tensor.ndim),
+        "units": len(units(training.model)),
+        "batches": len(validation),
+        "stopped": evaluate(training.model, validation, training.precision, interrupt, replica=training.replica)
+        is None,
+    }
+    with Path("ranks.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    recipe.fit = watched_fit
+    for name, settings in json.loads(Path(sys.argv[1]).read_text()).items():
+        running[0] = name
+        recipe.finetune(FinetuneConfig(**settings, log_dir=f"{name}/logs", checkpoint_dir=f"{name}/ckpt"))
