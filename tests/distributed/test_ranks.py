@@ -110,9 +110,3 @@ def test_an_error_of_rank_0_ends_the_job_with_its_message(start, tmp_path):
     assert time.monotonic() - began < 60
     assert job.printed.count("no_such.pt") >= 1 and "error: rank 0: " in job.printed
     assert not job.tracebacks, "torchrun's own report is the only one"
-
-
-def test_too_small_a_batch_for_so_many_processes_is_refused(start):
-    job = start("small", 2, "--batch_size", 2)
-    assert job.wait() != 0
-    assert "raise batch_size to 4 or more, or start fewer processes" in job.printed

@@ -13,7 +13,7 @@ import torch
 from conftest import TINY, write_image
 from hostile_corpus import BAD_IMAGES, CONFIGS, ODD_CLASS_NAMES, ODD_IMAGES, ODD_NAMES, TENSOR_FILES, encoded, noise
 
-from sat_vg.backbone_finetuning import check, evaluate
+from sat_vg.backbone_finetuning import check, checking, evaluate
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.preparation import explained_losses
@@ -194,14 +194,14 @@ class TestImages:
         refused(*check_here(images), "Permission denied")
 
     def test_images_that_vanish_while_being_checked(self, images, tmp_path, check_here, monkeypatch):
-        real = check.load_splits
+        real = checking.load_splits
 
         def load(*arguments, **options):
             splits = real(*arguments, **options)
             (images / "train/sea/0.png").unlink()
             return splits
 
-        monkeypatch.setattr(check, "load_splits", load)
+        monkeypatch.setattr(checking, "load_splits", load)
         refused(*check_here(images), "there is no such file", "0.png")
 
 

@@ -56,3 +56,13 @@ def test_classes_cannot_take_turns_where_an_image_has_several():
         batch_plan(FinetuneConfig(sampler="class_balanced"), several, OneRank())
     for sampler in ("uniform", "weighted"):
         assert sum(map(len, batch_plan(FinetuneConfig(sampler=sampler), several, OneRank()).batches(0))) == 3
+
+
+def test_a_batch_that_is_too_small_for_so_many_processes_is_refused():
+    class OneOfTwo(OneRank):
+        count = 2
+
+    split = Split("train", tuple("abcdefgh"), (0, 1) * 4, ("x", "y"))
+    assert batch_plan(FinetuneConfig(batch_size=4), split, OneOfTwo()).fewest_images == 2
+    with pytest.raises(ConfigError, match="raise batch_size to 4 or more, or start fewer processes"):
+        batch_plan(FinetuneConfig(batch_size=2), split, OneOfTwo())

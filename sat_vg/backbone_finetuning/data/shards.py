@@ -48,8 +48,12 @@ def is_sharded(path: Path) -> bool:
     Raises:
         DataError: it is a folder of shards whose writing has not ended, or of tar files that nobody knows.
     """
-    if path.name == INDEX and not path.is_dir():
-        return True
+    try:
+        is_folder = path.is_dir()
+    except OSError:  # a name that is too long, or a folder that must not be entered: who lists it says so
+        return False
+    if not is_folder:
+        return path.name == INDEX
     if (path / INDEX).is_file():
         return True
     if (path / WRITING).is_file():
@@ -57,7 +61,7 @@ def is_sharded(path: Path) -> bool:
             f"{str(path)!r} holds shards whose writing has not ended; run the same sat-vg shard command again, which "
             "goes on where it was"
         )
-    if path.is_dir() and not any(entry.is_dir() for entry in path.iterdir()) and any(path.glob("*.tar")):
+    if not any(entry.is_dir() for entry in path.iterdir()) and any(path.glob("*.tar")):
         raise DataError(
             f"{str(path)!r} holds tar files without {INDEX}. If they are WebDataset shards, make it: sat-vg shard "
             "--index DIR. Else unpack them"
