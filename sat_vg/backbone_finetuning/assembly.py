@@ -89,14 +89,7 @@ def assemble(
         ),
         scaler=precision.scaler(),
         precision=precision,
-        schedule=Schedule(
-            config.lr_scheduler,
-            config.learning_rate,
-            config.warmup_epochs,
-            config.lr_step_size,
-            config.lr_gamma,
-            config.min_lr,
-        ),
+        schedule=schedule_of(config),
         mixing=Mixing(config.mixup_alpha, config.cutmix_alpha, config.seed),
         plan=plan,
         feeds=feeds_of(
@@ -147,6 +140,18 @@ def share_statistics(model: FineTuneModel, device: torch.device, ranks: OneRank)
         )
     model.network = nn.SyncBatchNorm.convert_sync_batchnorm(model.network)
     model.set_trainable(model.trainable_stages)  # what is frozen has other modules now
+
+
+def schedule_of(config: FinetuneConfig) -> Schedule:
+    """The course of the learning rate within a phase."""
+    return Schedule(
+        config.lr_scheduler,
+        config.learning_rate,
+        config.warmup_epochs,
+        config.lr_step_size,
+        config.lr_gamma,
+        config.min_lr,
+    )
 
 
 def average_of(config: FinetuneConfig, model: FineTuneModel) -> NoAverage:

@@ -151,6 +151,7 @@ class Ranks(OneRank):
 
     def add(self, *tensors: Tensor) -> None:
         """Add up tensors over the processes, in place; all of them get the sums."""
+        assert self.count == dist.get_world_size(), "those of one machine have no group for tensors"
         for tensor in tensors:
             # The default group has a backend for each kind of device.
             dist.all_reduce(tensor)
@@ -194,14 +195,13 @@ def joined() -> Iterator[OneRank]:
     """The processes that ``torchrun`` started, this one among them; without torchrun this one alone.
 
     Raises:
-        ConfigError: they do not find each other.
+        ConfigError: they do not find each other, or something else than torchrun has set its variables.
         LostRankError: another one died meanwhile.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield OneRank()
         return
-    rank, local_rank, local_count = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    rank, count, local_rank, local_count = map(_of_torchrun, ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     speak_as(rank)
     ranks = _meet(rank, count, local_rank, local_count)
     try:
@@ -210,11 +210,23 @@ def joined() -> Iterator[OneRank]:
     except RuntimeError as error:
         if not is_lost_rank(error):
             raise
+        reason = (str(error).splitlines() or ["no reason given"])[0]
         raise LostRankError(
             "another process of this training ended, so this one ends too; the message of that one says why. What "
-            "was saved before is untouched: the same command goes on"
+            f"was saved before is untouched: the same command goes on. (Noticed by: {reason})"
         ) from error
     dist.destroy_process_group()
+
+
+def _of_torchrun(name: str) -> int:
+    value = os.environ.get(name, "")
+    if not value.isdecimal():
+        raise ConfigError(
+            f"the environment says WORLD_SIZE = {os.environ['WORLD_SIZE']!r}, so several processes, but {name} = "
+            f"{value!r}, which torchrun sets for each. Start the training by torchrun, or unset WORLD_SIZE to train "
+            "with one process"
+        )
+    return int(value)
 
 
 def _meet(rank: int, count: int, local_rank: int, local_count: int) -> Ranks:

@@ -1,11 +1,13 @@
 """How batches and images are shared out; processes that really share them are in tests/distributed."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sat_vg.backbone_finetuning.data.mixing import neighbours
 from sat_vg.backbone_finetuning.data.sampling import BatchPlan
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.ranks import OneRank, Share, joined
 
 
@@ -39,6 +41,22 @@ def test_the_batches_of_an_epoch_do_not_depend_on_who_computes_them(images, batc
     assert together == alone
     fewest = min(len(share) for plan in plans for share in plan.own_batches(epoch))
     assert plans[0].fewest_images == fewest
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "LOCAL_RANK = ''"),
+        ({"WORLD_SIZE": "many", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}, "WORLD_SIZE = 'many'"),
+    ],
+)
+def test_variables_that_torchrun_has_not_set_are_named(monkeypatch, variables, named):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=named), joined():
+        raise AssertionError("there is nobody to train with")
 
 
 def test_one_process_has_nobody_to_ask(monkeypatch):
