@@ -151,3 +151,28 @@ def mobilenet_weights() -> Path:
     if not path.exists():
         pytest.skip(f"real ImageNet weights are not at hand: no {path}")
     return path
+
+
+@pytest.fixture
+def shard_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """``sat-vg shard`` in this process: exit code, standard output, standard error."""
+    from sat_vg.backbone_finetuning import shard
+
+    monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SAT_VG_SHARD_SOURCE", raising=False)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = shard.main([str(argument) for argument in arguments])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def shards(class_folders: Path, shard_command, tmp_path: Path) -> Path:
+    """The class folders as 9 + 3 shards of 3 images."""
+    code, _, err = shard_command(class_folders, "--output_dir", tmp_path / "shards", "--images_per_shard", 3)
+    assert code == 0, err
+    assert len(list((tmp_path / "shards").glob("*.tar"))) == 12
+    return tmp_path / "shards"

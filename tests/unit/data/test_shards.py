@@ -1,7 +1,6 @@
 """Shards: what is in them, what is read out of them, and what is refused."""
 
 import json
-import os
 import pickle
 import shutil
 import tarfile
@@ -12,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import COLOURS, write_image
+from tar_shards import pipe, splits_of
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Resize
 
-from sat_vg.backbone_finetuning import shard
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.checks import examine_images
 from sat_vg.backbone_finetuning.data.decoding import decode_or_reason, decode_rgb
@@ -25,42 +24,10 @@ from sat_vg.backbone_finetuning.data.shard_cache import SOURCE
 from sat_vg.backbone_finetuning.data.shard_order import ShardWindows
 from sat_vg.backbone_finetuning.data.shard_paths import ShardPath
 from sat_vg.backbone_finetuning.data.sources import load_class_folders
-from sat_vg.backbone_finetuning.preparation import load_splits
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.seeding import torch_generator
 
 pytest.importorskip("webdataset", reason="shards are written with webdataset, which is not installed")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv(SOURCE, raising=False)
-
-
-@pytest.fixture
-def command(capfd):
-    """``sat-vg shard`` in this process: exit code, standard output, standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = shard.main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def shards(class_folders, command, tmp_path) -> Path:
-    """The class folders as 9 + 3 shards of 3 images."""
-    code, _, err = command(class_folders, "--output_dir", tmp_path / "shards", "--images_per_shard", 3)
-    assert code == 0, err
-    assert len(list((tmp_path / "shards").glob("*.tar"))) == 12
-    return tmp_path / "shards"
-
-
-def splits_of(path: Path, **settings: object):
-    return load_splits(FinetuneConfig(dataset_path=str(path), **settings))
 
 
 def altered(shards: Path, change) -> None:
@@ -68,16 +35,6 @@ def altered(shards: Path, change) -> None:
     content = json.loads((shards / "shards.json").read_text())
     change(content)
     (shards / "shards.json").write_text(json.dumps(content))
-
-
-def pipe(tmp_path: Path, monkeypatch, shards: Path) -> tuple[Path, Path]:
-    """The shards moved away, to be fetched by a command: the index alone, and a file with a line for each fetch."""
-    away, log = tmp_path / "far away", tmp_path / "fetched.txt"
-    shards.rename(away)
-    shards.mkdir()
-    shutil.copy(away / "shards.json", shards)
-    monkeypatch.setenv(SOURCE, f"pipe:echo {{name}} >> '{log}'; cat '{away}'/{{name}}")
-    return away, log
 
 
 def test_the_images_are_those_of_the_folders_in_the_same_order(shards, class_folders):
@@ -177,11 +134,11 @@ def test_webdataset_reads_the_shards(shards, class_folders):
     assert Counter(read) == Counter(expected)
 
 
-def test_other_limits_and_seeds_give_the_same_images(class_folders, command, tmp_path):
+def test_other_limits_and_seeds_give_the_same_images(class_folders, shard_command, tmp_path):
     whole = splits_of(class_folders)
     for number, flags in enumerate((("--shard_mib", "0.02"), ("--images_per_shard", "5", "--seed", "3"), ())):
         folder = tmp_path / f"shards_{number}"
-        assert command(class_folders, "--output_dir", folder, *flags)[0] == 0
+        assert shard_command(class_folders, "--output_dir", folder, *flags)[0] == 0
         assert len(list(folder.glob("train-*.tar"))) == {0: len(list(folder.glob("train-*.tar"))), 1: 6, 2: 1}[number]
         if number == 0:
             sizes = [path.stat().st_size for path in folder.glob("train-*.tar")]
@@ -192,14 +149,14 @@ def test_other_limits_and_seeds_give_the_same_images(class_folders, command, tmp
         ]
 
 
-def test_hostile_names_of_classes_and_files(tmp_path, command):
+def test_hostile_names_of_classes_and_files(tmp_path, shard_command):
     names = ["sea. and\nsand", "森林 forest", "a'b\"$(touch pwned)`;&", "<script>", "dots..", "x" * 200]
     for number, name in enumerate(names):
         for count in range(5):
             write_image(
                 tmp_path / "images" / name / f"é {count}.tar.gz .jpg", (40 * number, 90, 90), 9 * number + count
             )
-    code, _, err = command(tmp_path / "images", "--output_dir", tmp_path / "shards", "--images_per_shard", 4)
+    code, _, err = shard_command(tmp_path / "images", "--output_dir", tmp_path / "shards", "--images_per_shard", 4)
     assert code == 0, err
     splits = splits_of(tmp_path / "shards")
     assert splits.class_names == tuple(sorted(names))
@@ -243,19 +200,19 @@ def test_an_altered_image_is_no_image(shards):
         decode_rgb(path)
 
 
-def test_shards_of_another_writing_do_not_pass_for_these(tmp_path, command):
+def test_shards_of_another_writing_do_not_pass_for_these(tmp_path, shard_command):
     # Pictures that take the same bytes, so that all shards of both writings have the same sizes.
     for number in range(12):
         colour = list(COLOURS)[number % 2]
         write_image(tmp_path / "images" / colour / f"{number:02d}.bmp", COLOURS[colour], number, size=16)
     for seed in (0, 1):
         flags = ("--images_per_shard", 3, "--seed", seed, "--val_fraction", 0.25)
-        assert command(tmp_path / "images", "--output_dir", tmp_path / f"shards_{seed}", *flags)[0] == 0
+        assert shard_command(tmp_path / "images", "--output_dir", tmp_path / f"shards_{seed}", *flags)[0] == 0
     shutil.copy(tmp_path / "shards_1/train-000000.tar", tmp_path / "shards_0")
     shards = tmp_path / "shards_0"
     reasons = [decode_or_reason(path) for path in splits_of(shards).train.paths if "train-000000" in path]
     assert sum("another writing" in str(reason) for reason in reasons) >= 2  # one may lie where it lay
-    code, _, err = command("--check", shards)
+    code, _, err = shard_command("--check", shards)
     assert code == 2
     assert "train-000000.tar' has other bytes" in err
 
@@ -335,242 +292,3 @@ def test_settings_that_contradict_shards(shards, class_folders):
         FinetuneConfig(dataset="eurosat", shard_window=2)
     with pytest.raises(ConfigError, match=r"train_split = 'training'.*index"):
         splits_of(shards, train_split="training")
-
-
-def test_shards_elsewhere_are_read_where_they_lie(shards, tmp_path, monkeypatch):
-    before = splits_of(shards)
-    contents = [decode_rgb(path) for path in before.train.paths]
-    pipe(tmp_path, monkeypatch, shards)
-    monkeypatch.setenv(SOURCE, str(tmp_path / "far away"))
-    after = splits_of(shards / "shards.json")
-    assert after.train.paths == before.train.paths  # so the data set's fingerprint stays the same
-    assert all(torch.equal(decode_rgb(path), one) for path, one in zip(after.train.paths, contents, strict=True))
-
-
-def room_for(shards: Path, count: int) -> float:
-    """``cache_gib`` for so many shards."""
-    sizes = sorted((path.stat().st_size for path in shards.glob("*.tar")), reverse=True)
-    return sum(sizes[:count]) / 2**30
-
-
-def test_a_pipe_is_read_shard_by_shard_through_a_small_disk(shards, tmp_path, monkeypatch):
-    local = {str(path): path.open().read() for path in splits_of(shards).train.paths}
-    gib = room_for(shards, 3)
-    _, log = pipe(tmp_path, monkeypatch, shards)
-    train = splits_of(shards, shard_window=2, cache_gib=gib).train
-    assert not log.exists()  # nothing is fetched before it is needed
-    kept = tmp_path / "cache/shards"
-    for epoch in range(2):
-        before = len(log.read_text().split()) if log.exists() else 0
-        for batch in BatchPlan(len(train), 6, 0, ShardWindows.of(train, 2)).batches(epoch):
-            for index in batch:
-                assert train.paths[index].open().read() == local[train.paths[index]]
-                held = sum(path.stat().st_size for path in kept.rglob("shard.tar"))
-                assert held <= gib * 2**30
-        fetched = log.read_text().split()[before:]
-        assert len(fetched) == len(set(fetched)) >= 6  # each once an epoch, the last ones of the epoch before not
-    assert len(list(kept.rglob("shard.tar"))) <= 3
-
-
-def test_what_is_needed_by_many_at_once_is_fetched_once(shards, tmp_path, monkeypatch):
-    _, log = pipe(tmp_path, monkeypatch, shards)
-    train = splits_of(shards).train
-    children = []
-    for _ in range(4):
-        child = os.fork()
-        if not child:
-            code = 1
-            try:
-                threads = [threading.Thread(target=lambda: [p.open() for p in train.paths]) for _ in range(2)]
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    thread.join()
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
-    assert sorted(log.read_text().split()) == [f"train-{number:06d}.tar" for number in range(9)]
-
-
-def test_a_pipe_that_fails_is_told_with_its_last_words(shards, tmp_path, monkeypatch):
-    away, log = pipe(tmp_path, monkeypatch, shards)
-    (away / "train-000000.tar").unlink()
-    train = splits_of(shards, shard_window=1).train
-    with pytest.raises(DataError) as caught:
-        examine_images(train.paths, threads=2, show_progress=False)
-    for part in ("'train-000000.tar'", "exit code 1", "No such file", "3 attempts", SOURCE):
-        assert part in str(caught.value), part
-    assert str(away) not in str(caught.value).replace("cat: '" + str(away), "")  # no command, which may hold secrets
-    with pytest.raises(DataError, match="exit code 1"):
-        decode_rgb(train.paths[1])
-    assert log.read_text().split().count("train-000000.tar") == 3  # and not for each of its images
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda content: content[:-600], "it is cut short"),
-        (lambda content: content + b"more", "more bytes than its index says"),
-        (lambda content: content[:-1] + b"x", "another SHA-256 than its index says"),
-    ],
-)
-def test_a_pipe_that_gives_something_else(shards, tmp_path, monkeypatch, change, message):
-    away, _ = pipe(tmp_path, monkeypatch, shards)
-    path = away / "train-000000.tar"
-    path.write_bytes(change(path.read_bytes()))
-    train = splits_of(shards, shard_window=1).train
-    with pytest.raises(DataError, match=message):
-        decode_rgb(train.paths[0])
-    assert not list((tmp_path / "cache").rglob("shard.tar"))
-
-
-def test_a_kept_shard_that_rots_is_fetched_anew(shards, tmp_path, monkeypatch):
-    _, log = pipe(tmp_path, monkeypatch, shards)
-    path = splits_of(shards).train.paths[0]
-    decode_rgb(path)
-    kept = next((tmp_path / "cache").rglob("shard.tar"))
-    content = bytearray(kept.read_bytes())
-    content[path.offset + 25] ^= 1
-    kept.write_bytes(content)
-    assert isinstance(decode_or_reason(path), str)
-    decode_rgb(path)
-    assert log.read_text().split() == [path.shard.name] * 2
-
-
-def test_a_window_that_does_not_fit_is_refused_with_one_that_does(shards, tmp_path, monkeypatch):
-    gib = room_for(shards, 4)
-    pipe(tmp_path, monkeypatch, shards)
-    for window in (0, 5):
-        with pytest.raises(ConfigError, match=r"--shard_window 3.*--cache_gib 0\.01"):
-            splits_of(shards, shard_window=window, cache_gib=gib)
-    splits_of(shards, shard_window=3, cache_gib=gib)
-
-
-def test_a_source_that_cannot_be_used(shards, monkeypatch):
-    monkeypatch.setenv(SOURCE, "s3://bucket/{name}")
-    with pytest.raises(ConfigError, match=r"SAT_VG_SHARD_SOURCE.*'s3'.*https.*pipe:COMMAND \{name\}"):
-        splits_of(shards)
-    monkeypatch.setenv(SOURCE, "pipe:cat shards")
-    with pytest.raises(ConfigError, match=r"SAT_VG_SHARD_SOURCE.*\{name\}"):
-        splits_of(shards)
-
-
-def test_without_webdataset_local_shards_are_read_and_the_rest_says_what_to_install(
-    shards, class_folders, tmp_path, monkeypatch, command
-):
-    monkeypatch.setitem(__import__("sys").modules, "webdataset", None)  # importing it fails
-    decode_rgb(splits_of(shards).train.paths[0])
-    assert command("--check", shards)[0] == 0
-    code, _, err = command(class_folders, "--output_dir", tmp_path / "others")
-    assert code == 2
-    assert "pip install 'sat_vg[webdataset]'" in err
-    monkeypatch.setenv(SOURCE, "pipe:cat {name}")
-    with pytest.raises(ConfigError, match=r"sat_vg\[webdataset\]"):
-        splits_of(shards)
-
-
-def tar_of(path: Path, files: dict[str, bytes]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            import io
-
-            archive.addfile(info, io.BytesIO(content))
-
-
-@pytest.fixture
-def foreign(tmp_path):
-    """Two tar files as others write them: folders in names, long names, other files, labels of numbers."""
-    image = tmp_path / "one.png"
-    for number in range(2):
-        files = {}
-        for count in range(10):
-            write_image(image, COLOURS["sea"], 10 * number + count, size=8)
-            key = f"./{'long' * 40}/{number}_{count}"
-            files[f"{key}.seg.png" if count == 0 else f"{key}.png"] = image.read_bytes()
-            files[f"{key}.cls"] = b"%d\n" % (count % 2)
-            files[f"{key}.json"] = b'{"place": 3}'
-        tar_of(tmp_path / f"foreign/data-{number}.tar", files)
-    return tmp_path / "foreign"
-
-
-def test_tar_files_of_others_get_an_index(foreign, command):
-    with pytest.raises(DataError, match="sat-vg shard --index"):
-        splits_of(foreign)
-    code, _, err = command("--index", foreign)
-    assert code == 0, err
-    splits = splits_of(foreign)
-    assert splits.class_names == ("0", "1")
-    assert splits.val_is_drawn
-    assert (len(splits.train), len(splits.val)) == (16, 4)
-    assert splits.val.class_counts() == [2, 2]
-    assert splits_of(foreign, shard_window=1).val.paths != ()
-    assert Counter(map(str, splits_of(foreign, shard_window=1).val.paths)) == Counter(map(str, splits.val.paths))
-    for path in splits.train.paths:
-        assert decode_rgb(path).shape == (3, 8, 8)
-        assert "/long" in path
-    code, _, err = command("--index", foreign)
-    assert code == 2
-    assert "shards.json already" in err
-
-
-def test_class_names_of_tar_files_of_others(foreign, command):
-    (foreign / "classes.txt").write_text("lake\nriver\npond\n")
-    assert command("--index", foreign)[0] == 0
-    assert splits_of(foreign).class_names == ("lake", "river", "pond")
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({"a.png": b"", "b.cls": b"0"}, "has no label for 'a.png'"),
-        ({"a.png": b"x", "a.cls": b"0", "b.cls": b"0"}, "a label and no image under 'b'"),
-        ({"a.png": b"x", "a.jpg": b"x", "a.cls": b"0"}, "two images under 'a'"),
-        ({"../a.png": b"x", "../a.cls": b"0"}, "'../a.png', which is no name to read"),
-        ({"a.png": b"x", "a.cls": b"99999999"}, "can be no number of a class"),
-        ({"a.png": b"x", "a.cls": b"0"}, "only the class"),
-        ({"a.png": b"x", "a.json": b"[0, 1]"}, "the classes [0, 1]"),
-        ({"a.txt": b"x"}, "holds no images"),
-    ],
-)
-def test_tar_files_that_make_no_data_set(tmp_path, command, files, message):
-    tar_of(tmp_path / "odd/x.tar", files)
-    code, _, err = command("--index", tmp_path / "odd")
-    assert code == 2
-    assert message in err, err
-    assert not (tmp_path / "odd/shards.json").exists()
-
-
-def test_no_tar_file_and_a_damaged_one(tmp_path, command):
-    assert "holds no .tar files" in command("--index", tmp_path)[2]
-    (tmp_path / "x.tar").write_bytes(b"no tar" * 500)
-    code, _, err = command("--index", tmp_path)
-    assert code == 2
-    assert "x.tar' is no tar file" in err
-
-
-def test_several_classes_an_image(tmp_path, command):
-    rows = ["path,labels"]
-    for number in range(24):
-        write_image(tmp_path / f"images/{number}.png", COLOURS["sea"], number, size=8)
-        rows.append(f"images/{number}.png,{('', 'a', 'b', 'a|b')[number % 4]}")
-    (tmp_path / "images.csv").write_text("\n".join(rows))
-    code, _, err = command(tmp_path / "images.csv", "--output_dir", tmp_path / "shards", "--images_per_shard", 5)
-    assert code == 0, err
-    ours, theirs = splits_of(tmp_path / "shards"), splits_of(tmp_path / "images.csv")
-    assert ours.train.label_sets == theirs.train.label_sets
-    for one, other in zip(ours.parts, theirs.parts, strict=True):
-        assert one.labels == other.labels
-        assert [path.open().read() for path in one.paths] == [Path(path).read_bytes() for path in other.paths]
-
-
-def test_shards_out_of_shards(shards, command, tmp_path):
-    code, _, err = command(shards, "--output_dir", tmp_path / "larger", "--images_per_shard", 20)
-    assert code == 0, err
-    old, new = splits_of(shards), splits_of(tmp_path / "larger")
-    assert [path.open().read() for path in new.train.paths] == [path.open().read() for path in old.train.paths]
-    assert new.train.labels == old.train.labels
