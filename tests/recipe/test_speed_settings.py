@@ -106,31 +106,46 @@ def test_a_batch_size_that_is_found_is_kept_on_going_on(train_here, class_folder
     assert "has finished" in again.out
 
 
-# Reaches the limit in the first step: then there is only so much more address space than before it. How much a step
-# takes depends on versions and processors: from far too little to enough, each in a process of its own.
+# Each training in a process of its own, with only so much more address space for its steps than before them. What a
+# step needs depends on versions and processors, so that it is measured; of less and less of it, some is enough for a
+# part of the batch alone. In between a native library may also crash.
 WITH_LITTLE_MEMORY = """
-import os, resource, sys
+import os, resource, sys, torch
 from pathlib import Path
 from sat_vg.backbone_finetuning import recipe, train
 
-sound = recipe.fit
+sound, limit = recipe.fit, None
+
+def bytes_now(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) * 2**10
 
 def fit(*arguments):
-    status = Path("/proc/self/status").read_text()
-    size = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmSize")) * 2**10
-    resource.setrlimit(resource.RLIMIT_AS, (size + mebibytes * 2**20, resource.RLIM_INFINITY))
-    return sound(*arguments)
+    before = bytes_now("VmSize")
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (before + limit, resource.RLIM_INFINITY))
+    result = sound(*arguments)
+    if limit is None:
+        Path("needed").write_text(str(bytes_now("VmPeak") - before))
+    return result
 
-recipe.fit = fit
-for mebibytes in (20, 400, 640, 1000):
+def train_in(folder):
     if not os.fork():
-        code = train.main(sys.argv[1:])
+        code = train.main([*sys.argv[1:], "--log_dir", f"{folder}/logs", "--checkpoint_dir", f"{folder}/ckpt"])
         sys.stdout.flush()
         os._exit(code)
     code = os.waitstatus_to_exitcode(os.wait()[1])
     for stream in (sys.stdout, sys.stderr):
-        print(f"with {mebibytes} MiB: exit code {code}", file=stream, flush=True)
-    if code == 0:
+        print(f"{folder}: exit code {code}", file=stream, flush=True)
+
+recipe.fit = fit
+train_in("whole")
+needed = int(Path("needed").read_text())
+for percent in (1, *range(95, 20, -5)):
+    limit = needed * percent // 100
+    train_in(f"with_{percent}")
+    last = Path(f"with_{percent}/ckpt/last.pt")
+    if last.exists() and torch.load(last, weights_only=True)["state"]["micro_batch_size"] < 27:
         break
 """
 
@@ -146,14 +161,13 @@ def test_too_little_memory_halves_the_parts_and_goes_on(class_folders, tmp_path)
         env=environment(tmp_path), cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    out, err = (
-        re.split(r"^with \d+ MiB: exit code (.*)\n", s, flags=re.MULTILINE) for s in (done.stdout, done.stderr)
-    )
-    codes = out[1::2]  # between the first and the last a native library may also have crashed
-    assert (codes[0], codes[-1]) == ("1", "0"), (done.stdout, done.stderr)
-    assert "the memory is too small for a step" in err[0]
-    assert "Traceback" not in err[0] + err[-3]
-    assert "the memory is too small for 27 images at once: going on with 13" in out[-3]
-    state = torch.load(tmp_path / "run/ckpt/last.pt", weights_only=True)["state"]
+    out, err = (re.split(r"^(.*): exit code (.*)\n", s, flags=re.MULTILINE) for s in (done.stdout, done.stderr))
+    names, codes = out[1::3], out[2::3]
+    assert (names[:2], codes[:2]) == (["whole", "with_1"], ["0", "1"]), (done.stdout, done.stderr)
+    assert "the memory is too small for a step" in err[3]
+    assert codes[-1] == "0", (done.stdout, done.stderr)
+    assert "Traceback" not in err[3] + err[-4]
+    assert "the memory is too small for 27 images at once: going on with 13" in out[-4]
+    state = torch.load(tmp_path / names[-1] / "ckpt/last.pt", weights_only=True)["state"]
     assert 1 <= state["micro_batch_size"] <= 13
     assert state["step"] == 1
