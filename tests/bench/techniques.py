@@ -49,7 +49,7 @@ ROWS: dict[str, list[str]] = {
     "mixup 0.2 and cutmix 1": ["--strategy", "full", "--mixup_alpha", "0.2", "--cutmix_alpha", "1"],
     **{
         f"augmentation {name}": ["--strategy", "full", "--augmentation", name]
-        for name in ("none", "basic", "randaugment", "trivialaugment", "autoaugment", "advanced")
+        for name in ("none", "basic", "turns", "randaugment", "trivialaugment", "autoaugment", "advanced")
     },
     "weight_decay 0": ["--strategy", "full", "--weight_decay", "0"],
     "weight_decay 0.05": ["--strategy", "full", "--weight_decay", "0.05"],

@@ -32,12 +32,14 @@ def feeds(class_folders, tmp_path, monkeypatch):
 
 
 def test_stored_features_go_by_the_augmentation(feeds):
-    named = {name: feeds(augmentation=name) for name in ("none", "basic", "satellite", "randaugment", "advanced")}
+    named = {
+        name: feeds(augmentation=name) for name in ("none", "basic", "satellite", "turns", "randaugment", "advanced")
+    }
     keys = {name: one.images_key for name, one in named.items()}
     assert len(set(keys.values())) == len(keys)
     assert keys["satellite"] == feeds().images_key
     assert keys["none"] == feeds(use_augmentation=False).images_key
-    assert [one.num_views for one in named.values()] == [1, 0, 0, 0, 0]
+    assert [one.num_views for one in named.values()] == [1, 0, 0, 0, 0, 0]
     plain = repr(named["none"].batches.parts[Part.VALIDATION].transform)
     for name, one in named.items():
         assert repr(one.batches.parts[Part.VALIDATION].transform) == plain

@@ -62,10 +62,10 @@ def band_problems(values: Mapping[str, Any]) -> list[str]:
         problems.append(f"{beside} dataset = {values['dataset']!r} is RGB; leave one of the two out")
     if values["cache"] in ("ram", "disk"):
         problems.append(f"{beside} cache = {values['cache']!r} keeps 8-bit RGB images only; use auto or off")
-    if values["use_augmentation"] and values["augmentation"] not in ("none", "basic", "satellite"):
+    if values["use_augmentation"] and values["augmentation"] not in ("none", "basic", "satellite", "turns"):
         problems.append(
             f"{beside} augmentation = {values['augmentation']!r} is made for 8-bit red, green, blue; use satellite, "
-            "basic or none"
+            "turns, basic or none"
         )
     return problems
 

@@ -60,7 +60,9 @@ for _class in (_Loader, _Dumper):
 # On the command line: names or numbers with commas between.
 LIST_FIELDS = ("unfreeze_layers", "phase_epochs", "train_image_size", "bands")
 
-Augmentation = Literal["none", "basic", "satellite", "randaugment", "trivialaugment", "autoaugment", "advanced"]
+Augmentation = Literal[
+    "none", "basic", "satellite", "turns", "randaugment", "trivialaugment", "autoaugment", "advanced"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,9 +192,10 @@ class FinetuneConfig:
     use_augmentation: bool = True
     """Change the training images at random, as augmentation says."""
     augmentation: Augmentation = "satellite"
-    """How. satellite: mild scale and colour changes, flips and quarter turns: an overhead image has no "up". basic:
-    scale and horizontal flips. randaugment (Cubuk et al., 2020), trivialaugment (Müller & Hutter, 2021), autoaugment
-    (Cubuk et al., 2019): theirs, after scale and turns. advanced: as satellite, and affine, elastic, blur, noise."""
+    """How. satellite: mild scale and colour changes, flips and quarter turns: an overhead image has no "up". turns:
+    these flips and turns alone, where colours and scale tell the classes. basic: scale and horizontal flips.
+    randaugment (Cubuk et al., 2020), trivialaugment (Müller & Hutter, 2021), autoaugment (Cubuk et al., 2019):
+    theirs, after scale and turns. advanced: as satellite, and affine, elastic, blur, noise."""
     shard_window: int = 0
     """Where dataset_path holds tar shards (sat-vg shard): so many at a time, in random order, have their images
     shuffled, so that few shards need to be on the disk. 0: the images of all are shuffled."""

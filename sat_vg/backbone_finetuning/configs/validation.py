@@ -159,7 +159,9 @@ RULES: dict[str, Rule] = {
     "focal_gamma": _NOT_NEGATIVE,
     "sampler": _one_of("uniform", "weighted", "class_balanced"),
     "use_augmentation": _SWITCH,
-    "augmentation": _one_of("satellite", "none", "basic", "randaugment", "trivialaugment", "autoaugment", "advanced"),
+    "augmentation": _one_of(
+        "satellite", "none", "turns", "basic", "randaugment", "trivialaugment", "autoaugment", "advanced"
+    ),
     "shard_window": _whole(0, 8),
     "cached_views": _whole(0, 4),
     "mixup_alpha": _NOT_NEGATIVE,

@@ -20,7 +20,7 @@ from sat_vg.backbone_finetuning.data.transforms import (
     training_transform,
 )
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
-from sat_vg.backbone_finetuning.utils.preprocessing import RGB, Preprocessing
+from sat_vg.backbone_finetuning.utils.preprocessing import RGB, Interpolation, Preprocessing
 
 _GREY = 128  # where an image is moved away from, as in the papers' own code; black would be an edge to learn from
 
@@ -101,6 +101,11 @@ def basic(size: int, interpolation: str) -> nn.Module:
     return nn.Sequential(RandomScaledCrop(size, interpolation), v2.RandomHorizontalFlip())
 
 
+def turns(size: int, interpolation: Interpolation) -> nn.Module:
+    """One of the eight flips and quarter turns of what validation sees; colours and scale stay as they are."""
+    return nn.Sequential(Preprocessing(image_size=size, interpolation=interpolation).geometry(), RandomQuarterTurn())
+
+
 def randaugment(size: int, interpolation: str) -> nn.Module:
     """Two operations out of fourteen, at magnitude 9 of 30 (Cubuk et al., 2020)."""
     return _after_crop_and_turn(size, interpolation, v2.RandAugment)
@@ -143,15 +148,16 @@ def advanced(size: int, interpolation: str) -> nn.Module:
     )
 
 
-PRESETS: dict[str, Callable[[int, str], nn.Module]] = {
+PRESETS: dict[str, Callable[[int, Interpolation], nn.Module]] = {
     "basic": basic,
     "satellite": training_transform,
+    "turns": turns,
     "randaugment": randaugment,
     "trivialaugment": trivialaugment,
     "autoaugment": autoaugment,
     "advanced": advanced,
 }
-_FOR_ANY_BANDS = ("basic", "satellite")
+_FOR_ANY_BANDS = ("basic", "satellite", "turns")
 
 
 def augmentation_of(name: str, preprocessing: Preprocessing) -> nn.Module:

@@ -14,6 +14,7 @@ from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+Interpolation = Literal["bilinear", "bicubic"]
 RGB = ("red", "green", "blue")
 _MAX_IMAGE_SIZE = 4096  # as in the configuration
 _SHOWN = 2.05  # deviations from the mean: 96 % of a normal distribution
@@ -62,7 +63,7 @@ class Preprocessing:
     image_size: int
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     bands: tuple[str, ...] = RGB
     scale: float = 255.0
     files: BandFiles | None = None

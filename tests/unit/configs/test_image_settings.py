@@ -11,7 +11,7 @@ from sat_vg.backbone_finetuning.utils.errors import ConfigError
     ("values", "part"),
     [
         ({"augmentation": "randaugment", "use_augmentation": False}, "no effect while use_augmentation is false"),
-        ({"augmentation": "rand"}, "satellite or none or basic or randaugment or trivialaugment or autoaugment"),
+        ({"augmentation": "rand"}, "satellite or none or turns or basic or randaugment or trivialaugment"),
         ({"augmentation": None}, "augmentation = None: must be satellite or none"),
         ({"augmentation": "none", "cached_views": 2}, "without augmentation there is one version of each image"),
         ({"use_augmentation": False, "cached_views": 2}, "without augmentation there is one version of each image"),

@@ -91,6 +91,14 @@ def test_bytes_of_the_size_that_differ_from_image_to_image(name, size, interpola
     assert len({image.numpy().tobytes() for image in images}) > 12
 
 
+def test_turns_leave_every_pixel_what_it_was():
+    plain, transform = Preprocessing(image_size=48).geometry()(scene(96)), PRESETS["turns"](48, "bilinear")
+    torch.manual_seed(0)
+    seen = {transform(scene(96)).numpy().tobytes() for _ in range(200)}
+    turned = [image.rot90(times, (1, 2)) for image in (plain, plain.flip(2)) for times in range(4)]
+    assert seen == {image.contiguous().numpy().tobytes() for image in turned}
+
+
 def test_satellite_is_what_it_was_before_there_were_names():
     """Golden losses and what is kept of frozen stages depend on it; the key holds this text."""
     assert PRESETS["satellite"] is training_transform
@@ -111,7 +119,7 @@ def test_no_two_look_alike_in_the_key_of_stored_features():
         for size in (32, 64)
         for interpolation in ("bilinear", "bicubic")
     ]
-    assert len(set(shown)) == len(shown) == 25
+    assert len(set(shown)) == len(shown) == 29
     assert not any(" at 0x" in text for text in shown)  # an address would make every run's key another one
     assert repr(Sometimes(0.1, GaussianNoise(0.1))) != repr(Sometimes(0.2, GaussianNoise(0.1)))
     assert repr(Sometimes(0.1, GaussianNoise(0.1))) != repr(Sometimes(0.1, GaussianNoise(0.2)))
@@ -146,7 +154,7 @@ def test_noise_is_of_the_size_that_it_says_and_stays_within_bytes():
 def test_what_needs_red_green_and_blue_says_so(name):
     four = Preprocessing(image_size=32, bands=(*RGB, "nir"), mean=(0.5,) * 4, std=(0.5,) * 4)
     with pytest.raises(
-        ConfigError, match=rf"augmentation = '{name}'.*\(red, green, blue, nir\); use basic, satellite"
+        ConfigError, match=rf"augmentation = '{name}'.*\(red, green, blue, nir\); use basic, satellite, turns or none"
     ):
         augmentation_of(name, four)
     with pytest.raises(ConfigError, match=r"\(blue, green, red\)"):
@@ -157,7 +165,7 @@ def test_what_needs_red_green_and_blue_says_so(name):
     augmentation_of(name, Preprocessing(image_size=32))
 
 
-@pytest.mark.parametrize("name", ["basic", "satellite"])
+@pytest.mark.parametrize("name", ["basic", "satellite", "turns"])
 def test_the_others_take_the_values_of_any_bands(name):
     bands = ("red", "green", "blue", "nir")
     files = BandFiles((4, 3, 2, 8), "uint16", 13)
