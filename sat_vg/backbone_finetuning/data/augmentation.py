@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import v2
 
+from sat_vg.backbone_finetuning.configs.band_choice import AUGMENTATIONS_OF_ANY_BANDS
 from sat_vg.backbone_finetuning.data.transforms import (
     RandomColours,
     RandomQuarterTurn,
@@ -157,7 +158,6 @@ PRESETS: dict[str, Callable[[int, Interpolation], nn.Module]] = {
     "autoaugment": autoaugment,
     "advanced": advanced,
 }
-_FOR_ANY_BANDS = ("basic", "satellite", "turns")
 
 
 def augmentation_of(name: str, preprocessing: Preprocessing) -> nn.Module:
@@ -167,9 +167,9 @@ def augmentation_of(name: str, preprocessing: Preprocessing) -> nn.Module:
         ConfigError: it has operations on red, green and blue in 256 steps, and the images hold something else.
     """
     is_rgb = preprocessing.bands == RGB and preprocessing.files is None
-    if not is_rgb and name not in _FOR_ANY_BANDS:
+    if not is_rgb and name not in AUGMENTATIONS_OF_ANY_BANDS:
         raise ConfigError(
             f"augmentation = {name!r}: has operations for 8-bit red, green and blue, and the images hold values of "
-            f"other bands or types ({', '.join(preprocessing.bands)}); use {', '.join(_FOR_ANY_BANDS)} or none"
+            f"other bands or types ({', '.join(preprocessing.bands)}); use {', '.join(AUGMENTATIONS_OF_ANY_BANDS)} or none"
         )
     return PRESETS[name](preprocessing.image_size, preprocessing.interpolation)

@@ -154,7 +154,7 @@ def test_noise_is_of_the_size_that_it_says_and_stays_within_bytes():
 def test_what_needs_red_green_and_blue_says_so(name):
     four = Preprocessing(image_size=32, bands=(*RGB, "nir"), mean=(0.5,) * 4, std=(0.5,) * 4)
     with pytest.raises(
-        ConfigError, match=rf"augmentation = '{name}'.*\(red, green, blue, nir\); use basic, satellite, turns or none"
+        ConfigError, match=rf"augmentation = '{name}'.*\(red, green, blue, nir\); use satellite, turns, basic or none"
     ):
         augmentation_of(name, four)
     with pytest.raises(ConfigError, match=r"\(blue, green, red\)"):

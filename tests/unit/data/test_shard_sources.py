@@ -1,4 +1,4 @@
-"""Shards that lie elsewhere: in another folder, or behind a shard_command, through a small disk."""
+"""Shards that lie elsewhere: in another folder, or behind a command, through a small disk."""
 
 import os
 import threading
