@@ -170,6 +170,7 @@ def augmentation_of(name: str, preprocessing: Preprocessing) -> nn.Module:
     if not is_rgb and name not in AUGMENTATIONS_OF_ANY_BANDS:
         raise ConfigError(
             f"augmentation = {name!r}: has operations for 8-bit red, green and blue, and the images hold values of "
-            f"other bands or types ({', '.join(preprocessing.bands)}); use {', '.join(AUGMENTATIONS_OF_ANY_BANDS)} or none"
+            f"other bands or types ({', '.join(preprocessing.bands)}); use "
+            f"{', '.join(AUGMENTATIONS_OF_ANY_BANDS)} or none"
         )
     return PRESETS[name](preprocessing.image_size, preprocessing.interpolation)
