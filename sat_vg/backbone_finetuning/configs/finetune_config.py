@@ -208,9 +208,10 @@ class FinetuneConfig:
     cutmix_alpha: float = 0.0
     """Beta parameter of CutMix (Yun et al., 2019); 0 switches it off. With both on, each step draws one."""
     early_stopping_patience: int = 10
-    """Stop after this many epochs without improvement; 0 switches it off."""
+    """End a phase after this many of its epochs without improvement; 0 switches it off."""
     early_stopping_min_delta: float = 0.0
-    """What counts as an improvement, in units of early_stopping_metric."""
+    """Only a gain above this counts as an improvement for early_stopping_patience, in units of early_stopping_metric.
+    best_model.pt and the plateau schedule go by any gain."""
     early_stopping_metric: Literal["val_accuracy", "val_loss", "val_macro_f1", "val_map"] | None = None
     """What early stopping, the plateau schedule and best_model.pt go by. Unset: val_accuracy; where an image can have
     several classes val_map, their mean average precision."""

@@ -46,11 +46,14 @@ class RunState:
         train_seconds: time spent on them.
         window_loss_sum: loss summed over the images since the last log entry.
         window_images: images since the last log entry.
-        best_value: best validation metric; None before the first validation.
+        best_value: best validation metric of the run; None before the first validation.
+        best_loss: validation loss of that epoch, which decides between equal values; None where it is not known.
         best_epoch: number of its epoch, from 1.
-        epochs_without_improvement: since the best one.
+        phase_best: best validation metric of the running phase, by which the plateau schedule goes.
+        phase_reference: the last one of the phase that was better than those before by ``min_delta``, for patience.
+        epochs_without_improvement: since that one.
         plateau_factor: product of the plateau schedule's reductions.
-        plateau_waited: epochs without improvement since the last reduction.
+        plateau_waited: epochs without a new ``phase_best`` since the last reduction.
         finished: whether the run has come to its end.
         recent_losses: mean losses of the last steps, the newest last; what a spike is measured against.
         spikes: losses of the running epoch that were reported as such.
@@ -71,7 +74,10 @@ class RunState:
     window_loss_sum: float = 0.0
     window_images: int = 0
     best_value: float | None = None
+    best_loss: float | None = None
     best_epoch: int = 0
+    phase_best: float | None = None
+    phase_reference: float | None = None
     epochs_without_improvement: int = 0
     plateau_factor: float = 1.0
     plateau_waited: int = 0
@@ -89,20 +95,33 @@ class RunState:
         return self.epoch_in_phase == self.step_in_epoch == 0
 
     def note_validation(
-        self, value: float, higher_is_better: bool, min_delta: float, wins_ties: bool = False
+        self, value: float, loss: float, higher_is_better: bool, min_delta: float, wins_ties: bool = False
     ) -> bool:
-        """Take a validation metric into the history; tells whether it is the best so far."""
-        gain = 0.0 if self.best_value is None else (value - self.best_value) * (1 if higher_is_better else -1)
-        if self.best_value is None or gain > min_delta or (wins_ties and gain >= 0):
-            self.best_value, self.best_epoch = value, self.epoch + 1
-            self.epochs_without_improvement = self.plateau_waited = 0
-            return True
-        self.epochs_without_improvement += 1
-        self.plateau_waited += 1
-        return False
+        """Take a validation into the history; tells whether it is the best of the run so far.
+
+        Args:
+            value: of the metric that "best" goes by.
+            loss: the lower one is the better of two equal values.
+            higher_is_better: of the metric.
+            min_delta: for patience alone: what counts as an improvement must be larger.
+            wins_ties: whether it is the best already where value and loss are equal to the best ones before.
+        """
+        sign = 1 if higher_is_better else -1
+        self.phase_best, is_new = _better(value, self.phase_best, sign)
+        self.plateau_waited = 0 if is_new else self.plateau_waited + 1
+        self.phase_reference, is_new = _better(value, self.phase_reference, sign, min_delta)
+        self.epochs_without_improvement = 0 if is_new else self.epochs_without_improvement + 1
+        if self.best_value is not None:
+            gain = sign * (value - self.best_value)
+            # The loss is not known where a version of sat_vg without it began the run.
+            less_loss = 0.0 if self.best_loss is None else self.best_loss - loss
+            if (gain, less_loss) < (0, 0) or (gain == less_loss == 0 and not wins_ties):
+                return False
+        self.best_value, self.best_loss, self.best_epoch = value, loss, self.epoch + 1
+        return True
 
     def reduce_on_plateau(self, patience: int, gamma: float) -> None:
-        """Lower the plateau schedule's factor after ``patience`` epochs without improvement."""
+        """Lower the plateau schedule's factor after ``patience`` epochs without a new best one of the phase."""
         if self.plateau_waited >= patience:
             self.plateau_factor *= gamma
             self.plateau_waited = 0
@@ -115,10 +134,18 @@ class RunState:
         self.train_loss_sum = self.train_seconds = 0.0
 
     def end_phase(self) -> None:
-        """Go on to the next phase, with its own patience."""
+        """Go on to the next phase, which has its own best value, patience and plateaus."""
         self.phase += 1
+        self.phase_best = self.phase_reference = None
         self.epoch_in_phase = self.epochs_without_improvement = self.plateau_waited = 0
         self.plateau_factor = 1.0
+
+
+def _better(value: float, before: float | None, sign: int, min_delta: float = 0.0) -> tuple[float, bool]:
+    """The better of two values, and whether it is the new one, which must be better by more than ``min_delta``."""
+    if before is None or sign * (value - before) > min_delta:
+        return value, True
+    return before, False
 
 
 @dataclass(frozen=True)
@@ -320,7 +347,10 @@ def restore_run(content: Mapping[str, Any], tensors: RunTensors) -> RunState:
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the checkpoint does not fit the model it is to go on with: {error}") from error
     known = {entry.name for entry in fields(RunState)}
-    state = RunState(**{name: value for name, value in content["state"].items() if name in known})
+    numbers = {name: value for name, value in content["state"].items() if name in known}
+    if "phase_best" not in numbers and numbers.get("epoch_in_phase"):  # came with a later version
+        numbers["phase_best"] = numbers["phase_reference"] = numbers.get("best_value")
+    state = RunState(**numbers)
     for name, default in asdict(RunState()).items():
         value, is_number = getattr(state, name), default is None or isinstance(default, (int, float))
         if not isinstance(value, (int, float, type(None)) if is_number else type(default)):

@@ -23,7 +23,7 @@ class Phase:
         method: ``gradient``; or of its one epoch ``exact_head``: solve for the best classifier on frozen features;
             ``mix``: choose among the weights between start and end of the phase before.
         keeps_statistics: batch norm computes with its running statistics, which stay, and not with each batch's.
-        wins_ties: its weights are the best ones already where they are as good as those before.
+        wins_ties: its weights are the best ones already where metric and loss equal the best ones before.
     """
 
     name: str

@@ -117,7 +117,9 @@ def note_epoch(
 ) -> bool:
     """Record the epoch that has just ended; tells whether it is the best so far."""
     value = validation.value_of(stopping.metric)
-    is_best = state.note_validation(value, stopping.higher_is_better, stopping.min_delta, phase.wins_ties)
+    is_best = state.note_validation(
+        value, validation.loss, stopping.higher_is_better, stopping.min_delta, phase.wins_ties
+    )
     state.reduce_on_plateau(training.schedule.step_size, training.schedule.gamma)
     numbers: dict[str, Any] = {
         "phase": phase.name,

@@ -80,8 +80,8 @@ class Stopping:
 
     Attributes:
         metric: of the validation.
-        patience: epochs without improvement; 0: never stop early.
-        min_delta: what counts as an improvement.
+        patience: epochs of a phase without improvement; 0: never stop early.
+        min_delta: for patience alone: by how much the metric must be exceeded to count as improved.
     """
 
     metric: MetricName

@@ -156,19 +156,62 @@ def test_a_pickle_is_refused_and_does_not_run(tmp_path):
     assert not (tmp_path / "hacked").exists()
 
 
-def test_history_of_best_early_stopping_and_plateau():
-    state = RunState()
+def note(state, *values, losses=None, end=True, **options):
+    """The verdicts on epochs of these values of a metric of which the highest is the best."""
+    settings = {"higher_is_better": True, "min_delta": 0.0, **options}
     verdicts = []
-    for value in (0.5, 0.6, 0.6, 0.605, 0.7):
-        verdicts.append(state.note_validation(value, higher_is_better=True, min_delta=0.01))
+    for place, value in enumerate(values):
+        verdicts.append(state.note_validation(value, losses[place] if losses else 1.0, **settings))
         state.reduce_on_plateau(patience=2, gamma=0.1)
         state.end_epoch()
-    assert verdicts == [True, True, False, False, True]
+    return verdicts
+
+
+def test_history_of_best_early_stopping_and_plateau():
+    state = RunState()
+    assert note(state, 0.5, 0.6, 0.6, 0.6, 0.7) == [True, True, False, False, True]
     assert state.plateau_factor == pytest.approx(0.1)
     assert (state.best_value, state.best_epoch, state.epochs_without_improvement) == (0.7, 5, 0)
-    lower = RunState()
-    assert [lower.note_validation(v, higher_is_better=False, min_delta=0.0) for v in (2.0, 1.0, 1.5)] == [
-        True,
-        True,
-        False,
-    ]
+    assert note(RunState(), 2.0, 1.0, 1.5, higher_is_better=False) == [True, True, False]
+
+
+def test_patience_and_plateau_go_by_the_best_of_their_phase_and_the_best_model_by_that_of_the_run():
+    state = RunState()
+    assert note(state, 0.8, 0.9, 0.85) == [True, True, False]
+    state.end_phase()
+    assert note(state, 0.5, 0.6, 0.7, 0.8) == [False] * 4
+    assert (state.epochs_without_improvement, state.plateau_waited, state.plateau_factor) == (0, 0, 1.0)
+    assert (state.best_value, state.best_epoch) == (0.9, 2)
+    assert note(state, 0.8, 0.79, 0.95) == [False, False, True]
+    assert state.plateau_factor == pytest.approx(0.1)
+    assert (state.best_epoch, state.epochs_without_improvement) == (10, 0)
+
+
+@pytest.mark.parametrize(("sign", "higher_is_better"), [(1, True), (-1, False)])
+def test_min_delta_is_for_patience_alone(sign, higher_is_better):
+    state, settings = RunState(), {"min_delta": 0.5, "higher_is_better": higher_is_better}
+    assert note(state, sign * 0.222, sign * 0.25, sign * 0.194, **settings) == [True, True, False]
+    assert (state.best_value, state.best_epoch) == (sign * 0.25, 2)
+    assert (state.epochs_without_improvement, state.plateau_waited) == (2, 1)
+    # Small gains add up: patience counts from the last value that was far enough above those before.
+    assert note(state, sign * 0.6, sign * 0.73, **settings) == [True, True]
+    assert (state.epochs_without_improvement, state.plateau_waited, state.plateau_factor) == (0, 0, 1.0)
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_of_equal_values_the_lower_validation_loss_is_the_best(higher_is_better):
+    state = RunState()
+    verdicts = note(state, 1.0, 1.0, 1.0, 1.0, losses=[0.5, 0.4, 0.45, 0.4], higher_is_better=higher_is_better)
+    assert verdicts == [True, True, False, False]
+    assert (state.best_loss, state.best_epoch, state.epochs_without_improvement) == (0.4, 2, 3)
+
+
+def test_a_state_from_before_phases_had_their_own_best_goes_on_as_it_would_have(tmp_path):
+    state = RunState(epoch=4, epoch_in_phase=4)
+    note(state, 0.6)
+    content = read_run(save_run(tmp_path, state, small_tensors(), identity(), keep=1))
+    for name in ("best_loss", "phase_best", "phase_reference"):
+        del content["state"][name]
+    restored = restore_run(content, small_tensors())
+    assert note(restored, 0.6, 0.5, 0.7, losses=[0.1, 1.0, 1.0]) == [False, False, True]
+    assert restored.plateau_factor == pytest.approx(0.1)

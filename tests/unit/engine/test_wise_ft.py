@@ -160,9 +160,10 @@ def test_a_checkpoint_holds_what_is_remembered(network, tmp_path):
             restore_run(content, tensors(network, fresh))
 
 
-def test_a_tie_wins_only_where_the_phase_says_so():
-    state = RunState(best_value=0.5)
-    assert not state.note_validation(0.5, higher_is_better=True, min_delta=0.0)
-    assert state.note_validation(0.5, higher_is_better=True, min_delta=0.1, wins_ties=True)
-    assert not state.note_validation(0.4, higher_is_better=True, min_delta=0.0, wins_ties=True)
-    assert state.note_validation(0.4, higher_is_better=False, min_delta=0.5, wins_ties=True)
+@pytest.mark.parametrize(
+    ("value", "loss", "wins"), [(0.5, 0.3, True), (0.5, 0.31, False), (0.5, 0.2, True), (0.4, 0.2, False)]
+)
+def test_a_mixture_wins_ties_in_the_metric_and_the_loss(value, loss, wins):
+    mixed, other = (RunState(best_value=0.5, best_loss=0.3) for _ in range(2))
+    assert mixed.note_validation(value, loss, higher_is_better=True, min_delta=0.1, wins_ties=True) is wins
+    assert other.note_validation(value, loss, higher_is_better=True, min_delta=0.0) is (wins and loss != 0.3)
