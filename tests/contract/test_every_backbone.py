@@ -11,10 +11,11 @@ import pytest
 import torch
 import torchvision
 from contract.networks import SMALL, fill, meta_network, no_initialisation, slow_but, smallest_size
+from torch import nn
 from torchvision.ops import StochasticDepth
 
 from sat_vg.backbone_finetuning.engine.losses import CrossEntropy
-from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate
+from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate, spared_from_decay
 from sat_vg.backbone_finetuning.models.backbones import BACKBONES, build_network, head_parameters
 from sat_vg.backbone_finetuning.models.facts import FACTS_FILE, read_facts
 from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
@@ -46,6 +47,23 @@ def test_stages_and_listing(name):
     assert sorted([*owned, *head]) == sorted(n for n, _ in network.named_parameters())
     assert len(stages) == len({stage.name for stage in stages}) >= 4
     assert measure(row, network) == read_facts()[name]
+
+
+@pytest.mark.parametrize("name", slow_but(SMALL, NAMES))
+def test_weight_decay_pulls_at_the_matrices_of_layers_alone(name):
+    """No norms, biases, position embeddings, class tokens and scales, of whatever shape they are."""
+    row = BACKBONES[name]
+    network = meta_network(row, smallest_size(row))
+    of_layers = [
+        f"{module_name}.{own}"
+        for module_name, module in network.named_modules()
+        for own, parameter in module.named_parameters(recurse=False)
+        if (isinstance(module, (nn.Linear, nn.Conv2d)) and parameter.ndim > 1) or own == "in_proj_weight"
+    ]
+    of_layers = [found for found in of_layers if "cpb_mlp" not in found]  # these make Swin v2's position biases
+    assert len(of_layers) > 5
+    spared = spared_from_decay(network, row.family)
+    assert sorted(n for n, _ in network.named_parameters() if n not in spared) == sorted(of_layers)
 
 
 @pytest.mark.parametrize("name", slow_but(SMALL, NAMES))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sat_vg.backbone_finetuning.engine.losses import CrossEntropy
-from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate
+from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate, spared_from_decay
 from sat_vg.backbone_finetuning.models import backbones
 from sat_vg.backbone_finetuning.models.backbones import build_network, find_backbone
 from sat_vg.backbone_finetuning.models.families import timm_cutting
@@ -52,6 +52,37 @@ def model(request):
         for parameter in model.parameters():  # scales that start at zero would hide a whole branch
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
     return model.eval()
+
+
+def test_weight_decay_spares_what_timm_spares_and_every_vector_token_and_position(model):
+    trunk, spared = model.network.trunk, spared_from_decay(model.network, model.row.family)
+    assert spared < {name for name, _ in model.network.named_parameters()}
+    for name, parameter in model.network.named_parameters():
+        own = name.removeprefix("trunk.")
+        is_listed = hasattr(trunk, "no_weight_decay") and own in trunk.no_weight_decay()
+        is_small = parameter.ndim <= 1 or "pos_embed" in own or "bias" in own or own.endswith("_token")
+        assert not (is_listed or is_small) or name in spared, name
+        assert not own.endswith(("conv.weight", "fc1.weight", "qkv.weight", "head.weight")) or name not in spared, (
+            name
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter"),
+    [
+        ("xcit_nano_12_p8_224", "trunk.blocks.0.attn.temperature"),  # [heads, 1, 1]
+        ("visformer_tiny", "trunk.pos_embed1"),  # timm lists nothing for it
+        ("swinv2_tiny_window8_256", "trunk.layers.0.blocks.0.attn.cpb_mlp.0.weight"),  # timm lists it
+        ("fastvit_t8", "trunk.stages.0.blocks.0.layer_scale.gamma"),  # [C, 1, 1]
+        ("samvit_base_patch16", "trunk.blocks.0.attn.rel_pos_h"),
+    ],
+)
+def test_weight_decay_spares_scales_and_positions_of_other_networks(name, parameter):
+    holder, row = nn.Module(), find_backbone(f"timm:{name}")
+    with torch.device("meta"):
+        holder.trunk = timm.create_model(name, num_classes=0)
+    assert parameter in dict(holder.named_parameters())
+    assert parameter in row.family.no_weight_decay(holder)
 
 
 def name_of(model):

@@ -154,7 +154,8 @@ class FinetuneConfig:
     head_lr_scale: float = 1.0
     """Factor on the head's learning rate."""
     weight_decay: float = 1e-3
-    """Decoupled weight decay (for sgd: L2); not applied to norms, biases and position embeddings."""
+    """Decoupled weight decay (for sgd: L2); not applied to norms, biases, position embeddings (relative ones too),
+    class tokens and scales such as ConvNeXt's layer_scale."""
     momentum: float = 0.9
     """Momentum of sgd."""
     warmup_epochs: float = 1.0

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -148,15 +148,24 @@ def _better(value: float, before: float | None, sign: int, min_delta: float = 0.
     return before, False
 
 
+def _as_saved(state: dict[str, Any]) -> dict[str, Any]:
+    return state
+
+
 @dataclass(frozen=True)
 class RunTensors:
-    """The stateful objects of a run whose state is saved beside ``RunState``."""
+    """The stateful objects of a run whose state is saved beside ``RunState``.
+
+    Attributes:
+        regroup: an optimizer's state as saved → with its parameters in the groups of ``optimizer``.
+    """
 
     network: nn.Module
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
     average: NoAverage = field(default_factory=NoAverage)
     origin: NoOrigin = field(default_factory=NoOrigin)
+    regroup: Callable[[dict[str, Any]], dict[str, Any]] = _as_saved
 
 
 @dataclass(frozen=True)
@@ -339,7 +348,9 @@ def restore_run(content: Mapping[str, Any], tensors: RunTensors) -> RunState:
     try:
         network = parts_of_weights(content["network"], tensors.network.state_dict())
         tensors.network.load_state_dict(network, strict=True)
-        tensors.optimizer.load_state_dict(parts_of_optimizer(content["optimizer"], tensors.optimizer))
+        tensors.optimizer.load_state_dict(
+            parts_of_optimizer(tensors.regroup(content["optimizer"]), tensors.optimizer)
+        )
         tensors.average.load_state_dict(content.get("average", {}))
         tensors.origin.load_state_dict(content.get("origin", {}))  # came with a later version
         if tensors.scaler.is_enabled() and content["scaler"]:

@@ -1,6 +1,7 @@
 """Optimizer, its parameter groups by stage, and the learning rate as a function of the epoch."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from sat_vg.backbone_finetuning.models.families import Family
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
 
@@ -88,33 +90,54 @@ def parameter_groups(
         head_lr_scale: factor on the classifier's learning rate.
     """
     depth_from_end = {stage.name: depth for depth, stage in enumerate(reversed(model.stages))}
+    return [
+        {
+            "params": parameters,
+            "name": f"{stage}{'' if decays else '/no_decay'}",
+            "weight_decay": weight_decay if decays else 0.0,
+            "lr_scale": layer_decay ** depth_from_end[stage] if stage in depth_from_end else head_lr_scale,
+        }
+        for stage, decays, parameters in _divided(model, spared_from_decay(model.network, model.row.family))
+    ]
+
+
+def _divided(model: FineTuneModel, spared: Collection[str]) -> list[tuple[str, bool, list[nn.Parameter]]]:
+    """``(stage or head, whether they decay, parameters)`` of every group that has any, in order."""
     named = {stage.name: dict(stage.named_parameters(model.network)) for stage in model.stages}
     of_network = dict(model.network.named_parameters())
     named["head"] = {name: of_network[name] for name in model.head_parameter_names}
     covered = sum(len(parameters) for parameters in named.values())
     assert covered == len(of_network), "every parameter belongs to exactly one stage or the head"
-    groups = []
-    for stage, parameters in named.items():
-        for decays in (True, False):
-            chosen = [p for name, p in parameters.items() if _decays(name, p, model) is decays]
-            if chosen:
-                groups.append(
-                    {
-                        "params": chosen,
-                        "name": f"{stage}{'' if decays else '/no_decay'}",
-                        "weight_decay": weight_decay if decays else 0.0,
-                        "lr_scale": layer_decay ** depth_from_end[stage]
-                        if stage in depth_from_end
-                        else head_lr_scale,
-                    }
-                )
-    return groups
+    groups = [
+        (stage, decays, [p for name, p in parameters.items() if (name not in spared) is decays])
+        for stage, parameters in named.items()
+        for decays in (True, False)
+    ]
+    return [group for group in groups if group[2]]
 
 
-def _decays(name: str, parameter: nn.Parameter, model: FineTuneModel) -> bool:
-    """Norms, biases, class tokens and position embeddings are not pulled towards zero."""
-    is_vector = parameter.ndim <= 1 or name.endswith("class_token")
-    return not is_vector and name != model.row.family.position_embedding
+def in_groups_of_today(state: dict[str, Any], model: FineTuneModel, optimizer: Optimizer) -> dict[str, Any]:
+    """An optimizer's state as saved; where an earlier version saved it, with its parameters in today's groups.
+
+    Earlier versions let position tables, scales and timm's tokens decay, so these lay in other groups; torch knows
+    parameters by their places in the groups.
+    """
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    vectors = (name for name, p in model.network.named_parameters() if p.ndim <= 1 or name.endswith("class_token"))
+    earlier = _divided(model, {*vectors, model.row.family.position_embedding or ""})
+    saved = [len(group["params"]) for group in state["param_groups"]]
+    if saved == sizes or saved != [len(parameters) for _, _, parameters in earlier]:
+        return state
+    today = optimizer.state_dict()["param_groups"]
+    places = {id(p): place for place, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    moved = dict(enumerate(places[id(p)] for _, _, parameters in earlier for p in parameters))
+    return {"state": {moved[place]: entry for place, entry in state["state"].items()}, "param_groups": today}
+
+
+def spared_from_decay(network: nn.Module, family: Family) -> frozenset[str]:
+    """Names of the parameters that are not pulled towards zero: norms, biases, and what the family says."""
+    vectors = (name for name, p in network.named_parameters() if p.ndim <= 1 or name.endswith("bias"))
+    return frozenset([*vectors, *family.no_weight_decay(network)])
 
 
 def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from sat_vg.backbone_finetuning.engine.ema import NoAverage
 from sat_vg.backbone_finetuning.engine.feeds import Feeds
 from sat_vg.backbone_finetuning.engine.metrics import MetricName
 from sat_vg.backbone_finetuning.engine.micro_batches import MicroBatches
-from sat_vg.backbone_finetuning.engine.optim import Schedule
+from sat_vg.backbone_finetuning.engine.optim import Schedule, in_groups_of_today
 from sat_vg.backbone_finetuning.engine.precision import Precision
 from sat_vg.backbone_finetuning.engine.profiling import NoProfile
 from sat_vg.backbone_finetuning.engine.replicas import OneReplica
@@ -71,7 +72,8 @@ class Training:
     @property
     def tensors(self) -> RunTensors:
         """What a checkpoint captures."""
-        return RunTensors(self.model.network, self.optimizer, self.scaler, self.average, self.origin)
+        regroup = partial(in_groups_of_today, model=self.model, optimizer=self.optimizer)
+        return RunTensors(self.model.network, self.optimizer, self.scaler, self.average, self.origin, regroup)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from sat_vg.backbone_finetuning.engine.losses import CrossEntropy
 from sat_vg.backbone_finetuning.engine.optim import (
     Schedule,
     build_optimizer,
+    in_groups_of_today,
     parameter_groups,
     set_learning_rate,
 )
@@ -97,3 +98,33 @@ def test_layer_decay_and_head_scale_reach_the_learning_rates():
     rates = {group["name"].removesuffix("/no_decay"): group["lr"] for group in optimizer.param_groups}
     expected = {"stem": 0.00625, "layer1": 0.0125, "layer2": 0.025, "layer3": 0.05, "layer4": 0.1, "head": 1.0}
     assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("backbone", ["swin_t", "vit_b_16", "resnet18"])
+def test_a_state_saved_in_the_groups_of_an_earlier_version_finds_its_parameters(backbone):
+    model = FineTuneModel(backbone, 3, pretrained=False, image_size=32)
+    named = dict(model.network.named_parameters())
+    then = [  # tables of positions and scales decayed
+        [
+            name
+            for name, p in parameters.items()
+            if (p.ndim > 1 and not name.endswith(("class_token", "pos_embedding"))) is decays
+        ]
+        for parameters in (
+            *(dict(stage.named_parameters(model.network)) for stage in model.stages),
+            {name: named[name] for name in model.head_parameter_names},
+        )
+        for decays in (True, False)
+    ]
+    then = [names for names in then if names]
+    earlier = torch.optim.AdamW([{"params": [named[name] for name in names]} for names in then], lr=0.1)
+    for number, parameter in enumerate(named.values()):
+        parameter.grad = torch.full_like(parameter, number)
+    earlier.step()
+    optimizer = build_optimizer(model, "adamw", 0.1, 0.9)
+    optimizer.load_state_dict(in_groups_of_today(earlier.state_dict(), model, optimizer))
+    for number, parameter in enumerate(named.values()):
+        assert optimizer.state[parameter]["exp_avg"].allclose(torch.tensor(0.1 * number)), number
+    assert {group["weight_decay"] for group in optimizer.param_groups} == (
+        {0.1, 0.0} if backbone == "swin_t" else {0.01}  # as saved
+    )

@@ -18,6 +18,7 @@ from sat_vg.backbone_finetuning.models.families.family import (
     mean_over_places,
     neck_stage,
     no_weights,
+    parameters_named,
     pooled_already,
     torchvision_built,
 )
@@ -227,6 +228,7 @@ CONVNEXT = Family(
     classifier="classifier.2",
     size_divisibility=_PAD_TO_32,
     smallest_image=32,
+    no_weight_decay=partial(parameters_named, ("layer_scale",)),
 )
 SQUEEZENET = Family(
     name="SqueezeNet",

@@ -1,6 +1,6 @@
 """What a family of networks is, and the pieces that several families share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -45,6 +45,15 @@ def _takes_all_sizes(network: nn.Module) -> int | None:
 
 def _as_they_are(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
+
+
+def _nothing(network: nn.Module) -> Collection[str]:
+    return ()
+
+
+def parameters_named(parts: Collection[str], network: nn.Module) -> Collection[str]:
+    """Full names of the parameters whose dotted names have one of ``parts`` among their own parts."""
+    return [name for name, _ in network.named_parameters() if not set(parts).isdisjoint(name.split("."))]
 
 
 def divisible_by(size: int, network: nn.Module) -> int:
@@ -132,6 +141,8 @@ class Family:
         fixed_image_size: ``network ->`` the only size it takes, in pixels; None: it takes others too. Its
             ``size_divisibility`` must be this size then, so that smaller images are padded to it.
         freeze_norm: replaces every batch norm below a module by one that never moves.
+        no_weight_decay: ``network ->`` full names of the parameters that weight decay must leave alone besides biases
+            and the vectors of norms: position embeddings, class tokens, scales.
         adapt_weights: ``(network, weights under their publisher's names) -> weights under the network's names``.
     """
 
@@ -151,6 +162,7 @@ class Family:
     smallest_measured: Callable[[nn.Module], int] = _any_size
     fixed_image_size: Callable[[nn.Module], int | None] = _takes_all_sizes
     freeze_norm: Callable[[nn.Module], None] = freeze_batch_norm
+    no_weight_decay: Callable[[nn.Module], Collection[str]] = _nothing
     adapt_weights: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]] = _as_they_are
 
 

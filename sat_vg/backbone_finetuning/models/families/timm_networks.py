@@ -7,10 +7,11 @@ when such a name is asked for, not before.
 """
 
 import difflib
+import fnmatch
 import importlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -33,6 +34,7 @@ from sat_vg.backbone_finetuning.models.stages import Stage
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, WeightsError
 
 PREFIX = "timm:"
+_POSITIONS = ("pos_embed", "rel_pos", "relative_position")  # parameters and modules of timm that hold them
 # Passed to those networks that know them; with them most take images of any size.
 _SIZE_OPTIONS = ("img_size", "dynamic_img_size", "strict_img_size")
 
@@ -264,6 +266,24 @@ def _adapt_weights(network: nn.Module, given: dict[str, Tensor]) -> dict[str, Te
     return {**{TRUNK + name: value for name, value in of_trunk.items()}, **others}
 
 
+def _no_weight_decay(network: nn.Module) -> Collection[str]:
+    """What timm itself leaves alone, and the position embeddings and scales that its lists leave out."""
+    trunk: Any = network.trunk
+    listed = trunk.no_weight_decay() if hasattr(trunk, "no_weight_decay") else ()  # names, which may have wildcards
+    return [
+        TRUNK + name
+        for name, parameter in trunk.named_parameters()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in listed)
+        or any(part.startswith(_POSITIONS) for part in name.split("."))
+        or _is_scale(name, parameter)
+    ]
+
+
+def _is_scale(name: str, parameter: nn.Parameter) -> bool:
+    """Whether it is a factor or a token of its own, in whatever shape, and no layer's matrix."""
+    return not name.endswith("weight") and parameter.numel() == max(parameter.shape, default=1)
+
+
 _TIMM = Family(
     name="timm",
     stages=_stages,
@@ -278,5 +298,6 @@ _TIMM = Family(
     smallest_measured=_smallest_image,
     fixed_image_size=_fixed_image_size,
     freeze_norm=_freeze_norm,
+    no_weight_decay=_no_weight_decay,
     adapt_weights=_adapt_weights,
 )

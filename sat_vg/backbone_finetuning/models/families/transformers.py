@@ -10,6 +10,7 @@ from sat_vg.backbone_finetuning.models.families.family import (
     Family,
     divisible_by,
     four_stages,
+    parameters_named,
     pooled_already,
     require_multiple,
     torchvision_built,
@@ -147,6 +148,7 @@ VIT = Family(
     position_embedding="encoder.pos_embedding",
     num_prefix_tokens=_VIT_PREFIX,
     build=_vit_network,
+    no_weight_decay=partial(parameters_named, ("class_token", "pos_embedding")),
 )
 SWIN = Family(
     name="Swin",
@@ -156,6 +158,8 @@ SWIN = Family(
     to_map=_swin_map,
     # Windows and mergings pad by themselves; the patch embedding would cut off what does not fill a patch.
     size_divisibility=partial(divisible_by, _SWIN_PATCH),
+    # cpb_mlp gives Swin v2 its position biases; left alone as by its authors (Liu et al., 2022).
+    no_weight_decay=partial(parameters_named, ("relative_position_bias_table", "logit_scale", "cpb_mlp")),
 )
 MAXVIT = Family(
     name="MaxViT",
@@ -164,4 +168,5 @@ MAXVIT = Family(
     classifier="classifier.5",
     size_divisibility=partial(divisible_by, _MAXVIT_MULTIPLE),
     build=_maxvit_network,
+    no_weight_decay=partial(parameters_named, ("relative_position_bias_table",)),
 )
