@@ -120,7 +120,7 @@ BAD_IMAGES: dict[str, tuple[Maker, str]] = {
     "loop.tif": (content(tiff_that_loops), "damaged"),
     "no_size.jpg": (content(lambda: jpeg_of_size(0, 0)), "damaged"),
     "pipe.jpg": (write_pipe, "pipe"),
-    "socket.png": (write_socket, "cannot be opened"),
+    "socket.png": (write_socket, "not a file"),
     "device.jpg": (link("/dev/zero"), "device"),
     "nothing.png": (link("/dev/null"), "device"),
     "itself.jpg": (link("itself.jpg"), "cannot be opened"),

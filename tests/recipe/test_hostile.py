@@ -185,6 +185,21 @@ class TestImages:
         assert all(c == "\n" or c.isprintable() for c in out + err)
         refused(*evaluate_here(product_path, tmp_path / "images"), "the model knows no class")
 
+    def test_sparse_geotiffs(self, tmp_path, check_here, train_here):
+        rasterio = pytest.importorskip("rasterio", reason="GeoTIFFs need rasterio: pip install 'sat_vg[geo]'")
+        profile = {"driver": "GTiff", "width": 16_000, "height": 16_000, "count": 1, "dtype": "uint16"}
+        for number in range(24):
+            path = tmp_path / f"images/{'train' if number % 3 else 'val'}/{'ab'[number % 2]}/{number}.tif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with rasterio.open(path, "w", **profile, sparse_ok=True, tiled=True, compress="deflate"):
+                pass
+        seal(tmp_path)
+        for flags in ((), ("--bands", "1")):
+            says = ("24 of 24 images cannot be read", "16000 x 16000 pixels", "0.tif") if flags else ()
+            refused(*check_here(tmp_path / "images", *flags), *says)
+            run = train_here(*TINY, "--dataset_path", tmp_path / "images", *flags)
+            refused(run.code, run.out, run.err, *says)
+
     def test_no_permission(self, images, tmp_path, check_here):
         locked = images / "train/sea/0.png"
         locked.chmod(0)

@@ -20,18 +20,16 @@ The Python warnings of Pillow, torchvision.io and rasterio are muted in the whol
 detected are bytes altered inside a whole file of a format without checksums (JPEG, BMP, WebP, plain TIFF).
 
 What a hostile file can cost is bounded: only regular files are read (a pipe would wait for ever, a device never
-end), of ``MAX_FILE_BYTES`` at the most and with ``PIL.Image.MAX_IMAGE_PIXELS`` at the most; of large images one is
-decoded at a time in each process; and a progressive JPEG has at most ``_MAX_SCANS`` scans, each of which costs a
-pass over all its pixels.
+end), of ``MAX_FILE_BYTES`` at the most and with twice ``PIL.Image.MAX_IMAGE_PIXELS`` at the most; above that number
+itself, images are read at half their width and height; of large images one is decoded at a time in each process; and
+a progressive JPEG has at most ``_MAX_SCANS`` scans, each of which costs a pass over all its pixels.
 """
 
 import contextlib
-import errno
 import io
+import math
 import os
-import stat
 import struct
-import threading
 import warnings
 import zlib
 from collections.abc import Callable
@@ -44,9 +42,19 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
+from sat_vg.backbone_finetuning.data.large_images import (
+    one_large_at_a_time,
+    refuse_bomb,
+    refuse_hollow,
+    step_within,
+    tell_reduced,
+    too_large,
+)
 from sat_vg.backbone_finetuning.data.shard_paths import ShardPath
+from sat_vg.backbone_finetuning.data.tiff_headers import TIFF_MAGIC, require_bounded_tiff
 from sat_vg.backbone_finetuning.data.unreadable import Unreadable
 from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.backbone_finetuning.utils.regular_files import NotRegularFileError, open_regular
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -55,7 +63,6 @@ except ImportError:  # deprecated since torchvision 0.29 and to be removed: Pill
 
 # Pillow knows formats that start other programs (EPS) or are no images; those are never tried.
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
-TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _RGB_MODES = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LA", "PA", "RGBA", "RGBa"})
 # What Pillow's parsers let escape on damaged files.
 _PILLOW_ERRORS = (
@@ -74,8 +81,6 @@ _PILLOW_ERRORS = (
 
 MAX_FILE_BYTES = 2**30
 _MAX_SCANS = 200  # encoders write about ten
-_LARGE_PIXELS = 2**24
-_LARGE_IMAGES = threading.Semaphore(1)
 
 T = TypeVar("T")
 
@@ -115,7 +120,7 @@ def decode_rgb(path: str | Path) -> Tensor:
         (channels last), which is what the decoders write and what resizing is quickest on.
 
     Raises:
-        DataError: the file is missing, empty, cut short, no image, larger than
+        DataError: the file is missing, empty, cut short, no image, larger than twice
             ``PIL.Image.MAX_IMAGE_PIXELS``, or of a pixel type that has no plain 8-bit reading.
     """
     return read_image(path, _decode)
@@ -178,7 +183,7 @@ def opened(path: str | Path, use: Callable[[BinaryIO], T]) -> T:
     """
     _mute_warnings()
     try:
-        with _open_in_shard(path) if isinstance(path, ShardPath) else _open_regular(Path(path)) as file:
+        with _open_in_shard(path) if isinstance(path, ShardPath) else _open_file(Path(path)) as file:
             return use(file)
     except DataError:  # a shard that cannot be fetched is no matter of this image
         raise
@@ -193,19 +198,15 @@ def opened(path: str | Path, use: Callable[[BinaryIO], T]) -> T:
         raise Unreadable("there is too little memory to decode it", "cut it into smaller tiles") from None
 
 
-def _open_regular(path: Path) -> BinaryIO:
-    """Open a file that has an end; without waiting, where it is a pipe that nobody writes to."""
+def _open_file(path: Path) -> BinaryIO:
     with contextlib.ExitStack() as undo:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        undo.callback(os.close, descriptor)
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            if stat.S_ISDIR(status.st_mode):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            raise Unreadable("it is a pipe, a device or the like, not a file", "remove it")
-        _refuse_large(status.st_size)
+        try:
+            file = undo.enter_context(open_regular(path))
+        except NotRegularFileError as error:
+            raise Unreadable(error.strerror, "remove it") from None
+        _refuse_large(os.fstat(file.fileno()).st_size)
         undo.pop_all()
-        return os.fdopen(descriptor, "rb")
+        return file
 
 
 def _open_in_shard(path: ShardPath) -> BinaryIO:
@@ -217,11 +218,6 @@ def _refuse_large(num_bytes: int) -> None:
     if num_bytes > MAX_FILE_BYTES:
         size = f"{num_bytes / 2**30:.1f} GiB, the limit is {MAX_FILE_BYTES / 2**30:g} GiB"
         raise Unreadable(f"the file is too large ({size})", "cut it into smaller tiles")
-
-
-def _one_large_at_a_time(width: int, height: int) -> contextlib.AbstractContextManager[object]:
-    # Many threads check images: without this, so many bombs just below the limit would be held at once.
-    return _LARGE_IMAGES if width * height > _LARGE_PIXELS else contextlib.nullcontext()
 
 
 _MUTED = r"(PIL|torchvision\.io|rasterio)(\.|$)"
@@ -237,14 +233,16 @@ def _mute_warnings() -> None:
 
 def _decode_jpeg(data: bytearray) -> Tensor:
     header = _jpeg_header(data)
+    is_whole = True
     if header is not None:
-        _refuse_bomb(header.width, header.height)  # torchvision has no limit of its own
+        refuse_bomb(header.width, header.height)  # torchvision has no limit of its own
+        is_whole = _step(header.width, header.height) == 1
         if data.count(b"\xff\xda") > _MAX_SCANS:  # in compressed pixels an ff is never followed by da
             raise Unreadable(f"it is a JPEG of more than {_MAX_SCANS} scans, made to keep decoders busy")
     # Versions of torchvision differ in how they turn CMYK into RGB, hence Pillow's for all.
-    if decode_jpeg is not None and header is not None and header.components != 4:
+    if decode_jpeg is not None and header is not None and header.components != 4 and is_whole:
         # What torchvision refuses Pillow then reads, or tells better why not.
-        with contextlib.suppress(RuntimeError), _one_large_at_a_time(header.width, header.height):
+        with contextlib.suppress(RuntimeError), one_large_at_a_time(header.width * header.height):
             encoded = torch.frombuffer(data, dtype=torch.uint8)
             image: Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
             return image
@@ -279,42 +277,51 @@ def _jpeg_header(data: bytearray) -> _JpegHeader | None:
 def _decode_with_pillow(file: BinaryIO, head: bytes) -> Tensor:
     try:
         if head[:4] in TIFF_MAGIC:
+            require_bounded_tiff(file)
             _refuse_odd_tiff(file)
         with Image.open(file, formats=_FORMATS) as image:
             image_format = image.format
-            _refuse_bomb(*image.size)
+            refuse_bomb(*image.size)
+            refuse_hollow(file.seek(0, io.SEEK_END), *image.size, len(image.getbands()))
             if head[:4] == b"\x89PNG" and head[24:26] == b"\x10\x02" and any(_colour_key(image)):
                 # Pillow compares the 16-bit colour with the 8-bit pixels; only black comes out right.
                 raise Unreadable("it is a 16-bit RGB PNG with a transparent colour", _CONVERT)
-            with _one_large_at_a_time(*image.size):
-                image.load()
-                with contextlib.suppress(*_PILLOW_ERRORS):  # damaged EXIF: the pixels are whole all the same
-                    ImageOps.exif_transpose(image, in_place=True)
-                pixels = _to_rgb(image, image_format)
+            with one_large_at_a_time(math.prod(image.size)):
+                pixels = _to_rgb(_loaded(image), image_format)
     except UnidentifiedImageError:
         kinds = "JPEG, PNG, TIFF, WebP, BMP or GIF"
         raise Unreadable(f"it is no {kinds} image, or its header is cut short or damaged") from None
     except Image.DecompressionBombError as error:
-        raise _too_large(str(error)) from None
+        raise too_large(str(error)) from None
     except _PILLOW_ERRORS as error:
         detail = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise Unreadable(f"it is cut short or damaged ({detail})") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
+def _loaded(image: Image.Image) -> Image.Image:
+    """The pixels, upright; of images above ``PIL.Image.MAX_IMAGE_PIXELS`` each so-manieth row and column."""
+    width, height = image.size
+    step = _step(width, height)
+    if step > 1:
+        tell_reduced(width, height, step)
+        image.draft(None, (width // step, height // step))  # JPEG's own way; nothing happens for other formats
+    image.load()
+    with contextlib.suppress(*_PILLOW_ERRORS):  # damaged EXIF: the pixels are whole all the same
+        ImageOps.exif_transpose(image, in_place=True)
+    step = _step(*image.size)
+    if step == 1:
+        return image
+    return image.resize([math.ceil(side / step) for side in image.size], Image.Resampling.NEAREST)
+
+
+def _step(width: int, height: int) -> int:
+    return step_within(width * height, Image.MAX_IMAGE_PIXELS)
+
+
 def _colour_key(image: Image.Image) -> tuple[int, ...]:
     key = image.info.get("transparency")
     return key if isinstance(key, tuple) else ()
-
-
-def _refuse_bomb(width: int, height: int) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > limit:
-        raise _too_large(f"{width} x {height} pixels, the limit is {limit} pixels")
-
-
-def _too_large(detail: str) -> Unreadable:
-    return Unreadable(f"it is too large, perhaps a decompression bomb ({detail})", "cut it into smaller tiles")
 
 
 def _refuse_odd_tiff(file: BinaryIO) -> None:

@@ -11,7 +11,9 @@ the fourth is near infrared).
 """
 
 import importlib
+import io
 import logging
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,20 +29,22 @@ from torch import Tensor
 from sat_vg.backbone_finetuning.configs.band_choice import BandChoice, parse_band
 from sat_vg.backbone_finetuning.data.decoding import (
     RGB_DECODER,
-    TIFF_MAGIC,
     Decoder,
     T,
     image_or_reason,
     opened,
     read_image,
 )
+from sat_vg.backbone_finetuning.data.large_images import one_large_at_a_time, refuse_hollow, step_within, tell_reduced
+from sat_vg.backbone_finetuning.data.tiff_headers import TIFF_MAGIC, require_bounded_tiff
 from sat_vg.backbone_finetuning.data.unreadable import COPY_AGAIN, Unreadable
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, BandFiles, Preprocessing
 from sat_vg.backbone_finetuning.utils.printable import one_line
 
-_MOST_VALUES = 2**28  # of the chosen bands: 1 GiB as float32, as much as the largest RGB image takes while it is read
+_MOST_VALUES = 2**26  # of the chosen bands: 256 MiB as float32; of larger images rows and columns are left out
 _MOST_VALUES_IN_FILE = 2**32
+_MOST_BLOCK_BYTES = 2**30  # what GDAL unpacks at a time
 _MEMORY_FILE = re.compile(r"'?/vsimem/[^\s':,]+'?[:,]?\s*")
 _LISTED = 20
 _LONGEST_NAME = 60  # characters
@@ -246,19 +250,26 @@ def _read_header(file: BinaryIO) -> _Header:
 
 def _read(file: BinaryIO, files: BandFiles) -> NDArray[np.float32]:
     """The values of the chosen bands ``[C, H, W]``, NaN where there is none."""
-    return _in_memory(file, lambda source: _values_of(source, files))
+    num_bytes = file.seek(0, io.SEEK_END)
+    return _in_memory(file, lambda source: _values_of(source, files, num_bytes))
 
 
 def _in_memory(file: BinaryIO, use: Callable[[Any], T]) -> T:
     """What ``use`` makes of an opened GeoTIFF."""
     rasterio = require_rasterio()
-    data = file.read()
-    if data[:4] not in TIFF_MAGIC:
+    require_bounded_tiff(file)
+    magic, num_bytes = file.read(4), file.seek(0, io.SEEK_END)
+    if magic not in TIFF_MAGIC:
         raise Unreadable(
-            "it is no TIFF" if data else "the file is empty (0 bytes)", "convert it to GeoTIFF, or remove it"
+            "it is no TIFF" if magic else "the file is empty (0 bytes)", "convert it to GeoTIFF, or remove it"
         )
+    file.seek(0)
     try:
-        with rasterio.io.MemoryFile(data) as memory, memory.open(driver="GTiff") as source:
+        with (
+            one_large_at_a_time(num_bytes),
+            rasterio.io.MemoryFile(file.read()) as memory,
+            memory.open(driver="GTiff") as source,
+        ):
             return use(source)
     except (Unreadable, MemoryError):
         raise
@@ -276,20 +287,48 @@ def _header_of(source: Any) -> _Header:
     )
 
 
-def _values_of(source: Any, files: BandFiles) -> NDArray[np.float32]:
+def _values_of(source: Any, files: BandFiles, num_bytes: int) -> NDArray[np.float32]:
     header = _header_of(source)
     numbers = _numbers_in(header, files)
-    shape = f"{header.width} x {header.height} pixels in {_counted(header.count)}"
-    pixels = header.width * header.height
-    if pixels * len(numbers) > _MOST_VALUES or pixels * header.count > _MOST_VALUES_IN_FILE:
-        raise Unreadable(f"it is too large ({shape})", "cut it into smaller tiles")
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and so missing
-        values: NDArray[np.float32] = source.read(numbers).astype(np.float32)
-    for place, number in enumerate(numbers):
-        if _is_masked(source, number, numbers):
-            values[place][source.read_masks(number) == 0] = np.nan
-    values[~np.isfinite(values)] = np.nan
+    step = _bounded_step(source, header, len(numbers), num_bytes)
+    shape = (-(-header.height // step), -(-header.width // step))
+    with one_large_at_a_time(header.width * header.height * len(numbers)):
+        # GDAL takes the nearest pixels, so that no value is mixed with a missing one, or a file's own overviews.
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and so missing
+            values: NDArray[np.float32] = source.read(numbers, out_shape=(len(numbers), *shape)).astype(np.float32)
+        for place, number in enumerate(numbers):
+            if _is_masked(source, number, numbers):
+                values[place][source.read_masks(number, out_shape=shape) == 0] = np.nan
+        values[~np.isfinite(values)] = np.nan
     return values
+
+
+def _bounded_step(source: Any, header: _Header, num_bands: int, num_bytes: int) -> int:
+    """Each so-manieth row and column is read, so that memory is bounded.
+
+    Raises:
+        Unreadable: even listing or unpacking the image would take too much.
+    """
+    width, height = header.width, header.height
+    item_bytes = np.dtype(header.dtype).itemsize
+    shape = f"{width} x {height} pixels in {_counted(header.count)}"
+    if width * height * header.count > _MOST_VALUES_IN_FILE:
+        raise Unreadable(f"it is too large ({shape})", "cut it into smaller tiles")
+    refuse_hollow(num_bytes, width, height, header.count * item_bytes)
+    block = math.prod(source.block_shapes[0]) * item_bytes * (header.count if _is_by_pixel(source) else 1)
+    if block > _MOST_BLOCK_BYTES:
+        raise Unreadable(
+            f"it is too large ({shape} in blocks of {block // 2**20} MiB, the limit is {_MOST_BLOCK_BYTES // 2**20})",
+            "write it in tiles (gdal_translate -co TILED=YES), or cut it into smaller ones",
+        )
+    step = step_within(width * height * num_bands, _MOST_VALUES)
+    if step > 1:
+        tell_reduced(width, height, step)
+    return step
+
+
+def _is_by_pixel(source: Any) -> bool:
+    return source.interleaving is None or source.interleaving.name == "pixel"
 
 
 def _is_masked(source: Any, number: int, numbers: Sequence[int]) -> bool:

@@ -163,7 +163,9 @@ class TestBadFiles:
         with rasterio.open(path, "w", **profile, compress="deflate", sparse_ok=True, tiled=True):
             pass
         assert path.stat().st_size < 2**20
-        assert "too large (60000 x 60000 pixels in 1 band)" in why_not(path, BandFiles((1,), "uint16", 1))
+        why = why_not(path, BandFiles((1,), "uint16", 1))
+        assert "too large" in why
+        assert "60000 x 60000 pixels" in why
 
     def test_nothing_is_printed(self, tmp_path, capfd, caplog, recwarn):
         path = write_geotiff(tmp_path / "plain.tif", sentinel_2("sea", 1), crs=None, transform=None)
