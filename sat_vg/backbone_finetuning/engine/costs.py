@@ -2,11 +2,13 @@
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -58,10 +60,22 @@ def count_flops(model: FineTuneModel, image_size: int) -> int:
     number is twice that of publications that count them as one.
     """
     model.eval()
-    # With gradients on: without them torch takes fused attention layers, which the counter does not know.
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+    # Which kernel torch picks for attention depends on its version, the processor and the gradients, and the counter
+    # knows not all of them. So attention is computed as the matrix products that it consists of.
+    with _plain_attention(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, model.in_channels, image_size, image_size, device=_device_of(model)))
     return int(counter.get_total_flops())
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    was_enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_enabled)
 
 
 def images_per_second(networks: Mapping[str, Network], timing: Timing | None = None) -> dict[str, float]:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from sat_vg.backbone_finetuning.models.backbones import BackboneRow
 from sat_vg.backbone_finetuning.models.freezing import apply_trainable, check_stage_names, keep_in_eval
-from sat_vg.backbone_finetuning.models.frozen_norm import FrozenBatchNorm2d
+from sat_vg.backbone_finetuning.models.frozen_norm import freeze_batch_norm
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 
@@ -65,7 +65,6 @@ class FeatureExtractor(nn.Module):
         self._graft(network)
         self._family = row.family
         self._stages = row.family.stages(self)
-        self._frozen_modules: list[nn.Module] = []
         self.backbone = row.name
         self.preprocessing = preprocessing
         self.mean, self.std = preprocessing.mean, preprocessing.std
@@ -75,8 +74,6 @@ class FeatureExtractor(nn.Module):
         self.bands, self.in_channels = preprocessing.bands, len(preprocessing.bands)
         self.size_divisibility = row.family.size_divisibility(self)
         self.smallest_image = max(row.family.smallest_image, row.family.smallest_measured(self))
-        if freeze_norm:
-            row.family.freeze_norm(self)
         self._measure(out_names)
         names = self.stage_names
         if trainable_stages is None:
@@ -85,7 +82,10 @@ class FeatureExtractor(nn.Module):
             trainable_stages = names[: names.index(self.out_names[-1]) + 1]
         self.trainable_stages = tuple(trainable_stages)
         check_stage_names(self.trainable_stages, names, "trainable_stages")
-        self._freeze_stages()
+        # Those of frozen stages in any case: a consumer that converts or resets batch norms must not move them.
+        norms_to_freeze = [s for s in self._stages if freeze_norm or s.name not in self.trainable_stages]
+        freeze_batch_norm(self, {module for stage in norms_to_freeze for module in stage.modules(self)})
+        self._frozen_modules = apply_trainable(self, self._stages, self.trainable_stages)
         self.eval()
 
     def _graft(self, network: nn.Module) -> None:
@@ -96,12 +96,6 @@ class FeatureExtractor(nn.Module):
             self.register_parameter(name, parameter)
         for name, buffer in network.named_buffers(recurse=False):
             self.register_buffer(name, buffer)
-
-    def _freeze_stages(self) -> None:
-        self._frozen_modules = apply_trainable(self, self._stages, self.trainable_stages)
-        for module in self.modules():  # frozen batch norm stays frozen in trained stages
-            if isinstance(module, FrozenBatchNorm2d):
-                module.requires_grad_(False)
 
     def _measure(self, out_names: Sequence[str | int] | None) -> None:
         """Read channels, strides and the pooled vector's length off blank images of two sizes."""

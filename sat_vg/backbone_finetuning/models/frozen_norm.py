@@ -2,38 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """A ``BatchNorm2d`` that always computes with its running statistics and takes no gradient.
+class FrozenBatchNorm2d(nn.Module):
+    """Stands for a batch norm in eval mode, of any number of dimensions; all its tensors are buffers.
 
-    It keeps the names, the dtype and the ``eps`` of the layer it stands for, and computes with the same
-    operator, so its output equals that layer's in eval mode to the bit.
+    It is no subclass of torch's batch norm, as torchvision's and DETR's frozen ones are none: what walks over a
+    model's batch norms (``convert_sync_batchnorm``, ``swa_utils.update_bn``) or over its parameters leaves it alone.
+
+    It keeps the names, the dtype and the ``eps`` of the layer it stands for, and computes with the same operator, so
+    its output equals that layer's in eval mode to the bit. Layers inside that layer, such as the activation in timm's
+    norms, are kept and run after it.
     """
 
+    _version = 2  # that of torch's batch norm, so that their state dicts are alike in this too
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__()
+        self.num_features, self.eps = norm.num_features, norm.eps
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            value: Tensor | None = getattr(norm, name)
+            self.register_buffer(name, None if value is None else value.detach())
+        for name, layer in norm.named_children():
+            self.add_module(name, layer)
+
     def forward(self, input: Tensor) -> Tensor:
-        """``[B, C, H, W]`` → the same shape."""
-        return functional.batch_norm(
-            input, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        """``[B, C, …]`` → the same shape."""
+        value = functional.batch_norm(
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            training=self.running_mean is None,  # without statistics it is the batch's, in eval mode too
+            eps=self.eps,
         )
+        for layer in self.children():
+            value = layer(value)
+        return value
 
-    @classmethod
-    def of(cls, norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
-        """The frozen stand-in of ``norm``; it takes over the very tensors."""
-        frozen = cls(norm.num_features, eps=norm.eps, momentum=norm.momentum, affine=norm.affine)
-        frozen._parameters.update(norm._parameters)
-        frozen._buffers.update(norm._buffers)
-        for parameter in frozen.parameters():
-            parameter.requires_grad_(False)
-        return frozen
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return f"{self.num_features}, eps={self.eps}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # The frozen norms of torchvision and DETR keep no count of batches, and nothing here depends on it.
+        if self.num_batches_tracked is not None:
+            state_dict.setdefault(prefix + "num_batches_tracked", self.num_batches_tracked)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def freeze_batch_norm(module: nn.Module) -> None:
-    """Replace every ``BatchNorm2d`` below ``module`` by its frozen stand-in."""
+def freeze_batch_norm(module: nn.Module, wanted: Collection[nn.Module]) -> None:
+    """Replace every batch norm below ``module`` that is among ``wanted`` by its frozen stand-in."""
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d) and not isinstance(child, FrozenBatchNorm2d):
-            setattr(module, name, FrozenBatchNorm2d.of(child))
+        if isinstance(child, _BatchNorm) and child in wanted:
+            setattr(module, name, FrozenBatchNorm2d(child))
         else:
-            freeze_batch_norm(child)
+            freeze_batch_norm(child, wanted)

@@ -1,9 +1,7 @@
 """Position embeddings of vision transformers at other image sizes than they were trained at."""
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 
@@ -43,18 +41,3 @@ def _resampling_weights(old: int, new: int, device: torch.device) -> Tensor:
     """
     identity = torch.eye(old, device=device)[None, None]
     return functional.interpolate(identity, size=(new, old), mode="bicubic", antialias=True)[0, 0]
-
-
-def positions_for(network: nn.Module, positions: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
-    """``resample_positions``, remembered per grid for as long as the parameter does not change."""
-    is_trained = positions.requires_grad and torch.is_grad_enabled()
-    # Inference tensors have no version that would tell a change.
-    if is_trained or positions.is_inference() or torch.compiler.is_compiling():
-        return resample_positions(positions, grid, prefix)
-    cache: dict[Any, Tensor] = network.__dict__.setdefault("_resampled_positions", {})
-    key = (grid, positions._version, positions.data_ptr(), positions.dtype)
-    if key not in cache:
-        if len(cache) >= 8:  # images of ever new sizes must not fill the memory
-            cache.clear()
-        cache[key] = resample_positions(positions, grid, prefix).detach()
-    return cache[key]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision import models
 
 from sat_vg.backbone_finetuning.engine.costs import Network, Timing, count_flops, count_parameters, images_per_second
@@ -30,6 +31,21 @@ def test_operations_grow_with_the_image_and_not_with_frozen_stages():
     assert count_flops(model, 128) > 3.5 * small
     model.set_trainable([])
     assert count_flops(model, 64) == small
+
+
+@pytest.mark.parametrize("name", ["vit_b_32", "swin_t", "timm:vit_tiny_patch16_224"])
+def test_operations_of_attention_whatever_kernel_torch_would_pick(name):
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    model = FineTuneModel(name, 3, pretrained=False, image_size=64)
+    counts = []
+    for trainable in (model.stage_names, []):
+        model.set_trainable(trainable)  # without gradients torch takes one fused kernel for a whole layer
+        for context in (torch.enable_grad, torch.inference_mode):
+            with context(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+                counts.append(count_flops(model, 64))
+    assert len(set(counts)) == 1
+    assert torch.backends.mha.get_fastpath_enabled()  # as it was
 
 
 def test_speed_is_in_images_per_second():

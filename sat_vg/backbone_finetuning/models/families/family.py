@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from sat_vg.backbone_finetuning.models.frozen_norm import freeze_batch_norm
 from sat_vg.backbone_finetuning.models.stages import Stage, find_member
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
@@ -140,7 +139,6 @@ class Family:
         smallest_measured: ``network ->`` as ``smallest_image``, where the members differ.
         fixed_image_size: ``network ->`` the only size it takes, in pixels; None: it takes others too. Its
             ``size_divisibility`` must be this size then, so that smaller images are padded to it.
-        freeze_norm: replaces every batch norm below a module by one that never moves.
         no_weight_decay: ``network ->`` full names of the parameters that weight decay must leave alone besides biases
             and the vectors of norms: position embeddings, class tokens, scales.
         adapt_weights: ``(network, weights under their publisher's names) -> weights under the network's names``.
@@ -161,7 +159,6 @@ class Family:
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     smallest_measured: Callable[[nn.Module], int] = _any_size
     fixed_image_size: Callable[[nn.Module], int | None] = _takes_all_sizes
-    freeze_norm: Callable[[nn.Module], None] = freeze_batch_norm
     no_weight_decay: Callable[[nn.Module], Collection[str]] = _nothing
     adapt_weights: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]] = _as_they_are
 

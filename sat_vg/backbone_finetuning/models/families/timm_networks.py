@@ -29,7 +29,6 @@ from sat_vg.backbone_finetuning.models.families.timm_cutting import (
     read_map,
     run_neck,
 )
-from sat_vg.backbone_finetuning.models.frozen_norm import FrozenBatchNorm2d
 from sat_vg.backbone_finetuning.models.stages import Stage
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, WeightsError
 
@@ -180,29 +179,6 @@ def _fixed_image_size(network: nn.Module) -> int | None:
     return _cut_of(network).fixed_image_size
 
 
-class FrozenNormWithLayers(FrozenBatchNorm2d):
-    """A frozen batch norm with the activation that timm keeps inside its norms."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """``[B, C, H, W]`` → the same shape."""
-        value = super().forward(input)
-        for layer in self.children():
-            value = layer(value)
-        return value
-
-
-def _freeze_norm(module: nn.Module) -> None:
-    """Replace every batch norm below ``module``, of one dimension too, by its frozen stand-in."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, FrozenBatchNorm2d):
-            frozen = FrozenNormWithLayers.of(child)  # type: ignore[arg-type]
-            for inner_name, inner in child.named_children():
-                frozen.add_module(inner_name, inner)
-            setattr(module, name, frozen)
-        else:
-            _freeze_norm(child)
-
-
 def _published(name: str) -> dict[str, PublishedWeights]:
     architecture = name.removeprefix(PREFIX)
     config = _timm(architecture).get_pretrained_cfg(architecture)
@@ -297,7 +273,6 @@ _TIMM = Family(
     weights=_published,
     smallest_measured=_smallest_image,
     fixed_image_size=_fixed_image_size,
-    freeze_norm=_freeze_norm,
     no_weight_decay=_no_weight_decay,
     adapt_weights=_adapt_weights,
 )

@@ -15,7 +15,7 @@ from sat_vg.backbone_finetuning.models.families.family import (
     require_multiple,
     torchvision_built,
 )
-from sat_vg.backbone_finetuning.models.position_embedding import positions_for
+from sat_vg.backbone_finetuning.models.position_embedding import resample_positions
 from sat_vg.backbone_finetuning.models.stages import Stage, find_member
 from sat_vg.backbone_finetuning.utils.errors import UserError
 
@@ -45,7 +45,7 @@ def _vit_patch_embed(network: nn.Module, images: Tensor) -> Tensor:
     grid = (patches.shape[-2], patches.shape[-1])
     tokens = patches.flatten(2).transpose(1, 2)
     tokens = torch.cat([class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-    positions = positions_for(network, encoder.pos_embedding, grid, _VIT_PREFIX)
+    positions = resample_positions(encoder.pos_embedding, grid, _VIT_PREFIX)
     return cast(Tensor, encoder.dropout(tokens + positions))
 
 
