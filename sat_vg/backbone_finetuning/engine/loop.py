@@ -15,6 +15,7 @@ from sat_vg.backbone_finetuning.engine.feeds import Feed, SizedBatches, image_va
 from sat_vg.backbone_finetuning.engine.interrupts import InterruptRequest
 from sat_vg.backbone_finetuning.engine.linear_probe import GOALS, pooled_features, solve_linear_probe
 from sat_vg.backbone_finetuning.engine.metrics import Validation
+from sat_vg.backbone_finetuning.engine.micro_batches import way_back
 from sat_vg.backbone_finetuning.engine.optim import set_learning_rate
 from sat_vg.backbone_finetuning.engine.phases import Phase
 from sat_vg.backbone_finetuning.engine.precision import Precision
@@ -203,7 +204,7 @@ def train_step(
             values.tensor_split(parts),
             targets.tensor_split(parts),
         ),
-        undo=training.optimizer.zero_grad,
+        undo=way_back(training.model, training.optimizer),
     )
     with training.profile.span("optimizer"):
         training.replica.settle()

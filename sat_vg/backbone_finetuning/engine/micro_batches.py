@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from sat_vg.backbone_finetuning.data.sampling import num_parts
 from sat_vg.backbone_finetuning.utils.errors import DeviceMemoryError
@@ -64,6 +66,26 @@ class MicroBatches:
                 f"the memory is too small for {largest} images at once: going on with {smaller}, and accumulating to "
                 f"the same batch. To begin so: --micro_batch_size {smaller}"
             )
+
+
+def way_back(model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
+    """What undoes forward and backward passes from now on: gradients, and what the model's buffers gather.
+
+    Dropout needs nothing: every attempt at a step seeds its generators anew.
+
+    Args:
+        model: whose gradients are none now.
+        optimizer: over its parameters.
+    """
+    buffers = list(model.buffers())
+    before = [buffer.clone() for buffer in buffers]  # kilobytes: batch norm's statistics
+
+    def undo() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+
+    return undo
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import pytest
 import torch
 
 from sat_vg.backbone_finetuning.data.loaders import Batch
@@ -16,10 +17,10 @@ from sat_vg.backbone_finetuning.engine.training import Training
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
 
-def make_training(micro_batch_size, mixup_alpha=0.0, clip=float("inf")):
+def make_training(micro_batch_size, mixup_alpha=0.0, clip=float("inf"), backbone="resnet18"):
     torch.manual_seed(0)
     # Frozen batch norm: only then can parts of a batch equal the whole.
-    model = FineTuneModel("resnet18", 4, pretrained=False, image_size=32).eval()
+    model = FineTuneModel(backbone, 4, pretrained=False, image_size=32, dropout=0.3).eval()
     precision = Precision(torch.device("cpu"), torch.float32, torch.contiguous_format)
     return Training(
         model=model,
@@ -99,3 +100,37 @@ def test_metrics_are_sums_over_uneven_batches():
         for predicted in range(3):
             count = ((targets.argmax(1) == true) & (logits.argmax(1) == predicted)).sum()
             assert result.confusion[true, predicted] == count
+
+
+@pytest.mark.parametrize("fails_at", ["forward", "backward"])
+@pytest.mark.parametrize(("backbone", "size"), [("shufflenet_v2_x0_5", 4), ("custom_cnn", 2)])
+def test_a_step_tried_again_in_smaller_parts_is_the_step_that_begins_with_them(backbone, size, fails_at):
+    """To the bit: weights, batch norm's statistics, the optimizer's state, dropout, losses."""
+    begun, tried_again = (make_training(of_parts, backbone=backbone) for of_parts in (size, 16))
+
+    def too_much(*pair):
+        """Fails in the last part but for those small enough, when the statistics and gradients have moved."""
+        loss = CrossEntropy()(*pair)
+        if len(pair[0]) > size and fails_at == "forward":
+            raise torch.OutOfMemoryError("too little")
+        if len(pair[0]) > size:
+            loss.register_hook(refuse)
+        return loss
+
+    def refuse(gradient):
+        raise torch.OutOfMemoryError("too little")
+
+    found = []
+    for training in (begun, replace(tried_again, loss=too_much)):
+        training.model.train()
+        results = [train_step(training, feed_of(training), a_batch(16), 0.05, step) for step in range(3)]
+        assert training.micro_batches.size == size
+        state = {**training.model.network.state_dict()}
+        for place, entries in training.optimizer.state_dict()["state"].items():
+            state.update({f"{place}.{name}": value for name, value in entries.items()})
+        found.append((results, state))
+    (results, state), (other_results, other) = found
+    assert results == other_results
+    assert state.keys() == other.keys()
+    assert any("running_mean" in name for name in state)
+    assert [name for name, value in state.items() if not torch.equal(value, other[name])] == []
