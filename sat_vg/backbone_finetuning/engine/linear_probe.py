@@ -37,7 +37,7 @@ _MOST_BYTES_IN_FP64 = 2**30
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """A solved linear classifier for plain features.
+    """A solved linear classifier for plain features, on the CPU.
 
     Attributes:
         weight: ``[num_classes, D]`` float32.
@@ -144,7 +144,7 @@ def solve_linear_probe(
     solved = _solve(problem, strength, _ITERATIONS)
     weight = solved[:, :-1] * scale
     bias = solved[:, -1] - weight @ mean
-    return LinearProbe(weight.float(), bias.float(), strength, score)
+    return LinearProbe(weight.float().cpu(), bias.float().cpu(), strength, score)
 
 
 def _choose_strength(whole: "Problem", generator: torch.Generator) -> tuple[float, float | None]:

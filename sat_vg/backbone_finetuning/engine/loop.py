@@ -138,7 +138,8 @@ def _solve_head(
     )
     training.model.set_classifier(probe.weight, probe.bias)
     training.average.restart()
-    logits = features @ probe.weight.T + probe.bias
+    weight, bias = probe.weight.to(features.device), probe.bias.to(features.device)
+    logits = features @ weight.T + bias
     state.train_loss_sum = float(task.loss(logits, targets))
     state.train_images, state.train_seconds = len(features), time.perf_counter() - clock
     score, unit = probe.held_out_score, GOALS[task.name].unit

@@ -4,8 +4,10 @@ One explicit context is handed to whoever needs it. A training in a single proce
 this is nothing; so nobody asks how many there are.
 """
 
+import io
 import itertools
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -98,11 +100,11 @@ class OneRank:
         """Add up tensors over the processes, in place; all of them get the sums."""
 
     def gather(self, value: T) -> list[T]:
-        """The value of each process, by rank; all of them get the list."""
+        """The value of each process, by rank; all of them get the list. Tensors cross on the CPU and stay there."""
         return [value]
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What rank 0 makes; the others wait for it.
+        """What rank 0 makes; the others wait for it, and get its tensors on the CPU.
 
         Raises:
             OtherRankError: on the others, where rank 0 could not; there the error itself is raised.
@@ -119,9 +121,23 @@ class OneRank:
         return make()
 
 
-@dataclass(frozen=True)
-class _Failed:
-    """Goes over the wire in place of what could not be made."""
+class _HostPickler(pickle.Pickler):
+    """Pickles tensors as the CPU's: one of a GPU would turn up on the GPU of that number, whoever reads it."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            return value.detach().cpu().__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        return NotImplemented
+
+
+def _pickled(value: object) -> bytes:
+    stream = io.BytesIO()
+    _HostPickler(stream, pickle.HIGHEST_PROTOCOL).dump(value)
+    return stream.getvalue()
+
+
+def _unpickled(content: bytes) -> Any:
+    return pickle.loads(content)  # noqa: S301 from a process of the same training
 
 
 class Ranks(OneRank):
@@ -157,26 +173,28 @@ class Ranks(OneRank):
             dist.all_reduce(tensor)
 
     def gather(self, value: T) -> list[T]:
-        """The value of each process, by rank; all of them get the list."""
+        """The value of each process, by rank; all of them get the list. Tensors cross on the CPU and stay there."""
         values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value, group=self._group)
-        return values
+        dist.all_gather_object(values, _pickled(value), group=self._group)
+        return [_unpickled(one) for one in values]
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What rank 0 makes; the others wait for it.
+        """What rank 0 makes; the others wait for it, and get its tensors on the CPU.
 
         Raises:
             OtherRankError: on the others, where rank 0 could not; there the error itself is raised.
         """
-        made: list[Any] = [_Failed()]
+        made: list[T] = []
+        sent: list[bytes | None] = [None]  # in place of what could not be made
         try:
             if self.is_first:
                 made = [make()]
+                sent = [_pickled(made[0])]
         finally:  # an error included, or the others would wait for ever
-            dist.broadcast_object_list(made, group=self._group, group_src=0)
-        if isinstance(made[0], _Failed):
+            dist.broadcast_object_list(sent, group=self._group, group_src=0)
+        if sent[0] is None:
             raise OtherRankError("rank 0 could not go on; its message says why")
-        result: T = made[0]
+        result: T = made[0] if self.is_first else _unpickled(sent[0])
         return result
 
     def in_turn(self, make: Callable[[], T]) -> T:
