@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None, prog: str = "sat-vg check") -> int:
         default="false",
         help="whether a table may name images outside its own folder (%(default)s)",
     )
-    for name, kind in (("train_split", str), ("val_split", str), ("val_fraction", float), ("seed", int)):
+    same = {"train_split": str, "val_split": str, "val_fraction": float, "seed": int, "label_separator": str}
+    for name, kind in same.items():
         default = getattr(defaults, name)
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"as for the training ({default})")
     parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON object that leaves nothing out")

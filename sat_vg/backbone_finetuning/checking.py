@@ -48,6 +48,7 @@ class Request:
         val_split: name of the val folder.
         val_fraction: share of each class that becomes val where there is none.
         seed: of that split.
+        label_separator: between the classes of an image in a table's column ``labels``.
         as_json: print a JSON object instead of a text.
     """
 
@@ -59,6 +60,7 @@ class Request:
     val_split: str = FinetuneConfig.val_split
     val_fraction: float = FinetuneConfig.val_fraction
     seed: int = FinetuneConfig.seed
+    label_separator: str = FinetuneConfig.label_separator
     as_json: bool = False
 
 
@@ -143,7 +145,7 @@ def settings_of(request: Request) -> FinetuneConfig:
             "--dataset eurosat"
         )
     bands = None if request.bands is None else tuple(map(_band, request.bands.split(",")))
-    same = ("dataset", "allow_outside", "train_split", "val_split", "val_fraction", "seed")
+    same = ("dataset", "allow_outside", "train_split", "val_split", "val_fraction", "seed", "label_separator")
     given = {name: getattr(request, name) for name in same}
     return FinetuneConfig(dataset_path=request.data, bands=bands, **given)
 
@@ -163,6 +165,7 @@ def examine(splits: Splits, looks: Looks) -> Findings:
     if bad:
         listed = "".join(f"\n  {image.path!r}: {image.reason}" for image in bad[:_LISTED])
         findings.errors.append(f"{len(bad)} of {len(paths)} images cannot be read{listed}{_more(len(bad), _LISTED)}")
+    findings.warnings += splits.notes
     _judge_copies(findings, examined.contents)
     _count(findings, examined)
     _judge_near_copies(findings, examined)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.data.class_names import same_form
 from sat_vg.backbone_finetuning.data.geo import decoder_of
 from sat_vg.backbone_finetuning.data.loaders import ImageDataset, Workers, validation_loader
 from sat_vg.backbone_finetuning.data.scenes import scenes_folder
@@ -172,13 +173,14 @@ def with_labels_of(model: FineTuneModel, split: Split) -> Split:
             f"the model gives an image {gives}, and these images have {has} each; evaluate it on images that are "
             "labelled like those of its training"
         )
-    unknown = [name for name in split.class_names if name not in model.class_names]
+    known = list(map(same_form, model.class_names))
+    unknown = [name for name in split.class_names if same_form(name) not in known]
     if unknown:
         raise DataError(
             f"the model knows no class {_some(unknown, 5)}; it knows {_some(model.class_names, 10)}. Rename or "
             "remove these folders"
         )
-    places = [model.class_names.index(name) for name in split.class_names]
+    places = [known.index(same_form(name)) for name in split.class_names]
     if split.label_sets is not None:
         sets = tuple(tuple(sorted(places[index] for index in classes)) for classes in split.label_sets)
         return replace(split, label_sets=sets, class_names=model.class_names)

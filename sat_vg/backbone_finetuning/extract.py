@@ -44,6 +44,12 @@ def main(arguments: list[str] | None = None, prog: str = "sat-vg extract") -> in
     )
     parser.add_argument("--allow_outside", action="store_true", help="a list may name files outside its own folder")
     parser.add_argument(
+        "--label_separator",
+        metavar="TEXT",
+        default="|",
+        help="what stands between the classes of an image in a table's column labels; default: %(default)s",
+    )
+    parser.add_argument(
         "--knn",
         choices=("auto", "yes", "no"),
         default="auto",

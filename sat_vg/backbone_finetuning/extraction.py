@@ -81,6 +81,7 @@ class Request:
     mixed_precision: bool = False
     on_bad_image: Literal["error", "skip"] = "error"
     allow_outside: bool = False
+    label_separator: str = "|"
     knn: Literal["auto", "yes", "no"] = "auto"
 
 
@@ -133,7 +134,7 @@ def extract_features(request: Request) -> Path:
     """
     target = expand_home(request.out)
     _check(request, target)
-    images = list_images(request.images, request.allow_outside)
+    images = list_images(request.images, request.allow_outside, request.label_separator)
     if request.knn == "yes" and (request.stages or len(images.class_names) < 2):
         raise ConfigError("--knn yes: needs pooled vectors, so no --stages, and labelled images of two classes")
     checkpoint = expand_home(request.checkpoint)

@@ -81,12 +81,19 @@ def find_images(config: FinetuneConfig) -> Splits:
     if config.dataset_path is None and config.dataset is None:
         say("no --dataset_path DIR was given: training on the built-in scenes, drawn by this program")
     splits = load_splits(config)
-    say(f"data: {splits.description}")
+    tell_data(splits)
     if config.num_classes not in (None, len(splits.class_names)):
         raise ConfigError(
             f"num_classes = {config.num_classes}: the images have {len(splits.class_names)} classes; leave it out"
         )
     return splits
+
+
+def tell_data(splits: Splits) -> None:
+    """Say which images there are, and what is doubtful about their names and folders."""
+    say(f"data: {splits.description}")
+    for note in splits.notes:
+        say(f"warning: {note}")
 
 
 def load_splits(config: FinetuneConfig) -> Splits:
@@ -109,7 +116,8 @@ def load_splits(config: FinetuneConfig) -> Splits:
         )
     if path is not None and is_manifest(path):
         names = SplitNames(config.train_split, config.val_split)
-        return load_manifest(path, names=names, allow_outside=config.allow_outside, **drawing)
+        drawing |= {"allow_outside": config.allow_outside, "separator": config.label_separator}
+        return load_manifest(path, names=names, **drawing)
     root = scenes_folder() if path is None else path
     return load_class_folders(root, train_split=config.train_split, val_split=config.val_split, **drawing)
 

@@ -12,6 +12,7 @@ import torch
 from sat_vg.backbone_finetuning.assembly import assemble, hardware_of
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.checks import LEFT_OUT, Readable, write_left_out
+from sat_vg.backbone_finetuning.data.class_names import same_form
 from sat_vg.backbone_finetuning.data.geo import decoder_of
 from sat_vg.backbone_finetuning.data.sampling import Part
 from sat_vg.backbone_finetuning.data.sources import Split, Splits
@@ -178,10 +179,10 @@ def described(ranks: OneRank) -> str:
 
 
 def fingerprint_of(splits: Splits) -> str:
-    """A hash of all images' names, labels and splits; moving the whole data set does not change it."""
+    """A hash of all images' names, labels and splits; moving the whole data set, to macOS too, does not change it."""
     root = os.path.commonpath([*splits.train.paths, *splits.val.paths])
     entries = [
-        (f"{split.name}/{os.path.relpath(path, root)}", _identity_of(split, label))
+        (same_form(f"{split.name}/{os.path.relpath(path, root)}"), _identity_of(split, label))
         for split in (splits.train, splits.val)
         for path, label in zip(split.paths, split.labels, strict=True)
     ]
@@ -226,6 +227,7 @@ def build_model(config: FinetuneConfig, splits: Splits, earlier: EarlierRun | No
         seed=config.seed,
         freeze_layers=config.freeze_layers,
         bands=None if chosen is None else chosen.names,
+        allow_missing=config.allow_missing,
     )
     model.preprocessing = for_bands(model.preprocessing, chosen)
     if earlier is not None:

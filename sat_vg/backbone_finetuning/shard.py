@@ -57,6 +57,9 @@ def main(arguments: list[str] | None = None, prog: str = "sat-vg shard") -> int:
         help="as for the training; default: %(default)s",
     )
     parser.add_argument("--allow_outside", action="store_true", help="a table may name images outside its own folder")
+    parser.add_argument(
+        "--label_separator", metavar="TEXT", default="|", help="as for the training; default: %(default)s"
+    )
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     if options.data is not None and options.output_dir is None:
         parser.error("DATA needs --output_dir OUT, the folder that shards are written to")

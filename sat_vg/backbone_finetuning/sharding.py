@@ -33,7 +33,13 @@ from sat_vg.backbone_finetuning.data.shard_writer import (
 )
 from sat_vg.backbone_finetuning.data.shards import WRITING
 from sat_vg.backbone_finetuning.data.sources import Splits
-from sat_vg.backbone_finetuning.preparation import check_images, decoder_of_config, load_splits, shard_cache
+from sat_vg.backbone_finetuning.preparation import (
+    check_images,
+    decoder_of_config,
+    load_splits,
+    shard_cache,
+    tell_data,
+)
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, WriteError
 from sat_vg.backbone_finetuning.utils.folder_lock import LOCK, lock_folder
@@ -67,6 +73,7 @@ class WritingRequest:
     max_bad_fraction: float = 0.01
     on_duplicates: str = "error"
     allow_outside: bool = False
+    label_separator: str = FinetuneConfig.label_separator
 
 
 def write_shards(request: WritingRequest) -> None:
@@ -82,7 +89,7 @@ def write_shards(request: WritingRequest) -> None:
     folder = expand_home(request.output_dir)
     _require_apart(folder, expand_home(request.data))
     found = load_splits(config)
-    say(f"data: {found.description}")
+    tell_data(found)
     splits = check_images(config, found, decoder_of_config(config, found)).splits
     planned = plan_shards(splits, limit, request.seed)
     plan = hash_of_plan(planned, splits)
@@ -197,7 +204,7 @@ def _limit_of(request: WritingRequest) -> ShardLimit:
 
 
 def _config_of(request: WritingRequest) -> FinetuneConfig:
-    placing = ("seed", "val_fraction", "train_split", "val_split", "allow_outside")
+    placing = ("seed", "val_fraction", "train_split", "val_split", "allow_outside", "label_separator")
     checking = ("on_bad_image", "max_bad_fraction", "on_duplicates")
     settings = {name: getattr(request, name) for name in (*placing, *checking)}
     bands = None if request.bands is None else [_band(text.strip()) for text in request.bands.split(",")]

@@ -17,10 +17,10 @@ from sat_vg.backbone_finetuning.utils.safe_files import write_text
 # (A device changes rounding only; the data are compared by their content, not by their path.)
 FIELDS_FREE_ON_RESUME = frozenset(
     {
-        "dataset_path", "dataset", "allow_outside", "max_bad_fraction", "on_duplicates", "device", "num_workers",
-        "loader_timeout", "cache", "cache_gib", "channels_last", "tf32", "compile", "num_threads",
-        "shard_weights", "keep_freed_memory", "profile", "log_dir", "checkpoint_dir", "save_frequency",
-        "save_every_steps", "save_every_minutes", "max_checkpoints", "log_every", "resume",
+        "dataset_path", "dataset", "allow_outside", "label_separator", "allow_missing", "max_bad_fraction",
+        "on_duplicates", "device", "num_workers", "loader_timeout", "cache", "cache_gib", "channels_last", "tf32",
+        "compile", "num_threads", "shard_weights", "keep_freed_memory", "profile", "log_dir", "checkpoint_dir",
+        "save_frequency", "save_every_steps", "save_every_minutes", "max_checkpoints", "log_every", "resume",
     }
 )  # fmt: skip
 
@@ -84,6 +84,9 @@ class FinetuneConfig:
     a copy. Unset: your own images."""
     allow_outside: bool = False
     """A .csv file in dataset_path may name images outside its own folder."""
+    label_separator: str = "|"
+    """What stands between the classes of an image in the column labels of a .csv file, such as "," or " "; brackets
+    and quotes around them, as Python writes lists, are then taken off."""
     train_split: str = "train"
     """Name of the training folder in dataset_path."""
     val_split: str = "val"
@@ -111,6 +114,9 @@ class FinetuneConfig:
     weights: str | None = None
     """Which weights: a torchvision name such as IMAGENET1K_V2, the path of a state dict or best_model.pt, or
     none. Unset: torchvision's best ones for the backbone if pretrained, else none."""
+    allow_missing: bool = False
+    """The file in weights may lack a part of the backbone, or be that of a deeper one: what is missing starts at
+    random."""
     image_size: int = 224
     """Height and width in pixels of the images that the backbone sees."""
     train_image_size: tuple[int, ...] | None = None

@@ -65,6 +65,13 @@ def _or_auto(rule: Rule) -> Rule:
     return Rule(lambda value: value == "auto" or rule.holds(value), f"{rule.allowed}, or auto", rule.remedy)
 
 
+_SEPARATOR = Rule(
+    lambda value: (
+        isinstance(value, str) and value != "" and not any(one.isalnum() or one in "\0\r\n" for one in value)
+    ),
+    "one or more characters that are no letters or digits",
+    'for example "|", "," or " "',
+)
 _SWITCH = Rule(lambda value: isinstance(value, bool), "true or false", "true or false")
 _SWITCH_OR_UNSET = Rule(lambda value: value is None or isinstance(value, bool), "true, false or null", "leave it out")
 _STAGES = Rule(
@@ -115,6 +122,7 @@ RULES: dict[str, Rule] = {
         remedy="for example eurosat; any other data set by its folder or table in dataset_path",
     ),
     "allow_outside": _SWITCH,
+    "label_separator": _SEPARATOR,
     "train_split": _text("for example train"),
     "val_split": _text("for example val"),
     "val_fraction": _real("above 0 and below 1", lambda value: 0 < value < 1, 0.2),
@@ -126,6 +134,7 @@ RULES: dict[str, Rule] = {
     "backbone": _text("for example resnet50"),
     "pretrained": _SWITCH,
     "weights": _text("a torchvision name, a path, none, or null", or_unset=True),
+    "allow_missing": _SWITCH,
     "image_size": _whole(16, 224, highest=4096),
     "train_image_size": _IMAGE_SIZES,
     "freeze_early_layers": _SWITCH,

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sat_vg.backbone_finetuning.data.class_names import SEPARATOR, names_in, same_form
 from sat_vg.backbone_finetuning.data.image_tables import LIST_ENDINGS, Filling, read_image_table
 from sat_vg.backbone_finetuning.data.sources import IMAGE_ENDINGS
+from sat_vg.backbone_finetuning.data.split_folders import role_of
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 
-_SPLITS = frozenset({"train", "val", "test"})
 _LABELS = Filling(("label",), "; without the column label no image needs one")
 
 
@@ -42,7 +43,7 @@ class ImageList:
         return tuple(sorted(set(self.labels or ())))
 
 
-def list_images(source: str, allow_outside: bool = False) -> ImageList:
+def list_images(source: str, allow_outside: bool = False, separator: str = SEPARATOR) -> ImageList:
     """The images that a folder, a list, a glob or a path of one image stands for.
 
     Those of class folders are labelled by them: ``DIR/CLASS/…``, or ``DIR/train/CLASS/…`` with ``val`` or ``test``.
@@ -50,6 +51,7 @@ def list_images(source: str, allow_outside: bool = False) -> ImageList:
     Args:
         source: what the user typed.
         allow_outside: a list may name files outside its folder.
+        separator: between the classes of an image in a table's column ``labels``.
 
     Raises:
         DataError: there is no image, or a list that cannot be read or names what it may not.
@@ -58,7 +60,7 @@ def list_images(source: str, allow_outside: bool = False) -> ImageList:
     if path.is_dir():
         return _of_folder(path)
     if path.suffix.lower() in LIST_ENDINGS and path.exists():
-        return _of_list(path, allow_outside)
+        return _of_list(path, allow_outside, separator)
     found = tuple(images_of(source))
     return ImageList(found, None, f"{_counted(len(found))}, not labelled")
 
@@ -87,10 +89,10 @@ def images_of(source: str) -> list[str]:
 def _of_folder(folder: Path) -> ImageList:
     paths = _images_below(folder)
     parts = [Path(path).relative_to(folder).parts for path in paths]
-    depth = 1 if all(len(each) > 2 and each[0] in _SPLITS for each in parts) else 0
+    depth = 1 if all(len(each) > 2 and role_of(each[0]) for each in parts) else 0
     if not all(len(each) > depth + 1 for each in parts):
         return ImageList(tuple(paths), None, f"{_counted(len(paths))}, not labelled: some lie in no class folder")
-    labels = tuple(each[depth] for each in parts)
+    labels = tuple(same_form(each[depth]) for each in parts)
     return ImageList(tuple(paths), labels, _labelled(labels, "by folder"))
 
 
@@ -123,20 +125,20 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_ENDINGS)
 
 
-def _of_list(path: Path, allow_outside: bool) -> ImageList:
+def _of_list(path: Path, allow_outside: bool, separator: str) -> ImageList:
     rows = read_image_table(path, ("label", "labels"), _LABELS, None if allow_outside else "--allow_outside").rows
     paths = tuple(row.path for row in rows)
-    labels = tuple(_label_of(row.cells) for row in rows if row.cells)
+    labels = tuple(_label_of(row.cells, separator) for row in rows if row.cells)
     if not labels:
         return ImageList(paths, None, f"{_counted(len(paths))}, not labelled")
     return ImageList(paths, labels, _labelled(labels, f"by {path.name}"))
 
 
-def _label_of(cells: Mapping[str, str]) -> str:
+def _label_of(cells: Mapping[str, str], separator: str) -> str:
     """The class of an image, or its classes with commas between."""
     if "label" in cells:
-        return cells["label"]
-    return ", ".join(sorted({name.strip() for name in cells["labels"].split("|")} - {""})) or "(none)"
+        return same_form(cells["label"])
+    return ", ".join(sorted(set(map(same_form, names_in(cells["labels"], separator))) - {""})) or "(none)"
 
 
 def _labelled(labels: Sequence[str], how: str) -> str:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from sat_vg.backbone_finetuning.data.class_names import describe_unknown, same_form
 from sat_vg.backbone_finetuning.data.multi_label_split import split_label_sets
 from sat_vg.backbone_finetuning.data.sources import Split, Splits, as_split, describe_splits, split_off
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 PARTS = ("train", "val", "test")
-_LISTED = 10  # names shown in a message
 
 
 class ListedImage(NamedTuple):
@@ -57,6 +57,7 @@ def splits_of(
         DataError: train has fewer than two classes, another part has a class that train lacks, or nothing is left
             for val.
     """
+    parts = {part: [_in_one_form(image) for image in images] for part, images in parts.items()}
     names = tuple(sorted({name for image in parts["train"] for name in image.classes}))
     if len(names) < 2:
         held = f"only one class, {names[0]!r}" if names else "no class at all"
@@ -73,16 +74,18 @@ def splits_of(
     return replace(drawn, val_is_drawn=True)
 
 
+def _in_one_form(image: ListedImage) -> ListedImage:
+    return image._replace(classes=tuple(map(same_form, image.classes)))
+
+
 def _require_known(images: Sequence[ListedImage], part: str, names: Sequence[str], source: str) -> None:
     """Refuse classes that train lacks."""
     known = frozenset(names)
     unknown = {name: image.place for image in images for name in image.classes if name not in known}
     if unknown:
-        shown = ", ".join(f"{name!r} ({place})" for name, place in list(unknown.items())[:_LISTED])
-        more = f" and {len(unknown) - _LISTED} more" if len(unknown) > _LISTED else ""
         raise DataError(
-            f"{source}: {part} has classes that train lacks: {shown}{more}; classes are matched by name, in which "
-            "case counts: rename them, or add images of them to train"
+            f"{source}: {part} has classes that train lacks: {describe_unknown(unknown, names)}; classes are matched "
+            "by name, in which case counts: rename them, or add images of them to train"
         )
 
 

@@ -1,22 +1,22 @@
 """Training from a table: a CSV file with a line for each image, its class or classes, and maybe its split.
 
 Column ``path`` is relative to the file's folder. Column ``label`` holds the one class of an image; column ``labels``
-instead of it holds several with ``|`` between, or none. Column ``split`` holds train, val or test in every line, or
-is left out. Other columns are not looked at. What may not be named is said in ``image_tables``.
+instead of it holds several with ``|`` (or another separator) between, or none. Column ``split`` holds train, val or
+test in every line, or is left out. Other columns are not looked at. What may not be named, ``image_tables`` says.
 """
 
 import difflib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sat_vg.backbone_finetuning.data.class_names import SEPARATOR, judge_cells, names_in
 from sat_vg.backbone_finetuning.data.image_tables import TABLE_ENDING, Filling, ImageTable, Row, read_image_table
 from sat_vg.backbone_finetuning.data.listed_splits import Drawing, ListedImage, splits_of
 from sat_vg.backbone_finetuning.data.sources import Splits
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
-_BETWEEN = "|"
 _LISTED = 10  # names shown in a message
 
 
@@ -47,6 +47,7 @@ def load_manifest(
     val_fraction: float = 0.2,
     seed: int = 0,
     allow_outside: bool = False,
+    separator: str = SEPARATOR,
 ) -> Splits:
     """List the images of a table (see the top of this module), without opening them.
 
@@ -56,6 +57,7 @@ def load_manifest(
         val_fraction: share of each class that becomes val where the table gives none, in (0, 1).
         seed: of that split, which depends on nothing else but paths and classes, and not on the order of lines.
         allow_outside: paths may lead out of the table's folder.
+        separator: between the classes of an image in the column ``labels``.
 
     Returns:
         The splits; a label is the place of its class among train's, sorted, or in ``label_sets`` with a column
@@ -77,7 +79,9 @@ def load_manifest(
     paths = _alike([row.path for row in table.rows])
     listed = {
         part: [
-            ListedImage(paths[index], _classes_of(path, table.rows[index]), f"line {table.rows[index].line}")
+            ListedImage(
+                paths[index], _classes_of(path, table.rows[index], separator), f"line {table.rows[index].line}"
+            )
             for index in indices
         ]
         for part, indices in parts.items()
@@ -86,7 +90,10 @@ def load_manifest(
     if len(parts) > 1 or "split" in table.rows[0].cells:
         drawn = f", no line says {names.val!r}, so val is {100 * val_fraction:g}% of {names.train!r} by seed {seed}"
     drawing = Drawing(val_fraction, seed, drawn)
-    return splits_of(listed, f"table {str(path)!r}", drawing, is_multi_label=is_multi_label)
+    splits = splits_of(listed, f"table {str(path)!r}", drawing, is_multi_label=is_multi_label)
+    column = "labels" if is_multi_label else "label"
+    doubts = judge_cells([row.cells[column] for row in table.rows], separator, column)
+    return replace(splits, notes=(*splits.notes, *(f"table {str(path)!r}: {doubt}" for doubt in doubts)))
 
 
 def _has_label_sets(path: Path, table: ImageTable) -> bool:
@@ -100,21 +107,19 @@ def _has_label_sets(path: Path, table: ImageTable) -> bool:
     hint = " (case counts)" if near and near[0] in ("label", "labels") else ""
     raise DataError(
         f"{str(path)!r} has no column 'label'{hint}; its first line holds {', '.join(map(repr, table.columns))}. Add "
-        f"the column label with one class for each image, or labels with several ('a{_BETWEEN}b') or none"
+        f"the column label with one class for each image, or labels with several ('a{SEPARATOR}b') or none"
     )
 
 
-def _classes_of(path: Path, row: Row) -> tuple[str, ...]:
+def _classes_of(path: Path, row: Row, separator: str) -> tuple[str, ...]:
     """The classes of an image, by name."""
     if "label" in row.cells:
         return (row.cells["label"],)
-    if not row.cells["labels"]:
-        return ()
-    classes = tuple(name.strip() for name in row.cells["labels"].split(_BETWEEN))
+    classes = names_in(row.cells["labels"], separator)
     if not all(classes):
         raise DataError(
             f"{str(path)!r}, line {row.line}: labels = {row.cells['labels']!r} has no name before, between or after "
-            f"{_BETWEEN!r}; write it in, or remove the {_BETWEEN!r}"
+            f"{separator!r}; write it in, or remove the {separator!r}"
         )
     return classes
 
@@ -151,7 +156,7 @@ def _require_once(path: Path, rows: Sequence[Row]) -> None:
         if first != row.line:
             raise DataError(
                 f"{str(path)!r}, line {row.line}: {row.given!r} is in line {first} already; keep one of them (for "
-                f"several classes use the column labels, with {_BETWEEN!r} between)"
+                f"several classes use the column labels, with {SEPARATOR!r} between)"
             )
 
 

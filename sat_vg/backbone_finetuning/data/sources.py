@@ -3,24 +3,26 @@
 Two layouts are read: a root with ``train/`` and ``val/`` (``test/`` if there is one), each with a folder per
 class; or a root with a folder per class, of which each class is split by seed. Images lie at any depth inside
 their class folder and are told by their ending. Names that begin with a dot and ``__MACOSX`` (left behind by
-zip files) are skipped. Symbolic links are followed, also out of the root; a real folder is read once per class,
-and a link inside a class that leads to a folder around that class is not followed: both end loops, and the
+zip files) are skipped. Split folders may have other usual names (see ``split_folders``). Names of classes are the
+same in composed and decomposed Unicode. Symbolic links are followed, also out of the root; a real folder is read once
+per class, and a link inside a class that leads to a folder around that class is not followed: both end loops, and the
 second keeps the images of other classes out of this one.
 """
 
 import difflib
-import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sat_vg.backbone_finetuning.data.class_names import describe_unknown, look_alikes, same_form
+from sat_vg.backbone_finetuning.data.folder_entries import IMAGE_ENDINGS as IMAGE_ENDINGS
+from sat_vg.backbone_finetuning.data.folder_entries import entries_of, is_folder, listing, subfolders
+from sat_vg.backbone_finetuning.data.split_folders import describe_folders, find_splits, judge_layout, unpacked
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
 _ARCHIVE_ENDINGS = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".rar", ".7z")
-_LISTED = 10  # names shown in a message
 _LAYOUTS = "ROOT/CLASS/image.jpg or ROOT/train/CLASS/image.jpg with ROOT/val/CLASS/image.jpg"
 
 
@@ -72,7 +74,8 @@ class Split:
 class Splits:
     """Train, val and, where there is a test folder, test; ``description`` is one line for the terminal.
 
-    ``val_is_drawn`` tells whether val was split off train by seed, and not given as a folder.
+    ``val_is_drawn`` tells whether val was split off train by seed, and not given as a folder; ``notes`` are warnings
+    about names and layout, a line each.
     """
 
     train: Split
@@ -80,6 +83,7 @@ class Splits:
     test: Split | None
     description: str
     val_is_drawn: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -134,24 +138,33 @@ def load_class_folders(
     """
     root = Path(root)
     _require_folder(root)
-    if not _holds_splits(root, train_split, val_split):
+    found = find_splits(root, {"train": train_split, "val": val_split, "test": test_split})
+    if "train" not in found:
         classes = _require_classes(root, _scan_classes(root))
         train, val = split_off(classes, val_fraction, seed)
-        return replace(describe_splits(train, val, None, how=f", split by seed {seed}"), val_is_drawn=True)
-    classes = _require_classes(root / train_split, _scan_classes(root / train_split))
-    names = tuple(classes)
-    test_root = root / test_split
-    test = _read_held_out(test_root, "test", names, train_split) if test_root.is_dir() else None
-    val_root = root / val_split
-    if val_root.is_dir():
-        val = _read_held_out(val_root, "val", names, train_split)
-        return describe_splits(as_split("train", classes, names), val, test, how="")
+        splits = describe_splits(train, val, None, how=f", split by seed {seed}")
+        notes = (*splits.notes, *_judge_forms(root), *judge_layout(root, tuple(classes)))
+        return replace(splits, val_is_drawn=True, notes=notes)
+    train_root = unpacked(found["train"], ())
+    classes = _require_classes(train_root, _scan_classes(train_root))
+    names, label = tuple(classes), found["train"].name
+    held = {
+        part: _read_held_out(unpacked(found[part], names), part, names, label)
+        for part in ("val", "test")
+        if part in found
+    }
+    how = describe_folders(found, {"train": train_split, "val": val_split, "test": test_split})
+    if "val" in held:
+        splits = describe_splits(as_split("train", classes, names), held["val"], held.get("test"), how=how)
+        return replace(splits, notes=(*splits.notes, *_judge_forms(train_root)))
     train, val = split_off(classes, val_fraction, seed)
-    unused = [name for name in _subfolders(root) if name not in (train_split, test_split)]
-    note = f"; not used: {_listing(unused)}" if unused else ""
-    share = f"{100 * val_fraction:g}% of {train_split!r} by seed {seed}"
-    drawn = describe_splits(train, val, test, how=f", no folder {val_split!r}, so val is {share}{note}")
-    return replace(drawn, val_is_drawn=True)
+    used = {folder.name for folder in found.values()}
+    unused = [name for name in subfolders(root) if name not in used]
+    note = f"; not used: {listing(unused)}" if unused else ""
+    share = f"{100 * val_fraction:g}% of {label!r} by seed {seed}"
+    how = f"{how}, no folder {val_split!r}, so val is {share}{note}"
+    splits = describe_splits(train, val, held.get("test"), how=how)
+    return replace(splits, val_is_drawn=True, notes=(*splits.notes, *_judge_forms(train_root)))
 
 
 def _leave_out(split: Split, left_out: frozenset[str]) -> Split:
@@ -170,7 +183,8 @@ def describe_splits(train: Split, val: Split, test: Split | None, *, how: str) -
     parts = [split for split in (train, val, test) if split is not None]
     sizes = ", ".join(f"{len(split)} {split.name}" for split in parts)
     images, classes = sum(map(len, parts)), len(train.class_names)
-    return Splits(train, val, test, f"{images} images in {classes} classes{how}: {sizes}")
+    description = f"{images} images in {classes} classes{how}: {sizes}"
+    return Splits(train, val, test, description, notes=tuple(look_alikes(train.class_names)))
 
 
 def as_split(name: str, classes: dict[str, list[str]], class_names: tuple[str, ...]) -> Split:
@@ -196,9 +210,10 @@ def _read_held_out(folder: Path, name: str, class_names: tuple[str, ...], train_
     classes = _scan_classes(folder)
     unknown = [key for key in classes if key not in class_names]
     if unknown:
+        shown = describe_unknown(dict.fromkeys(unknown, ""), class_names)
         raise DataError(
-            f"{str(folder)!r} has classes that {train_split!r} lacks: {_listing(unknown)}; classes are "
-            "matched by name, in which case counts: rename or remove these folders, or add them to train"
+            f"{str(folder)!r} has classes that {train_split!r} lacks: {shown}; classes are matched by name, in which "
+            "case counts: rename or remove these folders, or add them to train"
         )
     split = as_split(name, classes, class_names)
     if not len(split):
@@ -207,8 +222,22 @@ def _read_held_out(folder: Path, name: str, class_names: tuple[str, ...], train_
 
 
 def _scan_classes(folder: Path) -> dict[str, list[str]]:
-    """Images per class folder, both sorted."""
-    return {name: _images_within(folder / name) for name in _subfolders(folder)}
+    """Images per class, both sorted; folders whose names differ in their Unicode form alone are one class."""
+    classes: dict[str, list[str]] = {}
+    for name in sorted(subfolders(folder), key=same_form):
+        classes.setdefault(same_form(name), []).extend(_images_within(folder / name))
+    return classes
+
+
+def _judge_forms(folder: Path) -> list[str]:
+    """A line for class folders that are one class, as their names differ in their Unicode form alone."""
+    counts = Counter(map(same_form, subfolders(folder)))
+    return [
+        f"{str(folder)!r} has {count} folders named {name!r}, which differ in the Unicode form of the letters alone; "
+        "they are one class"
+        for name, count in counts.items()
+        if count > 1
+    ]
 
 
 def _images_within(folder: Path) -> list[str]:
@@ -223,47 +252,12 @@ def _images_within(folder: Path) -> list[str]:
         if real in visited:
             continue
         visited.add(real)
-        entries = _entries(current)
-        images = [e for e in entries if e.name.lower().endswith(IMAGE_ENDINGS) and not _is_folder(e)]
+        entries = entries_of(current)
+        images = [e for e in entries if e.name.lower().endswith(IMAGE_ENDINGS) and not is_folder(e)]
         found += [(prefix + entry.name, entry.path) for entry in images]
         # In a fixed order (the last is taken first), as it decides under which name a linked folder is read.
-        pending += [(current / e.name, f"{prefix}{e.name}/") for e in reversed(entries) if _is_folder(e)]
-    return [path for _, path in sorted(found)]
-
-
-def _entries(folder: Path) -> list["os.DirEntry[str]"]:
-    """What a folder holds, sorted by name, without hidden names."""
-    try:
-        with os.scandir(folder) as entries:
-            seen = [e for e in entries if not e.name.startswith(".") and e.name != "__MACOSX"]
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(f"cannot list the folder {str(folder)!r}: {reason}; check its permissions") from None
-    return sorted(seen, key=lambda entry: entry.name)
-
-
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself
-        return False
-
-
-def _subfolders(folder: Path) -> list[str]:
-    return [entry.name for entry in _entries(folder) if _is_folder(entry)]
-
-
-def _holds_splits(root: Path, train_split: str, val_split: str) -> bool:
-    """Whether ``root`` holds split folders; a class may be called "train", but then it holds no folders."""
-    if (root / train_split).is_dir():
-        others = set(_subfolders(root)) - {train_split}
-        return bool(_subfolders(root / train_split)) or not others or val_split in others
-    if (root / val_split).is_dir() and _subfolders(root / val_split):
-        raise DataError(
-            f"{str(root)!r} has a folder {val_split!r} but no {train_split!r}; it holds "
-            f"{_listing(_subfolders(root))}. Rename the folder to train on, or name it as the train split"
-        )
-    return False
+        pending += [(current / e.name, f"{prefix}{e.name}/") for e in reversed(entries) if is_folder(e)]
+    return [path for _, path in sorted((same_form(name), path) for name, path in found)]
 
 
 def _require_folder(root: Path) -> None:
@@ -280,9 +274,9 @@ def _require_folder(root: Path) -> None:
     parent = root.absolute()
     while not parent.is_dir() and parent != parent.parent:
         missing, parent = parent.name, parent.parent
-    by_lower = {entry.name.lower(): entry.name for entry in _entries(parent)}
+    by_lower = {entry.name.lower(): entry.name for entry in entries_of(parent)}
     close = [by_lower[key] for key in difflib.get_close_matches(missing.lower(), list(by_lower), cutoff=0.5)]
-    holds = f"which holds {_listing(close)}" if close else f"which holds nothing named like {missing!r}"
+    holds = f"which holds {listing(close)}" if close else f"which holds nothing named like {missing!r}"
     raise DataError(f"there is no folder {str(root)!r}; the nearest that exists is {str(parent)!r}, {holds}")
 
 
@@ -290,12 +284,12 @@ def _require_classes(folder: Path, classes: dict[str, list[str]]) -> dict[str, l
     """Refuse what is no set of at least two filled class folders, with a hint at what it seems to be."""
     place = repr(str(folder))
     if not classes:
-        files = [entry.name for entry in _entries(folder)]
+        files = [entry.name for entry in entries_of(folder)]
         archives = [name for name in files if name.lower().endswith(_ARCHIVE_ENDINGS)]
         if any(name.lower().endswith(IMAGE_ENDINGS) for name in files):
             raise DataError(f"{place} holds images but no class folders; sort them as {_LAYOUTS}")
         if archives:
-            raise DataError(f"{place} holds no class folders but archives: {_listing(archives)}; unpack them")
+            raise DataError(f"{place} holds no class folders but archives: {listing(archives)}; unpack them")
         raise DataError(f"{place} holds no class folders; images belong in {_LAYOUTS}")
     only = repr(next(iter(classes))) if len(classes) == 1 else None
     inner = _find_nested(folder) if only else None
@@ -311,7 +305,7 @@ def _require_classes(folder: Path, classes: dict[str, list[str]]) -> dict[str, l
     empty = [name for name, paths in classes.items() if not paths]
     if empty:
         raise DataError(
-            f"{place} has {len(empty)} class folders without images: {_listing(empty)}; fill or remove them "
+            f"{place} has {len(empty)} class folders without images: {listing(empty)}; fill or remove them "
             f"(endings looked for: {' '.join(IMAGE_ENDINGS)})"
         )
     return classes
@@ -319,20 +313,15 @@ def _require_classes(folder: Path, classes: dict[str, list[str]]) -> dict[str, l
 
 def _find_nested(folder: Path) -> Path | None:
     """The folder with several folders that lies below a chain of single ones, as unpacking leaves behind."""
-    names = _subfolders(folder)
+    names = subfolders(folder)
     for _ in range(4):  # a chain of links might have no end
         if len(names) != 1:
             break
         folder = folder / names[0]
-        names = _subfolders(folder)
+        names = subfolders(folder)
     return folder if len(names) > 1 else None
 
 
 def _no_images(folder: Path) -> DataError:
     looked_for = " ".join(IMAGE_ENDINGS)
     return DataError(f"{str(folder)!r} holds no images at any depth (looked for {looked_for}); check the path")
-
-
-def _listing(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(repr(name) for name in names[:_LISTED]) + more

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import re
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from sat_vg.backbone_finetuning.models import families
 from sat_vg.backbone_finetuning.models.families import AuxiliaryHead, Family
 from sat_vg.backbone_finetuning.models.families.timm_networks import PREFIX as TIMM_PREFIX
-from sat_vg.backbone_finetuning.models.families.timm_networks import timm_family
+from sat_vg.backbone_finetuning.models.families.timm_networks import timm_family, timm_names
 from sat_vg.backbone_finetuning.models.stages import find_member
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed
@@ -100,9 +101,23 @@ def find_backbone(name: str) -> BackboneRow:
     known = ALIASES.get(name, name)
     if known in BACKBONES:
         return BACKBONES[known]
-    near = difflib.get_close_matches(name.lower(), [*BACKBONES, *ALIASES], n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ConfigError(f"backbone = {name!r}: unknown; {hint}sat-vg backbones lists all {len(BACKBONES)}")
+    raise ConfigError(f"backbone = {name!r}: unknown; {_nearest(name)}sat-vg backbones lists all {len(BACKBONES)}")
+
+
+def _nearest(name: str) -> str:
+    """What may be meant by an unknown name, here or in timm."""
+    bare = re.sub(r"^(hf[-_]hub:)?timm[/_:]", "", name.lower())
+    theirs = timm_names()
+    if {bare, bare.partition(".")[0]} & set(theirs):
+        return f"timm has it: --backbone {TIMM_PREFIX}{bare}. "
+    pool = {**{one: one for one in (*BACKBONES, *ALIASES)}, **{one: TIMM_PREFIX + one for one in theirs}}
+    near = difflib.get_close_matches(bare.replace("-", "_"), pool, n=3, cutoff=0.5)
+    own = difflib.get_close_matches(name.lower(), [*BACKBONES, *ALIASES], n=1, cutoff=0.5)
+    meant = list(dict.fromkeys([*own, *(pool[one] for one in near)]))[:3]
+    hint = f"did you mean {' or '.join(meant)}? " if meant else ""
+    if not theirs:
+        hint += f"If it is a network of timm: pip install 'sat_vg[timm]', then --backbone {TIMM_PREFIX}{bare}. "
+    return hint
 
 
 @functools.lru_cache

@@ -32,7 +32,7 @@ from sat_vg.backbone_finetuning.models.input_bands import choose_bands, take_ban
 from sat_vg.backbone_finetuning.models.probabilities import PROBABILITIES, TaskName
 from sat_vg.backbone_finetuning.models.saving import artifact_of, read_model, write_weights
 from sat_vg.backbone_finetuning.models.stages import find_member
-from sat_vg.backbone_finetuning.models.weights import load_initial_weights
+from sat_vg.backbone_finetuning.models.weights import StartRequest, load_initial_weights
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 
@@ -50,7 +50,8 @@ class FineTuneModel(nn.Module):
         freeze_early_layers: freeze all stages but ``unfreeze_layers``.
         unfreeze_layers: names of the stages to train then; unset: the deeper half.
         dropout: probability of dropping a pooled feature before the classifier.
-        weights: torchvision name, path of a state dict, or ``none``.
+        weights: torchvision name, path of a file with weights, or ``none``. A best_model.pt with the same
+            ``class_names`` gives its classifier, too.
         image_size: height and width of the training images, in pixels.
         class_names: in the order of the outputs; unset: ``"0" … ``.
         seed: of the random start.
@@ -59,6 +60,7 @@ class FineTuneModel(nn.Module):
         bands: what the channels are, in order, such as ``("red", "green", "blue", "nir")``; needed where they are
             not red, green, blue. RGB weights are inflated for them (see ``input_bands.inflate_rgb``).
         task: ``single_label``: an image has one class; ``multi_label``: any number of them.
+        allow_missing: the file in ``weights`` may lack a part of the backbone, which then starts at random.
 
     Attributes:
         stages: the backbone's stages, in order of depth.
@@ -91,6 +93,7 @@ class FineTuneModel(nn.Module):
         in_channels: int | None = None,
         bands: Sequence[str] | None = None,
         task: TaskName = "single_label",
+        allow_missing: bool = False,
     ) -> None:
         super().__init__()
         if class_names is not None and len(class_names) != num_classes:
@@ -102,7 +105,16 @@ class FineTuneModel(nn.Module):
         self.stages = self.row.family.stages(self.network)
         bands = choose_bands(in_channels, bands)
         take_bands(self.network, self.stages, bands)
-        loaded = load_initial_weights(self.network, self.row, weights, pretrained, image_size, bands)
+        request = StartRequest(
+            weights=weights,
+            pretrained=pretrained,
+            image_size=image_size,
+            bands=bands,
+            class_names=None if class_names is None else tuple(class_names),
+            task=task,
+            allow_missing=allow_missing,
+        )
+        loaded = load_initial_weights(self.network, self.row, request)
         self.weights_report = str(loaded)
         self.provenance: dict[str, Any] = {"weights": self.weights_report}
         self.preprocessing = loaded.preprocessing

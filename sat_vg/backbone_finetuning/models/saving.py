@@ -38,6 +38,7 @@ def write_weights(model: FineTuneModel, path: Path) -> None:
         "backbone": model.backbone,
         "class_names": json.dumps(model.class_names),
         "preprocessing": json.dumps(model.preprocessing.to_dict()),
+        "task": model.task,
     }
     save_safetensors(path, model.network.state_dict(), metadata)
 

@@ -1,28 +1,61 @@
 """Starting weights: torchvision's by name, a file, or none; always saying what was loaded and what was not."""
 
 import difflib
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 from urllib.error import URLError
 
 from torch import Tensor, nn
 
-from sat_vg.backbone_finetuning.models.backbones import BackboneRow, new_layers
+from sat_vg.backbone_finetuning.models.backbones import BackboneRow, new_layers, present_auxiliary_heads
 from sat_vg.backbone_finetuning.models.families.family import PublishedWeights
+from sat_vg.backbone_finetuning.models.families.timm_networks import PREFIX as TIMM_PREFIX
 from sat_vg.backbone_finetuning.models.input_bands import first_convolution, inflate_rgb, of_bands
 from sat_vg.backbone_finetuning.models.position_embedding import resample_positions
+from sat_vg.backbone_finetuning.models.probabilities import TaskName
+from sat_vg.backbone_finetuning.models.weight_checks import (
+    explain_misfit,
+    require_no_deeper,
+    require_numbers,
+    require_whole,
+    some,
+)
+from sat_vg.backbone_finetuning.models.weight_files import ChosenTensors, WeightsFile, choose_tensors, read_weights
 from sat_vg.backbone_finetuning.utils.errors import WeightsError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.preprocessing import IMAGENET_MEAN, IMAGENET_STD, RGB, Preprocessing
-from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors
 
-_PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "weights")
 # num_batches_tracked counts steps and shapes no output; old files lack it.
 _COUNTER = "num_batches_tracked"
+_STATISTICS = ("running_mean", "running_var")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartRequest:
+    """Which weights a network is to start from, and for what.
+
+    Attributes:
+        weights: a name such as ``IMAGENET1K_V2`` or ``DEFAULT``, ``none``, or the path of a file with the network's
+            tensors under their names: plain or nested in dictionaries, under any common prefix. Unset: decided by
+            ``pretrained``.
+        pretrained: whether unset weights mean the best published ones or none.
+        image_size: of the images to come; position embeddings are resampled for it.
+        bands: of the images to come; the first convolution of RGB weights is inflated for them.
+        class_names: of the classifier to come; that of a file with the same classes is kept. Unset: none is.
+        task: of the classifier to come.
+        allow_missing: a file may lack a part of the network, which then keeps its random start.
+    """
+
+    weights: str | None
+    pretrained: bool
+    image_size: int
+    bands: tuple[str, ...] = RGB
+    class_names: tuple[str, ...] | None = None
+    task: TaskName = "single_label"
+    allow_missing: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,6 +68,8 @@ class LoadedWeights:
         dropped: names in the source that were not used (the old classifier, parts the network lacks).
         missing: names in the network that the source lacks; they keep their random start.
         preprocessing: that of the source; for a plain file that of the backbone's best published weights.
+        notes: what was decided on the way, in words.
+        keeps_head: whether the classifier was taken over, too.
     """
 
     source: str
@@ -42,57 +77,70 @@ class LoadedWeights:
     dropped: tuple[str, ...]
     missing: tuple[str, ...]
     preprocessing: Preprocessing
+    notes: tuple[str, ...] = ()
+    keeps_head: bool = False
 
     def __str__(self) -> str:
         if not self.loaded:
             return f"weights: {self.source}"
-        parts = [f"weights: {self.source}: {self.loaded} tensors loaded"]
+        parts = [f"weights: {self.source}: {self.loaded} tensors loaded", *self.notes]
         if self.dropped:
-            parts.append(f"dropped {_some(self.dropped)}")
-        parts.append(f"missing {_some(self.missing)}" if self.missing else "none missing but the new head")
+            parts.append(f"dropped {some(self.dropped)}")
+        complete = "none missing" if self.keeps_head else "none missing but the new head"
+        parts.append(f"missing {some(self.missing)}, which start at random" if self.missing else complete)
         return "; ".join(parts)
 
 
-def load_initial_weights(
-    network: nn.Module,
-    row: BackboneRow,
-    weights: str | None,
-    pretrained: bool,
-    image_size: int,
-    bands: tuple[str, ...] = RGB,
-) -> LoadedWeights:
-    """Load starting weights into ``network``; the classifier always keeps its new, random start.
+class _Given(NamedTuple):
+    """Weights at hand.
+
+    Attributes:
+        source: where they came from, in words.
+        chosen: the tensors.
+        preprocessing: that goes with them, for the images to come.
+        head: names of the classifier's tensors, where these are taken over.
+        is_of_bands: the first convolution is for the bands of the images already, whatever these are.
+    """
+
+    source: str
+    chosen: ChosenTensors
+    preprocessing: Preprocessing
+    head: tuple[str, ...] = ()
+    is_of_bands: bool = False
+
+
+def load_initial_weights(network: nn.Module, row: BackboneRow, request: StartRequest) -> LoadedWeights:
+    """Load starting weights into ``network``; the classifier keeps its random start, unless a file has its classes.
 
     Args:
         network: the freshly built network, changed in place.
         row: its row of the table.
-        weights: a torchvision name such as ``IMAGENET1K_V2`` or ``DEFAULT``, ``none``, or the path of a state
-            dict, plain or wrapped in ``state_dict`` or ``model``, with or without the prefixes ``module.``,
-            ``_orig_mod.``, ``backbone.``, ``model.`` in any nesting. Unset: decided by ``pretrained``.
-        pretrained: whether unset weights mean the best published ones or none.
-        image_size: of the images to come; position embeddings are resampled for it.
-        bands: of the images to come; the first convolution of RGB weights is inflated for them.
+        request: which weights.
 
     Raises:
-        WeightsError: there are no such weights, they cannot be fetched, or they do not fit.
+        WeightsError: there are no such weights, they cannot be fetched, do not fit, or are no numbers.
+        CheckpointError: a file cannot be read.
     """
     published = row.family.weights(row.name)
-    wanted = weights or ("DEFAULT" if pretrained else "none")
+    wanted = request.weights or ("DEFAULT" if request.pretrained else "none")
     if wanted.lower() == "none":
-        return LoadedWeights("random start", 0, (), (), _for_bands(row, None, image_size, bands))
+        return LoadedWeights("random start", 0, (), (), _for_bands(row, None, request))
     if wanted in published:
         entry = published[wanted]
-        source = f"{row.name} {entry.name}"
-        preprocessing = _for_bands(row, entry, image_size, bands)
-        return _apply(network, row, _download(entry, row.name), source, preprocessing)
+        chosen = ChosenTensors(_download(entry, row.name), "", ())
+        given = _Given(f"{row.name} {entry.name}", chosen, _for_bands(row, entry, request))
+        return _apply(network, row, given, request.allow_missing)
     path = expand_home(wanted)
     if not path.is_file():
         raise WeightsError(_explain_unknown(wanted, row, published))
-    content = load_tensors(path)
-    preprocessing = _of_artifact(content, image_size, bands) or _for_bands(
-        row, published.get("DEFAULT"), image_size, bands
-    )
-    return _apply(network, row, _state_dict(content, path), str(path), preprocessing)
+    file = read_weights(path)
+    _require_backbone(file, row.name)
+    chosen = choose_tensors(file, network, _decisive(network, row))
+    chosen, head = _with_head(file, chosen, network, row, request)
+    stored = _of_artifact(file, request)
+    preprocessing = stored or _for_bands(row, published.get("DEFAULT"), request)
+    is_of_bands = stored is not None and tuple(file.facts["preprocessing"].get("bands", RGB)) == request.bands
+    return _apply(network, row, _Given(str(path), chosen, preprocessing, head, is_of_bands), request.allow_missing)
 
 
 def _explain_unknown(wanted: str, row: BackboneRow, published: Mapping[str, PublishedWeights]) -> str:
@@ -109,9 +157,7 @@ def _explain_unknown(wanted: str, row: BackboneRow, published: Mapping[str, Publ
     )
 
 
-def _for_bands(
-    row: BackboneRow, entry: PublishedWeights | None, image_size: int, bands: tuple[str, ...]
-) -> Preprocessing:
+def _for_bands(row: BackboneRow, entry: PublishedWeights | None, request: StartRequest) -> Preprocessing:
     """The preprocessing of published weights, or the usual one, for the bands at hand."""
     interpolation = "bilinear" if entry is None else entry.interpolation
     mean, std = row.family.normalisation or (
@@ -119,23 +165,36 @@ def _for_bands(
     )
     return Preprocessing.from_dict(
         {
-            "image_size": image_size,
-            "mean": of_bands(mean, bands),
-            "std": of_bands(std, bands),
+            "image_size": request.image_size,
+            "mean": of_bands(mean, request.bands),
+            "std": of_bands(std, request.bands),
             "interpolation": interpolation,
-            "bands": bands,
+            "bands": request.bands,
         }
     )
 
 
-def _of_artifact(content: Any, image_size: int, bands: tuple[str, ...]) -> Preprocessing | None:
-    """The preprocessing stored in a best_model.pt, if the file is one and its bands can be carried over."""
-    if not isinstance(content, Mapping) or "preprocessing" not in content:
+def _of_artifact(file: WeightsFile, request: StartRequest) -> Preprocessing | None:
+    """The preprocessing stored in a file of this package, if it is one.
+
+    Raises:
+        WeightsError: it is for other bands, and these are not red, green and blue, which can be carried over.
+    """
+    if "preprocessing" not in file.facts:
         return None
-    stored = Preprocessing.from_dict({**content["preprocessing"], "image_size": image_size})
-    if stored.bands == RGB and bands != RGB:
+    stored = Preprocessing.from_dict({**file.facts["preprocessing"], "image_size": request.image_size})
+    bands = request.bands
+    if stored.bands == bands:
+        return stored
+    if stored.bands == RGB:
         return replace(stored, bands=bands, mean=of_bands(stored.mean, bands), std=of_bands(stored.std, bands))
-    return stored
+    places = stored.bands if stored.files is None else stored.files.bands
+    flag = ",".join(f"{name}={place}" for name, place in zip(stored.bands, places, strict=True))
+    raise WeightsError(
+        f"bands are {'unset' if bands == RGB else ', '.join(bands)}, and the starting weights {str(file.path)!r} "
+        f"were trained on the bands {', '.join(stored.bands)}. Name the same, in this order (there they were --bands "
+        f"{flag}), or start from other weights"
+    )
 
 
 def _download(entry: PublishedWeights, backbone: str) -> dict[str, Tensor]:
@@ -149,78 +208,135 @@ def _download(entry: PublishedWeights, backbone: str) -> dict[str, Tensor]:
         ) from error
 
 
-def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """The mapping of names to tensors in a file's content, without wrappers and prefixes."""
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
-    tensors = {}
-    if isinstance(content, Mapping):
-        tensors = {strip_prefixes(str(k)): v for k, v in content.items() if isinstance(v, Tensor)}
-    if not tensors:
-        raise WeightsError(
-            f"weights = {str(path)!r}: the file holds no state dict; expected names with tensors, plain or under "
-            f"one of {', '.join(_WRAPPERS)}"
-        )
-    return tensors
+def _require_backbone(file: WeightsFile, backbone: str) -> None:
+    """Refuse a file that says itself that it is another backbone's."""
+    told = file.facts.get("backbone")
+    if not isinstance(told, str) or _architecture(told) == _architecture(backbone):
+        return
+    raise WeightsError(
+        f"weights = {str(file.path)!r}: the file holds a {told}, and backbone = {backbone!r}. Train that one: "
+        f"--backbone {told}; or start from other weights"
+    )
 
 
-def strip_prefixes(name: str) -> str:
-    """``module._orig_mod.backbone.conv1.weight`` → ``conv1.weight``, in whatever order they are nested."""
-    while name.startswith(_PREFIXES):
-        name = name.partition(".")[2]
-    return name
+def _architecture(backbone: str) -> str:
+    """The name without the tag by which timm tells several weights of one network."""
+    return backbone.partition(".")[0] if backbone.startswith(TIMM_PREFIX) else backbone
 
 
-def _apply(
-    network: nn.Module,
-    row: BackboneRow,
-    given: dict[str, Tensor],
-    source: str,
-    preprocessing: Preprocessing,
-) -> LoadedWeights:
-    given = row.family.adapt_weights(network, given)
+def _decisive(network: nn.Module, row: BackboneRow) -> frozenset[str]:
+    """Names of the tensors without which a backbone is not the one that was trained.
+
+    These are its parameters and the statistics of its norms. Classifiers, auxiliary ones too, are not, and neither
+    are buffers that are computed, such as Swin's table of relative positions.
+    """
+    heads = (row.family.classifier, *(head.module for head in present_auxiliary_heads(network, row.family)))
+    names = [name for name, _ in network.named_parameters()]
+    names += [name for name, _ in network.named_buffers() if name.rpartition(".")[2] in _STATISTICS]
+    return frozenset(name for name in names if not name.startswith(tuple(f"{head}." for head in heads)))
+
+
+def _with_head(
+    file: WeightsFile, chosen: ChosenTensors, network: nn.Module, row: BackboneRow, request: StartRequest
+) -> tuple[ChosenTensors, tuple[str, ...]]:
+    """The tensors with the classifier's rows in the order of the classes to come, and which of them are its."""
+    told = file.facts.get("class_names")
+    if request.class_names is None or not isinstance(told, list) or not all(isinstance(one, str) for one in told):
+        return chosen, ()
+    theirs, ours = ([unicodedata.normalize("NFC", name) for name in names] for names in (told, request.class_names))
+    head, own = new_layers(network, row.family), network.state_dict()
+    task = file.facts.get("task", "single_label")
+    if task != request.task:
+        note = f"the head is new: that of the file is for {task}, and the images are {request.task}"
+    elif set(theirs) != set(ours) or len(set(theirs)) < len(theirs):
+        note = f"the head is new: {len(set(theirs) & set(ours))} of the {len(ours)} classes are in the file"
+    elif not all(name in chosen.tensors and chosen.tensors[name].shape == own[name].shape for name in head):
+        note = "the head is new: that of the file has another shape"
+    else:
+        order = [theirs.index(name) for name in ours]
+        moved = {name: chosen.tensors[name][order] for name in head}
+        how = "" if theirs == ours else ", put into the order of the images' classes"
+        note = f"the head is kept, as the {len(ours)} classes are the same{how}"
+        return chosen._replace(tensors={**chosen.tensors, **moved}, notes=(*chosen.notes, note)), head
+    return chosen._replace(notes=(*chosen.notes, note)), ()
+
+
+def _apply(network: nn.Module, row: BackboneRow, weights: _Given, allow_missing: bool) -> LoadedWeights:
+    """Put weights into the network once nothing is left that could be wrong with them."""
+    source, bands = weights.source, weights.preprocessing.bands
+    given = _adapt(network, row, weights.chosen.tensors, source)
     own = network.state_dict()
-    head = new_layers(network, row.family)
+    new_head = () if weights.head else new_layers(network, row.family)
     given = {name: value for name, value in given.items() if _COUNTER not in name or name in own}
-    usable = {name: value for name, value in given.items() if name in own and name not in head}
-    positions = row.family.position_embedding
-    if positions in usable and usable[positions].shape != own[positions].shape:
-        grid_side = round((own[positions].shape[1] - row.family.num_prefix_tokens) ** 0.5)
-        usable[positions] = resample_positions(
-            usable[positions], (grid_side, grid_side), row.family.num_prefix_tokens
-        )
-    if preprocessing.bands != RGB:
+    usable = {name: value for name, value in given.items() if name in own and name not in new_head}
+    require_numbers(usable, own, source)
+    _resize_positions(row, usable, own)
+    if not weights.is_of_bands:
         stem = first_convolution(network, row.family.stages(network))[0] + ".weight"
-        if stem in usable and usable[stem].shape[1] == len(RGB):
-            usable[stem] = inflate_rgb(usable[stem], preprocessing.bands)
+        _carry_over_bands(stem, usable, own, source, bands)
     misfits = [name for name, value in usable.items() if value.shape != own[name].shape]
     if misfits or not usable:
-        raise WeightsError(_explain_misfit(row.name, source, given, own, misfits))
+        raise WeightsError(explain_misfit(row.name, source, given, own, misfits))
+    decisive = _decisive(network, row)
+    missing = [name for name in own if name in decisive and name not in usable]
+    dropped = [name for name in given if name not in usable]
+    if not allow_missing:
+        require_whole(row.name, source, missing, dropped, len(decisive))
+        require_no_deeper(row.name, source, dropped, own, new_layers(network, row.family)[0])
     # With the layers' version numbers, which a plain dictionary of tensors lacks.
     versioned = OrderedDict(usable)
     versioned._metadata = own._metadata  # type: ignore[attr-defined]
     network.load_state_dict(versioned, strict=False)
-    missing = [name for name in own if name not in usable and name not in head and _COUNTER not in name]
-    dropped = [name for name in given if name not in usable]
-    return LoadedWeights(source, len(usable), tuple(dropped), tuple(missing), preprocessing)
+    return LoadedWeights(
+        source=source,
+        loaded=len(usable),
+        dropped=tuple(dropped),
+        missing=tuple(missing),
+        preprocessing=weights.preprocessing,
+        notes=weights.chosen.notes,
+        keeps_head=bool(weights.head),
+    )
 
 
-def _explain_misfit(
-    backbone: str, source: str, given: dict[str, Tensor], own: dict[str, Tensor], misfits: list[str]
-) -> str:
-    if misfits:
-        name = misfits[0]
-        detail = (
-            f"{len(misfits)} tensors have another shape: {name} is {tuple(given[name].shape)}, "
-            f"{backbone} needs {tuple(own[name].shape)}"
+def _adapt(network: nn.Module, row: BackboneRow, given: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors under the network's names; timm's own conversion fails in its own ways where they are not whole."""
+    try:
+        return row.family.adapt_weights(network, given)
+    except WeightsError:
+        raise
+    except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise WeightsError(
+            f"weights = {source!r} do not fit {row.name}: timm cannot convert them ({type(error).__name__}: "
+            f"{error}). Pass the backbone they were made with"
+        ) from error
+
+
+def _resize_positions(row: BackboneRow, usable: dict[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Resample position embeddings of another image size, where they form a square grid."""
+    name, prefix = row.family.position_embedding, row.family.num_prefix_tokens
+    if name is None or name not in usable or usable[name].shape == own[name].shape or usable[name].dim() != 3:
+        return
+    count = usable[name].shape[1] - prefix
+    if count < 1 or round(count**0.5) ** 2 != count or usable[name].shape[2] != own[name].shape[2]:
+        return  # a misfit, which is told with all others
+    grid_side = round((own[name].shape[1] - prefix) ** 0.5)
+    usable[name] = resample_positions(usable[name], (grid_side, grid_side), prefix)
+
+
+def _carry_over_bands(
+    stem: str, usable: dict[str, Tensor], own: Mapping[str, Tensor], source: str, bands: tuple[str, ...]
+) -> None:
+    """Inflate a first convolution for RGB; refuse one for other channels than the images have."""
+    if stem not in usable or usable[stem].dim() != own[stem].dim():
+        return
+    shape = tuple(usable[stem].shape)
+    if bands != RGB and shape[1] == len(RGB):
+        usable[stem] = inflate_rgb(usable[stem], bands)
+    elif shape[1] != own[stem].shape[1] and shape[2:] == own[stem].shape[2:]:
+        have = "read as red, green, blue" if bands == RGB else f"read with the bands {', '.join(bands)}"
+        raise WeightsError(
+            f"weights = {source!r}: {stem} is {shape}, so they are for {shape[1]} "
+            f"{'band' if shape[1] == 1 else 'bands'}, and the images are {have}. Name the {shape[1]} that the "
+            "weights were trained on, in their order, such as --bands red=4,green=3,blue=2,nir=8; or pass weights "
+            "for RGB"
         )
-    else:
-        detail = f"no name matches: it holds {_some(tuple(given))}; {backbone} needs {_some(tuple(own))}"
-    return f"weights = {source!r} do not fit {backbone}: {detail}. Pass the backbone they were made with"
-
-
-def _some(names: tuple[str, ...], limit: int = 4) -> str:
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

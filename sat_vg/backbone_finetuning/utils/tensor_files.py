@@ -68,11 +68,24 @@ def _explained_writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: with the length of a JSON object, and the object."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
+
+
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """What a file of safetensors, which can be read, says beside its tensors."""
+    with safetensors.safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
+
+
 def load_tensors(path: Path) -> Any:
     """Read a file of tensors and plain data onto the CPU; nothing in it can run code.
 
     Files of ``torch.save`` are looked through first: checksums are compared, and what would need more memory than
-    the file is long is refused. A name that ends in ``.safetensors`` is read as that format.
+    the file is long is refused. Safetensors are told by their content, whatever the name ends in.
 
     Raises:
         CheckpointError: the file is missing, cut short, altered, or holds more than tensors and plain data.
@@ -80,10 +93,11 @@ def load_tensors(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"there is no file {str(path)!r}; check the path")
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors(path):
             return safetensors.torch.load_file(path)
         require_sound(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # of a path torch would believe the ending
+            return torch.load(file, map_location="cpu", weights_only=True)
     except RefusedFileError as error:
         raise CheckpointError(
             f"{str(path)!r} is no file of plain tensors, so it was not loaded: {error}. Such a file could run code "

@@ -81,6 +81,7 @@ def _survey_zip(file: BinaryIO, size: int) -> None:
         with zipfile.ZipFile(file) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
                 raise RefusedFileError("it holds a TorchScript program and not a state dict")
+            _require_tensors(archive.namelist())
             lengths = _bound_entries(archive.infolist(), size)
             for name in lengths:
                 with archive.open(name) as entry:
@@ -102,6 +103,16 @@ def _survey_zip(file: BinaryIO, size: int) -> None:
             raise DamagedFileError(f"the numbers of tensor {key!r} are not there")
         if declared > held:
             raise RefusedFileError(f"tensor {key!r} claims {declared} bytes and has {held}")
+
+
+def _require_tensors(names: list[str]) -> None:
+    """Tell an archive of other files, such as the images of a data set, from one of tensors."""
+    if not any(name.endswith("data.pkl") for name in names):
+        held = ", ".join(map(repr, names[:3])) + (" …" if len(names) > 3 else "")
+        raise DamagedFileError(
+            f"it has no list of its tensors, but {held or 'nothing'}; if it is an archive of other files, unpack it "
+            "and name the one that is meant"
+        )
 
 
 def _bound_directory(file: BinaryIO, size: int) -> None:

@@ -144,3 +144,13 @@ def test_what_is_not_there(tmp_path):
     os.mkfifo(tmp_path / "pipe.csv")
     with pytest.raises(DataError, match="is no file of up to"):
         list_images(f"{tmp_path}/pipe.csv")
+
+
+def test_labels_are_read_as_in_a_training(tmp_path):
+    images(tmp_path, "a.png", "b.png", "c.png")
+    (tmp_path / "list.csv").write_text("path,labels\na.png,\"['sea', 'e\u0301']\"\nb.png,[]\nc.png,sea\n")
+    assert list_images(f"{tmp_path}/list.csv", separator=",").labels == ("sea, \u00e9", "(none)", "sea")
+
+
+def test_folders_of_splits_by_other_names_are_no_classes(tmp_path):
+    assert list_images(str(images(tmp_path, "Training/sea/a.png", "valid/town/b.png"))).class_names == ("sea", "town")

@@ -1,11 +1,13 @@
 """Tables become splits; what is wrong with one is told with its line, and none names files elsewhere."""
 
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from conftest import write_image
 
+from sat_vg.backbone_finetuning.data.class_names import judge_cells
 from sat_vg.backbone_finetuning.data.manifests import SplitNames, is_manifest, load_manifest
 from sat_vg.backbone_finetuning.data.sources import Split, load_class_folders
 from sat_vg.backbone_finetuning.utils.errors import DataError
@@ -163,7 +165,7 @@ def test_odd_labels_are_allowed_and_shown_safely(tmp_path):
         (["path,labels", "a.png,", "b.png,"], "train has no class at all"),
         (
             ["path,label,split", "a.png,x,train", "b.png,y,train", "c.png,X,val"],
-            r"val has classes that train lacks: 'X' \(line 4\); classes are matched by name, in which case counts",
+            r"val has classes that train lacks: 'X' \(line 4; there is 'x'\); classes are matched by name",
         ),
         (["path,label", "a.png,x", "b.png,y"], "no image is left for val"),
         (["path,label"], "names no image"),
@@ -226,3 +228,80 @@ def test_what_is_a_table(tmp_path):
     (tmp_path / "b.csv").write_bytes(b"path,label\n\xff\xfe,x\n")
     with pytest.raises(DataError, match="must be text in UTF-8"):
         load_manifest(tmp_path / "b.csv")
+
+
+def cells_in_table(folder: Path, column: str, cells: list[str], times: int = 4) -> Path:
+    """A table with each cell so many times, in rows of images that are there."""
+    rows = [(f"{index}.png", cell) for index, cell in enumerate(cells * times)]
+    images(folder, *(name for name, _ in rows))
+    quoted = [f'{name},"{cell.replace(chr(34), 2 * chr(34))}"' for name, cell in rows]
+    return table(folder, f"path,{column}", *quoted)
+
+
+@pytest.mark.parametrize(
+    ("separator", "cells"),
+    [
+        (",", ["sea,ships", " ships , sea", "", "sea"]),
+        (",", ["['sea', 'ships']", '["ships","sea"]', "[]", "['sea']"]),
+        (";", ["sea;ships", "ships; sea", "", "sea"]),
+        (" ", ["sea ships", "ships   sea", "", "sea"]),
+        (" ", ["['sea' 'ships']", "['ships' 'sea']", "[]", "['sea']"]),
+        ("|", ["sea|ships", "ships|sea", "", "sea"]),
+    ],
+)
+def test_other_separators_are_read_once_they_are_named(tmp_path, separator, cells):
+    splits = load_manifest(cells_in_table(tmp_path, "labels", cells), separator=separator, val_fraction=0.25)
+    found = Counter(classes for part in splits.parts for _, classes in content(part, tmp_path))
+    assert found == {"sea, ships": 8, "(none)": 4, "sea": 4}
+    assert splits.class_names == ("sea", "ships")
+    assert not splits.notes
+
+
+@pytest.mark.parametrize(
+    ("cells", "separator", "count"),
+    [
+        (["sea,ships", "sea", "ships"], ",", "1 cell holds"),
+        (["sea; ships", "sea;town", "town"], ";", "2 cells hold"),
+        (["['sea','ships']", "['sea']", "['town']"], ",", "3 cells hold"),
+        (["sea ships", "sea", "ships", "town"], " ", "1 cell holds"),
+        (["sea ships", "ships town", "town sea"], " ", "3 cells hold"),
+        (["sea/ships", "sea", "ships"], "/", "1 cell holds"),
+    ],
+)
+def test_cells_with_another_separator_are_warned_of(cells, separator, count):
+    (note,) = judge_cells(cells, "|", "labels")
+    assert count in note
+    assert repr(cells[0]) in note
+    assert f"--label_separator {separator!r}" in note
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [["dense town", "sparse town", "tennis court"], ["sea|dense town", "sea", "dense town"], ["a-b", "a", "b"]],
+)
+def test_spaces_within_names_are_not(cells):
+    assert not judge_cells(cells, "|", "labels")
+
+
+def test_doubts_about_cells_are_handed_on(tmp_path):
+    (note,) = load_manifest(cells_in_table(tmp_path, "labels", ["sea,ships", "sea", "ships"])).notes
+    assert "images.csv" in note
+    assert "4 cells hold what looks like several classes with ',' between, such as 'sea,ships'" in note
+
+
+def test_several_classes_in_the_column_of_one_are_warned_of(tmp_path):
+    (note,) = load_manifest(cells_in_table(tmp_path, "label", ["a", "a|b", "b"])).notes
+    assert "4 cells hold what looks like several classes, such as 'a|b'" in note
+    assert "call the column labels" in note
+    assert not load_manifest(cells_in_table(tmp_path / "plain", "label", ["harbor, small", "a b", "a", "b"])).notes
+
+
+def test_both_forms_of_unicode_are_one_class(tmp_path):
+    images(tmp_path, *(f"{index}.png" for index in range(4)))
+    path = table(
+        tmp_path, "path,label,split", "0.png,\u00e9t\u00e9,train", "1.png,e\u0301te\u0301,train", "2.png,sea,train",
+        "3.png,e\u0301te\u0301,val",
+    )  # fmt: skip
+    splits = load_manifest(path)
+    assert splits.class_names == ("sea", "\u00e9t\u00e9")
+    assert splits.train.class_counts() == [1, 2]

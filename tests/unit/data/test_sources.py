@@ -105,13 +105,13 @@ class TestSplitFolders:
         assert (len(splits.train), len(splits.val), splits.val.name) == (2, 1, "val")
 
     def test_without_val_it_is_split_off_train(self, tmp_path):
-        fill(tmp_path, train__a=10, train__b=10, test__a=4, valid__a=1)
+        fill(tmp_path, train__a=10, train__b=10, test__a=4, more__a=1)
         splits = load_class_folders(tmp_path, val_fraction=0.125, seed=5)
         assert (len(splits.train), splits.val.class_counts()) == (18, [1, 1])
         assert len(splits.test) == 4
         assert all("/train/" in path for path in splits.val.paths)
         assert splits.description == (
-            "24 images in 2 classes, no folder 'val', so val is 12.5% of 'train' by seed 5; not used: 'valid': "
+            "24 images in 2 classes, no folder 'val', so val is 12.5% of 'train' by seed 5; not used: 'more': "
             "18 train, 2 val, 4 test"
         )
 
@@ -119,15 +119,16 @@ class TestSplitFolders:
         fill(tmp_path, train__a=1, train__b=1, val__a=1, val__B=1, val__d=1)
         message = refusal(tmp_path)
         assert repr(str(tmp_path / "val")) in message
-        assert "'train' lacks: 'B', 'd'" in message
+        assert "'train' lacks: 'B' (there is 'b'), 'd'" in message
 
     def test_val_without_images(self, tmp_path):
         fill(tmp_path, train__a=1, train__b=1, val__a=0)
         assert f"{str(tmp_path / 'val')!r} holds no images" in refusal(tmp_path)
 
     def test_val_without_train(self, tmp_path):
-        message = refusal(fill(tmp_path, training__a=1, val__a=1))
-        assert "has a folder 'val' but no 'train'; it holds 'training', 'val'" in message
+        message = refusal(fill(tmp_path, learn__a=1, val__a=1))
+        assert "has a folder 'val' but no 'train'; it holds 'learn', 'val'" in message
+        assert "--train_split" in message
 
     def test_train_may_be_a_class(self, tmp_path):
         assert load_class_folders(fill(tmp_path, train=4, ship=4, plane=4)).class_names == (
@@ -138,6 +139,102 @@ class TestSplitFolders:
 
     def test_images_directly_in_train(self, tmp_path):
         assert "/train' holds images but no class folders" in refusal(fill(tmp_path, train=3, val=3))
+
+
+class TestFoldersByOtherNames:
+    @pytest.mark.parametrize(
+        ("train", "val", "test"),
+        [("Train", None, "Test"), ("training", "validation", None), ("TRAIN", "VAL", None),
+         ("train", "valid", "test"),
+         ("seg_train", None, "seg_test"), ("train_images", "val_images", None), ("TrainSet", "ValSet", "TestSet"),
+         ("trainset", "dev", "testset"), ("EuroSAT-train", "EuroSAT-eval", None), ("Training", None, None),
+         ("train", "Validation", "Testing"), ("training_data", "val", "holdout")],
+    )  # fmt: skip
+    def test_they_are_taken_for_splits_and_said(self, tmp_path, train, val, test):
+        named = {"train": train, "val": val, "test": test}
+        for number, folder in enumerate(filter(None, named.values())):
+            fill(tmp_path, **{f"{folder}__forest": 10 - number, f"{folder}__sea": 10})
+        splits = load_class_folders(tmp_path)
+        assert splits.class_names == ("forest", "sea")
+        assert {Path(path).parent.parent.name for path in splits.train.paths} == {train}
+        assert {Path(path).parent.parent.name for path in splits.val.paths} == {val or train}
+        assert splits.val_is_drawn is (val is None)
+        assert (splits.test is not None) is (test is not None)
+        told = [f"{folder!r} ({role})" for role, folder in named.items() if folder]
+        assert f"split folders {', '.join(told)}" in splits.description
+        assert not splits.notes
+
+    def test_a_folder_of_the_same_name_within(self, tmp_path):
+        fill(tmp_path, seg_train__seg_train__a=5, seg_train__seg_train__b=5, seg_test__seg_test__a=3, seg_pred=7)
+        splits = load_class_folders(tmp_path)
+        assert splits.class_names == ("a", "b")
+        assert len(splits.test) == 3
+        assert "not used: 'seg_pred'" in splits.description
+        fill(tmp_path / "usual", train__train__a=3, train__train__b=3, val__val__a=1, val__val__b=1)
+        assert load_class_folders(tmp_path / "usual").val.class_counts() == [1, 1]
+
+    def test_images_directly_in_them_make_them_classes(self, tmp_path):
+        splits = load_class_folders(fill(tmp_path, Train=4, Bus=4, Test=4, valley=3, training_ground=2))
+        assert splits.class_names == ("Bus", "Test", "Train", "training_ground", "valley")
+
+    def test_one_of_several_classes_may_be_called_so_and_hold_folders(self, tmp_path):
+        fill(tmp_path, Train__2019=2, Train__2020=2, Bus__2019=2, Bus__2021=2, Boat__2020=2)
+        assert load_class_folders(tmp_path).class_names == ("Boat", "Bus", "Train")
+
+    def test_two_for_the_same_split_are_refused(self, tmp_path):
+        fill(tmp_path, train_images__a=1, train_masks__a=1, val_images__a=1)
+        message = refusal(tmp_path)
+        assert "2 folders that could be train: 'train_images', 'train_masks'" in message
+        assert "--train_split" in message
+        fill(tmp_path, train_images__b=1)
+        splits = load_class_folders(tmp_path, train_split="train_images")
+        assert (len(splits.train), len(splits.val)) == (2, 1)
+
+    def test_folders_that_share_no_class_are_left_alone(self, tmp_path):
+        splits = load_class_folders(fill(tmp_path, train__a=5, train__b=5, dev__notes=1))
+        assert splits.val_is_drawn
+        assert "not used: 'dev'" in splits.description
+
+    @pytest.mark.parametrize(("one", "other"), [("part1", "part2"), ("2019", "2020"), ("rgb", "msi")])
+    def test_classes_that_all_hold_the_same_folders_are_warned_of(self, tmp_path, one, other):
+        fill(tmp_path, **{f"{part}__{name}": 3 for part in (one, other) for name in ("forest", "sea", "town")})
+        (note,) = load_class_folders(tmp_path).notes
+        first, second = sorted((one, other))
+        assert "all hold the folders 'forest', 'sea', 'town'" in note
+        assert f"--train_split {first} --val_split {second}" in note
+        splits = load_class_folders(tmp_path, train_split=first, val_split=second)
+        assert (len(splits.train), len(splits.val), splits.notes) == (9, 9, ())
+
+    def test_classes_with_folders_of_their_own_are_not(self, tmp_path):
+        assert not load_class_folders(fill(tmp_path, a__x=2, a__y=2, b__z=2, b__x=2)).notes
+
+
+COMPOSED, DECOMPOSED = "\u00e9t\u00e9", "e\u0301te\u0301"
+
+
+class TestNames:
+    def test_both_forms_of_unicode_are_one_class(self, tmp_path):
+        fill(tmp_path, **{f"train__{COMPOSED}": 2, "train__sea": 2, f"val__{DECOMPOSED}": 3, "val__sea": 1})
+        splits = load_class_folders(tmp_path)
+        assert splits.class_names == ("sea", COMPOSED)
+        assert splits.val.class_counts() == [1, 3]
+        fill(tmp_path, **{f"train__{DECOMPOSED}": 1})
+        splits = load_class_folders(tmp_path)
+        assert splits.train.class_counts() == [2, 3]
+        assert "2 folders named" in splits.notes[0]
+
+    def test_a_copy_in_the_other_form_is_split_alike(self, tmp_path):
+        for root, form in ((tmp_path / "one", COMPOSED), (tmp_path / "two", DECOMPOSED)):
+            fill(root, **{form: 20, "sea": 20, "zoo": 20})
+        one, two = (load_class_folders(tmp_path / name) for name in ("one", "two"))
+        assert one.class_names == two.class_names
+        assert [Path(path).name for path in one.val.paths] == [Path(path).name for path in two.val.paths]
+
+    @pytest.mark.parametrize("pair", [("Forest", "forest"), ("sea", "sea "), ("dense town", "dense  Town")])
+    def test_names_that_differ_in_case_or_spaces_are_warned_of(self, tmp_path, pair):
+        (note,) = load_class_folders(fill(tmp_path, **dict.fromkeys((*pair, "zoo"), 3))).notes
+        assert all(repr(name) in note for name in pair)
+        assert "differ only in case or spaces" in note
 
 
 class TestWhichFilesCount:

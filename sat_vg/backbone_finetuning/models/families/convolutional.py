@@ -1,5 +1,6 @@
 """Families of convolutional networks: where their stages, their features and their head are."""
 
+import re
 from collections.abc import Sequence
 from functools import partial
 
@@ -189,6 +190,15 @@ def _custom_cnn_network(name: str, num_classes: int, image_size: int) -> nn.Modu
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))  # what the Inception networks were trained with: images in [-1, 1]
 _PAD_TO_32 = partial(divisible_by, 32)  # their poolings and strided layers would cut off the last row or column
 
+
+def _of_dotted_layers(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names that torchvision's published weights still have: ``denselayer1.norm.1`` is ``denselayer1.norm1``."""
+    return {
+        re.sub(r"(?<=\.)(denselayer\d+\.(?:norm|conv))\.([12])(?=\.)", r"\1\2", name): value
+        for name, value in weights.items()
+    }
+
+
 RESNET = Family(name="ResNet", stages=_resnet_stages, pool=global_average, classifier="fc")
 MOBILENET_V2 = Family(
     name="MobileNet v2", stages=_mobilenet_v2_stages, pool=adaptive_average, classifier="classifier.1"
@@ -204,6 +214,7 @@ DENSENET = Family(
     classifier="classifier",
     size_divisibility=_PAD_TO_32,
     smallest_image=29,
+    adapt_weights=_of_dotted_layers,
 )
 VGG = Family(
     name="VGG",

@@ -79,6 +79,15 @@ def timm_family(name: str) -> Family:
     return _TIMM
 
 
+def timm_names() -> list[str]:
+    """The names of all networks of timm; none where it is not installed."""
+    try:
+        names: list[str] = importlib.import_module("timm").list_models()
+    except ImportError:
+        return []
+    return names
+
+
 def _timm(name: str) -> Any:
     try:
         return importlib.import_module("timm")

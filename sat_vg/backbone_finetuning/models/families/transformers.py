@@ -1,5 +1,6 @@
 """Families with attention: ViT, Swin, MaxViT."""
 
+import re
 from functools import partial
 from typing import Any, cast
 
@@ -138,6 +139,14 @@ def _maxvit_network(name: str, num_classes: int, image_size: int) -> nn.Module:
     return torchvision_built(name, num_classes, input_size=(image_size, image_size))
 
 
+def _of_old_mlp(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names of before torchvision 0.14, which its published ViT weights still have: ``mlp.linear_1`` is ``mlp.0``."""
+    return {
+        re.sub(r"(?<=\.mlp\.)linear_([12])(?=\.)", lambda match: str(3 * int(match[1]) - 3), name): value
+        for name, value in weights.items()
+    }
+
+
 VIT = Family(
     name="ViT",
     stages=_vit_stages,
@@ -149,6 +158,7 @@ VIT = Family(
     num_prefix_tokens=_VIT_PREFIX,
     build=_vit_network,
     no_weight_decay=partial(parameters_named, ("class_token", "pos_embedding")),
+    adapt_weights=_of_old_mlp,
 )
 SWIN = Family(
     name="Swin",

@@ -1,0 +1,100 @@
+"""Whether weights are numbers, and whole: what is looked at before they are put into a network."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sat_vg.backbone_finetuning.utils.errors import WeightsError
+
+
+def require_numbers(usable: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
+    """Refuse integers where the network has fractions, NaN and infinity."""
+    for name, value in usable.items():
+        if not own[name].is_floating_point():
+            continue
+        if not value.is_floating_point():
+            raise WeightsError(
+                f"weights = {source!r}: {name} holds {str(value.dtype).removeprefix('torch.')} and not "
+                "floating-point numbers; quantised weights cannot be trained: pass those from before the quantisation"
+            )
+        if not bool(torch.isfinite(value).all()):
+            count = int((~torch.isfinite(value)).sum())
+            numbers, verb = ("number", "is") if count == 1 else ("numbers", "are")
+            raise WeightsError(
+                f"weights = {source!r}: {name} has {count} {numbers} of {value.numel()} that {verb} NaN, infinite or "
+                "too large for float32. The training that made them went wrong, or the file is altered: use an "
+                "earlier one"
+            )
+
+
+def require_whole(backbone: str, source: str, missing: list[str], dropped: list[str], num_needed: int) -> None:
+    """Refuse weights that leave a part of the backbone random."""
+    if not missing:
+        return
+    unused = f"; the file has, unused, {some(dropped)}" if dropped else ""
+    raise WeightsError(
+        f"weights = {source!r}: {len(missing)} of the {num_needed} tensors of {backbone} are missing and would start "
+        f"at random: {some(missing)}{unused}. Pass the backbone they were made with; or, where that is meant, "
+        "--allow_missing true"
+    )
+
+
+def require_no_deeper(
+    backbone: str, source: str, dropped: list[str], own: Mapping[str, Tensor], classifier: str
+) -> None:
+    """Refuse weights of a deeper network: more numbered layers where the network has numbered ones alone.
+
+    Args:
+        backbone: its name.
+        source: where the weights come from.
+        dropped: names that the network lacks.
+        own: the network's tensors.
+        classifier: name of one of the classifier's; what lies beside it differs for good reasons.
+
+    Raises:
+        WeightsError: names the layers.
+    """
+    numbered: dict[str, set[str]] = defaultdict(set)
+    for name in own:
+        parts = name.split(".")
+        for depth in range(1, len(parts) - 1):
+            numbered[".".join(parts[:depth])].add(parts[depth])
+    deeper = []
+    for name in dropped:
+        parts = name.split(".")
+        for depth in range(1, len(parts) - 1):
+            there = numbered.get(".".join(parts[:depth]), set())
+            if parts[depth].isdigit() and there and parts[depth] not in there and all(map(str.isdigit, there)):
+                deeper.append(".".join(parts[: depth + 1]))
+                break
+    head = classifier.partition(".")[0] + "."
+    deeper = [name for name in dict.fromkeys(deeper) if not name.startswith(head)]
+    if deeper:
+        raise WeightsError(
+            f"weights = {source!r}: the file has layers that {backbone} lacks: {some(deeper)}. They seem to be those "
+            "of a deeper network: pass the backbone they were made with; or, where that is meant, --allow_missing "
+            "true"
+        )
+
+
+def explain_misfit(
+    backbone: str, source: str, given: dict[str, Tensor], own: dict[str, Tensor], misfits: list[str]
+) -> str:
+    """Why weights do not fit: the first tensor of another shape, or no name that is known."""
+    if misfits:
+        name = misfits[0]
+        count = "1 tensor has" if len(misfits) == 1 else f"{len(misfits)} tensors have"
+        detail = (
+            f"{count} another shape: {name} is {tuple(given[name].shape)}, {backbone} needs {tuple(own[name].shape)}"
+        )
+    else:
+        detail = f"no name matches, under no prefix: it holds {some(list(given))}; {backbone} needs {some(list(own))}"
+    return f"weights = {source!r} do not fit {backbone}: {detail}. Pass the backbone they were made with"
+
+
+def some(names: Sequence[str], limit: int = 4) -> str:
+    """The first names, and how many more there are."""
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -1,0 +1,242 @@
+"""Files of weights as people have them: which of their tensors are the network's, and under which prefix."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sat_vg.backbone_finetuning.models.families.timm_cutting import TRUNK
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, WeightsError
+from sat_vg.backbone_finetuning.utils.tensor_files import is_safetensors, load_tensors, safetensors_metadata
+
+_MAX_DEPTH = 8  # dictionaries within dictionaries
+# What torch.compile, FSDP and activation checkpointing put into names, anywhere in them.
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+# Roots under which checkpoints keep a state dict, for names that only timm's own conversion understands.
+_ROOTS = (
+    "state_dict_ema.", "model_ema.", "ema.", "teacher.", "state_dict.", "model_state_dict.", "model.", "weights.",
+)  # fmt: skip
+_PREFIXES = ("module.", "backbone.", "model.")
+# Of two copies of the same network an average is taken first, and a slowly following one last, as their papers do:
+# teacher and student (DINO, Caron et al., 2021), encoder_q and encoder_k (MoCo, He et al., 2020).
+_AVERAGES = frozenset({"ema", "teacher", "swa", "average", "averaged", "avg"})
+_FOLLOWERS = frozenset({"k", "key", "momentum", "target"})
+_OWN_FORMATS = "sat_vg."
+
+
+class WeightsFile(NamedTuple):
+    """What a file of weights holds.
+
+    Attributes:
+        path: where it lies.
+        tensors: by name; dictionaries within dictionaries are joined with dots: ``teacher.backbone.conv1.weight``.
+        others: what is no tensor, by name: its type.
+        facts: what a file of this package says beside its tensors (``backbone``, ``class_names``, ``preprocessing``,
+            ``task``); empty for others.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    others: dict[str, str]
+    facts: Mapping[str, Any]
+
+
+class ChosenTensors(NamedTuple):
+    """The part of a file that is the network's.
+
+    Attributes:
+        tensors: floating-point ones as float32, by name without the prefix.
+        prefix: what was taken off the names.
+        notes: what was decided, in words.
+    """
+
+    tensors: dict[str, Tensor]
+    prefix: str
+    notes: tuple[str, ...]
+
+
+def read_weights(path: Path) -> WeightsFile:
+    """Read a file of ``torch.save`` or of safetensors, whatever its name ends in; no code in it is run.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        WeightsError: it holds no named tensors.
+    """
+    content = load_tensors(path)
+    tensors: dict[str, Tensor] = {}
+    others: dict[str, str] = {}
+    for name, value in _flatten(content, "", set(), _MAX_DEPTH):
+        if isinstance(value, Tensor):
+            tensors[_WRAPPERS.sub("", name)] = value
+        else:
+            others[_WRAPPERS.sub("", name)] = type(value).__name__
+    if not tensors:
+        held = f"a {type(content).__name__}" if not isinstance(content, Mapping) else _some(others) or "nothing"
+        raise WeightsError(
+            f"weights = {str(path)!r}: the file holds no state dict, but {held}; expected names with tensors, such "
+            "as torch.save(network.state_dict(), PATH) writes"
+        )
+    return WeightsFile(path, tensors, others, _facts(content, path))
+
+
+def _flatten(content: Any, prefix: str, seen: set[int], depth: int) -> Iterator[tuple[str, Any]]:
+    """Names and values of nested dictionaries; each dictionary once, so that one within itself ends."""
+    if not isinstance(content, Mapping) or id(content) in seen or not depth:
+        return
+    seen.add(id(content))
+    for name, value in content.items():
+        if not isinstance(name, str):
+            continue
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.", seen, depth - 1)
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _facts(content: Any, path: Path) -> Mapping[str, Any]:
+    if not is_safetensors(path):
+        is_own = isinstance(content, Mapping) and str(content.get("format", "")).startswith(_OWN_FORMATS)
+        return content if is_own else {}
+    metadata = safetensors_metadata(path)
+    if not {"backbone", "class_names", "preprocessing"} <= set(metadata):
+        return {}
+    try:
+        told = {name: json.loads(metadata[name]) for name in ("class_names", "preprocessing")}
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{str(path)!r} has metadata that are no JSON ({error}): it is altered") from error
+    return {**metadata, **told}
+
+
+def choose_tensors(file: WeightsFile, network: nn.Module, needed: frozenset[str]) -> ChosenTensors:
+    """The tensors that fit a network best, by the prefix under which most of its names and shapes are found.
+
+    Args:
+        file: as ``read_weights`` gave it.
+        network: that they are meant for.
+        needed: names of the network's tensors that decide, without the classifier.
+
+    Raises:
+        WeightsError: several parts of the file fit equally well, and nothing tells which is meant.
+    """
+    own = network.state_dict()
+    shapes = {name: own[name].shape for name in needed}
+    shapes |= {name.removeprefix(TRUNK): shape for name, shape in shapes.items()}
+    fits = _fits(file.tensors, shapes)
+    best = max(fits.values(), default=(0, 0))
+    in_order = _by_position(file, network, needed) if best[1] < len(needed) else None
+    if in_order is not None:
+        return in_order
+    if 10 * best[1] < len(needed):
+        return _under_known_prefixes(file)
+    equal = _distinct(sorted((prefix for prefix, fit in fits.items() if fit == best), key=len), file, shapes)
+    equal.sort(key=_rank)
+    prefix, *rest = equal
+    if rest and _rank(rest[0]) == _rank(prefix):
+        raise WeightsError(
+            f"weights = {str(file.path)!r}: {' and '.join(map(repr, equal))} fit equally well, and they differ. "
+            "Write the tensors of the part that is meant into a file of its own, with torch.save"
+        )
+    return _under(file, prefix, rest)
+
+
+def _fits(tensors: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, tuple[int, int]]:
+    """For each prefix under which a name is found: how many have the shape too, and how many there are."""
+    fits: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
+    for name, value in tensors.items():
+        starts = [0, *(match.end() for match in re.finditer(r"\.", name))]
+        for start in starts:
+            shape = shapes.get(name[start:])
+            if shape is not None:
+                same, found = fits[name[:start]]
+                fits[name[:start]] = (same + (value.shape == shape), found + 1)
+    return fits
+
+
+def _distinct(prefixes: list[str], file: WeightsFile, shapes: Mapping[str, torch.Size]) -> list[str]:
+    """Prefixes of parts that differ: not the same tensors under two names, nor tensors of the same values."""
+    kept: dict[str, dict[str, Tensor]] = {}
+    for prefix in prefixes:
+        part = {
+            name.removeprefix(prefix).removeprefix(TRUNK): value
+            for name, value in file.tensors.items()
+            if name.startswith(prefix) and name.removeprefix(prefix) in shapes
+        }
+        if not any(_are_equal(part, other) for other in kept.values()):
+            kept[prefix] = part
+    return list(kept)
+
+
+def _are_equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        value is other[name] or (value.dtype == other[name].dtype and torch.equal(value, other[name]))
+        for name, value in one.items()
+    )
+
+
+def _rank(prefix: str) -> int:
+    words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", prefix)}
+    return 0 if words & _AVERAGES else 2 if words & _FOLLOWERS else 1
+
+
+def _under(file: WeightsFile, prefix: str, rest: list[str]) -> ChosenTensors:
+    part = {name.removeprefix(prefix): value for name, value in file.tensors.items() if name.startswith(prefix)}
+    notes = []
+    if rest:
+        notes.append(f"taken from {prefix!r} and not from {', '.join(map(repr, rest))}")
+    elif prefix and not file.facts:
+        notes.append(f"names under {prefix!r}")
+    others = len(file.tensors) - len(part)
+    if others:
+        notes.append(f"{others} other {'tensor' if others == 1 else 'tensors'} of the file not used")
+    return _as_float32(part, prefix, notes)
+
+
+def _by_position(file: WeightsFile, network: nn.Module, needed: frozenset[str]) -> ChosenTensors | None:
+    """Weights of ``nn.Sequential(*network.children())``, where ``0.weight`` is ``conv1.weight``, if they are such."""
+    places = {name: str(index) for index, (name, _) in enumerate(network.named_children())}
+    by_position = {}
+    for name in network.state_dict():
+        child, _, inner = name.partition(".")
+        by_position[f"{places.get(child, child)}.{inner}"] = name
+    positions = {place: network.state_dict()[name].shape for place, name in by_position.items() if name in needed}
+    fits = _fits(file.tensors, positions)
+    complete = sorted((prefix for prefix, fit in fits.items() if fit[1] == len(needed)), key=_rank)
+    complete.sort(key=lambda prefix: (-fits[prefix][0], _rank(prefix)))
+    if not complete:
+        return None
+    prefix = complete[0]
+    part = {
+        by_position.get(name.removeprefix(prefix), name.removeprefix(prefix)): value
+        for name, value in file.tensors.items()
+        if name.startswith(prefix)
+    }
+    return _as_float32(part, prefix, [f"layers by their position, under {prefix!r}"])
+
+
+def _under_known_prefixes(file: WeightsFile) -> ChosenTensors:
+    """The tensors as their publisher named them, for a conversion by timm or for the message that they do not fit."""
+    root = next((root for root in _ROOTS if any(name.startswith(root) for name in file.tensors)), "")
+    part = {name.removeprefix(root): value for name, value in file.tensors.items() if name.startswith(root)}
+    while True:
+        prefix = next((one for one in _PREFIXES if all(name.startswith(one) for name in part)), None)
+        if prefix is None:
+            return _as_float32(part, root, [f"names under {root!r}"] if root else [])
+        part, root = {name.removeprefix(prefix): value for name, value in part.items()}, root + prefix
+
+
+def _as_float32(part: dict[str, Tensor], prefix: str, notes: list[str]) -> ChosenTensors:
+    kinds = {value.dtype for value in part.values() if value.is_floating_point()} - {torch.float32}
+    if kinds:
+        notes.append(f"converted from {', '.join(sorted(str(kind).removeprefix('torch.') for kind in kinds))}")
+    tensors = {name: value.float() if value.is_floating_point() else value for name, value in part.items()}
+    return ChosenTensors(tensors, prefix, tuple(notes))
+
+
+def _some(others: Mapping[str, str], limit: int = 4) -> str:
+    names = [f"{name} ({kind})" for name, kind in others.items()]
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
