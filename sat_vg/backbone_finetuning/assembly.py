@@ -1,7 +1,6 @@
 """Configuration, images and model become what the loop trains with; nothing after this sees the configuration."""
 
 import hashlib
-import os
 from collections.abc import Callable
 
 import torch
@@ -42,6 +41,7 @@ from sat_vg.backbone_finetuning.engine.training import Training
 from sat_vg.backbone_finetuning.engine.wise_ft import NoOrigin, Origin
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.preparation import choose_hardware, computed_cache
+from sat_vg.backbone_finetuning.utils.cores import usable_cores
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.ranks import OneRank
 from sat_vg.backbone_finetuning.utils.terminal import say
@@ -239,7 +239,7 @@ def image_batches(
     splits = images.splits
     plain = model.preprocessing.geometry()
     transform = augmentation_of(config.augmentation, model.preprocessing) if config.augments else plain
-    num_workers = choose_num_workers(config.num_workers, precision.device, (os.cpu_count() or 1) // ranks.local_count)
+    num_workers = choose_num_workers(config.num_workers, precision.device, usable_cores() // ranks.local_count)
     return ImageBatches(
         {
             Part.TRAINING: ImageDataset(splits.train, transform, config.seed, read),

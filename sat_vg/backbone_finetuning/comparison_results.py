@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import platform
 import shlex
 import shutil
@@ -49,6 +48,7 @@ from sat_vg.backbone_finetuning.reports.comparison_report import (
     ranked,
 )
 from sat_vg.backbone_finetuning.reports.recommendation import Limits, recommend
+from sat_vg.backbone_finetuning.utils.cores import usable_cores
 from sat_vg.backbone_finetuning.utils.errors import WriteError
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
 from sat_vg.backbone_finetuning.utils.terminal import say
@@ -336,7 +336,7 @@ def _as_data(comparison: Comparison, finished: Sequence[Finished]) -> dict[str, 
         "notes": comparison.notes,
         "command": comparison.command,
         "versions": current_versions(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
     }
 
 

@@ -27,6 +27,7 @@ from sat_vg.backbone_finetuning.preparation import (
     find_images,
     require_images,
 )
+from sat_vg.backbone_finetuning.utils.cores import usable_cores
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, DataError, DeviceMemoryError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB
@@ -201,7 +202,7 @@ def run_over(
     """
     # Where nothing else is said, the batches of the training's validation: the sums are then the same to the bit.
     batch_size = wanted or (2 * config.batch_size if isinstance(config.batch_size, int) else _BATCH_SIZE)
-    count = choose_num_workers(config.num_workers, precision.device, os.cpu_count() or 1)
+    count = choose_num_workers(config.num_workers, precision.device, usable_cores())
     precision.place_model(model)
     workers = Workers(count, precision.device, config.loader_timeout)
     with explained_losses(config):

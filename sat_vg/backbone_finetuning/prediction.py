@@ -15,7 +15,7 @@ from tqdm import tqdm
 from sat_vg.backbone_finetuning.data.geo import decoder_of
 from sat_vg.backbone_finetuning.data.image_lists import images_of
 from sat_vg.backbone_finetuning.data.reading import read_in_order
-from sat_vg.backbone_finetuning.engine.precision import Precision, choose_device
+from sat_vg.backbone_finetuning.engine.precision import Precision, choose_device, choose_precision
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.overlays import draw_overlays
 from sat_vg.backbone_finetuning.utils.errors import (
@@ -120,7 +120,7 @@ def predict_images(request: Request) -> None:
             f"{request.checkpoint!r} takes the bands {', '.join(model.preprocessing.bands)} and does not say where "
             "these lie in files, as it was not trained with --bands; use FineTuneModel.load_checkpoint in Python"
         )
-    precision = Precision(choose_device(request.device), torch.float32)
+    precision = choose_precision(choose_device(request.device), mixed_precision=False)
     precision.place_model(model)
     total = unreadable = 0
     # Where the answers go to the terminal, they are the progress.

@@ -23,6 +23,8 @@ from pathlib import Path
 
 from runs import link_images
 
+from sat_vg.backbone_finetuning.utils.cores import usable_cores
+
 
 def link_subset(root: Path, images: int, target: Path) -> Path:
     """Class folders with links to so many images of each class."""
@@ -72,7 +74,7 @@ def describe(rows: list[dict[str, float]], arguments: list[str], title: str, own
     lines = [
         f"# {title}",
         "",
-        f"Measured {datetime.now(timezone.utc):%Y-%m-%d} on {os.cpu_count()} cores of {processor()}, "
+        f"Measured {datetime.now(timezone.utc):%Y-%m-%d} on {usable_cores()} cores of {processor()}, "
         f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}.",
         "",
         "```",

@@ -22,6 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from sat_vg.backbone_finetuning.utils.cores import usable_cores
 from sat_vg.backbone_finetuning.utils.safe_files import write_text
 
 TRAIN = [sys.executable, "-m", "sat_vg.backbone_finetuning.train"]
@@ -232,7 +233,7 @@ def machine() -> str:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     processor = names[0] if names else platform.machine()
     return (
-        f"Measured {datetime.now(timezone.utc):%Y-%m-%d} on {os.cpu_count()} cores of {processor}, Python "
+        f"Measured {datetime.now(timezone.utc):%Y-%m-%d} on {usable_cores()} cores of {processor}, Python "
         f"{platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}; one thread "
         "a run."
     )

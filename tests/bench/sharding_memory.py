@@ -24,6 +24,7 @@ from sat_vg.backbone_finetuning.engine.replicas import DataParallelReplica, OneR
 from sat_vg.backbone_finetuning.engine.sharded import ShardedReplica, shard, units
 from sat_vg.backbone_finetuning.engine.weight_shards import held
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.utils.cores import usable_cores
 from sat_vg.backbone_finetuning.utils.ranks import OneRank, joined
 
 STEPS = 4
@@ -98,7 +99,7 @@ def main() -> None:
     if options.kind:
         show(options.kind, options.backbone, options.image_size)
         return
-    print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores; MiB")
+    print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, {usable_cores()} cores; MiB")
     print("| | process | " + " | ".join(COLUMNS) + " |\n|---|---:|" + "---:|" * len(COLUMNS), flush=True)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
     for kind in ("copies", "in shards"):

@@ -20,6 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from sat_vg.backbone_finetuning.data.scenes import scenes_folder
+from sat_vg.backbone_finetuning.utils.cores import usable_cores
 
 HERE = Path(__file__).parent
 TRAIN = [sys.executable, "-m", "sat_vg.backbone_finetuning.train"]
@@ -219,7 +220,7 @@ def heading(options: argparse.Namespace) -> str:
         [
             f"# {options.title}",
             "",
-            f"Measured {datetime.now(timezone.utc):%Y-%m-%d} on {os.cpu_count()} cores of {processor}, {gpu}, "
+            f"Measured {datetime.now(timezone.utc):%Y-%m-%d} on {usable_cores()} cores of {processor}, {gpu}, "
             f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}.",
             "",
             "```",

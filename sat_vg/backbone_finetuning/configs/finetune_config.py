@@ -173,7 +173,8 @@ class FinetuneConfig:
     lr_gamma: float = 0.1
     """step and plateau: factor of each reduction."""
     min_lr: float = 1e-6
-    """The learning rate never falls below this after the warm-up."""
+    """The learning rate never falls below this after the warm-up, whatever the factors of phases, layer_decay and
+    head_lr_scale."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient; 0 switches clipping off."""
     ema_decay: float = 0.0
@@ -232,7 +233,8 @@ class FinetuneConfig:
     autocast_dtype: Literal["auto", "bf16", "fp16"] = "auto"
     """The number format of mixed_precision."""
     channels_last: bool | None = None
-    """Memory format of weights and images. Unset: on, but for grouped convolutions (ResNeXt, RegNet) on GPUs."""
+    """Memory format of weights and images. Unset: on, but for grouped convolutions (ResNeXt, RegNet) on GPUs. Never
+    on MPS."""
     tf32: bool = True
     """GPUs may round the inputs of fp32 products to TF32."""
     compile: bool = False

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from sat_vg.backbone_finetuning.data.decoding import RGB_DECODER, Decoder
 from sat_vg.backbone_finetuning.data.shard_paths import ShardPath
 from sat_vg.backbone_finetuning.data.sources import Splits
+from sat_vg.backbone_finetuning.utils.cores import usable_cores
 from sat_vg.backbone_finetuning.utils.errors import DataError, WriteError
 from sat_vg.backbone_finetuning.utils.printable import one_line
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
@@ -243,15 +244,9 @@ def _listing(bad: Sequence[BadImage]) -> str:
     return "\n".join(lines + ([f"  and {len(bad) - _LISTED} more"] if len(bad) > _LISTED else []))
 
 
-def _available_cores() -> int:
-    # A job scheduler often grants fewer cores than the machine has.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(32, cores or 1))
-
-
 def run_in_order(paths: Iterable[str], work: Callable[[str], T], threads: int | None = None) -> Iterator[list[T]]:
     """Work on images in threads; results come in batches, in order, and few batches are held at a time."""
-    remaining, threads = iter(paths), threads or _available_cores()
+    remaining, threads = iter(paths), threads or min(32, usable_cores())
     waiting: deque[Future[list[T]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="check-images") as pool:
         while True:

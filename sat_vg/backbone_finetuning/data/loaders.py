@@ -36,10 +36,10 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device."""
+        # Only CUDA keeps what it still copies from: MPS would read memory that is someone else's by then.
+        is_cuda = device.type == "cuda"
         return Batch(
-            self.images.to(device, non_blocking=True),
-            self.targets.to(device, non_blocking=True),
-            self.indices,
+            self.images.to(device, non_blocking=is_cuda), self.targets.to(device, non_blocking=is_cuda), self.indices
         )
 
     def pin_memory(self) -> "Batch":

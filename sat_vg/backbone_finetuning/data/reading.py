@@ -8,6 +8,7 @@ from itertools import islice
 from torch import Tensor, nn
 
 from sat_vg.backbone_finetuning.data.decoding import RGB_DECODER, Decoder
+from sat_vg.backbone_finetuning.utils.cores import usable_cores
 
 
 def read_in_order(
@@ -31,7 +32,7 @@ def read_in_order(
 
     remaining = iter(paths)
     waiting: deque[Future[Tensor | str]] = deque()
-    pool = ThreadPoolExecutor(thread_name_prefix="read-images")
+    pool = ThreadPoolExecutor(min(32, usable_cores()), thread_name_prefix="read-images")
     try:
         while True:
             waiting.extend(pool.submit(read, path) for path in islice(remaining, ahead - len(waiting)))

@@ -44,8 +44,9 @@ def epoch_curves(training: Training, validation: Validation) -> dict[str, float]
 
 def run_rate(optimizer: Optimizer) -> float:
     """The learning rate of the last step, without the factors of stages and head."""
-    group = optimizer.param_groups[-1]
-    return float(group["lr"] / group["lr_scale"])
+    # The last stage has no factor. Where a factor makes a rate small, it is min_lr in its place.
+    _, rate = min((abs(group["lr_scale"] - 1), group["lr"] / group["lr_scale"]) for group in optimizer.param_groups)
+    return float(rate)
 
 
 def stage_rates(optimizer: Optimizer) -> dict[str, float]:

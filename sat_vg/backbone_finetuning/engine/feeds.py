@@ -250,9 +250,9 @@ class Feeds:
 
     def _key(self, start: int, part: Part, num_views: int) -> str:
         """A hash of all that the features depend on: images, transforms, frozen weights, number formats, versions."""
-        settings = (self.images_key, int(part), num_views, start, self.model.backbone, str(self.precision))
-        versions = (torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
-        digest = hashlib.blake2b(repr((settings, versions)).encode(), digest_size=32)
+        sizes = (num_views, self.batches.in_order_size)  # kernels are chosen by the size of a batch, too
+        settings = (self.images_key, int(part), sizes, start, self.model.backbone, self.precision.arithmetic)
+        digest = hashlib.blake2b(repr(settings).encode(), digest_size=32)
         frozen = [name for stage in self.model.stages[: self.model.num_frozen_stages] for name in stage.members]
         for name, tensor in self.model.network.state_dict().items():
             if any(f"{name}.".startswith(f"{member}.") for member in frozen):

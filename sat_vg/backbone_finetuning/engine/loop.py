@@ -94,8 +94,9 @@ def _train_epoch(
             whole = wholes[state.step_in_epoch]
             # The middle of the step, so that the first one of a warm-up is not lost to a rate of zero.
             position = state.epoch_in_phase + (state.step_in_epoch + 0.5) / plan.num_batches
-            rate = phase.lr_scale * training.schedule.at(position, phase.epochs, state.plateau_factor)
-            result = train_step(training, feed, batch, rate, state.step, len(whole))
+            lowest = training.schedule.lowest(position, phase.epochs)
+            rate = max(lowest, phase.lr_scale * training.schedule.at(position, phase.epochs, state.plateau_factor))
+            result = train_step(training, feed, batch, rate, state.step, len(whole), lowest)
             state.micro_batch_size = training.micro_batches.size
             pending.add(state.step, rate, result, whole)
             state.step += 1
@@ -174,7 +175,13 @@ _EPOCHS = {"gradient": _train_epoch, "exact_head": _solve_head, "mix": _mix_weig
 
 
 def train_step(
-    training: Training, feed: Feed, batch: Batch, learning_rate: float, step: int, num_images: int | None = None
+    training: Training,
+    feed: Feed,
+    batch: Batch,
+    learning_rate: float,
+    step: int,
+    num_images: int | None = None,
+    lowest_rate: float = 0.0,
 ) -> StepResult:
     """One optimizer step; dropout and mixing depend on (seed, step) alone, dropout on the process besides.
 
@@ -185,6 +192,7 @@ def train_step(
         learning_rate: of this step.
         step: its number, from 0.
         num_images: of the whole batch; unset: this process computes all of it.
+        lowest_rate: the least that factors of stages and head leave of the learning rate.
 
     Returns:
         Loss of this process's share and norm of the whole gradient, on the device.
@@ -211,7 +219,7 @@ def train_step(
         training.replica.settle()
         training.scaler.unscale_(training.optimizer)
         norm = whole(torch.nn.utils.clip_grad_norm_(training.model.parameters(), training.gradient_clip))
-        set_learning_rate(training.optimizer, learning_rate)
+        set_learning_rate(training.optimizer, learning_rate, lowest_rate)
         training.scaler.step(training.optimizer)
         training.scaler.update()
         training.optimizer.zero_grad(set_to_none=True)

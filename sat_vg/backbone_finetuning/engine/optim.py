@@ -23,7 +23,7 @@ class Schedule:
         warmup_epochs: epochs of linear rise from 0.
         step_size: step: epochs between reductions; plateau: epochs without improvement before one.
         gamma: factor of a reduction.
-        min_lr: lower bound after the warm-up.
+        min_lr: lower bound after the warm-up, for every stage and phase.
     """
 
     kind: Literal["cosine", "step", "plateau"]
@@ -41,7 +41,7 @@ class Schedule:
             num_epochs: length of the phase.
             plateau_factor: product of the reductions so far; the one thing that depends on the past.
         """
-        warmup = min(self.warmup_epochs, num_epochs / 2)  # a phase of one epoch shall not end in its warm-up
+        warmup = self._warmup(num_epochs)
         if epoch < warmup:
             return self.learning_rate * epoch / warmup
         if self.kind == "cosine":
@@ -50,6 +50,13 @@ class Schedule:
         if self.kind == "step":
             return max(self.min_lr, self.learning_rate * self.gamma ** math.floor(epoch / self.step_size))
         return max(self.min_lr, self.learning_rate * plateau_factor)
+
+    def lowest(self, epoch: float, num_epochs: int) -> float:
+        """What no factor of a phase, stage or head may bring the learning rate below at a point of a phase."""
+        return 0.0 if epoch < self._warmup(num_epochs) else self.min_lr
+
+    def _warmup(self, num_epochs: int) -> float:
+        return min(self.warmup_epochs, num_epochs / 2)  # a phase of one epoch shall not end in its warm-up
 
 
 def build_optimizer(
@@ -140,7 +147,7 @@ def spared_from_decay(network: nn.Module, family: Family) -> frozenset[str]:
     return frozenset([*vectors, *family.no_weight_decay(network)])
 
 
-def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
-    """Give every group the learning rate times its own ``lr_scale``."""
+def set_learning_rate(optimizer: Optimizer, learning_rate: float, lowest: float = 0.0) -> None:
+    """Give every group the learning rate times its own ``lr_scale``, or ``lowest`` where that would be less."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group["lr_scale"]
+        group["lr"] = max(lowest, learning_rate * group["lr_scale"])

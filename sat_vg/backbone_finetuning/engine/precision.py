@@ -1,11 +1,13 @@
 """Where and in which number formats the model computes, and what else its speed depends on."""
 
 import os
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from sat_vg.backbone_finetuning.utils.allocator import keep_freed_memory
@@ -53,6 +55,27 @@ class Precision:
     def description(self) -> str:
         """All of it in words."""
         return ", ".join(part for part in (str(self), self.process) if part)
+
+    @property
+    def arithmetic(self) -> tuple[object, ...]:
+        """All that decides which numbers come out beside weights and images: equal for equal bits."""
+        packages = (torch, torchvision, sys.modules.get("timm"))
+        versions = (*(getattr(package, "__version__", None) for package in packages), torch.backends.cudnn.version())
+        cpu = (
+            torch.get_num_threads(),
+            torch.backends.cpu.get_cpu_capability(),
+            torch.cpu._is_avx512_bf16_supported(),
+            torch.cpu._is_amx_tile_supported(),
+            torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
+        )
+        cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+        gpu = (
+            (cudnn.allow_tf32, matmul.allow_tf32),
+            (matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction),
+            (cudnn.enabled, cudnn.benchmark, cudnn.deterministic),
+        )
+        chosen = (torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled())
+        return (str(self), versions, cpu, gpu, chosen)
 
     def __str__(self) -> str:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device)
@@ -114,14 +137,15 @@ def choose_precision(
 ) -> Precision:
     """Number formats: as asked for, or what the device is quickest in.
 
-    bf16 where the device computes in it, fp16 on older GPUs, fp32 elsewhere. channels_last everywhere but for grouped
-    convolutions on GPUs, which it slows down by a third and more, as timm's published tables of both formats tell.
+    bf16 where the device computes in it, fp16 on older GPUs, fp32 elsewhere. channels_last everywhere but on MPS and
+    for grouped convolutions on GPUs, which it slows down by a third and more, as timm's published tables of both
+    formats tell.
 
     Args:
         device: where the model is.
         mixed_precision: False: fp32 throughout.
         wanted_dtype: of autocast.
-        channels_last: the memory format; None: chosen.
+        channels_last: the memory format; None: chosen. Never on MPS.
         has_grouped_convolutions: whether the backbone is such a one, as ResNeXt and RegNet are.
 
     Raises:
@@ -129,7 +153,8 @@ def choose_precision(
     """
     if channels_last is None:
         channels_last = not (device.type == "cuda" and has_grouped_convolutions)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
+    # On MPS the backward pass of batch norm fails in this format.
+    layout = torch.channels_last if channels_last and device.type != "mps" else torch.contiguous_format
     if not mixed_precision:
         return Precision(device, torch.float32, layout)
     if wanted_dtype != "auto":

@@ -1,18 +1,29 @@
 """How many processor cores this process may use."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+from sat_vg.backbone_finetuning.utils.control_groups import group_folders, number, read
 
 
-def usable_cores() -> int:
-    """Cores that the process may run on, and a container's quota lets it use; 1 or more."""
+def usable_cores(root: Path = Path("/")) -> int:
+    """Cores that the process may run on, and that the quota of its container or job lets it use; 1 or more.
+
+    Args:
+        root: where ``proc`` and ``sys`` are.
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = _QUOTA.read_text().split()
-        if quota != "max":
-            allowed = min(allowed, int(quota) // int(period))
-    except (OSError, ValueError):
-        pass  # no such group here
-    return max(1, allowed)
+    return max(1, min([allowed, *_quotas(root)]))
+
+
+def _quotas(root: Path) -> Iterator[int]:
+    """Whole cores that the control group of this process and those around it may use, where they have a limit."""
+    for version, folder in group_folders(root, "cpu"):
+        if version == 2:
+            quota, _, period = read(folder / "cpu.max").partition(" ")
+        else:
+            quota, period = read(folder / "cpu.cfs_quota_us"), read(folder / "cpu.cfs_period_us")
+        microseconds, of = number(quota), number(period)
+        if microseconds is not None and of:  # "max" in version 2 and -1 in version 1: no limit
+            yield microseconds // of

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from sat_vg.backbone_finetuning.utils.control_groups import group_folders, number, read
+
 
 class Memory(NamedTuple):
     """Memory in bytes.
@@ -21,16 +23,13 @@ class Memory(NamedTuple):
 class _Files(NamedTuple):
     """Where a version of Linux's control groups says what; versions 1 and 2 may both be in use."""
 
-    mount: str
     limit: str
     usage: str
     reclaimable: tuple[str, ...]
 
 
-_VERSION_2 = _Files("", "memory.max", "memory.current", ("active_file", "inactive_file"))
-_VERSION_1 = _Files(
-    "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file")
-)
+_VERSION_2 = _Files("memory.max", "memory.current", ("active_file", "inactive_file"))
+_VERSION_1 = _Files("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_active_file", "total_inactive_file"))
 
 
 def machine_memory(root: Path = Path("/")) -> Memory:
@@ -48,8 +47,8 @@ def machine_memory(root: Path = Path("/")) -> Memory:
 
 
 def _machine(meminfo: Path) -> Memory:
-    lines = _read(meminfo).splitlines()
-    kib = {line.split(":")[0]: _number(line.split(":")[1].split()[0]) for line in lines if ":" in line}
+    lines = read(meminfo).splitlines()
+    kib = {line.split(":")[0]: number(line.split(":")[1].split()[0]) for line in lines if ":" in line}
     total, available = kib.get("MemTotal"), kib.get("MemAvailable")
     if total and available is not None:
         return Memory(2**10 * total, 2**10 * available)
@@ -59,31 +58,10 @@ def _machine(meminfo: Path) -> Memory:
 
 def _groups(root: Path) -> Iterator[Memory]:
     """The control group of this process and those around it, as far as they have a limit."""
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        number, controllers, path = line.split(":", 2)
-        files = _VERSION_2 if number == "0" else _VERSION_1
-        if number != "0" and "memory" not in controllers.split(","):
-            continue
-        mount = root / "sys/fs/cgroup" / files.mount
-        inner = mount / path.lstrip("/")
-        # Inside a container the path may be the host's; then only the mount itself is to be seen.
-        for folder in (inner, *(outer for outer in inner.parents if outer == mount or mount in outer.parents)):
-            limit, usage = _number(_read(folder / files.limit)), _number(_read(folder / files.usage))
-            if limit is not None and usage is not None:
-                statistics = dict(
-                    row.split(" ", 1) for row in _read(folder / "memory.stat").splitlines() if " " in row
-                )
-                cached = sum(_number(statistics.get(name, "")) or 0 for name in files.reclaimable)
-                yield Memory(limit, limit - usage + cached)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
-def _number(text: str) -> int | None:
-    """The whole number in a text; None where it is another word, such as "max"."""
-    return int(text) if text.strip().isdecimal() else None
+    for version, folder in group_folders(root, "memory"):
+        files = _VERSION_2 if version == 2 else _VERSION_1
+        limit, usage = number(read(folder / files.limit)), number(read(folder / files.usage))
+        if limit is not None and usage is not None:
+            statistics = dict(row.split(" ", 1) for row in read(folder / "memory.stat").splitlines() if " " in row)
+            cached = sum(number(statistics.get(name, "")) or 0 for name in files.reclaimable)
+            yield Memory(limit, limit - usage + cached)

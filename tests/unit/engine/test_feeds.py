@@ -124,6 +124,13 @@ def test_found_again_and_only_while_all_is_the_same(class_folders, tmp_path, mon
     assert computed(make_feeds(class_folders, tmp_path, 2))
     assert computed(make_feeds(class_folders, tmp_path, 1, num_views=3))
     assert computed(make_feeds(class_folders, tmp_path, 1, seed=1))
+    with monkeypatch.context() as other:
+        other.setattr(torch.backends.cudnn, "allow_tf32", not torch.backends.cudnn.allow_tf32)
+        assert computed(make_feeds(class_folders, tmp_path, 1))
+    assert not computed(make_feeds(class_folders, tmp_path, 1))
+    other_sizes = make_feeds(class_folders, tmp_path, 1)
+    other_sizes.batches.in_order_size = 3
+    assert computed(other_sizes)
     altered = make_feeds(class_folders, tmp_path, 1)
     with torch.no_grad():
         next(iter(altered.model.network.parameters()))[0, 0, 0, 0] += 1e-3

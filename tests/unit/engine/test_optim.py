@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from sat_vg.backbone_finetuning.engine.epoch_curves import run_rate
 from sat_vg.backbone_finetuning.engine.losses import CrossEntropy
 from sat_vg.backbone_finetuning.engine.optim import (
     Schedule,
@@ -89,6 +90,24 @@ def test_soft_targets_equal_hard_ones_to_the_bit():
     hard = torch.nn.functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=0.1)
     soft = CrossEntropy(0.1)(logits, torch.eye(5)[labels])
     assert torch.allclose(soft, hard, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "step", "plateau"])
+@pytest.mark.parametrize("scale", [1.0, 0.3, 1e-3])
+def test_no_factor_brings_a_learning_rate_below_the_lowest_after_the_warm_up(kind, scale):
+    model = FineTuneModel("resnet18", 3, pretrained=False, image_size=32)
+    optimizer = build_optimizer(model, "adamw", 0.1, 0.9, layer_decay=0.5, head_lr_scale=0.1)
+    course = schedule(kind, min_lr=0.02)
+    for epoch in (0.5, 1.9, 2.1, 5.0, 9.9):
+        lowest = course.lowest(epoch, 10)
+        assert lowest == (0.0 if epoch < 2 else 0.02)
+        rate = max(lowest, scale * course.at(epoch, 10, plateau_factor=1e-4))
+        set_learning_rate(optimizer, rate, lowest)
+        rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+        assert min(rates.values()) >= lowest
+        assert rates["layer4"] == rate == run_rate(optimizer)
+        assert rates["layer2"] == max(lowest, 0.25 * rate)
+        assert rates["head"] == max(lowest, 0.1 * rate)
 
 
 def test_layer_decay_and_head_scale_reach_the_learning_rates():
