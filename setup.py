@@ -17,7 +17,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["sat_vg", "sat_vg.*"]),
-    package_data={"sat_vg": ["py.typed", "backbone_finetuning/models/*.json"]},
+    package_data={
+        "sat_vg": ["py.typed", "backbone_finetuning/models/*.json", "backbone_finetuning/reports/templates/*"]
+    },
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.6",

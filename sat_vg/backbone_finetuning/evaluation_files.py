@@ -2,8 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,9 @@ from matplotlib.figure import Figure
 
 from sat_vg.backbone_finetuning.engine.mistakes import Views
 from sat_vg.backbone_finetuning.engine.tracking import METRICS
-from sat_vg.backbone_finetuning.models.probabilities import TaskName
-from sat_vg.backbone_finetuning.reports.evaluation_figures import draw_class_scores, draw_reliability
+from sat_vg.backbone_finetuning.reports.evaluation_figures import TERMS, draw_class_scores, draw_reliability
+from sat_vg.backbone_finetuning.reports.evaluation_page import Report, render_report
 from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix
-from sat_vg.backbone_finetuning.reports.html_report import Mistake, Report, render_report
-from sat_vg.backbone_finetuning.reports.sets_report import SetMistake, render_sets_report
-from sat_vg.backbone_finetuning.reports.svg_charts import OF_PAIRS
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
@@ -46,15 +42,10 @@ def write_results(
     Raises:
         WriteError: the folder cannot be written to or the disk is full.
     """
-    look = _LOOKS[content["task"]]
-    pictures = look.draw(content)
-    mistakes = [
-        look.mistake(**entry, image=view.image, grad_cam=view.grad_cam, attention=view.attention)
-        for entry, view in zip(content["mistakes"], views, strict=True)
-    ]
-    page = look.render(Report(content, mistakes, *curves))
+    figures = _draw(content)
+    page = render_report(Report(content, [_pictures_of(view) for view in views], *curves))
     try:
-        for name, figure in pictures.items():
+        for name, figure in figures.items():
             _save_figure(folder / name, figure)
         write_text(folder / "evaluation.json", json.dumps(content, indent=1) + "\n")
         write_text(folder / "predictions.csv", predictions)
@@ -63,40 +54,23 @@ def write_results(
         raise WriteError(
             f"the results cannot be written to {str(folder)!r} ({error.strerror}); choose another --output_dir"
         ) from error
-    say(f"written to {folder}: report.html, evaluation.json, predictions.csv, {', '.join(pictures)}")
+    say(f"written to {folder}: report.html, evaluation.json, predictions.csv, {', '.join(figures)}")
 
 
-def _draw_classes(content: Mapping[str, Any]) -> dict[str, Figure]:
-    names, confusion = list(content["classes"]), np.array(content["confusion"])
-    return {
-        "confusion_matrix.png": draw_confusion_matrix(confusion, names, f"images of {content['split']}"),
-        **_draw_scores(content),
-        "reliability.png": draw_reliability(content["calibration"]["bins"], content["ece"]),
-    }
+def _draw(content: Mapping[str, Any]) -> dict[str, Figure]:
+    """The figures by file name."""
+    names, figures = list(content["classes"]), {}
+    if "confusion" in content:
+        confusion = np.array(content["confusion"])
+        figures["confusion_matrix.png"] = draw_confusion_matrix(confusion, names, content["split"])
+    figures["class_scores.png"] = draw_class_scores(names, list(content["classes"].values()))
+    bins, terms = content["calibration"]["bins"], TERMS[content["task"]]
+    return {**figures, "reliability.png": draw_reliability(bins, content["ece"], terms)}
 
 
-def _draw_sets(content: Mapping[str, Any]) -> dict[str, Figure]:
-    bins = content["calibration"]["bins"]
-    return {**_draw_scores(content), "reliability.png": draw_reliability(bins, content["ece"], OF_PAIRS)}
-
-
-def _draw_scores(content: Mapping[str, Any]) -> dict[str, Figure]:
-    return {"class_scores.png": draw_class_scores(list(content["classes"]), list(content["classes"].values()))}
-
-
-@dataclass(frozen=True)
-class _Look:
-    """How an evaluation is shown: its pictures by file name, what the page holds of a mistake, and the page."""
-
-    draw: Callable[[Mapping[str, Any]], dict[str, Figure]]
-    mistake: Callable[..., Mistake | SetMistake]
-    render: Callable[[Report], str]
-
-
-_LOOKS: dict[TaskName, _Look] = {
-    "single_label": _Look(_draw_classes, Mistake, render_report),
-    "multi_label": _Look(_draw_sets, SetMistake, render_sets_report),
-}
+def _pictures_of(views: Views) -> dict[str, np.ndarray]:
+    pictures = {"image": views.image, "Grad-CAM": views.grad_cam}
+    return pictures if views.attention is None else {**pictures, "attention": views.attention}
 
 
 def _save_figure(path: Path, figure: Figure) -> None:

@@ -69,8 +69,8 @@ def test_the_numbers_are_those_of_the_best_epoch_to_the_bit(class_folders, train
     for name in FILES:
         assert (tmp_path / "out" / name).stat().st_size > 300, name
     page = (tmp_path / "out/report.html").read_text()
-    assert f"The checkpoint is that of epoch {best['epoch']}, which is marked." in page
-    assert page.count("<polyline") == 3
+    assert f"The checkpoint is from epoch {best['epoch']}, marked by the dashed line." in page
+    assert page.count("data:image/svg+xml;base64,") == 2
     assert "top_5_accuracy" not in found
 
     # Where another training has written its log in the same place since, its curves are not shown.

@@ -116,7 +116,7 @@ def test_from_a_table_to_probabilities(train_here, command, table, tmp_path):
         assert found["classes"][name]["average_precision"] == pytest.approx(wanted, abs=1e-6)
         assert found["classes"][name]["images"] == truth[:, place].sum()
     page = Path("out/report.html").read_text()
-    assert f"The checkpoint is that of epoch {best['epoch']}, which is marked." in page
+    assert f"The checkpoint is from epoch {best['epoch']}, marked by the dashed line." in page
     with Path("out/predictions.csv").open(newline="") as file:
         lines = {line["path"]: line for line in csv.DictReader(file)}
     assert sorted(lines) == paths
@@ -289,7 +289,7 @@ def test_a_temperature_for_all_classes_is_fitted_stored_and_used(train_here, com
         assert Path(folder, "reliability.png").stat().st_size > 5000
     page = Path("fitted/report.html").read_text()
     assert f"<dt>temperature</dt><dd>{temperature:.4g}</dd>" in page
-    assert "these very images, so the error is somewhat flattered" in page
+    assert "these images, so this error is optimistic" in page
 
 
 def test_features_of_such_a_model_are_extracted(command, table, tmp_path):

@@ -125,7 +125,7 @@ def test_a_phone_scrolls_the_matrix_and_not_the_page(opened):
     page = opened(width=390)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     boxes = page.locator(".box").evaluate_all("boxes => boxes.map(b => [b.scrollWidth, b.clientWidth])")
-    assert len(boxes) == 3
+    assert len(boxes) == 4
     assert any(inner > outer for inner, outer in boxes)
     box = page.locator(".box", has=page.locator("#matrix"))
     box.evaluate("b => { b.scrollLeft = 200 }")
@@ -134,24 +134,20 @@ def test_a_phone_scrolls_the_matrix_and_not_the_page(opened):
     assert page.evaluate("parseFloat(getComputedStyle(document.body).fontSize)") >= 16
 
 
-def test_light_and_dark(opened):
-    brightness = {}
-    for scheme in ("light", "dark"):
-        page = opened(scheme=scheme)
-        for what, place in (
-            ("background-color", "body"),
-            ("color", "body"),
-            ("background-color", "#matrix td[class]"),
-        ):
-            found = page.locator(place).first.evaluate(f"e => getComputedStyle(e)['{what}']")
-            brightness[scheme, what, place] = sum(map(int, found[4:-1].split(","))) / 765
-    assert (
-        brightness["light", "background-color", "body"] > 0.9 > 0.2 > brightness["dark", "background-color", "body"]
-    )
-    assert brightness["light", "color", "body"] < 0.2 < 0.8 < brightness["dark", "color", "body"]
+@pytest.mark.parametrize(("scheme", "is_dark"), [("light", False), ("dark", True)])
+def test_the_page_follows_the_colour_scheme(opened, scheme, is_dark):
+    page = opened(scheme=scheme)
+    brightness = []
+    for name in ("background-color", "color"):
+        found = page.locator("body").evaluate(f"e => getComputedStyle(e)['{name}']")
+        brightness.append(sum(map(int, found[4:-1].split(","))) / 765)
+    paper, ink = brightness
+    assert (paper < 0.2, ink > 0.8) == (is_dark, is_dark)
+    assert (paper > 0.9, ink < 0.2) == (not is_dark, not is_dark)
+    assert ("invert" in page.locator(".chart").first.evaluate("e => getComputedStyle(e).filter")) == is_dark
 
 
-def test_mistakes_stand_beside_what_was_looked_at(opened, folder):
+def test_mistakes_are_shown_with_their_heat_maps(opened, folder):
     with (folder / "predictions.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     wrong = sum(line["correct"] == "false" for line in table)
@@ -162,4 +158,8 @@ def test_mistakes_stand_beside_what_was_looked_at(opened, folder):
     sizes = figures.locator("img").evaluate_all("all => all.map(i => [i.naturalWidth, i.naturalHeight, i.complete])")
     assert sizes == [[32, 32, True]] * 24
     assert Path(figures.first.locator("code").inner_text()).parts[0] == "val"
+    chart = page.locator("#calibration .chart")
+    assert chart.evaluate("i => i.complete && i.naturalWidth") > 300
+    page.get_by_text("the bins as a table").click()
+    assert page.locator("#calibration tbody tr").count() >= 1
     assert "There are no curves" in page.locator("#training").inner_text()

@@ -1,17 +1,40 @@
-"""Figures of an evaluation: scores by class, and how far probabilities can be trusted."""
+"""Figures of an evaluation: scores by class and the reliability diagram."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from sat_vg.backbone_finetuning.reports.figures import plain
-from sat_vg.backbone_finetuning.reports.svg_charts import OF_IMAGES, Terms
 
-_MOST_CLASSES = 60  # more bars than this cannot be read on one figure
+_MAX_CLASSES = 60  # more bars than this cannot be read on one figure
 _SCORES = {"precision": "#9ec1de", "recall": "#5b94c4", "f1": "#1f4e79"}
 _CONFIDENCE = _AVERAGE_PRECISION = "#d2691e"
 _NAMES = {"f1": "F1", "average_precision": "average precision"}
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The words of a reliability diagram.
+
+    Attributes:
+        confidence: the predicted probability.
+        accuracy: the share of the predictions that are correct.
+        counted: the predictions, in the plural.
+        each: one of them.
+    """
+
+    confidence: str
+    accuracy: str
+    counted: str
+    each: str
+
+
+TERMS = {  # by task
+    "single_label": Terms("confidence", "accuracy", "images", "image"),
+    "multi_label": Terms("probability", "share that has the class", "pairs", "pair of an image and a class"),
+}
 
 
 def draw_class_scores(class_names: Sequence[str], rows: Sequence[Mapping[str, float]]) -> Figure:
@@ -22,22 +45,22 @@ def draw_class_scores(class_names: Sequence[str], rows: Sequence[Mapping[str, fl
         rows: with ``precision``, ``recall``, ``f1`` (0 to 1), ``images`` and, all or none, ``average_precision``;
             classes without images are left out.
     """
-    present = sorted((place for place, row in enumerate(rows) if row["images"]), key=lambda p: rows[p]["f1"])
-    shown = present[:_MOST_CLASSES]
-    has_precision = any("average_precision" in row for row in rows)
-    colours = {**_SCORES, "average_precision": _AVERAGE_PRECISION} if has_precision else _SCORES
+    present = sorted((index for index, row in enumerate(rows) if row["images"]), key=lambda i: rows[i]["f1"])
+    shown = present[:_MAX_CLASSES]
+    has_average_precision = any("average_precision" in row for row in rows)
+    colours = {**_SCORES, "average_precision": _AVERAGE_PRECISION} if has_average_precision else _SCORES
     step = 0.81 / len(colours)  # of a row's height; the rest is a gap
     figure = Figure(figsize=(8, 1.4 + 0.34 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
     for number, (score, colour) in enumerate(colours.items()):
-        widths = [100 * rows[place][score] for place in shown]
+        widths = [100 * rows[index][score] for index in shown]
         places = np.arange(len(shown)) + step * (number - (len(colours) - 1) / 2)
         axes.barh(places, widths, step - 0.02, color=colour, label=_NAMES.get(score, score))
-    axes.set_yticks(range(len(shown)), [f"{plain(class_names[p])} ({rows[p]['images']:.0f})" for p in shown])
+    axes.set_yticks(range(len(shown)), [f"{plain(class_names[i])} ({rows[i]['images']:.0f})" for i in shown])
     axes.invert_yaxis()
     axes.set(xlim=(0, 100), xlabel="%", ylim=(len(shown) - 0.4, -0.6))
     more = f" (the worst {len(shown)} of {len(present)})" if len(present) > len(shown) else ""
-    axes.set_title(f"scores by class, with its number of images{more}", fontsize=10)
+    axes.set_title(f"scores by class (number of images){more}", fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -45,13 +68,13 @@ def draw_class_scores(class_names: Sequence[str], rows: Sequence[Mapping[str, fl
     return figure
 
 
-def draw_reliability(bins: Sequence[Mapping[str, float]], error: float, terms: Terms = OF_IMAGES) -> Figure:
+def draw_reliability(bins: Sequence[Mapping[str, float]], error: float, terms: Terms) -> Figure:
     """A reliability diagram (Guo et al., 2017) over the number of images by confidence.
 
     Args:
         bins: with ``low``, ``high``, ``images``, mean ``confidence`` and ``accuracy``; shares of 1.
         error: the expected calibration error, for the title.
-        terms: what these are called.
+        terms: of the labels.
     """
     figure = Figure(figsize=(5, 5.6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))

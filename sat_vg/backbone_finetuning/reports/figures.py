@@ -7,15 +7,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sat_vg.backbone_finetuning.utils.printable import one_line
+from sat_vg.backbone_finetuning.utils.printable import counted, one_line
 
-_MAX_NAMED_CLASSES = 60  # more names than this cannot be read on one figure
+_MAX_NAMED_CLASSES = 60  # with more, the names are unreadable
 _MAX_NUMBERED_CLASSES = 25
 
 
-def draw_confusion_matrix(
-    confusion: np.ndarray, class_names: Sequence[str], images: str = "validation images"
-) -> Figure:
+def draw_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], split: str = "validation") -> Figure:
     """A confusion matrix, coloured by the share of each true class, with counts where there is room.
 
     Rows are as narrow as their names allow, so that names can be read where the figure is shown small.
@@ -23,7 +21,7 @@ def draw_confusion_matrix(
     Args:
         confusion: ``[num_classes, num_classes]`` counts; rows are true classes, columns predictions.
         class_names: in the order of rows and columns.
-        images: what was counted, for the title.
+        split: name of the images' split, for the title.
     """
     count = len(class_names)
     names = [plain(name) for name in class_names] if count <= _MAX_NAMED_CLASSES else []
@@ -47,7 +45,7 @@ def draw_confusion_matrix(
         figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     accuracy = confusion.trace() / max(confusion.sum(), 1)
     axes.set(xlabel="predicted class", ylabel="true class")
-    figure.suptitle(f"{confusion.sum()} {images}, {100 * accuracy:.2f} % right", fontsize=11)
+    figure.suptitle(f"{counted(confusion.sum(), f'{split} image')}, {100 * accuracy:.2f} % correct", fontsize=11)
     return figure
 
 
@@ -76,27 +74,38 @@ def draw_image_grid(images: np.ndarray, titles: Sequence[str], heading: str, col
     return figure
 
 
-def draw_learning_curves(epochs: Sequence[Mapping[str, float]]) -> Figure:
+def measure_of(epoch: Mapping[str, float]) -> tuple[str, str]:
+    """Key and name of the measure that an epoch is judged by: mAP where an image can have several classes."""
+    return ("val_map", "mAP") if "val_map" in epoch else ("val_accuracy", "accuracy")
+
+
+def draw_learning_curves(
+    epochs: Sequence[Mapping[str, float]], marked: float | None = None, is_stacked: bool = False
+) -> Figure:
     """Losses and validation accuracy, or mean average precision, by epoch.
 
     Args:
         epochs: the entries that end epochs, with ``epoch``, ``train_loss``, ``val_loss``, ``val_accuracy`` and, where
             an image can have several classes, ``val_map``, which is then drawn.
+        marked: the epoch at which a dashed line stands.
+        is_stacked: one chart above the other, as narrow screens need it.
     """
     numbers = [entry["epoch"] for entry in epochs]
-    figure = Figure(figsize=(6.2, 3), layout="constrained")
-    losses, accuracy = figure.subplots(1, 2)
+    figure = Figure(figsize=(5, 5.6) if is_stacked else (6.2, 3), layout="constrained")
+    losses, accuracy = figure.subplots(2, 1) if is_stacked else figure.subplots(1, 2)
     for name in ("train_loss", "val_loss"):
         losses.plot(numbers, [entry[name] for entry in epochs], marker="o", markersize=3, label=name)
     losses.set(xlabel="epoch", ylabel="loss")
     losses.legend()
-    name, what = ("val_map", "mAP") if "val_map" in epochs[0] else ("val_accuracy", "accuracy")
-    shares = [100 * entry[name] for entry in epochs]
+    key, measure = measure_of(epochs[0])
+    shares = [100 * entry[key] for entry in epochs]
     accuracy.plot(numbers, shares, marker="o", markersize=3, color="tab:green")
     best = int(np.argmax(shares))
     accuracy.set_title(f"best: {shares[best]:.2f} % in epoch {numbers[best]}", fontsize=10)
-    accuracy.set(xlabel="epoch", ylabel=f"validation {what}, %")
+    accuracy.set(xlabel="epoch", ylabel=f"validation {measure}, %")
     for axes in (losses, accuracy):
+        if marked is not None:
+            axes.axvline(marked, color="0.4", linewidth=1, linestyle="--", zorder=0)
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # no ticks between two epochs
     return figure

@@ -1,4 +1,4 @@
-"""Texts that cannot steer the terminal they are printed on."""
+"""Texts for people: without control characters, and with the plural where it belongs."""
 
 
 def printable(text: str) -> str:
@@ -9,3 +9,8 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """The text with line breaks escaped as well."""
     return printable(text).replace("\n", "\\n")
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """``1 image``, ``1,200 images``; ``many`` is the plural where it is not ``one`` with an s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"

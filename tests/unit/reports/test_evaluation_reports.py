@@ -1,21 +1,25 @@
 import csv
 import io
 import re
+from html import unescape
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from sat_vg.backbone_finetuning.reports.evaluation_figures import draw_class_scores, draw_reliability
-from sat_vg.backbone_finetuning.reports.html_report import Mistake, Report, render_report
+from sat_vg.backbone_finetuning.reports.evaluation_figures import TERMS, draw_class_scores, draw_reliability
+from sat_vg.backbone_finetuning.reports.evaluation_page import Report, render_report
 from sat_vg.backbone_finetuning.reports.prediction_table import (
     Prediction,
     SetPrediction,
     predictions_csv,
     set_predictions_csv,
 )
-from sat_vg.backbone_finetuning.reports.sets_report import SetMistake, render_sets_report
-from sat_vg.backbone_finetuning.reports.svg_charts import OF_PAIRS, curves_chart
+
+PICTURE = np.zeros((8, 8, 3), np.uint8)
+EPOCHS = [
+    {"epoch": n, "train_loss": 1 / n, "val_loss": 1.5 / n, "val_accuracy": 0.5, "val_map": n / 4} for n in (1, 2, 3)
+]
 
 
 def rows_of(num_classes):
@@ -25,6 +29,7 @@ def rows_of(num_classes):
 def content_of(names, confusion):
     bins = [{"low": 0.5, "high": 1.0, "images": 10, "confidence": 0.9, "accuracy": 0.8}]
     return {
+        "task": "single_label",
         "checkpoint": "best_model.pt",
         "data": "DIR",
         "split": "val",
@@ -42,6 +47,7 @@ def content_of(names, confusion):
             "temperature": 1.0, "nll": 0.5, "bins": bins, "uncalibrated_ece": 0.1, "uncalibrated_nll": 0.5
         },
         "calibrated_here": False,
+        "mistakes": [],
         "confusion": confusion,
         "confusion_normalised": [[count / 10 for count in row] for row in confusion],
         "training": {"metrics": {"epoch": 2}, "config": {"seed": 0, "bad": "<b>\x1b"}},
@@ -67,42 +73,46 @@ def test_no_cell_is_taken_for_a_formula():
 
 def test_the_page_takes_nothing_from_elsewhere_and_nothing_for_markup():
     names = ["<script>alert(1)</script>", "a&b\n\"c\" 'd'"]
-    picture = np.zeros((8, 8, 3), np.uint8)
-    mistake = Mistake("<img src=x>", names[0], names[1], 0.9, picture, picture, picture)
-    epochs = [{"epoch": n, "train_loss": 1 / n, "val_loss": 1.5 / n, "val_accuracy": 0.5} for n in (1, 2, 3)]
-    page = render_report(Report(content_of(names, [[8, 2], [1, 9]]), [mistake], epochs))
-    assert "<script" not in page
+    mistake = {"path": "<img src=x>", "true": names[0], "predicted": names[1], "probability": 0.9}
+    content = content_of(names, [[8, 2], [1, 9]]) | {"mistakes": [mistake]}
+    page = render_report(Report(content, [{"image": PICTURE, "Grad-CAM": PICTURE, "attention": PICTURE}], EPOCHS))
+    check_is_text(page)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert "a&amp;b\\n&quot;c&quot; &#x27;d&#x27;" in page
+    assert "<strong>&lt;script&gt;" in page
+    assert "a&amp;b\\n&#34;c&#34; &#39;d&#39;" in page
     assert "&lt;b&gt;\\x1b" in page
-    assert "<img src=x" not in page
     assert "<i>" not in page
-    assert not re.search(r"https?:|@import|url\(|\son\w+=|style=", page)
     assert page.count("data:image/jpeg;base64,") == 3
-    assert page.count("<polyline") == 3
+    assert page.count("data:image/svg+xml;base64,") == 2
+    assert "attention of the class token" in page
     assert "script-src" not in page
     assert "default-src 'none'" in page
 
 
+def check_is_text(page):
+    """Nothing of the data is markup, and nothing comes from elsewhere."""
+    assert "<script" not in page
+    assert "<img src=x" not in page
+    assert "\x1b" not in page
+    assert not re.search(r"https?:|@import|url\(|\son\w+=|style=", page)
+
+
 @pytest.mark.parametrize(("count", "is_table"), [(40, True), (41, False)])
 def test_a_large_matrix_becomes_a_picture(count, is_table):
-    page = render_report(Report(content_of([f"c{i}" for i in range(count)], (10 * np.eye(count, dtype=int)).tolist()),
-                                [], [], "nobody kept it"))  # fmt: skip
+    content = content_of([f"c{i}" for i in range(count)], (10 * np.eye(count, dtype=int)).tolist())
+    page = render_report(Report(content, [], [], "nobody kept it"))
     assert ('id="matrix"' in page) == is_table
-    assert ("data:image/png;base64," in page) != is_table
+    assert page.count("data:image/svg+xml;base64,") == (1 if is_table else 2)
     assert "There are no curves: nobody kept it." in page
-    assert "Nothing was confused." in page
+    assert "No class was confused with another." in page
 
 
-def test_curves_stay_within_their_chart():
-    for values in ([1.0, 1.0, 1.0], [0.0, 0.0, 0.0], [1e-9, 3e-9, 2e-9], [5e6, 1.0, 0.1], [99.9, 99.95, 100.0]):
-        chart = curves_chart([3, 4, 9], {"main": values}, "loss", 4)
-        points = re.search(r'points="([^"]*)"', chart).group(1)
-        places = [tuple(map(float, point.split(","))) for point in points.split()]
-        assert all(42 <= x <= 350 and 10 <= y <= 210 for x, y in places), values
-        assert [x for x, _ in places] == sorted(x for x, _ in places)
-        labels = re.findall(r'text-anchor="end">([^<]*)<', chart)
-        assert len(set(labels)) == len(labels) >= 2, (values, labels)
+@pytest.mark.parametrize(("images", "sentence"), [(1, "The image is"), (1200, "All 1,200 images are")])
+def test_one_image_and_many(images, sentence):
+    page = render_report(Report(content_of(["a"], [[10]]) | {"images": images}, [], EPOCHS[:1]))
+    assert f"{sentence} classified correctly." in page
+    assert f"{'1 image' if images == 1 else '1,200 images'} of the val split in 1 class, at 32 × 32 pixels" in page
+    assert "One epoch: training loss 1.0000, validation loss 1.5000, validation mAP 25.00 %." in page
 
 
 def test_figures_of_an_evaluation():
@@ -114,12 +124,12 @@ def test_figures_of_an_evaluation():
     figure.savefig(io.BytesIO(), format="png")
     bins = [{"low": i / 4, "high": (i + 1) / 4, "images": 5 * i, "confidence": 0.2 * i, "accuracy": 0.25 * i}
             for i in range(4)]  # fmt: skip
-    upper, lower = draw_reliability(bins, 0.05).axes
+    upper, lower = draw_reliability(bins, 0.05, TERMS["single_label"]).axes
     assert [bar.get_height() for bar in upper.patches] == [25, 50, 75]
     assert [bar.get_height() for bar in lower.patches] == [5, 10, 15]
     assert "5.00 %" in upper.get_title()
     assert (upper.get_ylabel(), lower.get_xlabel(), lower.get_ylabel()) == ("accuracy, %", "confidence, %", "images")
-    upper, lower = draw_reliability(bins, 0.05, OF_PAIRS).axes
+    upper, lower = draw_reliability(bins, 0.05, TERMS["multi_label"]).axes
     assert upper.get_ylabel() == "share that has the class, %"
     assert (lower.get_xlabel(), lower.get_ylabel()) == ("probability, %", "pairs")
 
@@ -128,7 +138,9 @@ def content_of_sets(names):
     row = {"precision": 0.9, "recall": 0.8, "f1": 0.85, "average_precision": 0.7, "images": 10}
     classes = {name: row | {"f1": place / 10, "images": 10 * place} for place, name in enumerate(names)}
     scores = dict.fromkeys(("map", "accuracy", "macro_f1", "micro_f1"), 0.75)
-    return content_of(names, [[0]]) | {
+    content = content_of(names, [[0]])
+    del content["confusion"], content["confusion_normalised"]
+    return content | {
         "task": "multi_label",
         **scores,
         "intervals": {"level": 0.95, "resamples": 1000, **{name: [0.5, 0.875] for name in scores}},
@@ -139,39 +151,36 @@ def content_of_sets(names):
 
 def test_the_page_of_several_classes_takes_nothing_for_markup():
     names = ["<script>alert(1)</script>", "a&b\n\"c\" 'd'", "sea"]
-    picture = np.zeros((8, 8, 3), np.uint8)
-    mistake = SetMistake(
-        "<img src=x>", [names[0]], [names[1], names[2]], {names[0]: 0.125}, {names[1]: 0.875}, 1.5, names[1],
-        picture, picture,
-    )  # fmt: skip
-    epochs = [
-        {"epoch": n, "train_loss": 1 / n, "val_loss": 1.5 / n, "val_accuracy": 0.5, "val_map": n / 4}
-        for n in (1, 2, 3)
+    mistake = {
+        "path": "<img src=x>", "true": [names[0]], "predicted": names[1:], "missed": {names[0]: 0.125},
+        "added": {names[1]: 0.875}, "loss": 1.5, "explained": names[1],
+    }  # fmt: skip
+    content = content_of_sets(names) | {"mistakes": [mistake]}
+    page = render_report(Report(content, [{"image": PICTURE, "Grad-CAM": PICTURE}], EPOCHS))
+    check_is_text(page)
+    caption = re.search(r"<figcaption>(.*?)<code>", page, re.DOTALL).group(1)
+    shown = "a&b\\n\"c\" 'd'"
+    assert [" ".join(unescape(line).split()) for line in caption.split("<br>")] == [
+        "missed: <script>alert(1)</script> at 12.5 %",
+        f"wrongly predicted: <b>{shown}</b> at 87.5 %",
+        "right: <strong>sea</strong>",
+        "",
     ]
-    page = render_sets_report(Report(content_of_sets(names), [mistake], epochs))
-    assert "<script" not in page
-    assert "<img src=x" not in page
-    assert not re.search(r"https?:|@import|url\(|\son\w+=|style=", page)
-    shown = "a&amp;b\\n&quot;c&quot; &#x27;d&#x27;"
-    assert (
-        "not given: &lt;script&gt;alert(1)&lt;/script&gt; at 12.5&nbsp;%<br>"
-        f"wrongly given: <b>{shown}</b> at 87.5&nbsp;%<br>"
-        "right: <strong>sea</strong>"
-    ) in page
     assert page.count("data:image/jpeg;base64,") == 2
-    assert "mAP, % by epoch" in page
+    assert "loss and mAP by epoch" in page
     assert ">75.00<small>%</small>" in page
     assert "95 %: 50.0 to 87.5" in page
-    for absent in ("Confusion", "cross-entropy, nats</span></div><div>", "its interval", "confidence, %"):
+    for absent in ("Confusion", "its interval", "confidence %"):
         assert absent not in page
     assert "<dd>−0.5000 per pair of an image and a class</dd>" in page
-    assert "<title>probability 50 to 100 %: 10 pairs, 80.0 % have the class, mean probability 90.0 %</title>" in page
-    assert ">probability, %</text>" in page
-    rows = re.findall(r"<tr><th scope=row>(.*?)</th>", page)
-    assert [re.sub(r"<[^>]*>", "", row) for row in rows] == [
-        shown, "sea", "&lt;script&gt;alert(1)&lt;/script&gt;", "macro average", "micro average"
+    assert re.search(r"50 to 100</th><td>10</td><td>90.0</td><td>80.0</td>", page), "the bins as a table"
+    assert "probability %</th>" in page
+    classes = page[page.index('<section id="classes">') : page.index('<section id="calibration">')]
+    rows = re.findall(r'<th scope="row">(.*?)</th>', classes)
+    assert [unescape(re.sub(r"<[^>]*>", "", row)) for row in rows] == [
+        shown, "sea", "<script>alert(1)</script>", "macro average", "micro average"
     ]  # fmt: skip
-    empty = render_sets_report(Report(content_of_sets(names), [], [], "nobody kept it"))
+    empty = render_report(Report(content_of_sets(names), [], [], "nobody kept it"))
     assert "All classes of all 30 images are right." in empty
 
 

@@ -21,9 +21,9 @@ def test_the_confusion_matrix_has_the_right_cells_and_names():
     cells = {tuple(map(round, text.get_position()))[::-1]: text.get_text() for text in axes.texts}
     assert cells == {(0, 0): "3", (0, 1): "1", (1, 2): "5", (2, 2): "7"}
     assert [t.get_text() for t in axes.get_yticklabels()] == ["sea", r"\$x_1\$", "<script>"]
-    assert figure.get_suptitle() == "16 validation images, 62.50 % right"
-    of_test = draw_confusion_matrix(confusion, ["a", "b", "c"], "images of test")
-    assert of_test.get_suptitle() == "16 images of test, 62.50 % right"
+    assert figure.get_suptitle() == "16 validation images, 62.50 % correct"
+    of_test = draw_confusion_matrix(confusion, ["a", "b", "c"], "test")
+    assert of_test.get_suptitle() == "16 test images, 62.50 % correct"
     FigureCanvasAgg(figure).draw()  # a formula or a wild character would fail here
 
 
@@ -69,8 +69,9 @@ def test_the_grid_shows_every_image_under_its_title(tmp_path):
 
 def test_learning_curves_hold_the_numbers():
     epochs = [{"epoch": e, "train_loss": 1 / e, "val_loss": 2 / e, "val_accuracy": e / 10} for e in (1, 2, 3)]
-    losses, accuracy = draw_learning_curves(epochs).axes
-    assert [list(line.get_ydata()) for line in losses.lines] == [[1, 1 / 2, 1 / 3], [2, 1, 2 / 3]]
+    losses, accuracy = draw_learning_curves(epochs, marked=2, is_stacked=True).axes
+    assert [list(axes.lines[-1].get_xdata()) for axes in (losses, accuracy)] == [[2, 2], [2, 2]]
+    assert [list(line.get_ydata()) for line in losses.lines[:2]] == [[1, 1 / 2, 1 / 3], [2, 1, 2 / 3]]
     assert np.allclose(accuracy.lines[0].get_ydata(), [10, 20, 30])
     assert accuracy.get_title() == "best: 30.00 % in epoch 3"
 

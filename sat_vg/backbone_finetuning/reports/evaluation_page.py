@@ -1,0 +1,84 @@
+"""The page of an evaluation, report.html."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from sat_vg.backbone_finetuning.reports.evaluation_figures import TERMS, draw_reliability
+from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix, draw_learning_curves, measure_of
+from sat_vg.backbone_finetuning.reports.pages import figure_address, image_address, render_page
+
+_MAX_CLASSES_AS_TABLE = 40  # of a confusion matrix; with more it is a picture
+_MAX_PAIRS = 10
+
+
+@dataclass(frozen=True)
+class Report:
+    """The contents of the page.
+
+    Attributes:
+        content: of evaluation.json.
+        pictures: of each of its mistakes: description and uint8 ``[H, W, 3]`` of the image and its heat maps.
+        epochs: of the training, with ``epoch``, ``train_loss``, ``val_loss``, ``val_accuracy`` and maybe ``val_map``.
+        why_no_epochs: where there are none.
+    """
+
+    content: Mapping[str, Any]
+    pictures: Sequence[Mapping[str, np.ndarray]]
+    epochs: Sequence[Mapping[str, float]]
+    why_no_epochs: str = ""
+
+
+def render_report(report: Report) -> str:
+    """The page as HTML, from the template of the content's task."""
+    content, epochs, terms = report.content, report.epochs, TERMS[report.content["task"]]
+    data = content["data"]
+    source = (PurePath(data).name or data) if data else "the built-in scenes"
+    measure_key, measure = measure_of(epochs[0]) if epochs else ("", "")
+    curves = None
+    if len(epochs) > 1:
+        best = content["training"]["metrics"]["epoch"]
+        curves = figure_address(draw_learning_curves(epochs, best, is_stacked=True))
+    return render_page(
+        f"evaluation_{content['task']}.html",
+        title=f"{content['backbone']} on {source}",
+        content=content,
+        terms=terms,
+        # Classes without images say nothing; they come last.
+        class_rows=sorted(content["classes"].items(), key=lambda entry: (not entry[1]["images"], entry[1]["f1"])),
+        confused_pairs=_confused_pairs(content),
+        confusion_picture=_confusion_picture(content),
+        reliability=figure_address(draw_reliability(content["calibration"]["bins"], content["ece"], terms)),
+        mistakes=[
+            (entry, [(what, image_address(picture)) for what, picture in pictures.items()])
+            for entry, pictures in zip(content["mistakes"], report.pictures, strict=True)
+        ],
+        has_attention=any("attention" in pictures for pictures in report.pictures),
+        curves=curves,
+        measure=measure,
+        measure_key=measure_key,
+        epochs=epochs,
+        why_no_epochs=report.why_no_epochs,
+    )
+
+
+def _confused_pairs(content: Mapping[str, Any]) -> list[tuple[str, str, int, float]]:
+    """True class, predicted class, number of images and share of the true class; the most frequent first."""
+    names = list(content["classes"])
+    pairs = [
+        (names[i], names[j], count, content["confusion_normalised"][i][j])
+        for i, row in enumerate(content.get("confusion", []))
+        for j, count in enumerate(row)
+        if i != j and count
+    ]
+    return sorted(pairs, key=lambda pair: -pair[2])[:_MAX_PAIRS]
+
+
+def _confusion_picture(content: Mapping[str, Any]) -> str | None:
+    names = list(content["classes"])
+    if "confusion" not in content or len(names) <= _MAX_CLASSES_AS_TABLE:
+        return None
+    return figure_address(draw_confusion_matrix(np.array(content["confusion"]), names, content["split"]))
