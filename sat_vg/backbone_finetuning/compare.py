@@ -1,4 +1,4 @@
-"""The comparison command: ``sat-vg compare`` trains backbones x strategies x seeds and tells which does best."""
+"""The comparison command: ``sat-vg compare`` trains and ranks backbones x strategies x seeds."""
 
 import argparse
 import sys
@@ -15,17 +15,17 @@ from sat_vg.backbone_finetuning.configs.comparison_plan import (
 from sat_vg.backbone_finetuning.utils.exit_codes import run_command
 
 _DESCRIPTION = """\
-Train every backbone with every strategy and every seed on one data set, and compare: accuracy with its spread,
-parameters, FLOPs, speed, training time and memory.
+Train every backbone with every strategy and every seed on one data set, and compare accuracy with its standard
+deviation, parameters, FLOPs, speed, training time and memory.
 
   by flags     %(prog)s --backbones resnet18,mobilenet_v2 --strategies linear_probe,full --seeds 0,1 \\
                  --dataset_path DIR --out OUT -- --num_epochs 5 --image_size 128
   a recipe     %(prog)s --recipe FILE.yaml --dataset_path DIR --out OUT
   look first   add --dry_run before the --
 
-What stands behind -- goes to every training (python -m sat_vg.backbone_finetuning.train --help). Each training is a
-process of its own with its files in OUT/cells. Stopped, killed, or Ctrl-C? The same command goes on; what is finished
-is not trained again. Results: OUT/comparison.html, .md, .csv, .tex, .json, pictures, and OUT/tensorboard.
+Options after -- go to every training (python -m sat_vg.backbone_finetuning.train --help). Each training is a process
+of its own with its files in OUT/cells. Stopped, killed, or Ctrl-C? The same command goes on; finished cells are not
+trained again. Results: OUT/comparison.html, .md, .csv, .json, a chart, and OUT/tensorboard.
 Exit codes: 0 done, 1 a training failed (the others are compared), 2 a setting or an input is wrong, 130 stopped by
 Ctrl-C, 75 by SIGTERM or SIGUSR1."""
 
@@ -75,16 +75,16 @@ def _build_parser(prog: str) -> argparse.ArgumentParser:
         "--max_params",
         type=_value(parse_count, "a number, such as 5M, 500k or 2.5e6"),
         metavar="5M",
-        help="recommend nothing with more parameters",
+        help="maximum number of parameters of the recommended backbone",
     )
     add(
         "--min_images_per_second",
         type=_value(_positive, "a number above 0, such as 50"),
         metavar="50",
-        help="recommend nothing slower, as measured here",
+        help="minimum speed of the recommended backbone, as measured here",
     )
     add("--anew", action="store_true", help="move cells that had other settings aside and train them again")
-    add("--dry_run", action="store_true", help="say what would be trained and what is done already; train nothing")
+    add("--dry_run", action="store_true", help="list the cells and which are done; train nothing")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The comparison, from top to bottom: plan → data → cells → costs → ranking → tables and pictures."""
+"""The comparison, from top to bottom: plan → data → cells → costs → ranking → tables and chart."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +22,7 @@ from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, InterruptedRun, StoppedError, UserError, WriteError
 from sat_vg.backbone_finetuning.utils.folder_lock import lock_folder
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
+from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 _SHOWN_LINES = ("epoch ", "exact linear probe", "stopped early", "going on with")
@@ -41,13 +42,13 @@ def compare(request: Request) -> None:
     if request.dry_run:
         _show_plan(cells, request)
         return
-    with _own(out):
+    with _lock(out):
         data = _read_data(cells)
-        _settle_changes(cells, {seed: one.fingerprint for seed, one in data.items()}, request)
+        _refuse_changes(cells, {seed: one.fingerprint for seed, one in data.items()}, request)
         finished, failures = [], []
         for number, cell in enumerate(cells, start=1):
             heading = f"[{number}/{len(cells)}] {cell.name}"
-            outcome = _finish(cell, data[cell.config.seed], heading)
+            outcome = _run_cell(cell, data[cell.config.seed], heading)
             if isinstance(outcome, Failure):
                 failures.append(outcome)
             else:
@@ -55,11 +56,11 @@ def compare(request: Request) -> None:
         if finished:
             write_results(request, out, finished, failures, data[finished[0].cell.config.seed].splits)
     if failures:
-        listed = "".join(f"\n  {one.cell}: {one.reason}\n    all of its output: {one.folder}" for one in failures)
+        listed = "".join(f"\n  {one.cell}: {one.reason}\n    its output: {one.folder}" for one in failures)
         compared = "the others are compared; " if finished else ""
         raise StoppedError(
-            f"{len(failures)} of {len(cells)} trainings failed:{listed}\n{compared}mend the cause and run the same "
-            "command again: it trains only what is missing"
+            f"{len(failures)} of {counted(len(cells), 'training')} failed:{listed}\n{compared}fix the cause and run "
+            "the same command again: it trains only the missing cells"
         )
 
 
@@ -77,7 +78,7 @@ class SeedData:
 
 
 def _require_backbones(cells: Sequence[Cell]) -> None:
-    """Names are known, and no two mean the same network."""
+    """Refuse unknown names, and two names of the same network."""
     meant: dict[str, str] = {}
     for given in dict.fromkeys(cell.config.backbone for cell in cells):
         name = find_backbone(given).name
@@ -89,7 +90,7 @@ def _require_backbones(cells: Sequence[Cell]) -> None:
 
 
 @contextmanager
-def _own(out: Path) -> Iterator[None]:
+def _lock(out: Path) -> Iterator[None]:
     """Keep other comparisons out of the folder."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -100,7 +101,7 @@ def _own(out: Path) -> Iterator[None]:
     with ExitStack() as lock:
         try:
             lock.enter_context(lock_folder(out))
-        except ConfigError as error:  # its words are those of a training's folders
+        except ConfigError as error:  # its message is about the folders of a training
             reason = str(error).partition(". Wait")[0].partition("; choose")[0]
             raise ConfigError(f"{reason}; wait for it, or choose another --out") from error
         yield
@@ -116,8 +117,8 @@ def _read_data(cells: Sequence[Cell]) -> dict[int, SeedData]:
     return found
 
 
-def _settle_changes(cells: Sequence[Cell], fingerprints: Mapping[int, str], request: Request) -> None:
-    """Refuse, or with ``--anew`` put aside, what was trained with other settings or on other images."""
+def _refuse_changes(cells: Sequence[Cell], fingerprints: Mapping[int, str], request: Request) -> None:
+    """Refuse cells that were trained with other settings or on other images; with ``--anew``, move them aside."""
     changed = {}
     for cell in cells:
         lines = records.changed_settings(cell.folder, cell.config)
@@ -130,18 +131,18 @@ def _settle_changes(cells: Sequence[Cell], fingerprints: Mapping[int, str], requ
         shown = "".join(f"\n  {cell.name}: {'; '.join(lines)}" for cell, lines in list(changed.items())[:6])
         more = f"\n  and {len(changed) - 6} more" if len(changed) > 6 else ""
         raise ConfigError(
-            f"{len(changed)} of {len(cells)} cells in {request.out!r} were trained otherwise:{shown}{more}\n"
-            "Use another --out, or --anew to move these aside and train them again"
+            f"{len(changed)} of {counted(len(cells), 'cell')} in {request.out!r}: trained with other settings or "
+            f"images:{shown}{more}\nUse another --out, or --anew to move them aside and train them again"
         )
     for cell in changed:
         records.put_aside(cell.folder, cell.folder.parent.parent / "earlier_cells")
 
 
-def _finish(cell: Cell, data: SeedData, heading: str) -> records.CellResult | Failure:
-    """The results of a cell: those written down, or those of a training that is begun or gone on with now."""
+def _run_cell(cell: Cell, data: SeedData, heading: str) -> records.CellResult | Failure:
+    """The results of a cell: stored ones, or those of a training that is started or resumed now."""
     result = _result_of(cell, data.splits)
     if result is not None:
-        say(f"{heading}: {_told(result)}, trained before")
+        say(f"{heading}: {_describe(result)}, trained before")
         return result
     say(heading)
     try:
@@ -156,20 +157,20 @@ def _finish(cell: Cell, data: SeedData, heading: str) -> records.CellResult | Fa
         say(f"  failed: {failure.reason}")
         return failure
     try:
-        result = _judge(cell, data, usage)
+        result = _evaluate(cell, data, usage)
     except UserError as error:
         return Failure(cell.name, str(error), str(cell.folder / records.OUTPUT))
     records.write_result(cell.folder, cell.config, result, current_versions())
-    say(f"  {_told(result)}")
+    say(f"  {_describe(result)}")
     return result
 
 
 def _result_of(cell: Cell, splits: Splits) -> records.CellResult | None:
-    """What is written down of a cell; None where it is not finished."""
+    """The stored results of a cell; None where it is not finished."""
     result = records.read_result(cell.folder)
     if result is None or result.map is not None or not splits.train.is_multi_label:
         return result
-    # Finished when such cells were compared by their accuracy: the run's own metrics say what is lacking.
+    # Finished by a version that compared such cells by their accuracy: the run's own metrics hold the mAP.
     metrics = read_artifact(cell.folder / "checkpoints" / BEST_MODEL).metrics
     return replace(result, map=float(metrics["val_map"])) if "val_map" in metrics else None
 
@@ -197,8 +198,8 @@ def _show_line(line: str) -> None:
         say(f"  {line}")
 
 
-def _judge(cell: Cell, data: SeedData, usage: records.Usage) -> records.CellResult:
-    """See how best_model.pt does on the validation images, as ``sat-vg evaluate`` does, and add up what it took."""
+def _evaluate(cell: Cell, data: SeedData, usage: records.Usage) -> records.CellResult:
+    """Evaluate best_model.pt on the validation images, as ``sat-vg evaluate`` does, and add up time and memory."""
     best = cell.folder / "checkpoints" / BEST_MODEL
     request = evaluation.Request(
         checkpoint=str(best), output_dir=str(cell.folder / "evaluation"), device=cell.config.device
@@ -220,7 +221,7 @@ def _judge(cell: Cell, data: SeedData, usage: records.Usage) -> records.CellResu
     )
 
 
-def _told(result: records.CellResult) -> str:
+def _describe(result: records.CellResult) -> str:
     peak = "" if result.peak_gib is None else f", {result.peak_gib:.2f} GiB"
     measure = "accuracy" if result.map is None else "mAP"
     return (
@@ -230,7 +231,7 @@ def _told(result: records.CellResult) -> str:
 
 
 def _show_plan(cells: Sequence[Cell], request: Request) -> None:
-    """What a call would do."""
+    """Print the plan for ``--dry_run``."""
     rows = []
     for cell in cells:
         config, result = cell.config, records.read_result(cell.folder)
@@ -244,5 +245,5 @@ def _show_plan(cells: Sequence[Cell], request: Request) -> None:
         rows.append((config.backbone, config.strategy, *numbers, config.weights or "default", state))
     header = ("backbone", "strategy", "seed", "epochs", "pixels", "rate", "weights", "state")
     say(text_table(header, rows, left=(0, 1, 6, 7)))
-    say(f"\n{len(cells)} trainings, one after another, in {expand_home(request.out) / 'cells'}")
+    say(f"\n{counted(len(cells), 'training')}, one after another, in {expand_home(request.out) / 'cells'}")
     say("dry run: nothing was trained")

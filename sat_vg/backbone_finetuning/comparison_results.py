@@ -1,18 +1,17 @@
-"""What a comparison writes: costs of the networks, tables, pictures, the page, and TensorBoard's hyperparameters."""
+"""The files of a comparison: costs, tables, the chart, the page, and TensorBoard's hyperparameters."""
 
 import io
 import json
 import platform
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from sat_vg.backbone_finetuning.configs.comparison_plan import OWN_FIELDS, Cell, Request
@@ -25,54 +24,27 @@ from sat_vg.backbone_finetuning.engine.precision import Precision
 from sat_vg.backbone_finetuning.models.artifact import current_versions
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.preparation import choose_hardware
-from sat_vg.backbone_finetuning.reports.comparison_figures import (
-    DARK,
-    FLOPS,
-    LIGHT,
-    TRAINING,
-    Theme,
-    as_png,
-    as_svg,
-    draw_accuracies,
-    draw_accuracy_against,
-)
-from sat_vg.backbone_finetuning.reports.comparison_page import Picture, as_html
+from sat_vg.backbone_finetuning.reports.comparison_figures import draw_comparison
+from sat_vg.backbone_finetuning.reports.comparison_page import as_html
 from sat_vg.backbone_finetuning.reports.comparison_report import (
     Comparison,
     Failure,
+    Limits,
     Row,
     as_csv,
-    as_latex,
     as_markdown,
     as_text,
     ranked,
 )
-from sat_vg.backbone_finetuning.reports.recommendation import Limits, recommend
+from sat_vg.backbone_finetuning.reports.pages import figure_as_svg
 from sat_vg.backbone_finetuning.utils.cores import usable_cores
 from sat_vg.backbone_finetuning.utils.errors import WriteError
+from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 NAME = "comparison"
 _COSTS = "costs.json"
-# File names and titles; the measure that rows are ranked by is put in.
-_PICTURES: tuple[tuple[str, str, Callable[[Comparison, Theme], Figure]], ...] = (
-    (
-        "{0.key}",
-        "Validation {0.name}: bars are means over seeds, lines standard deviations, dots single seeds",
-        draw_accuracies,
-    ),
-    (
-        "{0.key}_against_flops",
-        "{0.title} against what an image costs at inference",
-        lambda comparison, theme: draw_accuracy_against(comparison, FLOPS, theme),
-    ),
-    (
-        "{0.key}_against_training_time",
-        "{0.title} against the time of training",
-        lambda comparison, theme: draw_accuracy_against(comparison, TRAINING, theme),
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -85,7 +57,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class NetworkCosts:
-    """What a network costs, whatever its weights: see ``engine.costs``."""
+    """Costs of a network, which do not depend on its weights: see ``engine.costs``."""
 
     parameters: int
     flops: int
@@ -95,7 +67,7 @@ class NetworkCosts:
 def write_results(
     request: Request, out: Path, finished: Sequence[Finished], failures: Sequence[Failure], splits: Splits
 ) -> Comparison:
-    """Measure what the networks cost, rank, recommend, print the table, and write all files.
+    """Measure the costs of the networks, rank, print the table, and write all files.
 
     Raises:
         WriteError: a file cannot be written.
@@ -103,14 +75,10 @@ def write_results(
     timing = Timing()
     try:
         costs = measure_costs(out / _COSTS, finished, timing)
-        rows = ranked(rows_of(finished, costs))
-        val_images = finished[0].result.val_images
-        limits = Limits(request.max_params, request.min_images_per_second)
-        _, reason = recommend(rows, limits, 1 / val_images)
         comparison = Comparison(
-            rows=rows,
-            val_images=val_images,
-            recommendation=reason,
+            rows=ranked(rows_of(finished, costs)),
+            val_images=finished[0].result.val_images,
+            limits=Limits(request.max_params, request.min_images_per_second),
             notes=tuple(_notes(finished, splits, _device(finished[0].cell.config), timing)),
             failures=tuple(failures),
             command=_command(request),
@@ -126,8 +94,9 @@ def write_results(
             f"the results cannot be written to {str(out)!r} ({error.strerror or error}): make room and run the same "
             "command again; what is trained stays trained"
         ) from error
-    say(f"\n{as_text(comparison)}\n\n{reason}")
-    say(f"\nwritten: {out / NAME}.html, .md, .csv, .tex, .json, and the pictures beside them")
+    say(f"\n{as_text(comparison)}\n\n{comparison.recommendation}")
+    chart = f"{comparison.measure.key}.png, .svg"
+    say(f"\nwritten to {out}: {NAME}.html, .md, .csv, .json and the chart {chart}")
     say(f"  TensorBoard  tensorboard --logdir {out / 'tensorboard'}  (tab HParams)")
     return comparison
 
@@ -163,21 +132,21 @@ def measure_costs(record: Path, finished: Sequence[Finished], timing: Timing) ->
 
 
 def _precision(config: FinetuneConfig) -> Precision:
-    with redirect_stdout(io.StringIO()):  # it was said when the comparison began
+    with redirect_stdout(io.StringIO()):  # printed already when the comparison began
         return choose_hardware(config)
 
 
 def _device(config: FinetuneConfig) -> str:
-    return f"{_precision(config)}, {_counted(torch.get_num_threads(), 'thread')}"
+    return f"{_precision(config)}, {counted(torch.get_num_threads(), 'thread')}"
 
 
 def network_key(config: FinetuneConfig) -> str:
-    """What costs depend on: the network and the size of its images."""
+    """Key of a network's costs: its name and the size of its images."""
     return f"{config.backbone} at {config.image_size}"
 
 
 def rows_of(finished: Sequence[Finished], costs: Mapping[str, NetworkCosts]) -> list[Row]:
-    """The cells of each backbone and strategy as a row."""
+    """One row for each backbone with a strategy."""
     groups: dict[tuple[str, str | None], list[Finished]] = {}
     for one in finished:
         groups.setdefault((one.cell.config.backbone, one.cell.config.strategy), []).append(one)
@@ -208,47 +177,44 @@ def _maps(results: Sequence[CellResult]) -> tuple[float, ...] | None:
 
 
 def _notes(finished: Sequence[Finished], splits: Splits, device: str, timing: Timing) -> list[str]:
-    """How it was measured, in words."""
+    """The method in words."""
     seeds = sorted({one.cell.config.seed for one in finished})
-    config, images = finished[0].cell.config, finished[0].result.val_images
+    config = finished[0].cell.config
+    images = counted(finished[0].result.val_images, "validation image")
     if splits.val_is_drawn:
         split = (
-            f"The seed draws the {images} validation images ({100 * config.val_fraction:g} % of each class): the "
-            "same ones in all rows for one seed, others for another."
+            f"The seed draws the {images} ({100 * config.val_fraction:g} % of each class): the same in all rows for "
+            "one seed, others for another."
         )
     else:
-        split = f"The {images} validation images are the data set's own, the same for all seeds."
+        split = f"The {images} of the data set's own split are the same for all seeds."
     sizes = sorted({one.cell.config.image_size for one in finished})
     pixels = " or ".join(f"{size} x {size}" for size in sizes)
     several = "mAP: the mean of the classes' average precisions. " if splits.train.is_multi_label else ""
     measure = "mAP" if splits.train.is_multi_label else "Accuracy"
+    over = f"the seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"the one seed {seeds[0]}"
     return [
         f"{several}{measure} and macro F1 of best_model.pt, which is chosen on the same validation images: mean ± "
-        f"standard deviation over the seeds {', '.join(map(str, seeds))}. {split} The seed also sets the order, the "
-        "augmentation and the start of the classifier.",
+        f"standard deviation over {over}. {split} The seed also sets the order, the augmentation and the initial "
+        "weights of the classifier.",
         "To the best: difference in percentage points. Within noise of: ranks from which a row does not differ, as 0 "
         "lies in the 95 % interval of the difference (Welch, 1947); with one seed this is unknown.",
         f"Parameters with the classifier. FLOPs: forward pass of one image of {pixels} pixels, a multiplication and "
         f"an addition being two. Images/s: inference in batches of {timing.batch_size} on {device}, median of "
         f"{timing.rounds} rounds in which the networks took turns. Training, s: all epochs without validation and "
-        "start. Peak GiB: the most main memory of a training process.",
+        "start. Peak GiB: the maximum main memory of a training process.",
     ]
 
 
 def _subtitle(finished: Sequence[Finished], splits: Splits) -> str:
     configs = [one.cell.config for one in finished]
     name = configs[0].dataset or Path(str(configs[0].dataset_path)).name
-    images = sum(map(len, splits.parts))
     return (
-        f"{_counted(len({config.backbone for config in configs}), 'backbone')}, "
-        f"{_counted(len({config.strategy for config in configs}), 'strategy', 'strategies')}, "
-        f"{_counted(len({config.seed for config in configs}), 'seed')}, on {name}: "
-        f"{images} images in {len(splits.class_names)} classes"
+        f"{counted(len({config.backbone for config in configs}), 'backbone')}, "
+        f"{counted(len({config.strategy for config in configs}), 'strategy', 'strategies')}, "
+        f"{counted(len({config.seed for config in configs}), 'seed')}, on {name}: "
+        f"{counted(sum(map(len, splits.parts)), 'image')} in {counted(len(splits.class_names), 'class', 'classes')}"
     )
-
-
-def _counted(number: int, one: str, many: str | None = None) -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def _reports(out: Path, finished: Sequence[Finished]) -> Iterator[tuple[str, str]]:
@@ -298,28 +264,18 @@ def _command(request: Request) -> str:
 
 
 def _write_files(out: Path, comparison: Comparison) -> None:
-    pictures, beside = [], []
-    for name, title, draw in _PICTURES:
-        name, title = name.format(comparison.measure), title.format(comparison.measure)
-        figure = draw(comparison, LIGHT)
-        light = as_svg(figure)
-        _write_bytes(out / f"{name}.svg", light)
-        _write_bytes(out / f"{name}.png", as_png(figure))
-        pictures.append(Picture(title, light, as_svg(draw(comparison, DARK))))
-        beside.append((title, f"{name}.png"))
-    write_text(out / f"{NAME}.md", as_markdown(comparison, beside))
+    chart = comparison.measure.key
+    figure = draw_comparison(comparison)
+    write_text(out / f"{chart}.svg", figure_as_svg(figure).decode())
+    with atomic_write(out / f"{chart}.png") as file:
+        figure.savefig(file, dpi=200)
+    write_text(out / f"{NAME}.md", as_markdown(comparison, f"{chart}.png"))
     write_text(out / f"{NAME}.csv", as_csv(comparison))
-    write_text(out / f"{NAME}.tex", as_latex(comparison))
-    write_text(out / f"{NAME}.html", as_html(comparison, pictures))
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    with atomic_write(path) as file:
-        file.write(content)
+    write_text(out / f"{NAME}.html", as_html(comparison))
 
 
 def _as_data(comparison: Comparison, finished: Sequence[Finished]) -> dict[str, Any]:
-    """Everything for a program: rows best first, every cell, and how it was measured."""
+    """Content of comparison.json: rows best first, all cells, and the method."""
     return {
         "schema": 1,
         "recommendation": comparison.recommendation,

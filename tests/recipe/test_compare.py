@@ -1,4 +1,4 @@
-"""``sat-vg compare``: every cell a real training, gone on with after a kill, ranked, and told in all formats."""
+"""``sat-vg compare``: every cell a real training, gone on with after a kill, ranked, and written in all formats."""
 
 import csv
 import io
@@ -120,10 +120,10 @@ def test_cells_of_a_seed_share_their_split(out):
     assert "The seed draws the 6 validation images (20 % of each class)" in (out / "comparison.md").read_text()
 
 
-def test_the_results_are_told_in_all_formats(images, out):
+def test_the_results_are_written_in_all_formats(images, out):
     said = (images.parent / "stdout.txt").read_text()
     assert "[1/4] custom_cnn linear_probe seed 0\n" in said
-    assert "Recommended: custom_cnn with" in said
+    assert "Recommended: custom_cnn " in said
     row = results(out)["rows"][0]
     with (out / "comparison.csv").open() as file:
         first = next(csv.DictReader(file))
@@ -131,16 +131,15 @@ def test_the_results_are_told_in_all_formats(images, out):
     assert int(first["parameters"]) == row["parameters"] > 10_000
     assert int(first["flops"]) > 1_000_000
     assert float(first["images_per_second"]) > 1
-    assert r"\toprule" in (out / "comparison.tex").read_text()
     page = (out / "comparison.html").read_text()
-    assert page.count("data:image/svg+xml;base64,") == 6
+    assert page.count("data:image/svg+xml;base64,") == 1
     assert str(images.parent) not in page, "no paths of this machine"
-    links = re.findall(r'href="([^"]+)"', page)
+    links = re.findall(r'href="([^#"][^"]*)"', page)
     assert len(links) == 4
     assert all((out / unquote(link)).is_file() for link in links)
-    for name in ("accuracy", "accuracy_against_flops", "accuracy_against_training_time"):
-        assert (out / f"{name}.png").stat().st_size > 5000
-        assert (out / f"{name}.svg").read_bytes().startswith(b"<?xml")
+    assert (out / "accuracy.png").stat().st_size > 5000
+    assert (out / "accuracy.svg").read_bytes().startswith(b"<?xml")
+    assert not list(out.glob("*.tex"))
 
 
 def test_cells_are_in_tensorboards_table_of_hyperparameters(out):
@@ -160,7 +159,7 @@ def test_finished_cells_are_not_trained_again(images, out, here):
     code, said, err = here(*flags(images, out, "--max_params", "1k"))
     assert code == 0, err
     assert said.count("trained before") == 4
-    assert "Nothing is recommended: no backbone has at most 0.001 M parameters (custom_cnn has" in said
+    assert "Nothing is recommended: no backbone has at most 0.001 M parameters." in said
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (out / "costs.json").read_bytes() == costs
     code, said, err = here(*flags(images, out, "--dry_run"))

@@ -357,7 +357,7 @@ def test_a_comparison_goes_by_mean_average_precision(command, table):
     assert f"{100 * maps[0]:.2f} % validation mAP" in content["recommendation"]
     assert f"\n  mAP {100 * maps[0]:.2f} %, macro F1" in out
     names = {path.name for path in out_folder.glob("*.png")}
-    assert names == {"map.png", "map_against_flops.png", "map_against_training_time.png"}
+    assert names == {"map.png"}
     assert "Validation mAP: bars are means over seeds" in (out_folder / "comparison.html").read_text()
 
     # Cells from before, of which the comparison knew the accuracy only: the trainings themselves say the rest.

@@ -1,4 +1,4 @@
-"""The results of a comparison as rows, ranked, and as text, Markdown, CSV and LaTeX."""
+"""The results of a comparison as ranked rows, and as text, Markdown and CSV."""
 
 import csv
 import io
@@ -7,27 +7,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sat_vg.backbone_finetuning.reports.seed_statistics import Difference, deviation, difference
-from sat_vg.backbone_finetuning.reports.tables import text_table
+from sat_vg.backbone_finetuning.reports.tables import spreadsheet_cell, text_table
 from sat_vg.backbone_finetuning.utils.printable import one_line
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What rows are ranked by.
+    """The measure that rows are ranked by.
 
     Attributes:
-        name: in a sentence.
-        title: at the beginning of one.
+        name: in texts.
         key: in the names of files and columns.
     """
 
     name: str
-    title: str
     key: str
 
 
-ACCURACY = Measure("accuracy", "Accuracy", "accuracy")
-MEAN_AVERAGE_PRECISION = Measure("mAP", "mAP", "map")  # where an image can have several classes
+ACCURACY = Measure("accuracy", "accuracy")
+MEAN_AVERAGE_PRECISION = Measure("mAP", "map")  # where an image can have several classes
 
 
 @dataclass(frozen=True)
@@ -71,12 +69,12 @@ class Row:
 
     @property
     def measure(self) -> Measure:
-        """What it is ranked by."""
+        """The measure that it is ranked by."""
         return ACCURACY if self.maps is None else MEAN_AVERAGE_PRECISION
 
     @property
     def scores(self) -> tuple[float, ...]:
-        """What it is ranked by, of each seed, a share of 1."""
+        """Its value for each seed, a share of 1."""
         return self.accuracies if self.maps is None else self.maps
 
     @property
@@ -112,24 +110,50 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Limits on the costs of what is recommended.
+
+    Attributes:
+        max_params: maximum number of parameters.
+        min_images_per_second: minimum speed of inference.
+    """
+
+    max_params: int | None = None
+    min_images_per_second: float | None = None
+
+    def __str__(self) -> str:
+        parts = []
+        if self.max_params is not None:
+            parts.append(f"at most {self.max_params / 1e6:g} M parameters")
+        if self.min_images_per_second is not None:
+            parts.append(f"at least {self.min_images_per_second:g} images/s")
+        return " and ".join(parts)
+
+    def allow(self, row: Row) -> bool:
+        """Whether a row is within them."""
+        is_small = self.max_params is None or row.parameters <= self.max_params
+        return is_small and row.images_per_second >= (self.min_images_per_second or 0)
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """All that is reported.
+    """The contents of the report.
 
     Attributes:
         rows: best first; see ``ranked``.
         val_images: number of validation images.
-        recommendation: which to take, and why.
-        notes: how it was measured, a sentence or two each.
+        limits: on the costs of what is recommended.
+        notes: on the method, a sentence or two each.
         failures: cells without a result.
-        command: that gives all this again.
-        settings: name and value, of what was not left at its default.
-        subtitle: what was compared, on what, in a line.
-        reports: of the evaluation of each cell: its name, and the path of a page from where the results lie.
+        command: repeats the comparison.
+        settings: name and value of the settings that are not at their defaults.
+        subtitle: backbones, strategies, seeds and data in a line.
+        reports: name of each cell, and path of its evaluation page relative to the results.
     """
 
     rows: tuple[Row, ...]
     val_images: int
-    recommendation: str
+    limits: Limits = Limits()
     notes: tuple[str, ...] = ()
     failures: tuple[Failure, ...] = ()
     command: str = ""
@@ -138,23 +162,39 @@ class Comparison:
     reports: tuple[tuple[str, str], ...] = ()
 
     @property
+    def recommended(self) -> Row | None:
+        """The best row within the limits."""
+        return next(filter(self.limits.allow, self.rows), None)
+
+    @property
+    def recommendation(self) -> str:
+        """The same in a sentence."""
+        best, count = self.recommended, sum(map(self.limits.allow, self.rows))
+        if best is None:
+            return f"Nothing is recommended: no backbone has {self.limits}."
+        among = f"the only one with {self.limits}" if str(self.limits) else "the only one trained"
+        if count > 1:
+            among = f"the highest of {count}{f' with {self.limits}' if str(self.limits) else ''}"
+        return f"Recommended: {best.name}, {spread(best.scores, 100)} % validation {self.measure.name}, {among}."
+
+    @property
     def measure(self) -> Measure:
-        """What rows are ranked by: all in the same way, as they are of the same images."""
+        """The measure of all rows, which are of the same images."""
         return self.rows[0].measure if self.rows else ACCURACY
 
     @property
     def grain(self) -> float:
-        """What one image is of the accuracy; of the mAP it is as much on average, all its classes together."""
+        """The share of one image in the accuracy, and on average in the mAP."""
         return 1 / max(self.val_images, 1)
 
     def behind_best(self, row: Row) -> Difference:
-        """How far a row is from the first, as a share of 1."""
+        """The difference between a row and the first, as a share of 1."""
         return difference(row.scores, self.rows[0].scores, self.grain)
 
     def within_noise_of(self, place: int) -> list[int] | None:
-        """Numbers (from 1) of the rows from which the one at ``place`` (from 0) does not differ beyond chance.
+        """Ranks (from 1) of the rows whose difference to the one at ``place`` (from 0) is within noise.
 
-        None where it is not known, since a side has one seed only.
+        None where it is unknown, since one of them has a single seed.
         """
         row = self.rows[place]
         others = [difference(row.scores, other.scores, self.grain).is_noise for other in self.rows]
@@ -164,7 +204,7 @@ class Comparison:
 
 
 def ranked(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Best first; of equal ones the one with fewer operations, then the one that trained faster."""
+    """Best first; of equal rows the one with fewer FLOPs, then the one that trained faster."""
     return tuple(sorted(rows, key=lambda row: (-row.score, row.flops, row.seconds, row.name)))
 
 
@@ -181,14 +221,14 @@ def points(value: float) -> str:
 
 
 def noise_text(comparison: Comparison, place: int) -> str:
-    """The rows from which this one does not differ beyond chance."""
+    """The ranks of the rows whose difference to this one is within noise."""
     if len(comparison.rows) == 1:
         return "–"
     same = comparison.within_noise_of(place)
     return "unknown" if same is None else (", ".join(map(str, same)) or "none")
 
 
-# Heading and text of each column of the tables for people; the measure's name is put in where it says {}.
+# Heading and text of each column of the tables; {} stands for the measure's name.
 _COLUMNS: tuple[tuple[str, Callable[[Comparison, int, Row], str]], ...] = (
     ("rank", lambda _, place, row: str(place + 1)),
     ("backbone", lambda _, place, row: one_line(row.backbone)),
@@ -222,12 +262,12 @@ def as_text(comparison: Comparison) -> str:
     return text_table(headings_of(comparison), cells_of(comparison), left=TEXT_COLUMNS)
 
 
-def as_markdown(comparison: Comparison, pictures: Sequence[tuple[str, str]] = ()) -> str:
+def as_markdown(comparison: Comparison, chart: str = "") -> str:
     """The report as Markdown.
 
     Args:
-        comparison: what to report.
-        pictures: description and file name of each.
+        comparison: the contents.
+        chart: file name of the chart; empty: there is none.
     """
     headings = headings_of(comparison)
     lines = ["# Comparison of backbones", "", *([markdown(comparison.subtitle), ""] if comparison.subtitle else [])]
@@ -237,60 +277,25 @@ def as_markdown(comparison: Comparison, pictures: Sequence[tuple[str, str]] = ()
     lines += [f"| {' | '.join(map(markdown, row))} |" for row in cells_of(comparison)]
     lines += ["", *(f"{markdown(note)}\n" for note in comparison.notes)]
     if comparison.failures:
-        lines += ["## Failed", ""]
+        lines += ["## Failures", ""]
         lines += [f"- {markdown(one.cell)}: {markdown(one.reason)}" for one in comparison.failures] + [""]
-    for title, name in pictures:
-        lines += [f"![{markdown(title)}]({name})", ""]
+    if chart:
+        lines += [f"![validation {comparison.measure.name} and costs]({chart})", ""]
     if comparison.command:
         lines += ["    " + one_line(comparison.command), ""]  # an indented block: no fence to break out of
     return "\n".join(lines).rstrip() + "\n"
 
 
 def markdown(text: str) -> str:
-    """A text in which Markdown and HTML find nothing to interpret."""
+    """A text with the syntax of Markdown and HTML escaped."""
     shown = one_line(text)
     for character in "\\`*_[]|#":
         shown = shown.replace(character, "\\" + character)
     return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
-    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "±": r"$\pm$", "−": "$-$", "–": "--",
-}  # fmt: skip
-
-
-def latex(text: str) -> str:
-    """A text in which LaTeX finds nothing to interpret."""
-    return "".join(_LATEX.get(character, character) for character in one_line(text))
-
-
-def as_latex(comparison: Comparison) -> str:
-    """A table for a paper, in the manner of booktabs; its caption says how it was measured."""
-    columns = "".join("l" if i in TEXT_COLUMNS else "r" for i in range(len(_COLUMNS)))
-    rows = [" & ".join(map(latex, row)) + r" \\" for row in cells_of(comparison)]
-    return "\n".join(
-        [
-            r"% needs \usepackage{booktabs,graphicx}",
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{latex(' '.join(comparison.notes))}}}",
-            r"\resizebox{\textwidth}{!}{%",
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            " & ".join(map(latex, headings_of(comparison))) + r" \\",
-            r"\midrule",
-            *rows,
-            r"\bottomrule",
-            r"\end{tabular}}",
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
 def as_csv(comparison: Comparison) -> str:
-    """One line a row, every number in a column of its own; shares of 1, seconds, GiB; empty: not known."""
+    """One line per row, each number in a column of its own; shares of 1, seconds, GiB; empty where unknown."""
     lines = [_plain_row(comparison, place, row) for place, row in enumerate(comparison.rows)]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
@@ -304,8 +309,8 @@ def _plain_row(comparison: Comparison, place: int, row: Row) -> dict[str, object
     maps = {} if row.maps is None else {"map_mean": row.score, "map_std": deviation(row.maps)}
     return {
         "rank": place + 1,
-        "backbone": spreadsheet(row.backbone),
-        "strategy": spreadsheet(row.strategy),
+        "backbone": spreadsheet_cell(row.backbone),
+        "strategy": spreadsheet_cell(row.strategy),
         "image_size": row.image_size,
         "seeds": " ".join(map(str, row.seeds)),
         **maps,
@@ -324,9 +329,3 @@ def _plain_row(comparison: Comparison, place: int, row: Row) -> dict[str, object
         "training_seconds_std": deviation(row.training_seconds),
         "peak_memory_gib": row.memory,
     }
-
-
-def spreadsheet(text: str) -> str:
-    """A text that no spreadsheet takes for a formula."""
-    shown = one_line(text)
-    return f"'{shown}" if shown.startswith(("=", "+", "-", "@")) else shown

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sat_vg.backbone_finetuning.utils.printable import one_line
-
-_BEGINS_A_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+from sat_vg.backbone_finetuning.reports.tables import spreadsheet_cell
 
 
 @dataclass(frozen=True)
@@ -77,13 +75,13 @@ def set_predictions_csv(predictions: Sequence[SetPrediction], class_names: Seque
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["path", "true", "predicted", "correct", "loss", *map(cell_text, class_names)])
+    writer.writerow(["path", "true", "predicted", "correct", "loss", *map(spreadsheet_cell, class_names)])
     for one in predictions:
         named = one.named(class_names)
-        sets = [cell_text("|".join(named[what])) for what in ("true", "predicted")]
+        sets = [spreadsheet_cell("|".join(named[what])) for what in ("true", "predicted")]
         correct = str(list(one.has) == list(one.given)).lower()
         shares = [f"{share:.6f}" for share in one.probabilities]
-        writer.writerow([cell_text(one.path), *sets, correct, f"{one.loss:.6f}", *shares])
+        writer.writerow([spreadsheet_cell(one.path), *sets, correct, f"{one.loss:.6f}", *shares])
     return file.getvalue()
 
 
@@ -97,19 +95,13 @@ def predictions_csv(predictions: Sequence[Prediction], class_names: Sequence[str
     most = len(predictions[0].classes)
     others = [f"{what}_{rank}" for rank in range(2, most + 1) for what in ("class", "probability")]
     writer.writerow(["path", "true", "predicted", "probability", "correct", "in_top_5", *others])
-    names = [cell_text(name) for name in class_names]
+    names = [spreadsheet_cell(name) for name in class_names]
     for one in predictions:
         ranked = [f"{share:.6f}" for share in one.probabilities]
         further = [
             cell for pair in zip(one.classes[1:], ranked[1:], strict=True) for cell in (names[pair[0]], pair[1])
         ]
         correct, in_top_5 = (str(found).lower() for found in (one.classes[0] == one.label, one.label in one.classes))
-        first = [cell_text(one.path), names[one.label], names[one.classes[0]], ranked[0], correct, in_top_5]
+        first = [spreadsheet_cell(one.path), names[one.label], names[one.classes[0]], ranked[0], correct, in_top_5]
         writer.writerow([*first, *further])
     return file.getvalue()
-
-
-def cell_text(text: str) -> str:
-    """A text that a spreadsheet shows as it is and does not compute."""
-    shown = one_line(text)
-    return f"'{shown}" if text.startswith(_BEGINS_A_FORMULA) else shown

@@ -1,6 +1,10 @@
-"""Tables of plain text."""
+"""Tables of plain text, and cells of CSV files."""
 
 from collections.abc import Sequence
+
+from sat_vg.backbone_finetuning.utils.printable import one_line
+
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[object]], left: Sequence[int] = (0,)) -> str:
@@ -18,3 +22,9 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[object]], left: Se
         aligned = [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(aligned).rstrip())
     return "\n".join(lines)
+
+
+def spreadsheet_cell(text: str) -> str:
+    """A text that no spreadsheet takes for a formula: control characters escaped, an apostrophe before a formula."""
+    shown = one_line(text)
+    return f"'{shown}" if text.startswith(_FORMULA_STARTS) else shown
