@@ -219,8 +219,8 @@ def test_masks_are_bool_int_or_none():
 
 
 def test_deformable_detr_reads_lists_and_makes_further_levels():
-    joiner = as_detr(extractor_of(out_names=["layer2", "layer3", "layer4"]), sine_positions)
-    joiner.num_channels = joiner.channels
+    extractor = extractor_of(out_names=["layer2", "layer3", "layer4"])
+    joiner = as_detr(extractor, sine_positions, num_channels="list")
     projections = [nn.Conv2d(joiner.num_channels[level], WIDTH, 1) for level in range(len(joiner.strides))]
     with torch.no_grad():
         levels, positions = joiner(pad_together([torch.randn(3, 128, 96), torch.randn(3, 64, 160)]))

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from sat_vg.backbone_finetuning.models.attention import attention_on_grid, in_eval_mode
 from sat_vg.backbone_finetuning.models.freezing import check_stage_names
+from sat_vg.backbone_finetuning.models.image_batches import require_batch
 from sat_vg.backbone_finetuning.models.probabilities import PROBABILITIES
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
@@ -239,12 +240,9 @@ def _some(names: tuple[str, ...]) -> str:
 
 
 def _check_batch(model: FineTuneModel, images: Tensor) -> None:
-    channels = len(model.preprocessing.mean)
-    if images.ndim != 4 or images.shape[1] != channels or not len(images):
-        raise ConfigError(
-            f"images of shape {list(images.shape)}: give a batch [B, {channels}, H, W] of one image or more; of a "
-            "single image [C, H, W] make one by images[None]"
-        )
+    require_batch(images, model.in_channels)
+    if not len(images):
+        raise ConfigError(f"images of shape {list(images.shape)}: give one image or more")
 
 
 def _check_gives_map(model: FineTuneModel, stage: str) -> None:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sat_vg.backbone_finetuning.models.backbones import BackboneRow
+from sat_vg.backbone_finetuning.models.dilation import dilate, undilatable
 from sat_vg.backbone_finetuning.models.freezing import apply_trainable, check_stage_names, keep_in_eval
 from sat_vg.backbone_finetuning.models.frozen_norm import freeze_batch_norm
+from sat_vg.backbone_finetuning.models.image_batches import require_batch, require_normalised
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 
@@ -55,6 +57,7 @@ class FeatureExtractor(nn.Module):
         out_names: Sequence[str | int] | None = None,
         trainable_stages: Sequence[str] | None = None,
         freeze_norm: bool = True,
+        dilation: bool = False,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -75,6 +78,8 @@ class FeatureExtractor(nn.Module):
         self.size_divisibility = row.family.size_divisibility(self)
         self.smallest_image = max(row.family.smallest_image, row.family.smallest_measured(self))
         self._measure(out_names)
+        if dilation:
+            self._dilate()
         names = self.stage_names
         if trainable_stages is None:
             # What lies behind the last map is not run, and a parameter that waits for a gradient in vain would stop
@@ -96,6 +101,22 @@ class FeatureExtractor(nn.Module):
             self.register_parameter(name, parameter)
         for name, buffer in network.named_buffers(recurse=False):
             self.register_buffer(name, buffer)
+
+    def _dilate(self) -> None:
+        """Take away the last halving of the resolution; the maps that are given stay the same ones.
+
+        Raises:
+            ConfigError: it cannot be done with this backbone.
+        """
+        strides = self.stage_strides
+        largest = max(strides.values())
+        first = next(place for place, stage in enumerate(self._stages) if strides.get(stage.name) == largest)
+        affected = [stage for stage in self._stages[first:] if stage.gives_map]
+        dilate(self.backbone, (module for stage in affected for module in stage.modules(self)))
+        self._measure(self.out_names)
+        expected = {name: stride if stride < largest else stride // 2 for name, stride in strides.items()}
+        if self.stage_strides != expected:
+            raise undilatable(self.backbone, f"its strides would be {tuple(self.stage_strides.values())}")
 
     def _measure(self, out_names: Sequence[str | int] | None) -> None:
         """Read channels, strides and the pooled vector's length off blank images of two sizes."""
@@ -159,7 +180,11 @@ class FeatureExtractor(nn.Module):
 
         Returns:
             ``[B, channels, h, w]`` by stage name, in order of depth.
+
+        Raises:
+            ConfigError: the images are no such batch, or not normalised (integers).
         """
+        require_normalised(images, self.in_channels, self)
         keep_in_eval(self._frozen_modules)
         images = self._pad(images, value=0.0)
         height, width = images.shape[-2:]
@@ -184,7 +209,7 @@ class FeatureExtractor(nn.Module):
             ``([B, channels, h, w], [B, h, w] bool)`` by stage name; what was padded here is True too.
 
         Raises:
-            ValueError: the mask's shape does not fit the images.
+            ConfigError: the images are no batch, not normalised, or the mask does not fit them.
         """
         padded = self.padded_mask(images, mask)[:, None].float()
         return OrderedDict(
@@ -203,13 +228,18 @@ class FeatureExtractor(nn.Module):
             ``[B, H', W']`` bool; what is padded here is True too.
 
         Raises:
-            ValueError: the mask's shape does not fit the images.
+            ConfigError: the images are no batch, or the mask is no tensor of a shape that fits them.
         """
+        require_batch(images, self.in_channels)
         batch, _, height, width = images.shape
         if mask is None:
             mask = torch.zeros(batch, height, width, dtype=torch.bool, device=images.device)
-        if mask.shape != (batch, height, width):
-            raise ValueError(f"mask has shape {tuple(mask.shape)}; images need {(batch, height, width)}")
+        if not isinstance(mask, Tensor) or mask.shape != (batch, height, width):
+            given = f"has shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else f"is a {type(mask).__name__}"
+            raise ConfigError(
+                f"mask {given}; images of shape {list(images.shape)} need a tensor {(batch, height, width)}, True = "
+                "padding, or None"
+            )
         return self._pad((mask != 0).float()[:, None], value=1.0)[:, 0].bool()
 
     def forward_tokens(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -226,7 +256,12 @@ class FeatureExtractor(nn.Module):
         return small_mask.flatten(1), features.flatten(2).permute(2, 0, 1)
 
     def forward_pooled(self, images: Tensor) -> Tensor:
-        """``images [B, C, H, W]``, normalised → ``[B, embed_dim]``: the vector that the classifier saw."""
+        """``images [B, C, H, W]``, normalised → ``[B, embed_dim]``: the vector that the classifier saw.
+
+        Raises:
+            ConfigError: the images are no such batch, or not normalised (integers).
+        """
+        require_normalised(images, self.in_channels, self)
         keep_in_eval(self._frozen_modules)
         value = self._pad(images, value=0.0)
         for stage in self._stages:
@@ -243,12 +278,25 @@ class FeatureExtractor(nn.Module):
         return at_least - side + -at_least % self.size_divisibility
 
     def transforms(self) -> nn.Module:
-        """A PIL image or uint8 tensor ``[C, H, W]`` → ``[C, image_size, image_size]``, as in the validation."""
+        """A PIL image or uint8 tensor ``[C, H, W]`` → ``[C, image_size, image_size]``, as in the validation.
+
+        What it returns raises ``UserError`` for anything else, such as a path, an array or floats.
+        """
         return self.preprocessing.transforms()
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 ``[B, C, H, W]`` of any size → float32, normalised as in the training."""
-        return self.preprocessing.normalise(images)
+        """Pixels ``[B, C, H, W]`` or ``[C, H, W]`` of any size → float32, normalised as in the training.
+
+        Args:
+            images: uint8; of a model for GeoTIFFs the values as they stand in the files, NaN where they are missing.
+
+        Raises:
+            UserError: they are of another type or number of channels.
+        """
+        normalised = self.preprocessing.normalise(images)
+        if self.preprocessing.files is None:
+            return normalised
+        return torch.nan_to_num(normalised, nan=0.0, posinf=0.0, neginf=0.0)  # missing values are the mean, as there
 
     def param_groups(self, lr: float, decay: float = 1.0) -> list[dict[str, Any]]:
         """Optimizer groups of the trainable stages, with a learning rate that falls towards the input.

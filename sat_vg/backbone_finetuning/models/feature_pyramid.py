@@ -100,7 +100,7 @@ class SimpleFeaturePyramid(nn.Module):
             ``([B, channels, h, w], [B, h, w] bool)`` by name; what the extractor padded is True too.
 
         Raises:
-            ValueError: the mask's shape does not fit the images.
+            ConfigError: the images are no batch, not normalised, or the mask does not fit them.
         """
         padded = self.extractor.padded_mask(images, mask)
         return OrderedDict(

@@ -28,6 +28,7 @@ from sat_vg.backbone_finetuning.models.freezing import (
     choose_trainable,
     keep_in_eval,
 )
+from sat_vg.backbone_finetuning.models.image_batches import require_normalised
 from sat_vg.backbone_finetuning.models.input_bands import choose_bands, take_bands
 from sat_vg.backbone_finetuning.models.probabilities import PROBABILITIES, TaskName
 from sat_vg.backbone_finetuning.models.saving import artifact_of, read_model, write_weights
@@ -219,6 +220,8 @@ class FineTuneModel(nn.Module):
 
     def forward_pooled(self, value: Tensor, start: int = 0) -> Tensor:
         """``images [B, C, H, W]``, normalised → the vector ``[B, D]`` that the classifier sees."""
+        if start == 0:
+            require_normalised(value, self.in_channels, self.network)
         if start > len(self.stages):
             return value
         return self.pool(self.run_stages(self.run_frozen(value, start), start=max(start, self.num_frozen_stages)))
@@ -295,8 +298,10 @@ class FineTuneModel(nn.Module):
             between tokens that share no window; what is paid to padding is left out.
 
         Raises:
-            ConfigError: the backbone has no attention, or no such block, or the result would be larger than 2 GiB.
+            ConfigError: the backbone has no attention, or no such block, the images are no normalised batch, or the
+                result would be larger than 2 GiB.
         """
+        require_normalised(images, self.in_channels, self.network)
         return attention_maps(self.network, self.row, self.stages, images, layer_idx)
 
     def explain(self, images: Tensor, classes: Tensor | int | str | None = None, stage: str | None = None) -> Tensor:
@@ -346,6 +351,7 @@ class FineTuneModel(nn.Module):
         out_names: Sequence[str | int] | None = None,
         trainable_stages: Sequence[str] | None = None,
         freeze_norm: bool = True,
+        dilation: bool = False,
     ) -> FeatureExtractor:
         """A copy of the backbone without its classifier, for a grounding or detection model.
 
@@ -354,9 +360,11 @@ class FineTuneModel(nn.Module):
                 (negative: from the end); unset: the last one of every stride from 4 on.
             trainable_stages: stages that the consumer trains; unset: all up to the last map.
             freeze_norm: batch norm keeps its statistics, scale and shift, whoever calls ``train()``.
+            dilation: the last maps at half their stride, by dilated convolutions with the same weights, as in DETR's
+                DC5 and TransVG; see ``dilation.dilate``.
 
         Raises:
-            ConfigError: a name is no stage of this backbone.
+            ConfigError: a name is no stage of this backbone, or its last stage cannot be dilated.
         """
         return FeatureExtractor(
             copy.deepcopy(self.network),
@@ -366,6 +374,7 @@ class FineTuneModel(nn.Module):
             out_names=out_names,
             trainable_stages=trainable_stages,
             freeze_norm=freeze_norm,
+            dilation=dilation,
             provenance=self.provenance,
         )
 

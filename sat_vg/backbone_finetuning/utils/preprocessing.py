@@ -7,10 +7,11 @@ from functools import lru_cache
 from typing import Any, Literal, cast
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from sat_vg.backbone_finetuning.utils.errors import CheckpointError
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -126,10 +127,42 @@ class Preprocessing:
         """``[B, C, H, W]`` → float32 of the same shape with the weights' mean and deviation removed.
 
         Args:
-            images: uint8; of GeoTIFFs the values as they stand in the files.
+            images: uint8; of GeoTIFFs the values as they stand in the files. ``[C, H, W]`` is taken too.
+
+        Raises:
+            UserError: they are of another type or number of channels.
         """
-        mean, scale = _constants(self.mean, self.std, self.scale, images.device)
+        self._require_pixels(images)
+        # A tracer's tensors must not be remembered.
+        constants = _constants.__wrapped__ if torch.compiler.is_compiling() else _constants
+        mean, scale = constants(self.mean, self.std, self.scale, images.device)
         return images.to(torch.float32, copy=True).sub_(mean).mul_(scale)
+
+    def _require_pixels(self, images: object) -> None:
+        """Refuse what would be normalised to something else than in the training, by its type and shape alone.
+
+        Floats of 8-bit images are refused whatever their values: in [0, 1], as most loaders give them, they would be
+        divided by 255 once more, and a dark image in [0, 255] cannot be told from them.
+        """
+        channels = len(self.mean)
+        if not isinstance(images, Tensor):
+            raise UserError(
+                f"images are of type {type(images).__name__}: give a tensor [B, {channels}, H, W]; of an array "
+                "[H, W, C] it is torch.from_numpy(array).permute(2, 0, 1)[None]"
+            )
+        if images.ndim not in (3, 4) or images.shape[-3] != channels:
+            raise UserError(
+                f"images of shape {list(images.shape)}: give [B, {channels}, H, W] or [{channels}, H, W], the "
+                f"channels being {', '.join(self.bands)}"
+            )
+        if self.files is None and self.scale == Preprocessing.scale and images.dtype != torch.uint8:
+            raise UserError(
+                f"images of type {images.dtype}: this model normalises 8-bit images, so give torch.uint8, 0 to 255. "
+                "Of floats in [0, 1] make them by (255 * images).round().to(torch.uint8); images that are normalised "
+                "already go to the model as they are"
+            )
+        if images.dtype.is_complex or images.dtype == torch.bool:
+            raise UserError(f"images of type {images.dtype}: give real numbers, as they stand in the files")
 
     def pictures(self, images: Tensor) -> Tensor:
         """``[B, C, H, W]``, not normalised → uint8 ``[B, 3, H, W]`` for people to look at; 8-bit RGB as it is.
@@ -158,9 +191,41 @@ class Preprocessing:
 
     def transforms(self) -> nn.Module:
         """A PIL image or tensor ``[C, H, W]`` → float32 ``[C, image_size, image_size]``, normalised."""
-        # Grey and CMYK images become RGB; other bands are taken as they are.
-        first = [v2.RGB()] if self.bands == RGB else []
-        return cast(nn.Module, v2.Compose([*first, v2.PILToTensor(), self.geometry(), v2.Lambda(_Normalise(self))]))
+        return cast(nn.Module, v2.Compose([ToPixels(self), self.geometry(), v2.Lambda(_Normalise(self))]))
+
+
+class ToPixels(nn.Module):
+    """A PIL image or a tensor → pixels ``[C, H, W]`` with the channels of the training.
+
+    Where these are red, green and blue, grey and CMYK images become so; other bands are taken as they are.
+    """
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.preprocessing = preprocessing
+
+    def forward(self, image: Image.Image | Tensor) -> Tensor:
+        """``[C, H, W]``.
+
+        Raises:
+            UserError: it is neither, or of other values than the training's.
+        """
+        if not isinstance(image, Image.Image | Tensor):
+            raise UserError(
+                f"image of type {type(image).__name__}: give a PIL image or a tensor [C, H, W]; of a path "
+                "PIL.Image.open(path), of an array [H, W, 3] PIL.Image.fromarray(array)"
+            )
+        if self.preprocessing.bands == RGB:
+            if isinstance(image, Image.Image) and image.mode.startswith(("I", "F")):
+                raise UserError(
+                    f"PIL image of mode {image.mode!r}: its values do not fit into 8 bits, and Pillow would cut them "
+                    "off; scale them to 0 … 255 first"
+                )
+            if isinstance(image, Image.Image) or (image.ndim >= 3 and image.shape[-3] == 1):
+                image = v2.RGB()(image)
+        pixels: Tensor = v2.functional.pil_to_tensor(image) if isinstance(image, Image.Image) else image
+        self.preprocessing._require_pixels(pixels)
+        return pixels
 
 
 class MiddleOfLong(nn.Module):
@@ -196,7 +261,10 @@ def _constants(
 ) -> tuple[Tensor, Tensor]:
     # Made once per device: a copy from the host in every step would make the host wait for the device.
     with torch.inference_mode(False):
-        as_column = [torch.tensor(values, device=device).mul(scale).view(-1, 1, 1) for values in (mean, std)]
+        as_column = [
+            torch.tensor(values, dtype=torch.float32, device=device).mul(scale).view(-1, 1, 1)
+            for values in (mean, std)
+        ]
         return as_column[0], as_column[1].reciprocal()
 
 

@@ -49,6 +49,8 @@ def run(adapter, images=IMAGES):
     found = adapter(images)
     if isinstance(found, adapters.BackboneOutput):
         return list(found.feature_maps)
+    if isinstance(found, torch.Tensor):
+        return [found]
     return found if isinstance(found, list) else list(found.values())
 
 
@@ -69,6 +71,7 @@ MAKERS = {
     "detectron2": adapters.as_detectron2,
     "hf": adapters.as_hf,
     "smp": adapters.as_smp,
+    "tensor": adapters.as_tensor,
 }
 
 
@@ -133,6 +136,25 @@ def test_detr_joiner_indexes_like_a_sequential(resnet):
     assert {key.split(".")[0] + "." + key.split(".")[1] for key in joiner.state_dict()} == {"0.body"}
     module = torch.nn.Identity()
     assert adapters.as_detr(resnet, module)[1] is module
+
+
+@pytest.mark.parametrize("name", ["resnet", "vit", "pyramid"])
+def test_the_last_map_alone(name, request):
+    extractor = request.getfixturevalue(name)
+    body = adapters.as_tensor(extractor)
+    with torch.no_grad():
+        features, maps = body(IMAGES), extractor(IMAGES)
+    assert torch.equal(features, list(maps.values())[-1])
+    assert features.shape[1] == body.num_channels == body.out_channels
+    assert body.stride == extractor.strides[-1]
+
+
+def test_detr_tells_the_channels_of_the_last_map_or_of_all(resnet):
+    for kind, expected in (("last", 512), ("list", list(resnet.channels))):
+        joiner = adapters.as_detr(resnet, no_positions, num_channels=kind)
+        assert joiner.num_channels == joiner[0].num_channels == expected
+    with pytest.raises(ConfigError, match=r"num_channels = 'all': must be 'last'.*'list'"):
+        adapters.as_detr(resnet, no_positions, num_channels="all")
 
 
 def test_torchvision_levels_have_one_width(resnet, vit):

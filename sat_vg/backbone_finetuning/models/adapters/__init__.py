@@ -16,6 +16,7 @@ from sat_vg.backbone_finetuning.models.adapters.detr import (
     invert_mask,
 )
 from sat_vg.backbone_finetuning.models.adapters.huggingface_style import BackboneOutput, HfBackbone, as_hf
+from sat_vg.backbone_finetuning.models.adapters.last_map import TensorBackbone, as_tensor
 from sat_vg.backbone_finetuning.models.adapters.smp_style import SmpEncoder, as_smp
 from sat_vg.backbone_finetuning.models.adapters.timm_style import FeatureInfo, TimmBackbone, as_timm
 from sat_vg.backbone_finetuning.models.adapters.torchvision_detection import TorchvisionBackbone, as_torchvision
@@ -29,6 +30,7 @@ __all__ = [
     "HfBackbone",
     "MaskedImages",
     "SmpEncoder",
+    "TensorBackbone",
     "TimmBackbone",
     "TorchvisionBackbone",
     "TransvgBackbone",
@@ -36,6 +38,7 @@ __all__ = [
     "as_detr",
     "as_hf",
     "as_smp",
+    "as_tensor",
     "as_timm",
     "as_torchvision",
     "as_transvg",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor, nn
 
@@ -46,27 +46,42 @@ def invert_mask(mask: Tensor) -> Tensor:
     return mask == 0
 
 
+def _require_masked(samples: object) -> None:
+    """Refuse what has no ``.tensors`` and ``.mask``.
+
+    Raises:
+        ConfigError: names the type and the remedy.
+    """
+    if not (hasattr(samples, "tensors") and hasattr(samples, "mask")):
+        raise ConfigError(
+            f"samples of type {type(samples).__name__}: give an object with .tensors [B, C, H, W] and .mask "
+            "[B, H, W] (True = padding, or None), such as DETR's NestedTensor; a plain tensor is for the extractor"
+        )
+
+
 class DetrBackbone(nn.Module):
     """The first half of DETR's ``Joiner``: masked images → masked maps.
 
     Args:
         extractor: lies under ``body``, as in DETR, so the state dict has DETR's keys.
+        num_channels: ``last`` or ``list``, see ``as_detr``.
 
     Attributes:
-        num_channels: channels of the last map. Deformable-DETR reads a list here: assign ``channels`` to it.
+        num_channels: channels of the last map, or the list of all.
         channels: of each map.
         strides: of each map.
     """
 
-    def __init__(self, extractor: Extractor) -> None:
+    def __init__(self, extractor: Extractor, num_channels: Literal["last", "list"] = "last") -> None:
         super().__init__()
         self.body = extractor
-        self.num_channels: int | list[int] = extractor.num_channels
         self.channels = list(extractor.channels)
+        self.num_channels = list(self.channels) if num_channels == "list" else extractor.num_channels
         self.strides = list(extractor.strides)
 
     def forward(self, samples: Samples) -> dict[str, Samples]:
         """Maps under ``"0"``, ``"1"``, … in order of depth, each of the class of ``samples``, with a bool mask."""
+        _require_masked(samples)
         make = type(samples)
         maps = self.body.forward_with_mask(samples.tensors, samples.mask)
         return {str(index): make(features, mask) for index, (features, mask) in enumerate(maps.values())}
@@ -88,7 +103,7 @@ class DetrJoiner(nn.Sequential):
     """Backbone and position embedding as DETR takes them (Carion et al., 2020): made by ``as_detr``.
 
     Attributes:
-        num_channels: channels of the last map. Deformable-DETR reads a list here: assign ``channels`` to it.
+        num_channels: channels of the last map, or the list of all.
         channels: of each map.
         strides: of each map.
     """
@@ -105,7 +120,11 @@ class DetrJoiner(nn.Sequential):
         return maps, [self[1](level).to(level.tensors.dtype) for level in maps]
 
 
-def as_detr(extractor: Extractor, position_embedding: Callable[[Any], Tensor]) -> DetrJoiner:
+def as_detr(
+    extractor: Extractor,
+    position_embedding: Callable[[Any], Tensor],
+    num_channels: Literal["last", "list"] = "last",
+) -> DetrJoiner:
     """The extractor as DETR's ``Joiner``: ``joiner[0]`` is the backbone, ``joiner[1]`` the position embedding.
 
     ``joiner(samples)`` takes an object with ``.tensors [B, 3, H, W]`` and ``.mask [B, H, W]`` (bool or integers,
@@ -115,10 +134,20 @@ def as_detr(extractor: Extractor, position_embedding: Callable[[Any], Tensor]) -
     Args:
         extractor: its maps are the levels.
         position_embedding: module or function from such an object to ``[B, D, h, w]``.
+        num_channels: what the attribute of this name holds: ``last``, the channels of the last map, for DETR;
+            ``list``, those of all maps, for Deformable-DETR and DINO.
+
+    Raises:
+        ConfigError: ``num_channels`` is neither.
     """
+    if num_channels not in ("last", "list"):
+        raise ConfigError(
+            f"num_channels = {num_channels!r}: must be 'last' (DETR) or 'list' (Deformable-DETR, DINO); how many "
+            "there are is measured"
+        )
     if not isinstance(position_embedding, nn.Module):
         position_embedding = PositionEmbedding(position_embedding)
-    return DetrJoiner(DetrBackbone(extractor), position_embedding)
+    return DetrJoiner(DetrBackbone(extractor, num_channels), position_embedding)
 
 
 class TransvgBackbone(nn.Module):
@@ -135,6 +164,7 @@ class TransvgBackbone(nn.Module):
 
     def forward(self, samples: MaskedImages) -> tuple[Tensor, Tensor]:
         """Masked images → ``(mask [B, h * w] bool, True = padding; tokens [h * w, B, num_channels])``."""
+        _require_masked(samples)
         return self.extractor.forward_tokens(samples.tensors, samples.mask)
 
 
