@@ -15,8 +15,8 @@ from sat_vg.backbone_finetuning.engine.checkpoint import BEST_MODEL
 from sat_vg.backbone_finetuning.engine.training_process import run_training, why_it_failed
 from sat_vg.backbone_finetuning.models.artifact import current_versions, read_artifact
 from sat_vg.backbone_finetuning.models.backbones import find_backbone
-from sat_vg.backbone_finetuning.preparation import choose_hardware, decoder_of_config, find_images, require_images
-from sat_vg.backbone_finetuning.recipe import fingerprint_of
+from sat_vg.backbone_finetuning.preparation import check_images, choose_hardware, decoder_of_config, find_images
+from sat_vg.backbone_finetuning.recipe import contents_of, fingerprint_of
 from sat_vg.backbone_finetuning.reports.comparison_report import Failure
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, InterruptedRun, StoppedError, UserError, WriteError
@@ -25,6 +25,7 @@ from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.backbone_finetuning.utils.terminal import say
 
+_BETWEEN = ":"  # the hashes of what a cell was trained on
 _SHOWN_LINES = ("epoch ", "exact linear probe", "stopped early", "going on with")
 
 
@@ -70,7 +71,7 @@ class SeedData:
 
     Attributes:
         splits: as the training splits them.
-        fingerprint: hash of names, labels and splits.
+        fingerprint: hash of names, labels and splits, and of what the images of each split show.
     """
 
     splits: Splits
@@ -112,8 +113,9 @@ def _read_data(cells: Sequence[Cell]) -> dict[int, SeedData]:
     found = {}
     for config in {cell.config.seed: cell.config for cell in cells}.values():
         images = find_images(config)
-        splits, _ = require_images(config, images, decoder_of_config(config, images))
-        found[config.seed] = SeedData(splits, fingerprint_of(splits))
+        checked = check_images(config, images, decoder_of_config(config, images))
+        told = (fingerprint_of(checked.splits), *contents_of(checked).values())
+        found[config.seed] = SeedData(checked.splits, _BETWEEN.join(told))
     return found
 
 
@@ -123,7 +125,9 @@ def _refuse_changes(cells: Sequence[Cell], fingerprints: Mapping[int, str], requ
     for cell in cells:
         lines = records.changed_settings(cell.folder, cell.config)
         result = records.read_result(cell.folder)
-        if result is not None and result.data != fingerprints[cell.config.seed]:
+        now = fingerprints[cell.config.seed]
+        # Results of earlier versions know nothing of what the images show.
+        if result is not None and result.data not in (now, now.partition(_BETWEEN)[0]):
             lines.append("the images have changed")
         if lines:
             changed[cell] = lines

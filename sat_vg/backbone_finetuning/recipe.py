@@ -24,12 +24,14 @@ from sat_vg.backbone_finetuning.engine.checkpoint import (
     check_identity,
     fingerprint,
     restore_run,
+    save_run,
 )
 from sat_vg.backbone_finetuning.engine.loop import fit
 from sat_vg.backbone_finetuning.engine.phases import STRATEGIES, Phase, PhasePlan, single_phase, then_mixed
 from sat_vg.backbone_finetuning.engine.precision import Precision
 from sat_vg.backbone_finetuning.engine.profiling import TRACE
 from sat_vg.backbone_finetuning.engine.record import Outputs
+from sat_vg.backbone_finetuning.engine.resumption import require_place
 from sat_vg.backbone_finetuning.engine.run_description import code, describe_run
 from sat_vg.backbone_finetuning.engine.run_folder import (
     EarlierRun,
@@ -55,6 +57,7 @@ from sat_vg.backbone_finetuning.preparation import (
 )
 from sat_vg.backbone_finetuning.reports.figures import draw_image_grid, draw_learning_curves, in_lines
 from sat_vg.backbone_finetuning.reports.tables import text_table
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 from sat_vg.backbone_finetuning.utils.ranks import OneRank, joined
@@ -110,7 +113,13 @@ def begin_or_go_on(config: FinetuneConfig, precision: Precision, found: Splits, 
     splits = images.splits
     model.preprocessing = ranks.from_first(lambda: with_band_statistics(config, images, model.preprocessing))
     config = ranks.from_first(lambda: settle_batch_size(config, len(splits.train), model, precision, earlier))
-    identity = RunIdentity(config.to_dict(), fingerprint_of(splits), model.preprocessing.to_dict())
+    identity = RunIdentity(
+        config.to_dict(),
+        fingerprint_of(splits),
+        model.preprocessing.to_dict(),
+        contents_of(images),
+        {} if earlier is None else earlier.resumed_from,
+    )
     has_finished = earlier is not None and bool(earlier.content["state"].get("finished"))
     decoder = decoder_of(model.preprocessing)
     read = decoder.read if has_finished else ranks.in_turn(lambda: image_reader(config, images, decoder))
@@ -119,8 +128,11 @@ def begin_or_go_on(config: FinetuneConfig, precision: Precision, found: Splits, 
     if earlier is not None:
         check_identity(earlier.content, identity, earlier.path)
         state = restore_run(earlier.content, training.tensors)
+        require_place(state, earlier.content, training, phases, earlier.path)
         training.micro_batches.size = state.micro_batch_size or training.micro_batches.size
     state = ranks.from_first(lambda: move_in(config, earlier, state, images))
+    if earlier is not None and not earlier.lives_in(checkpoint_dir):  # from now on it does
+        save_run(checkpoint_dir, state, training.tensors, identity, config.max_checkpoints, ranks)
     if state.finished:
         return ranks.from_first(lambda: summarise(config))
     with Tracker(log_dir, state) if ranks.is_first else NoTracker() as tracker:
@@ -189,6 +201,14 @@ def fingerprint_of(splits: Splits) -> str:
     return fingerprint(entries, splits.class_names)
 
 
+def contents_of(images: Readable) -> dict[str, str]:
+    """By split, a hash of what its images show."""
+    return {
+        split.name: fingerprint([("", images.contents[path]) for path in split.paths], ())
+        for split in (images.splits.train, images.splits.val)
+    }
+
+
 def _identity_of(split: Split, label: int) -> int | str:
     """What tells a label from others; where an image can have several classes its number alone does not."""
     return str(split.classes_of(label)) if split.is_multi_label else label
@@ -231,11 +251,27 @@ def build_model(config: FinetuneConfig, splits: Splits, earlier: EarlierRun | No
     )
     model.preprocessing = for_bands(model.preprocessing, chosen)
     if earlier is not None:
-        model.preprocessing = Preprocessing.from_dict(earlier.content["preprocessing"])
+        model.preprocessing = preprocessing_of(earlier, model)
     say(f"model: {model.backbone}, {sum(model.parameter_counts().values()) / 1e6:.2f} M parameters")
     if earlier is None:
         say(model.weights_report)
     return model
+
+
+def preprocessing_of(earlier: EarlierRun, model: FineTuneModel) -> Preprocessing:
+    """What an earlier run's starting weights asked for.
+
+    Raises:
+        CheckpointError: it is not sound, or not for such a model.
+    """
+    found, own = Preprocessing.from_dict(earlier.content["preprocessing"]), model.preprocessing
+    if (found.image_size, found.bands) != (own.image_size, own.bands):
+        raise CheckpointError(
+            f"{str(earlier.path)!r} is of images of {found.image_size} pixels with the bands "
+            f"{', '.join(found.bands)}, and these settings give {own.image_size} pixels and {', '.join(own.bands)}: "
+            "go on with the run's own settings, or begin anew with --resume never"
+        )
+    return found
 
 
 def settle_batch_size(
@@ -245,7 +281,13 @@ def settle_batch_size(
     if config.batch_size != "auto":
         return config
     if earlier is not None:
-        return config.replace(batch_size=earlier.content["config"]["batch_size"])
+        of_run = earlier.content["config"].get("batch_size")
+        if type(of_run) is not int or of_run < 1:
+            raise CheckpointError(
+                f"{str(earlier.path)!r} cannot be gone on with: its batch_size is {of_run!r}, and a run saves the "
+                "number that it has found; use an earlier checkpoint"
+            )
+        return config.replace(batch_size=of_run)
     precision.place_model(model)
     images, reason = largest_batch(model, precision, num_images)
     say(f"batch_size: {images} ({reason})")

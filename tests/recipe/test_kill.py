@@ -398,3 +398,72 @@ def test_saving_often_changes_nothing(images, whole, tmp_path):
         assert same(read(whole / "ckpt/last.pt")[part], read(life.ckpt / "last.pt")[part])
     assert lines_of(whole) == lines_of(life.folder)
     assert all(math.isfinite(line["gradient_norm"]) for line in lines_of(whole) if "val_loss" not in line)
+
+
+@pytest.mark.parametrize("lies", ["elsewhere", "in the same folder"])
+def test_a_run_that_was_resumed_from_a_path_goes_on_where_it_was_killed(images, run_here, tmp_path, lies):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run_here(whole, "--num_epochs", 6, "--save_every_steps", 1, "--max_checkpoints", 99)[0] == 0
+    path = whole / "ckpt/step_00000005.pt"
+    if lies == "in the same folder":  # where newer states take its place
+        shutil.copytree(whole, cut)
+        path = cut / "ckpt/step_00000005.pt"
+
+    def begin() -> Life:
+        return start(cut, images, "--num_epochs", 6, "--save_every_steps", 1, "--resume", path)
+
+    def has_come_to(step: int) -> bool:
+        content = read(cut / "ckpt/last.pt") if (cut / "ckpt/last.pt").exists() else {}
+        return bool(content.get("resumed_from")) and content["state"]["step"] >= step
+
+    for step, going_on in ((8, f"going on with {path}: "), (12, "going on with ckpt/last.pt: ")):
+        life = begin()
+        assert life.until(lambda step=step: has_come_to(step), every=0.05), life.err
+        life.process.kill()
+        life.process.wait()
+        assert life.has_said(going_on)(), life.out
+    for said in ("going on with ckpt/last.pt: ", "the run in ckpt has finished"):
+        life = begin()
+        assert life.wait() == 0, life.err
+        assert life.has_said(said)(), life.out
+        assert not list(cut.glob("*/earlier_run_*"))
+        assert path.exists() is (lies == "elsewhere")
+        one, two = (read(folder / "ckpt/last.pt") for folder in (whole, cut))
+        assert all(same(one[part], two[part]) for part in ("network", "optimizer", "average"))
+        one, two = (read(folder / "ckpt/best_model.pt")["state_dict"] for folder in (whole, cut))
+        assert same(one, two)
+        assert lines_of(whole)[-len(lines_of(cut)) :] == lines_of(cut)
+        assert len(lines_of(cut)) == len(lines_of(whole)) - (0 if lies == "in the same folder" else 3)
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="makes containers with unshare")
+def test_a_run_that_was_killed_in_one_container_goes_on_in_the_next(images, tmp_path):
+    def begin(host: str) -> Life:
+        made = ["unshare", "--map-root-user", "--uts", "--pid", "--fork", "--kill-child"]
+        inside = ["sh", "-c", f'hostname {host} && exec "$@"', "sh", *command(images, "--num_epochs", 6)]
+        STARTED.append(Life([*made, *inside], tmp_path / "run", environment(tmp_path), is_fresh=True))
+        return STARTED[-1]
+
+    first = begin("pod-1")
+    if not first.until(lambda: (first.ckpt / "last.pt").exists()):
+        pytest.skip(f"no namespaces here: {first.err}")
+    first.process.kill()  # and with it all that is in its container
+    first.process.wait()
+    second = begin("pod-2")
+    assert second.wait() == 0, second.err
+    assert second.has_said("going on with ckpt/")(), second.out
+    assert " on pod-1 since " in second.out
+    assert len([line for line in lines_of(second.folder) if "val_loss" in line]) == 6
+    assert not list(second.folder.glob("*/.lock"))
+
+
+def test_a_damaged_line_of_the_log_is_no_end_of_the_run(finished):
+    put_back()
+    Path("ckpt/last.pt").unlink()
+    Path("ckpt/step_00000006.pt").unlink()
+    with Path("logs/metrics.jsonl").open("a") as file:
+        file.write("null")
+    code, out, err = finished()
+    assert code == 0, err
+    assert "damaged, and dropped" in out
+    assert [line["epoch"] for line in lines_of(Path()) if "val_loss" in line] == [1, 2]

@@ -28,6 +28,7 @@ from sat_vg.backbone_finetuning.data.shard_paths import ShardPath
 from sat_vg.backbone_finetuning.data.sources import Splits
 from sat_vg.backbone_finetuning.utils.cores import usable_cores
 from sat_vg.backbone_finetuning.utils.errors import DataError, WriteError
+from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
 from sat_vg.backbone_finetuning.utils.printable import one_line
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
 
@@ -37,7 +38,7 @@ READABLE_IMAGES = "readable_images.npz"  # in the cache folder
 LEFT_OUT = "skipped_images.txt"  # in the log folder
 _MAX_RECORD_BYTES = 2**31  # of some 10**8 images; no cache of ours is larger
 # What other versions could read is no promise for these.
-_RECORD_FORMAT = f"sat_vg readable images 3; pillow {PIL.__version__}; torchvision {torchvision.__version__}"
+_RECORD_FORMAT = f"sat_vg readable images 4; pillow {PIL.__version__}; torchvision {torchvision.__version__}"
 
 
 T = TypeVar("T")
@@ -115,9 +116,9 @@ def examine_images(
 
     Args:
         paths: image files.
-        record: file that remembers which images decoded well, by path, size and time of change, and their
-            fingerprints, so that a later check passes over them. It is a cache: if it is damaged, of another
-            version or cannot be written, the images are decoded. None remembers nothing.
+        record: file that remembers which images decoded well, by path, size, inode and times, and their fingerprints,
+            so that a later check passes over them. It is a cache: if it is damaged, of another version or cannot
+            be written, the images are decoded. None remembers nothing.
         look: called with every decoded image, uint8 ``[3, H, W]``, in some thread; no image is passed over then.
         threads: images decoded at a time; by default one per available core.
         show_progress: show a progress bar where stderr is a terminal.
@@ -272,23 +273,18 @@ def _check(
 
 
 def _key(path: str, decoder: Decoder = RGB_DECODER) -> int | None:
-    """64 bits of a hash of path, size, time of change and decoder; None if the file cannot be looked at.
+    """64 bits of a hash of path, size, inode, times and decoder; None if the file cannot be looked at.
 
     A million images take 8 MB as such; that a bad image passes for a known one has a chance of 1 in 10**13.
     """
     try:
-        stamp = path.stamp() if isinstance(path, ShardPath) else _stamp(path)
+        stamp = path.stamp() if isinstance(path, ShardPath) else stamp_of(path)
     except (OSError, ValueError):
         return None
     text = os.fsencode(Path(path).absolute()) + b"\0" + stamp.encode()
     if decoder.key:
         text += b"\0" + decoder.key.encode("utf-8", "surrogateescape")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-
-
-def _stamp(path: str) -> str:
-    status = Path(path).stat()
-    return f"{status.st_size}\0{status.st_mtime_ns}"
 
 
 def _read_record(record: Path) -> dict[int, _Remembered]:

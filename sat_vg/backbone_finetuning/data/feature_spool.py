@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from sat_vg.backbone_finetuning.data.image_lists import ImageList
+from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
 from sat_vg.backbone_finetuning.utils.safe_files import remove_unfinished, write_text
 
 PROGRESS = "progress.json"
@@ -55,7 +56,7 @@ class Progress:
 
 
 def hash_of_images(images: ImageList, count: int | None = None) -> str:
-    """A hash of the first images' paths, labels, sizes and times of change; of all, if ``count`` is not given."""
+    """A hash of the first images' paths, labels, sizes, inodes and times; of all, if ``count`` is not given."""
     seen = ""
     for place in range(len(images) if count is None else count):
         seen = _chained(seen, images, place)
@@ -65,8 +66,7 @@ def hash_of_images(images: ImageList, count: int | None = None) -> str:
 def _chained(before: str, images: ImageList, place: int) -> str:
     path, label = images.paths[place], images.labels[place] if images.labels else None
     try:
-        status = Path(path).stat()
-        found = (status.st_size, status.st_mtime_ns)
+        found = stamp_of(path)
     except (OSError, ValueError):
         found = None
     text = f"{before}\n{(path, label, found)!r}"

@@ -27,6 +27,7 @@ from sat_vg.backbone_finetuning.data.shard_paths import Shard
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.file_locks import lock_file
+from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 
 SOURCE = "SAT_VG_SHARD_SOURCE"  # environment variable
@@ -59,8 +60,7 @@ class LocalShards:
 
     def stamp(self, shard: Shard) -> str:
         """See ``ShardStore``."""
-        status = self.path_of(shard).stat()
-        return f"{status.st_size} {status.st_mtime_ns}"
+        return stamp_of(self.path_of(shard))
 
     def give_up(self, shard: Shard) -> None:
         """See ``ShardStore``; the user's own files are left alone."""

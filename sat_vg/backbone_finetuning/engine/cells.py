@@ -14,13 +14,14 @@ from typing import Any
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.engine.checkpoint import BEST_MODEL
+from sat_vg.backbone_finetuning.engine.metric_lines import METRICS, read_metric_lines
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.file_locks import is_alive
 from sat_vg.backbone_finetuning.utils.folder_lock import LOCK, lock_folder
 from sat_vg.backbone_finetuning.utils.safe_files import write_text
 from sat_vg.backbone_finetuning.utils.terminal import say
 
-CONFIG, CELL, USAGE, OUTPUT, METRICS = "config.yaml", "cell.json", "usage.json", "output.txt", "metrics.jsonl"
+CONFIG, CELL, USAGE, OUTPUT = "config.yaml", "cell.json", "usage.json", "output.txt"
 SCHEMA = 1
 _MAX_JSON_BYTES = 2**20
 
@@ -185,9 +186,11 @@ def ended_epochs(folder: Path) -> list[dict[str, Any]]:
     """
     path = folder / "logs" / METRICS
     try:
-        entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [entry for entry in entries if "val_accuracy" in entry]
-    except (OSError, ValueError, TypeError) as error:
+        found = read_metric_lines(path)
+        if found.dropped:
+            raise ValueError(f"line {found.dropped[0]} is damaged")
+        return found.ended_epochs
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{str(path)!r} cannot be read ({error}); move {str(folder)!r} away and start again"
         ) from error

@@ -13,6 +13,13 @@ from torch.optim import Optimizer
 
 import sat_vg
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
+from sat_vg.backbone_finetuning.engine.checkpoint_checks import (
+    require_none,
+    require_sound_numbers,
+    wrong_optimizer,
+    wrong_scaler,
+    wrong_tensors,
+)
 from sat_vg.backbone_finetuning.engine.ema import NoAverage
 from sat_vg.backbone_finetuning.engine.weight_shards import gathered, parts_of_optimizer, parts_of_weights
 from sat_vg.backbone_finetuning.engine.wise_ft import NoOrigin
@@ -22,11 +29,16 @@ from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_ten
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 FORMAT = "sat_vg.run"
-_PARTS = {
+_PARTS: dict[str, type] = {
     "state": dict, "network": dict, "optimizer": dict, "scaler": dict, "config": dict, "data_fingerprint": str,
     "preprocessing": dict,
 }  # fmt: skip
 SCHEMA = 1
+# Fields of RunState that states of earlier versions lack.
+_CAME_LATER = (
+    "best_loss", "phase_best", "phase_reference", "recent_losses", "spikes", "skipped_steps", "skipped_in_a_row",
+    "micro_batch_size", "wise_ft_share",
+)  # fmt: skip
 LAST = "last.pt"
 BEST_MODEL = "best_model.pt"
 
@@ -176,15 +188,19 @@ class RunIdentity:
         config: the configuration as plain data.
         data_fingerprint: of the images' names, labels and splits.
         preprocessing: that the starting weights asked for; carried along, not compared.
+        image_contents: by split, of the images' pixels.
+        resumed_from: where ``--resume PATH`` began; carried along, see ``run_folder.find_run``.
     """
 
     config: dict[str, Any]
     data_fingerprint: str
     preprocessing: dict[str, Any]
+    image_contents: dict[str, str] = field(default_factory=dict)
+    resumed_from: dict[str, str] = field(default_factory=dict)
 
 
 def fingerprint(names_and_labels: Sequence[tuple[str, int | str]], class_names: Sequence[str]) -> str:
-    """A hash of which images there are, in which order, with which labels."""
+    """A hash of which images there are, in which order, with which labels or contents."""
     digest = hashlib.sha256("\0".join(class_names).encode("utf-8", "surrogateescape"))
     for name, label in names_and_labels:
         digest.update(f"\0{name}\0{label}".encode("utf-8", "surrogateescape"))
@@ -228,6 +244,8 @@ def save_run(
         "config": identity.config,
         "data_fingerprint": identity.data_fingerprint,
         "preprocessing": identity.preprocessing,
+        "image_contents": identity.image_contents,
+        "resumed_from": identity.resumed_from,
     }
     ranks.first_does(lambda: _write_run(path, content, keep))
     return path
@@ -268,17 +286,25 @@ def _require_run(content: Any, path: Path) -> None:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{str(path)!r} is no last.pt of sat_vg, so no run can go on from it; check --resume")
     schema = content.get("schema")
-    if not isinstance(schema, int) or schema != SCHEMA:
-        remedy = "upgrade to that" if isinstance(schema, int) and schema > SCHEMA else "use that, or --resume never"
+    if type(schema) is not int or schema != SCHEMA:
+        remedy = "upgrade to that" if type(schema) is int and schema > SCHEMA else "use that, or --resume never"
         raise CheckpointError(
             f"{str(path)!r} has schema {schema!r}; this sat_vg {sat_vg.__version__} reads {SCHEMA}. "
             f"It was written by sat_vg {content.get('version')!r}: {remedy}"
         )
     lacking = [name for name in _PARTS if not isinstance(content.get(name), _PARTS[name])]
+    for name in ("image_contents", "resumed_from"):  # came with a later version
+        texts = content.get(name, {})
+        is_sound = isinstance(texts, dict) and all(isinstance(text, str) for text in (*texts, *texts.values()))
+        lacking += [] if is_sound else [name]
     if lacking:
         raise CheckpointError(
             f"{str(path)!r} lacks {', '.join(lacking)}, so no run can go on from it; use another one"
         )
+    try:
+        require_sound_numbers(content, asdict(RunState()), _CAME_LATER)
+    except CheckpointError as error:
+        raise CheckpointError(f"{str(path)!r} cannot be gone on with: {error}") from None
 
 
 def read_newest_sound(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -328,8 +354,7 @@ def check_identity(content: Mapping[str, Any], identity: RunIdentity, path: Path
         for name, value in identity.config.items()
         if name not in FIELDS_FREE_ON_RESUME and of_run[name] != value
     ]
-    if content["data_fingerprint"] != identity.data_fingerprint:
-        differing.append("the images: their names, classes or splits are not those that the run began with")
+    differing += _changed_images(content, identity)
     if differing:
         raise CheckpointError(
             f"{str(path)!r} belongs to a run with other settings, which would change its course:\n  "
@@ -339,31 +364,58 @@ def check_identity(content: Mapping[str, Any], identity: RunIdentity, path: Path
         )
 
 
+def _changed_images(content: Mapping[str, Any], identity: RunIdentity) -> list[str]:
+    if content["data_fingerprint"] != identity.data_fingerprint:
+        return ["the images: their names, classes or splits are not those that the run began with"]
+    of_run = content.get("image_contents") or {}
+    if identity.image_contents and not of_run:
+        say("note: the run was begun by a version that kept no record of what the images show; whether any was "
+            "replaced since is not known")  # fmt: skip
+    return [
+        f"the images of {split}: names and classes are the same, and what they show is not (or another version of "
+        "Pillow or torchvision decodes them otherwise)"
+        for split, digest in identity.image_contents.items()
+        if of_run and of_run.get(split) != digest
+    ]
+
+
 def restore_run(content: Mapping[str, Any], tensors: RunTensors) -> RunState:
-    """Put a run's state back, strictly.
+    """Put a run's state back, after all of it was looked at.
 
     Raises:
-        CheckpointError: a part does not fit.
+        CheckpointError: a part does not fit, or is nothing that a run saves; nothing was loaded then.
     """
-    try:
-        network = parts_of_weights(content["network"], tensors.network.state_dict())
-        tensors.network.load_state_dict(network, strict=True)
-        tensors.optimizer.load_state_dict(
-            parts_of_optimizer(tensors.regroup(content["optimizer"]), tensors.optimizer)
-        )
-        tensors.average.load_state_dict(content.get("average", {}))
-        tensors.origin.load_state_dict(content.get("origin", {}))  # came with a later version
-        if tensors.scaler.is_enabled() and content["scaler"]:
-            tensors.scaler.load_state_dict(content["scaler"])
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"the checkpoint does not fit the model it is to go on with: {error}") from error
+    average, origin = content.get("average", {}), content.get("origin", {})  # came with a later version
+    require_sound_numbers(content, asdict(RunState()), _CAME_LATER)
+    optimizer = _regrouped(content["optimizer"], tensors)
+    require_none(
+        [
+            *wrong_tensors("the network", content["network"], tensors.network.state_dict()),
+            *wrong_optimizer(optimizer, tensors.optimizer),
+            *wrong_tensors("the average", average, tensors.average.state_dict()),
+            *(wrong_tensors("the start of the phase", origin, tensors.origin.own) if origin != {} else ()),
+        ]
+    )
+    if tensors.scaler.is_enabled() and content["scaler"]:  # it was not, where the run was on another device
+        require_none([*wrong_scaler(content["scaler"], tensors.scaler.state_dict())])
+        tensors.scaler.load_state_dict(content["scaler"])
+    network = parts_of_weights(content["network"], tensors.network.state_dict())
+    tensors.network.load_state_dict(network, strict=True)
+    tensors.optimizer.load_state_dict(parts_of_optimizer(optimizer, tensors.optimizer))
+    tensors.average.load_state_dict(average)
+    tensors.origin.load_state_dict(origin)
     known = {entry.name for entry in fields(RunState)}
     numbers = {name: value for name, value in content["state"].items() if name in known}
-    if "phase_best" not in numbers and numbers.get("epoch_in_phase"):  # came with a later version
-        numbers["phase_best"] = numbers["phase_reference"] = numbers.get("best_value")
-    state = RunState(**numbers)
-    for name, default in asdict(RunState()).items():
-        value, is_number = getattr(state, name), default is None or isinstance(default, (int, float))
-        if not isinstance(value, (int, float, type(None)) if is_number else type(default)):
-            raise CheckpointError(f"the checkpoint's {name} is {value!r}; use an earlier checkpoint")
-    return state
+    if "phase_best" not in numbers and numbers["epoch_in_phase"]:  # came with a later version
+        numbers["phase_best"] = numbers["phase_reference"] = numbers["best_value"]
+    return RunState(**numbers)
+
+
+def _regrouped(optimizer: dict[str, Any], tensors: RunTensors) -> dict[str, Any]:
+    try:
+        return tensors.regroup(optimizer)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"the checkpoint's optimizer does not hold the parameters of the model ({error!r}): use an earlier "
+            "checkpoint"
+        ) from error

@@ -1,9 +1,10 @@
 """The folders of a run: finding a run to go on with, and moving an earlier one aside."""
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,12 @@ class EarlierRun:
     Attributes:
         path: of its state.
         content: what the file holds.
+        resumed_from: the path that ``--resume`` named and a hash of the state in it, if it named one.
     """
 
     path: Path
     content: dict[str, Any]
+    resumed_from: dict[str, str] = field(default_factory=dict)
 
     def lives_in(self, folder: Path) -> bool:
         """Whether its files lie in ``folder``."""
@@ -49,6 +52,9 @@ class EarlierRun:
 
 def find_run(checkpoint_dir: Path, resume: str) -> EarlierRun | None:
     """The run to go on with.
+
+    A run that ``--resume PATH`` began in ``checkpoint_dir`` is gone on with by the same command, wherever it was
+    stopped: its states say which state they came from. That one may be gone by then, if it lay in the same folder.
 
     Args:
         checkpoint_dir: of this run.
@@ -61,9 +67,36 @@ def find_run(checkpoint_dir: Path, resume: str) -> EarlierRun | None:
         return None
     if resume == "auto":
         found = read_newest_sound(checkpoint_dir)
-        return None if found is None else EarlierRun(*found)
+        return None if found is None else _in_own_folder(*found)
     path = expand_home(resume)
-    return EarlierRun(path, read_run(path))
+    begun = _begun_from(path, checkpoint_dir)
+    if begun is not None and not path.exists():
+        return begun
+    content = read_run(path)
+    resumed_from = {"path": str(path.absolute()), "state": _hash_of(content)}
+    if begun is not None and begun.resumed_from["state"] == resumed_from["state"]:
+        return begun
+    return EarlierRun(path, content, resumed_from)
+
+
+def _begun_from(path: Path, checkpoint_dir: Path) -> EarlierRun | None:
+    """The run in a folder, if ``--resume`` began it from a state at this path."""
+    try:
+        found = read_newest_sound(checkpoint_dir)
+    except CheckpointError:
+        return None  # it is moved aside, as whatever else lies there
+    run = None if found is None else _in_own_folder(*found)
+    return run if run is not None and run.resumed_from.get("path") == str(path.absolute()) else None
+
+
+def _in_own_folder(path: Path, content: dict[str, Any]) -> EarlierRun:
+    return EarlierRun(path, content, content.get("resumed_from", {}))
+
+
+def _hash_of(content: dict[str, Any]) -> str:
+    """What tells a state of a run from all others; the losses and times in it are not twice the same."""
+    told = (sorted(content["state"].items()), sorted(content["config"].items()), content["data_fingerprint"])
+    return hashlib.sha256(repr(told).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @contextmanager

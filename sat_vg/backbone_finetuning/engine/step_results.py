@@ -15,9 +15,9 @@ from sat_vg.backbone_finetuning.utils.ranks import OneRank
 
 REMEDY = "Lower --learning_rate, raise --warmup_epochs, or try --mixed_precision false"
 _SPIKE_FACTOR, _SPIKES_REPORTED = 10.0, 3  # an epoch
-_HISTORY, _SHORTEST_HISTORY = 100, 20  # steps
+LONGEST_HISTORY, _SHORTEST_HISTORY = 100, 20  # steps
 # Loss scaling starts at 2**16 and halves at every step that it leaves out: by then it has nothing left to halve.
-_MOST_SKIPPED_IN_A_ROW = 32
+MOST_SKIPPED_IN_A_ROW = 32
 
 
 class StepResult(NamedTuple):
@@ -110,7 +110,7 @@ class PendingSteps:
             return
         state.skipped_steps += 1
         state.skipped_in_a_row += 1
-        if not self._scales_loss or state.skipped_in_a_row > _MOST_SKIPPED_IN_A_ROW:
+        if not self._scales_loss or state.skipped_in_a_row > MOST_SKIPPED_IN_A_ROW:
             raise self._diverged("norm of the gradient", norm, entry, state)
 
     def _diverged(self, what: str, value: float, entry: _Pending, state: RunState) -> NonFiniteLossError:
@@ -126,7 +126,7 @@ def _note_loss(loss: float, step: int, state: RunState) -> list[LossSpike]:
     """Take a step's mean loss into the history; the spike that it is, if it is one and is to be reported."""
     history = state.recent_losses
     median = statistics.median(history) if len(history) >= _SHORTEST_HISTORY else math.inf
-    state.recent_losses = [*history, loss][-_HISTORY:]
+    state.recent_losses = [*history, loss][-LONGEST_HISTORY:]
     if loss <= _SPIKE_FACTOR * median or state.spikes >= _SPIKES_REPORTED:
         return []
     state.spikes += 1

@@ -1,5 +1,6 @@
 """The record of a run: TensorBoard, metrics.jsonl and pictures, in ``log_dir``."""
 
+import errno
 import io
 import json
 import os
@@ -14,17 +15,17 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME
 from sat_vg.backbone_finetuning.engine.checkpoint import RunState
+from sat_vg.backbone_finetuning.engine.event_files import EVENT_FILES, EventWriter
+from sat_vg.backbone_finetuning.engine.metric_lines import METRICS, MetricLines, read_metric_lines
 from sat_vg.backbone_finetuning.reports.projector import Embedding, write_projector
 from sat_vg.backbone_finetuning.utils.errors import WriteError
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
+from sat_vg.backbone_finetuning.utils.terminal import say
 
-METRICS = "metrics.jsonl"
-_EVENTS = "events.out.tfevents.*"
 _NO_CURVES = ("epoch", "step")  # a chart of what the other charts have on their axes
 _COLUMNS_FIRST = ("backbone", "strategy", "learning_rate", "batch_size", "image_size")
 # Of the PNG files, and of TensorBoard: its cards are 350 pixels wide and shrink pictures by leaving pixels out.
@@ -101,12 +102,12 @@ class Tracker(NoTracker):
             log_dir.mkdir(parents=True, exist_ok=True)
             of_this_step = _drop_lines_after(log_dir / METRICS, state)
             at_start, within_epoch = not (state.step or state.epoch), state.step_in_epoch > 0
-            self.is_empty = at_start or not any(log_dir.glob(_EVENTS))
+            self.is_empty = at_start or not any(log_dir.glob(EVENT_FILES))
             # The running epoch's validation, which may have been written for this very step, has to go, and what the
             # step itself had written comes back from the lines. A new run purges too, though there is nothing yet:
             # TensorBoard takes the first purge of a run for its start and drops nothing.
             purge_step = state.step + (0 if within_epoch or at_start else 1)
-            self._writer = SummaryWriter(str(log_dir), purge_step=purge_step)
+            self._writer = EventWriter(log_dir, purge_step)
             self._lines = (log_dir / METRICS).open("a", encoding="utf-8")
             for entry in of_this_step if within_epoch else ():
                 self._scalars(entry, state.step, "event" if "event" in entry else "step")
@@ -179,8 +180,7 @@ class Tracker(NoTracker):
 
     def ended_epochs(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl that end epochs, those from before a resume included."""
-        entries = map(json.loads, (self.log_dir / METRICS).read_text(encoding="utf-8").splitlines())
-        return [entry for entry in entries if "val_accuracy" in entry]
+        return read_metric_lines(self.log_dir / METRICS).ended_epochs
 
     def text(self, name: str, text: str, step: int = 0) -> None:
         """Show a text in TensorBoard: Markdown, in which code is indented by four spaces."""
@@ -254,18 +254,31 @@ def _cell(value: Any) -> int | float | str:
 
 
 def _drop_lines_after(path: Path, state: RunState) -> list[dict[str, Any]]:
-    """Drop what came after ``state``; returns the entries of its last step."""
+    """Drop what came after ``state``; returns the entries of its last step.
+
+    Raises:
+        OSError: the file cannot be read or written.
+    """
     if not path.exists():
         return []
-    kept, of_this_step = [], []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the line that was being written when the run was killed
-        ends_epoch = "val_accuracy" in entry
-        if (entry["epoch"] <= state.epoch) if ends_epoch else (entry["step"] <= state.step):
-            kept.append(line + "\n")
-            of_this_step += [entry] if entry["step"] == state.step else []
-    write_text(path, "".join(kept))
-    return of_this_step
+    if not path.is_file():
+        raise OSError(errno.EINVAL, f"{METRICS} in it is no file")
+    found = read_metric_lines(path)
+    _tell_of_dropped(path, found)
+    kept = [
+        (line, entry)
+        for line, entry in found.lines
+        if (entry["epoch"] <= state.epoch if "val_accuracy" in entry else entry["step"] <= state.step)
+    ]
+    write_text(path, "".join(f"{line}\n" for line, _ in kept))
+    return [entry for _, entry in kept if entry["step"] == state.step]
+
+
+def _tell_of_dropped(path: Path, found: MetricLines) -> None:
+    numbers = found.dropped
+    if found.is_cut and numbers and len(numbers) == 1:
+        return  # the line that was being written when the run was killed
+    if numbers:
+        shown = ", ".join(map(str, numbers[:10])) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")
+        which = f"line {shown} is" if len(numbers) == 1 else f"lines {shown} are"
+        say(f"warning: {path}: {which} damaged, and dropped; the curves have a gap there")

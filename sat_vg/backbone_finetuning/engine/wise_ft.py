@@ -11,7 +11,6 @@ from sat_vg.backbone_finetuning.engine.ema import NoAverage
 from sat_vg.backbone_finetuning.engine.metrics import MetricName, Validation
 from sat_vg.backbone_finetuning.engine.phases import Phase
 from sat_vg.backbone_finetuning.engine.weight_shards import held, part_of
-from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 
 SHARES = tuple(tenths / 10 for tenths in range(11))
 
@@ -47,6 +46,11 @@ class Mixed:
 class NoOrigin:
     """The weights that a phase begins with are not remembered."""
 
+    @property
+    def own(self) -> Mapping[str, Tensor]:
+        """Of what is remembered: the network's own tensors; nothing here."""
+        return {}
+
     def enter(self, phase: Phase, at_its_start: bool) -> None:
         """Nothing to remember."""
 
@@ -75,6 +79,11 @@ class Origin(NoOrigin):
         self._own = {name: tensor for name, tensor in named if tensor.is_floating_point()}
         self._metric = metric
         self._start: dict[str, Tensor] = {}
+
+    @property
+    def own(self) -> Mapping[str, Tensor]:
+        """Of what is remembered: the network's own tensors."""
+        return self._own
 
     def enter(self, phase: Phase, at_its_start: bool) -> None:
         """Remember the weights if a phase of gradient steps begins now."""
@@ -129,17 +138,7 @@ class Origin(NoOrigin):
         return dict(self._start)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put remembered weights back.
-
-        Raises:
-            CheckpointError: they belong to another network.
-        """
-        shapes = {name: tensor.shape for name, tensor in state.items()}
-        if shapes and shapes != {name: own.shape for name, own in self._own.items()}:
-            raise CheckpointError(
-                f"the {len(shapes)} tensors that the checkpoint remembers of the start of a phase are not the "
-                f"{len(self._own)} of the network"
-            )
+        """Put remembered weights of this network back."""
         self._start = self._copy() if state else {}
         for name, tensor in self._start.items():
             tensor.copy_(part_of(state[name], tensor))

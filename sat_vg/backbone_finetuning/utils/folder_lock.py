@@ -1,19 +1,37 @@
-"""One run at a time in a folder: a lock file that says who holds it and that dies with its process."""
+"""One run at a time in a folder: a lock file that says who holds it and that dies with its process.
 
+The lock is the operating system's (``flock``), so a process that died, by whatever means, holds none, in whichever
+container it ran. Not every file system carries such locks from one host to another. So the holder also renews what it
+has written into the file, every few seconds, and a starter that finds the name of a process of another kernel there
+watches: where nothing is renewed, the lock is taken over. It goes by changes and compares no times, as the clocks of
+two hosts may differ.
+"""
+
+import errno
 import json
 import os
 import platform
+import secrets
+import stat
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.file_locks import is_alive, lock_file
+from sat_vg.backbone_finetuning.utils.printable import printable
+from sat_vg.backbone_finetuning.utils.terminal import say
 
 LOCK = ".lock"
 _OTHERS = "choose others with --checkpoint_dir DIR --log_dir DIR"
+_RENEWED_EVERY_S, _STALE_AFTER_S = 5.0, 30.0
+_SETTLED_AFTER_S = 2.0  # longer than it takes to write a name after having looked
+_LENGTH = 1024  # of the text, always: a renewal overwrites it, so that nobody reads half of it
 _held: set[int] = set()
 
 
@@ -27,12 +45,16 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_drop_in_child)
 
 
+class _Taken(NamedTuple):
+    """A lock file that is this process's: its descriptor, and what is written into it."""
+
+    descriptor: int
+    text: dict[str, Any]
+
+
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Make a folder if need be and keep other runs out of it.
-
-    The operating system holds the lock (``flock``), so that of a process that died, by whatever means, is free.
-    The file's text is for people, for other hosts, and for file systems that lock nothing.
 
     Raises:
         ConfigError: another run uses the folder, or it cannot be made or written to.
@@ -41,61 +63,185 @@ def lock_folder(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _open_locked(path)
+        taken = _open_locked(path)
     except OSError as error:
         raise ConfigError(f"the folder {str(folder)!r} cannot be written to ({error.strerror}); {_OTHERS}") from error
-    _held.add(descriptor)
+    _held.add(taken.descriptor)
+    is_over = threading.Event()
+    renewal = threading.Thread(target=_renew, args=(path, taken, is_over), name="renew-lock", daemon=True)
+    renewal.start()
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
-        _held.discard(descriptor)
-        os.close(descriptor)
+        is_over.set()
+        renewal.join()
+        if _is_at(taken.descriptor, path):
+            path.unlink()
+        _held.discard(taken.descriptor)
+        os.close(taken.descriptor)
         if is_new and not any(folder.iterdir()):
             folder.rmdir()
 
 
-def _open_locked(path: Path) -> int:
+def _open_locked(path: Path) -> _Taken:
     """The open lock file, locked and with this process's name in it."""
     while True:  # the run before may remove the file between our opening and our locking it
         with ExitStack() as undo:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor, is_mine = _open(path)
             undo.callback(os.close, descriptor)
-            _take(descriptor, path)
-            is_current = path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
-            if is_current:
-                mine = {
-                    "pid": os.getpid(),
-                    "host": platform.node(),
-                    "started": datetime.now().isoformat(" ", "seconds"),
-                }
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, json.dumps(mine).encode(), 0)
-                undo.pop_all()
-                return descriptor
+            is_locked = lock_file(descriptor)
+            holder = _read(path)
+            is_certain = _require_over(path, holder, is_locked)
+            if not _is_at(descriptor, path):
+                continue
+            taken = _Taken(descriptor, _own_text())
+            os.ftruncate(descriptor, 0)
+            _write(taken)
+            if not is_certain and not is_mine:
+                _require_settled(path, taken)
+            undo.pop_all()
+            return taken
 
 
-def _take(descriptor: int, path: Path) -> None:
-    """Lock the file, or refuse."""
-    is_locked = lock_file(descriptor)
-    holder = _holder(descriptor)
-    who = f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('started')}"
-    on_this_host = holder.get("host") == platform.node()
-    if is_locked is False or (is_locked is None and on_this_host and is_alive(holder.get("pid"))):
-        raise ConfigError(
-            f"the folder {str(path.parent)!r} is in use by another run ({who}). Wait for it or stop it, or {_OTHERS}"
-        )
-    if holder and not on_this_host:
-        raise ConfigError(
-            f"the folder {str(path.parent)!r} is in use by a run on another host, or was when that host went down "
-            f"({who}). If that run is dead: rm {str(path)!r}. Or {_OTHERS}"
-        )
-
-
-def _holder(descriptor: int) -> dict[str, Any]:
-    """What the file says; nothing where its writer did not get that far."""
+def _open(path: Path) -> tuple[int, bool]:
+    """The lock file's descriptor, and whether it was made by this."""
     try:
-        content = json.loads(os.pread(descriptor, 4096, 0) or b"{}")
-    except ValueError:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644), True
+    except FileExistsError:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"{LOCK} in it is no file")
+    return descriptor, False
+
+
+def _require_over(path: Path, holder: dict[str, Any], is_locked: bool | None) -> bool:
+    """Refuse where the process that is named in the file still runs.
+
+    Returns:
+        Whether the operating system vouches for it, and with it for the lock.
+    """
+    own = _own_text()
+    here = "kernel" not in holder or holder["kernel"] == own["kernel"]
+    same_processes = holder.get("processes", own["processes"]) == own["processes"]
+    is_running = holder.get("host") == own["host"] and same_processes and is_alive(holder.get("pid"))
+    if is_locked is False or (is_locked is None and here and is_running):
+        raise ConfigError(
+            f"the folder {str(path.parent)!r} is in use by another run ({_who(holder)}). Wait for it or stop it, or "
+            f"{_OTHERS}"
+        )
+    is_known = is_locked or (same_processes and holder.get("host") == own["host"])
+    if holder and not (here and is_known):
+        _watch(path, holder)
+        return False
+    if holder.get("host") not in (None, own["host"]):
+        say(f"{path}: taken over from {_who(holder)}, which has ended")
+    return is_locked is True
+
+
+def _watch(path: Path, holder: dict[str, Any]) -> None:
+    """Refuse where the lock is renewed."""
+    say(
+        f"{path} is of {_who(holder)}, which cannot be asked from here; waiting {_STALE_AFTER_S:g} s to see whether "
+        "it still renews it"
+    )
+    end = time.monotonic() + _STALE_AFTER_S
+    while time.monotonic() < end:
+        time.sleep(min(0.5, _STALE_AFTER_S / 10))
+        seen = _read(path)
+        if seen and seen != holder:
+            raise ConfigError(
+                f"the folder {str(path.parent)!r} is in use by a run on another host, which renews its lock "
+                f"({_who(seen)}). Wait for it or stop it, or {_OTHERS}"
+            )
+    say(f"{path}: taken over, as it was not renewed")
+
+
+def _require_settled(path: Path, taken: _Taken) -> None:
+    """Of several that have found a lock free at once, the last to write its name has it (Lamport, 1987)."""
+    time.sleep(_SETTLED_AFTER_S)
+    seen = _read(path)
+    if seen.get("token") != taken.text["token"]:
+        raise ConfigError(
+            f"the folder {str(path.parent)!r} was taken by another run at the same time ({_who(seen)}). Wait for it "
+            f"or stop it, or {_OTHERS}"
+        )
+
+
+def _renew(path: Path, taken: _Taken, is_over: threading.Event) -> None:
+    """Write into the file every few seconds that its holder is there; end the process if it is another's by now."""
+    while not is_over.wait(_RENEWED_EVERY_S):
+        seen = _read(path)
+        if seen.get("token", taken.text["token"]) != taken.text["token"]:
+            # Nothing may be written there any more, by whichever thread. A run that ends at once loses nothing.
+            text = (
+                f"{path} was not renewed for {_STALE_AFTER_S:g} s or more, and {_who(seen)} has taken it over; "
+                "stopped at once, what was saved before is untouched"
+            )
+            sys.stderr.write(f"error: {printable(text)}\n")
+            sys.stderr.flush()
+            os._exit(1)
+        taken.text.update(renewals=taken.text["renewals"] + 1, renewed=_now())
+        try:
+            _write(taken)
+        except OSError:  # a full disk or a server that is away for a moment: the next renewal may succeed
+            continue
+
+
+def _own_text() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": platform.node(),
+        "started": _now(),
+        "kernel": _kernel(),
+        "processes": _processes(),
+        "token": secrets.token_hex(8),
+        "renewals": 0,
+        "renewed": _now(),
+    }
+
+
+def _kernel() -> str:
+    """What tells one running kernel from all others: containers on one share it, whatever their host names."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return platform.node()
+
+
+def _processes() -> str:
+    """What tells the process numbers of one container from those of another on the same kernel."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def _now() -> str:
+    return datetime.now().isoformat(" ", "seconds")
+
+
+def _who(holder: dict[str, Any]) -> str:
+    return f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('started')}"
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one that lies at a path."""
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
+
+
+def _write(taken: _Taken) -> None:
+    os.pwrite(taken.descriptor, json.dumps(taken.text).encode().ljust(_LENGTH), 0)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What the file says; nothing where there is none, or where its writer did not get that far.
+
+    It is opened anew, as some file systems show the changes of another host only then.
+    """
+    try:
+        with path.open("rb") as file:
+            content = json.loads(file.read(4 * _LENGTH) or b"{}")
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -1,4 +1,7 @@
 import json
+import math
+import os
+import time
 from itertools import count
 
 import numpy as np
@@ -7,10 +10,13 @@ from google.protobuf import text_format
 from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as PageAccumulator
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.plugins.projector import projector_plugin
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.engine.checkpoint import RunState
@@ -74,6 +80,102 @@ def test_neither_gap_nor_double_wherever_a_run_goes_on_from(tmp_path, monkeypatc
                     file.write('{"epoch": 3, "st')  # the line that was being written
                 write_until(folder, state_at(step, in_epoch), 12)
                 assert content(folder) == want, (step, reached, in_epoch)
+
+
+@pytest.mark.parametrize("seconds_back", [0, 1, 3600, 10**9], ids=["halted", "a second", "an hour", "decades"])
+def test_curves_are_whole_and_in_order_where_the_clock_was_set_back(tmp_path, monkeypatch, seconds_back):
+    clock = [2_000_000_000.0]
+    monkeypatch.setattr("time.time", lambda: clock[0])
+    write_until(tmp_path / "whole", RunState(), 12)
+    want = content(tmp_path / "whole")
+    for step, reached in ((3, 6), (5, 9), (9, 10)):
+        clock[0] = 2_000_000_000.0
+        write_until(tmp_path / f"{step}", RunState(), reached)
+        for start in (step, step):  # killed twice
+            clock[0] -= seconds_back
+            write_until(tmp_path / f"{step}", state_at(start, start % 4), 12)
+        assert content(tmp_path / f"{step}") == want, step
+        files = sorted((tmp_path / f"{step}").glob("events.*"))
+        assert len(files) == 3
+        times = [event.wall_time for path in files for event in EventFileLoader(str(path)).Load()]
+        assert times == sorted(times)
+
+
+@pytest.mark.parametrize("damage", ["cut", "rubbish", "a time of NaN", "a time of the far future"])
+def test_a_damaged_file_of_events_does_not_hinder_the_next(tmp_path, damage):
+    write_until(tmp_path, RunState(), 6)
+    (path,) = tmp_path.glob("events.*")
+    if damage in ("cut", "rubbish"):
+        path.write_bytes(path.read_bytes()[:100] + (b"" if damage == "cut" else b"\xff" * 64))
+    else:
+        moment = math.nan if "NaN" in damage else 1e300
+        record = Event(wall_time=moment, step=1).SerializeToString()
+        with path.open("ab") as file:
+            RecordWriter(file).write(record)
+    before = time.time()
+    write_until(tmp_path, state_at(5, 1), 12)
+    (newest,) = set(tmp_path.glob("events.*")) - {path}
+    times = [event.wall_time for event in EventFileLoader(str(newest)).Load()]
+    assert before - 1 <= min(times) <= max(times) <= time.time() + 1
+
+
+DAMAGED_LINES = [
+    "null", "7", "[]", '"text"', "true", "{}", "NaN", "[" * 100_000, '{"a":' * 5000 + "1" + "}" * 5000,
+    '{"epoch": 2}', '{"step": 6}', '{"epoch": 2, "step": NaN}', '{"epoch": 2, "step": null}',
+    '{"epoch": 2, "step": "6"}', '{"epoch": 2, "step": 6.5}', '{"epoch": 2, "step": true}',
+    '{"epoch": 2, "step": -1}',
+    '{"epoch": 2, "step": 1' + "0" * 5000 + "}", '{"epoch": 2, "step": 6, "train_loss": Infinity}',
+    '{"epoch": 2, "step": 6, "train_loss": [1]}', '{"epoch": 1, "step": 4, "val_accuracy": null}',
+    '{"epoch": 2, "step": 6, "phase": 3}', "\0\0\0", "\udcff\udcfe", "{'epoch': 2, 'step': 6}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ["\n", ""])
+@pytest.mark.parametrize("place", ["in the middle", "last"])
+def test_a_damaged_line_is_dropped_and_said_wherever_it_is(tmp_path, capsys, place, end):
+    write_until(tmp_path / "whole", RunState(), 6)
+    lines = (tmp_path / "whole" / METRICS).read_text().splitlines()
+    write_until(tmp_path / "want", RunState(), 6)
+    write_until(tmp_path / "want", state_at(6, 2), 12)
+    want = (tmp_path / "want" / METRICS).read_text()
+    number = 2 if place == "in the middle" else len(lines)
+    for made, damaged in enumerate(DAMAGED_LINES):
+        folder = tmp_path / str(made)
+        folder.mkdir()
+        content = "\n".join([*lines[:number], damaged, *lines[number:]]) + end
+        (folder / METRICS).write_bytes(content.encode("utf-8", "surrogateescape"))
+        capsys.readouterr()
+        write_until(folder, state_at(6, 2), 12)
+        said = capsys.readouterr().out
+        assert f"{METRICS}: line {number + 1} is damaged, and dropped" in said, damaged[:50]
+        assert (folder / METRICS).read_text() == want, damaged[:50]
+    assert made > 20
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "cp500"])
+def test_lines_in_another_encoding_are_dropped_and_said(tmp_path, capsys, encoding):
+    write_until(tmp_path, RunState(), 6)
+    path = tmp_path / METRICS
+    path.write_bytes(path.read_text().encode(encoding))
+    write_until(tmp_path, state_at(6, 2), 12)
+    assert "damaged, and dropped" in capsys.readouterr().out
+    assert [json.loads(line) for line in path.read_text().splitlines()][-1]["step"] == 12
+
+
+def test_a_line_that_was_being_written_goes_without_a_word(tmp_path, capsys):
+    write_until(tmp_path, RunState(), 6)
+    with (tmp_path / METRICS).open("a") as file:
+        file.write('{"epoch": 2, "st')
+    write_until(tmp_path, state_at(6, 2), 12)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_log_that_is_no_file_is_said(tmp_path):
+    for name, make in (("pipe", os.mkfifo), ("folder", os.mkdir)):
+        (tmp_path / name).mkdir()
+        make(tmp_path / name / METRICS)
+        with pytest.raises(WriteError, match="no file"):
+            Tracker(tmp_path / name, RunState())
 
 
 def test_the_record_is_on_the_disk_before_a_state_is(tmp_path):
