@@ -108,9 +108,10 @@ def _nearest(name: str) -> str:
     """What may be meant by an unknown name, here or in timm."""
     bare = re.sub(r"^(hf[-_]hub:)?timm[/_:]", "", name.lower())
     theirs = timm_names()
-    if {bare, bare.partition(".")[0]} & set(theirs):
-        return f"timm has it: --backbone {TIMM_PREFIX}{bare}. "
-    pool = {**{one: one for one in (*BACKBONES, *ALIASES)}, **{one: TIMM_PREFIX + one for one in theirs}}
+    for exact in (bare, bare.partition(".")[0]):  # with and without the tag of its weights
+        if exact in theirs:
+            return f"timm has it: --backbone {TIMM_PREFIX}{exact}. "
+    pool = {one: one for one in (*BACKBONES, *ALIASES)} | {one: TIMM_PREFIX + one for one in theirs if "." not in one}
     near = difflib.get_close_matches(bare.replace("-", "_"), pool, n=3, cutoff=0.5)
     own = difflib.get_close_matches(name.lower(), [*BACKBONES, *ALIASES], n=1, cutoff=0.5)
     meant = list(dict.fromkeys([*own, *(pool[one] for one in near)]))[:3]

@@ -1,5 +1,7 @@
 """Names, aliases, sizes."""
 
+import sys
+
 import pytest
 import torch
 
@@ -96,3 +98,33 @@ def test_freeze_layers_counts_stages_from_the_input():
         FineTuneModel("swin_t", 2, pretrained=False, image_size=32, freeze_layers=7)
     with pytest.raises(ConfigError, match="both say what is frozen"):
         FineTuneModel("swin_t", 2, pretrained=False, image_size=32, freeze_layers=2, freeze_early_layers=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("pvt_v2_b3", "pvt_v2_b3"),
+        ("deit3_base_patch16_224", "deit3_base_patch16_224"),
+        ("efficientnet_lite0", "efficientnet_lite0"),
+        ("PVT_V2_B3", "pvt_v2_b3"),
+        ("timm/resnet10t.c3_in1k", "resnet10t.c3_in1k"),
+        ("hf-hub:timm/resnet10t.c3_in1k", "resnet10t.c3_in1k"),
+        ("mixer_b16_224", "mixer_b16_224"),
+    ],
+)
+def test_a_name_of_timm_without_its_prefix_is_told(name, theirs):
+    pytest.importorskip("timm")
+    with pytest.raises(ConfigError, match=rf"timm has it: --backbone timm:{theirs}\."):
+        find_backbone(name)
+
+
+def test_a_name_near_one_of_timm_is_told_with_its_prefix():
+    pytest.importorskip("timm")
+    with pytest.raises(ConfigError, match=r"did you mean .*timm:pvt_v2_b"):
+        find_backbone("pvt-v2-b9")
+
+
+def test_without_timm_its_networks_come_with_the_way_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ConfigError, match=r"pip install 'sat_vg\[timm\]', then --backbone timm:pvt_v2_b3"):
+        find_backbone("pvt_v2_b3")

@@ -80,12 +80,12 @@ def timm_family(name: str) -> Family:
 
 
 def timm_names() -> list[str]:
-    """The names of all networks of timm; none where it is not installed."""
+    """The names of all networks of timm, with and without tags of their weights; none where it is not installed."""
     try:
-        names: list[str] = importlib.import_module("timm").list_models()
+        timm = importlib.import_module("timm")
     except ImportError:
         return []
-    return names
+    return [*timm.list_models(), *timm.list_pretrained()]
 
 
 def _timm(name: str) -> Any:
