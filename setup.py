@@ -32,6 +32,7 @@ setup(
         "torchmetrics>=1.4",
         "safetensors>=0.4.3",
         "matplotlib>=3.8",
+        "jinja2>=3.1",
         "pyyaml>=6.0",
     ],
     extras_require={

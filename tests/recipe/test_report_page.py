@@ -1,4 +1,4 @@
-"""report.html in a real browser: what it shows, and that it neither runs nor fetches anything."""
+"""The pages of evaluate and compare in a real browser: their contents, and that nothing is run or fetched."""
 
 import csv
 import json
@@ -10,6 +10,8 @@ from conftest import write_image
 
 from sat_vg.backbone_finetuning import evaluate
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.reports.comparison_page import as_html
+from sat_vg.backbone_finetuning.reports.comparison_report import Comparison, Failure, Row
 
 pytestmark = pytest.mark.recipe
 
@@ -51,12 +53,28 @@ def folder(tmp_path_factory):
     return root / "out"
 
 
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    """The page of a comparison in which every text is hostile."""
+    text = " ".join(HOSTILE)
+    costs = {"training_seconds": (60.0, 61.0), "peak_gib": (1.0, None), "parameters": 10, "flops": 10**9}
+    rows = [
+        Row(text, strategy, 64, (0, 1), accuracies, accuracies, images_per_second=9.0, **costs)
+        for strategy, accuracies in (("full", (0.9, 0.92)), (text, (0.7, 0.8)))
+    ]
+    failures, settings = (Failure(text, text, text),), ((text, text),)
+    content = Comparison(tuple(rows), 100, notes=(text,), failures=failures, command=text, settings=settings)
+    path = tmp_path_factory.mktemp("comparison") / "comparison.html"
+    path.write_text(as_html(content))
+    return path
+
+
 @pytest.fixture
 def opened(browser, folder):
-    """Opens the report; afterwards nothing may have been complained about or asked for."""
-    contexts, complaints, requests = [], [], []
+    """Opens a page, by default the report; afterwards there may be no complaints of the browser and no requests."""
+    contexts, complaints, requests, own = [], [], [], []
 
-    def open_page(width=1200, scheme="light"):
+    def open_page(width=1200, scheme="light", path=folder / "report.html"):
         context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
@@ -64,16 +82,17 @@ def opened(browser, folder):
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
         page.on("request", lambda request: requests.append(request.url))
-        page.goto((folder / "report.html").as_uri())
+        own.append(path.as_uri())
+        page.goto(own[-1])
         return page
 
     yield open_page
     for context in contexts:
         context.close()
     assert complaints == []
-    own = (folder / "report.html").as_uri()
-    assert requests.count(own) >= 1
-    assert [url for url in requests if url != own and not url.startswith("data:image/")] == []
+    assert own
+    assert set(own) <= set(requests)
+    assert [url for url in requests if url not in own and not url.startswith("data:image/")] == []
 
 
 def test_the_matrix_has_the_right_cells(opened, folder):
@@ -132,6 +151,16 @@ def test_a_phone_scrolls_the_matrix_and_not_the_page(opened):
     left = [round(row.bounding_box()["x"]) for row in (box, page.locator("#matrix tbody th").first)]
     assert abs(left[0] - left[1]) <= 2  # the names stay in sight
     assert page.evaluate("parseFloat(getComputedStyle(document.body).fontSize)") >= 16
+
+
+def test_the_comparison_on_a_phone(opened, comparison):
+    page = opened(width=390, path=comparison)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.evaluate("document.scripts.length") == 0
+    assert page.locator("img[src=x]").count() == 0
+    assert page.locator("img.chart").evaluate("i => i.complete && i.naturalWidth") > 400
+    names = page.locator("#ranking tbody th").all_inner_texts()
+    assert names[0].startswith("1. <script>alert(1)< <img src=x onerror=alert(1)> =1+1 new\\nline \\x1b[31m")
 
 
 @pytest.mark.parametrize(("scheme", "is_dark"), [("light", False), ("dark", True)])
