@@ -1,4 +1,4 @@
-"""What a comparison trains: backbones x strategies x seeds, each a whole configuration, from flags and a recipe."""
+"""The cells of a comparison, backbones x strategies x seeds: complete configurations from flags and a recipe."""
 
 import re
 import tempfile
@@ -18,9 +18,9 @@ RECIPE_KEYS = (
     "backbones", "strategies", "seeds", "dataset_path", "weights", "settings", "settings_by_strategy",
     "settings_by_backbone",
 )  # fmt: skip
-# What the comparison sets itself, so that every cell has its own.
+# Set by the comparison for each cell.
 OWN_FIELDS = ("backbone", "strategy", "seed", "checkpoint_dir", "log_dir", "resume")
-# What decides which images are trained on and which are validated; the same in all cells.
+# The settings that select and split the images; the same in all cells.
 DATA_FIELDS = (
     "dataset_path", "dataset", "train_split", "val_split", "val_fraction", "num_classes", "on_bad_image",
     "max_bad_fraction", "on_duplicates",
@@ -30,7 +30,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be compared, as the command line says it; unset lists are the recipe's.
+    """The arguments of the command; lists that are unset are taken from the recipe.
 
     Attributes:
         out: folder of the cells and of the results.
@@ -41,10 +41,10 @@ class Request:
         dataset_path: folder of images.
         weights: path of the weights of each backbone.
         settings: flags of the training command, for all cells; they outrank the recipe.
-        max_params: limit of what is recommended.
-        min_images_per_second: limit of what is recommended.
-        anew: cells that were trained with other settings are moved aside and trained again.
-        dry_run: say what would be trained, and train nothing.
+        max_params: of the recommended backbone.
+        min_images_per_second: of the recommended backbone.
+        anew: move cells that were trained with other settings aside and train them again.
+        dry_run: list the cells, and train nothing.
     """
 
     out: str = "comparison"
@@ -66,8 +66,8 @@ class Cell:
     """One training of the comparison.
 
     Attributes:
-        config: complete, with folders of its own.
-        folder: of all that belongs to it.
+        config: complete, with its own folders.
+        folder: of all its files.
     """
 
     config: FinetuneConfig
@@ -203,7 +203,7 @@ def _require_same_data(configs: Mapping[tuple[str, str], FinetuneConfig]) -> Non
 
 
 def _require_files(weights: Mapping[str, Any]) -> None:
-    """Weights that are named by a path are there; better said now than by the eleventh cell."""
+    """Refuse paths of weights that do not exist before anything is trained."""
     for backbone, path in weights.items():
         if not isinstance(path, str):
             raise ConfigError(f"weights: {backbone}: {path!r} is no path and no name")

@@ -1,7 +1,7 @@
-"""The folder of one cell of a comparison: what it was trained with, whether it is finished, and what came out.
+"""The folder of one cell of a comparison: its settings, whether it is finished, and its results.
 
-``config.yaml`` holds its settings, ``output.txt`` what its training printed last, ``usage.json`` what its processes
-have used so far, and ``cell.json``, once it is finished, the results.
+``config.yaml`` holds the settings, ``output.txt`` the end of the training's output, ``usage.json`` time and memory of
+its processes so far, and ``cell.json`` the results; it is written when the cell is finished.
 """
 
 import json
@@ -28,17 +28,17 @@ _MAX_JSON_BYTES = 2**20
 
 @dataclass(frozen=True)
 class CellResult:
-    """What a finished cell came to.
+    """Results of a finished cell.
 
     Attributes:
         accuracy: of best_model.pt on the validation images, a share of 1.
         macro_f1: mean of the classes' F1 there, a share of 1.
-        epoch: whose weights best_model.pt holds.
-        epochs: how many were trained.
+        epoch: of the weights in best_model.pt.
+        epochs: number of epochs trained.
         training_seconds: of all epochs, without validation, start and end.
-        seconds: of the processes, from start to end.
-        peak_gib: the most memory that a training process held, in GiB; None where that is not known.
-        val_images: their number.
+        seconds: total run time of the processes.
+        peak_gib: peak memory of a training process, in GiB; None where it is unknown.
+        val_images: number of validation images.
         data: hash of all images' names, labels and splits.
         map: mean average precision there, a share of 1, where an image can have several classes; else None.
     """
@@ -56,11 +56,11 @@ class CellResult:
 
     @property
     def score(self) -> float:
-        """What cells are compared by: accuracy, or where an image can have several classes mAP."""
+        """The measure of the comparison: accuracy, or mAP where an image can have several classes."""
         return self.accuracy if self.map is None else self.map
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; without ``map`` where there is none, as before there were several classes."""
+        """Plain data; ``map`` is left out where it is None, as in records of earlier versions."""
         values = asdict(self)
         if self.map is None:
             del values["map"]
@@ -69,13 +69,13 @@ class CellResult:
 
 @dataclass
 class Usage:
-    """What a cell's processes have used, over all its lives.
+    """Time and memory of a cell's processes, over all calls of the command.
 
     Attributes:
-        peak_bytes: the most memory of any of them.
-        seconds: all together.
-        is_whole: whether the end of each was seen; else the peak is not known.
-        is_running: whether a life began whose end was not seen yet.
+        peak_bytes: the largest peak of all processes.
+        seconds: their total run time.
+        is_whole: whether the end of each was observed; otherwise the peak is unknown.
+        is_running: whether a process was started whose end was not observed yet.
     """
 
     peak_bytes: int | None = None
@@ -84,12 +84,12 @@ class Usage:
     is_running: bool = False
 
     def begin(self) -> None:
-        """A process starts."""
+        """Record the start of a process."""
         self.is_whole = self.is_whole and not self.is_running
         self.is_running = True
 
     def end(self, peak_bytes: int | None, seconds: float) -> None:
-        """It has ended."""
+        """Record its end."""
         self.is_running = False
         self.is_whole = self.is_whole and peak_bytes is not None
         self.peak_bytes = max(self.peak_bytes or 0, peak_bytes or 0)
@@ -97,12 +97,12 @@ class Usage:
 
     @property
     def peak_gib(self) -> float | None:
-        """In GiB, where it is known."""
+        """The peak in GiB; None where it is unknown."""
         return self.peak_bytes / 2**30 if self.is_whole and self.peak_bytes else None
 
 
 def read_usage(folder: Path) -> Usage:
-    """What was used so far; nothing where nothing sound is written down."""
+    """The stored usage; zero where there is no valid file."""
     content = read_json(folder / USAGE)
     known = {field.name: content[field.name] for field in fields(Usage) if field.name in content}
     numbers = [known.get("peak_bytes") or 0, known.get("seconds", 0.0)]
@@ -110,7 +110,7 @@ def read_usage(folder: Path) -> Usage:
 
 
 def write_usage(folder: Path, usage: Usage) -> None:
-    """Write it down, atomically."""
+    """Store the usage, atomically."""
     write_text(folder / USAGE, json.dumps(asdict(usage)) + "\n")
 
 
@@ -125,7 +125,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_result(folder: Path) -> CellResult | None:
-    """The results of a finished cell; None where it is not finished, or its record or its best model is not sound."""
+    """The results of a finished cell; None where the record is missing or invalid, or its best model is missing."""
     content = read_json(folder / CELL)
     result = content.get("result")
     if content.get("schema") != SCHEMA or not isinstance(result, dict):
@@ -143,7 +143,7 @@ def read_result(folder: Path) -> CellResult | None:
 
 
 def write_result(folder: Path, config: FinetuneConfig, result: CellResult, versions: Mapping[str, str]) -> None:
-    """Write cell.json, which says that the cell is finished, atomically."""
+    """Write cell.json, which marks the cell as finished, atomically."""
     content = {
         "schema": SCHEMA,
         "settings": config.to_dict(),
@@ -154,7 +154,7 @@ def write_result(folder: Path, config: FinetuneConfig, result: CellResult, versi
 
 
 def changed_settings(folder: Path, wanted: FinetuneConfig) -> list[str]:
-    """How what the cell was begun with differs from what is wanted, a line for each setting that matters."""
+    """The differences between the stored and the wanted settings, a line for each setting that matters."""
     path = folder / CONFIG
     if not path.exists():
         return []
@@ -163,7 +163,7 @@ def changed_settings(folder: Path, wanted: FinetuneConfig) -> list[str]:
     except ConfigError as error:
         return [f"{path} cannot be used any more: {str(error).splitlines()[0]}"]
     if now["early_stopping_metric"] is None and earlier["early_stopping_metric"] == "val_accuracy":
-        now["early_stopping_metric"] = "val_accuracy"  # what it was before it could be left to the data
+        now["early_stopping_metric"] = "val_accuracy"  # the default of earlier versions
     names = [name for name in now if name not in FIELDS_FREE_ON_RESUME]
     return [f"{name}: was {earlier[name]!r}, now {now[name]!r}" for name in names if earlier[name] != now[name]]
 
@@ -205,7 +205,7 @@ def wait_for_orphan(checkpoints: Path) -> None:
             return
         try:
             with lock_folder(checkpoints):
-                return  # the lock was left behind, and its process number is another's now
+                return  # a stale lock: its process number was reused
         except ConfigError:
             if not said:
                 say(
