@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from sat_vg.backbone_finetuning.configs.band_choice import EXAMPLE
+from sat_vg.backbone_finetuning.configs.band_choice import EXAMPLE, with_negative_numbers
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.utils.exit_codes import run_command
 
@@ -44,6 +44,15 @@ def main(arguments: list[str] | None = None, prog: str = "sat-vg check") -> int:
         help=f"read GeoTIFFs, and these bands of them, as for the training, such as {EXAMPLE}; unset: 8-bit RGB",
     )
     parser.add_argument(
+        "--nodata", type=float, help="as for the training: a value of these bands that stands for none"
+    )
+    parser.add_argument(
+        "--rescale",
+        choices=("none", "percentile"),
+        default=defaults.rescale,
+        help="as for the training: how 8-bit RGB is made of 16-bit images (%(default)s)",
+    )
+    parser.add_argument(
         "--allow_outside",
         choices=("true", "false"),
         default="false",
@@ -54,7 +63,7 @@ def main(arguments: list[str] | None = None, prog: str = "sat-vg check") -> int:
         default = getattr(defaults, name)
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"as for the training ({default})")
     parser.add_argument("--json", action="store_true", dest="as_json", help="one JSON object that leaves nothing out")
-    options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(with_negative_numbers(sys.argv[1:] if arguments is None else arguments))
 
     def action() -> None:
         # Imported only now: torch takes seconds, and --help or a mistyped flag should be answered at once.

@@ -20,9 +20,10 @@ from sat_vg.backbone_finetuning.data.duplicates import (
     perceptual_hash,
     with_copies_together,
 )
+from sat_vg.backbone_finetuning.data.image_traits import describe_traits
 from sat_vg.backbone_finetuning.data.sources import Splits
 from sat_vg.backbone_finetuning.data.statistics import Statistics, class_table
-from sat_vg.backbone_finetuning.preparation import choose_bands, computed_cache, load_splits
+from sat_vg.backbone_finetuning.preparation import choose_bands, choose_levels, computed_cache, load_splits
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
@@ -43,6 +44,8 @@ class Request:
         data: class folders, or a table; with ``dataset`` the folder of a copy, or None.
         dataset: name of a data set that torchvision reads.
         bands: of GeoTIFFs, with commas between; unset: images are read as 8-bit RGB.
+        nodata: a value in them that stands for none.
+        rescale: how the values of 8-bit RGB are made of deeper ones.
         allow_outside: a table may name images outside its own folder.
         train_split: name of the train folder.
         val_split: name of the val folder.
@@ -55,6 +58,8 @@ class Request:
     data: str | None = None
     dataset: str | None = None
     bands: str | None = None
+    nodata: float | None = None
+    rescale: str = FinetuneConfig.rescale
     allow_outside: bool = False
     train_split: str = FinetuneConfig.train_split
     val_split: str = FinetuneConfig.val_split
@@ -125,7 +130,8 @@ def check(request: Request) -> None:
     # A program reads the one object on standard output; what is told on the way goes to the person beside it.
     with redirect_stdout(sys.stderr) if request.as_json else nullcontext():
         splits = load_splits(config)
-        findings = examine(splits, looks_of(choose_bands(config, splits), computed_cache(config)))
+        bands, levels = choose_bands(config, splits), choose_levels(config, splits)
+        findings = examine(splits, looks_of(bands, levels, computed_cache(config)))
     say(json.dumps(findings.to_dict(), indent=1) if request.as_json else report(findings))
     if findings.errors:
         raise DataError(
@@ -145,7 +151,8 @@ def settings_of(request: Request) -> FinetuneConfig:
             "--dataset eurosat"
         )
     bands = None if request.bands is None else tuple(map(_band, request.bands.split(",")))
-    same = ("dataset", "allow_outside", "train_split", "val_split", "val_fraction", "seed", "label_separator")
+    splitting = ("train_split", "val_split", "val_fraction", "seed", "label_separator")
+    same = ("dataset", "allow_outside", *splitting, "nodata", "rescale")
     given = {name: getattr(request, name) for name in same}
     return FinetuneConfig(dataset_path=request.data, bands=bands, **given)
 
@@ -165,7 +172,7 @@ def examine(splits: Splits, looks: Looks) -> Findings:
     if bad:
         listed = "".join(f"\n  {image.path!r}: {image.reason}" for image in bad[:_LISTED])
         findings.errors.append(f"{len(bad)} of {len(paths)} images cannot be read{listed}{_more(len(bad), _LISTED)}")
-    findings.warnings += splits.notes
+    findings.warnings += [*splits.notes, *looks.warnings, *describe_traits(examined.traits)]
     _judge_copies(findings, examined.contents)
     _count(findings, examined)
     _judge_near_copies(findings, examined)
@@ -180,6 +187,8 @@ def _count(findings: Findings, examined: Examined) -> None:
         findings.statistics = findings.looks.summarise(findings.splits.train.paths, examined)
     except DataError as error:
         findings.errors.append(str(error))
+    else:
+        findings.warnings.extend(findings.statistics.warnings)
 
 
 def _judge_copies(findings: Findings, contents: dict[str, int]) -> None:

@@ -16,9 +16,10 @@ from sat_vg.backbone_finetuning.data.checks import Examined
 from sat_vg.backbone_finetuning.data.decoding import RGB_DECODER, Decoder
 from sat_vg.backbone_finetuning.data.duplicates import thumbnail
 from sat_vg.backbone_finetuning.data.geo import ChosenBands, decoder_of_files
+from sat_vg.backbone_finetuning.data.levels import decoder_of_levels
 from sat_vg.backbone_finetuning.data.statistics import Statistics, look_at, summarise_looks
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache
-from sat_vg.backbone_finetuning.utils.preprocessing import RGB, Preprocessing
+from sat_vg.backbone_finetuning.utils.preprocessing import RGB, Levels, Preprocessing
 
 _PARTS = 9  # of each side of a thumbnail
 
@@ -37,6 +38,10 @@ class Looks(Protocol):
     @property
     def decoder(self) -> Decoder:
         """How files are read."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was odd about the settings beside the files."""
 
     def look(self, image: Tensor) -> Any:
         """What is kept of a decoded image."""
@@ -59,6 +64,7 @@ class RgbLooks:
     bands: tuple[str, ...] = RGB
     digits: str = ".3f"
     decoder: Decoder = RGB_DECODER
+    warnings: tuple[str, ...] = ()
 
     def look(self, image: Tensor) -> Any:
         """Size, sums and thumbnail."""
@@ -94,6 +100,11 @@ class BandLooks:
         """As the model would call them."""
         return self.chosen.names
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Of the choice of bands."""
+        return self.chosen.warnings
+
     def look(self, image: Tensor) -> Any:
         """The mean of each of 9 x 9 parts, float32 ``[C, 9, 9]``; NaN where all of a part is missing."""
         there = functional.adaptive_avg_pool2d((~image.isnan()).float(), _PARTS)
@@ -103,7 +114,7 @@ class BandLooks:
         """Of all values that are not missing, as they stand in the files: the training's own, which finds them."""
         found = measure_bands(paths, examined.contents, self.bands, self.decoder, self.cache)
         sizes = Counter(examined.sizes[path][::-1] for path in paths)
-        return Statistics(sizes=dict(sizes.most_common()), grey=0, mean=found.mean, std=found.std)
+        return Statistics(dict(sizes.most_common()), 0, found.mean, found.std, found.warnings)
 
     def thumbnails(self, looks: Sequence[Any], numbers: Statistics | None) -> NDArray[np.uint8]:
         """In the colours of all other pictures of them; all alike, so that none is compared, where there are none."""
@@ -117,6 +128,8 @@ class BandLooks:
         return np.stack([thumbnail(image) for image in shown])
 
 
-def looks_of(chosen: ChosenBands | None, cache: BoundedCache) -> Looks:
-    """How images are looked at, by the bands that a configuration names; None: it names none."""
+def looks_of(chosen: ChosenBands | None, levels: Levels | None, cache: BoundedCache) -> Looks:
+    """How images are looked at: the bands that a configuration names, deep RGB by its levels, or 8-bit RGB."""
+    if levels is not None:
+        return RgbLooks(decoder=decoder_of_levels(levels))
     return RgbLooks() if chosen is None else BandLooks(chosen, decoder_of_files(chosen.files), cache)

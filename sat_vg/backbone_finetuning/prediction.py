@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.data.geo import decoder_of
 from sat_vg.backbone_finetuning.data.image_lists import images_of
+from sat_vg.backbone_finetuning.data.left_out import describe_left_out
 from sat_vg.backbone_finetuning.data.reading import read_in_order
 from sat_vg.backbone_finetuning.engine.precision import Precision, choose_device, choose_precision
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
@@ -186,7 +188,11 @@ def path_groups(arguments: Sequence[str], size: int) -> Iterator[list[Answer]]:
 
 def _expand(source: str) -> list[Answer]:
     try:
-        return [Answer(path) for path in images_of(source)]
+        left_out: Counter[str] = Counter()
+        answers = [Answer(path) for path in images_of(source, left_out)]
+        if left_out:
+            tqdm.write(printable(f"{source!r}{describe_left_out(left_out)}"), file=sys.stderr)
+        return answers
     except (DataError, ValueError) as error:  # ValueError: a NUL in a path
         return [Answer(source, error=str(error))]
 

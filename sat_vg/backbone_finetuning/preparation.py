@@ -21,6 +21,8 @@ from sat_vg.backbone_finetuning.data.decoded_cache import keep_decoded, lay_out
 from sat_vg.backbone_finetuning.data.decoding import RGB_DECODER, Decoder
 from sat_vg.backbone_finetuning.data.duplicates import settle_copies
 from sat_vg.backbone_finetuning.data.geo import ChosenBands, decoder_of, decoder_of_files, find_bands
+from sat_vg.backbone_finetuning.data.image_traits import describe_traits
+from sat_vg.backbone_finetuning.data.levels import decoder_of_levels, find_levels
 from sat_vg.backbone_finetuning.data.loaders import (
     why_loading_failed,
 )
@@ -48,7 +50,7 @@ from sat_vg.backbone_finetuning.utils.errors import (
     LostImageError,
 )
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
-from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
+from sat_vg.backbone_finetuning.utils.preprocessing import RGB, BandFiles, Levels, Preprocessing
 from sat_vg.backbone_finetuning.utils.ranks import OneRank
 from sat_vg.backbone_finetuning.utils.terminal import say
 
@@ -142,7 +144,7 @@ def choose_bands(config: FinetuneConfig, splits: Splits) -> ChosenBands | None:
     """
     if config.bands is None:
         return None
-    chosen = find_bands(config.bands, splits.train.paths)
+    chosen = find_bands(config.bands, splits.train.paths, config.nodata)
     say(chosen.description)
     return chosen
 
@@ -150,7 +152,39 @@ def choose_bands(config: FinetuneConfig, splits: Splits) -> ChosenBands | None:
 def decoder_of_config(config: FinetuneConfig, splits: Splits) -> Decoder:
     """How images are read before there is a model; missing values of GeoTIFFs are NaN. Raises as ``choose_bands``."""
     chosen = choose_bands(config, splits)
-    return RGB_DECODER if chosen is None else decoder_of_files(chosen.files)
+    if chosen is not None:
+        return decoder_of_files(chosen.files)
+    levels = choose_levels(config, splits)
+    return RGB_DECODER if levels is None else decoder_of_levels(levels)
+
+
+def choose_levels(config: FinetuneConfig, splits: Splits) -> Levels | None:
+    """The levels by which deep RGB images become 8-bit ones; None: by their high byte.
+
+    Raises:
+        ConfigError: rasterio is not installed.
+        DataError: the images are no deep RGB.
+    """
+    if config.rescale == "none":
+        return None
+    levels = find_levels(splits.train.paths)
+    bounds = zip(RGB, levels.low, levels.high, strict=True)
+    listed = ", ".join(f"{name} {low:.5g} to {high:.5g}" for name, low, high in bounds)
+    say(f"levels (2nd to 98th percentile of the training images, spread over 0 to 255): {listed}")
+    return levels
+
+
+def with_levels(config: FinetuneConfig, splits: Splits, preprocessing: Preprocessing) -> Preprocessing:
+    """The preprocessing with the levels of deep RGB images, where they are rescaled; weights keep their own.
+
+    Raises as ``choose_levels``.
+    """
+    if config.rescale == "none":
+        return replace(preprocessing, levels=None)
+    if preprocessing.levels is not None:
+        say("levels: those that the weights came with")
+        return preprocessing
+    return replace(preprocessing, levels=choose_levels(config, splits))
 
 
 def for_bands(preprocessing: Preprocessing, chosen: ChosenBands | None) -> Preprocessing:
@@ -171,8 +205,12 @@ def for_bands(preprocessing: Preprocessing, chosen: ChosenBands | None) -> Prepr
         )
     if chosen is None:
         return preprocessing
-    are_known = preprocessing.files is not None and preprocessing.files.dtype == chosen.files.dtype
+    are_known = preprocessing.files is not None and _have_same_units(preprocessing.files, chosen.files)
     return replace(preprocessing, files=chosen.files, scale=1.0 if are_known else Preprocessing.scale)
+
+
+def _have_same_units(first: BandFiles, second: BandFiles) -> bool:
+    return first.dtype == second.dtype and (first.scaling == "tagged") == (second.scaling == "tagged")
 
 
 def with_band_statistics(config: FinetuneConfig, checked: Readable, preprocessing: Preprocessing) -> Preprocessing:
@@ -191,6 +229,8 @@ def with_band_statistics(config: FinetuneConfig, checked: Readable, preprocessin
         checked.splits.train.paths, checked.contents, preprocessing.bands, decoder, computed_cache(config)
     )
     say(found.note)
+    for warning in found.warnings:
+        say(f"warning: {warning}")
     lines = zip(preprocessing.bands, found.mean, found.std, strict=True)
     say("mean and deviation: " + ", ".join(f"{name} {mean:.5g} ± {std:.5g}" for name, mean, std in lines))
     return replace(preprocessing, mean=found.mean, std=found.std, scale=1.0)
@@ -221,6 +261,8 @@ def check_images(config: FinetuneConfig, splits: Splits, decoder: Decoder = RGB_
         say(f"left out {bad.path}: {bad.reason}")
     if len(readable.left_out) > 10:
         say(f"left out {len(readable.left_out) - 10} more; a training lists them in {LEFT_OUT} in log_dir")
+    for note in describe_traits(readable.traits):
+        say(f"note: {note}")
     settled, notes = settle_copies(readable.splits, readable.contents, config.on_duplicates)
     for note in notes:
         say(note)
@@ -237,7 +279,8 @@ def image_reader(
     """
     if decoder != RGB_DECODER:
         if config.cache != "off":
-            say("decoded images: not kept, every epoch reads the GeoTIFFs anew (only 8-bit RGB images are kept)")
+            what = "the GeoTIFFs anew (only 8-bit RGB images are kept)" if config.bands else "and rescales them anew"
+            say(f"decoded images: not kept, every epoch reads {what}")
         return decoder.read
     paths = [*checked.splits.train.paths, *checked.splits.val.paths]
     solves_probe = config.strategy == "linear_probe" and config.probe_solver == "exact"

@@ -54,6 +54,7 @@ from sat_vg.backbone_finetuning.preparation import (
     for_bands,
     image_reader,
     with_band_statistics,
+    with_levels,
 )
 from sat_vg.backbone_finetuning.reports.figures import draw_image_grid, draw_learning_curves, in_lines
 from sat_vg.backbone_finetuning.reports.tables import text_table
@@ -249,8 +250,12 @@ def build_model(config: FinetuneConfig, splits: Splits, earlier: EarlierRun | No
         bands=None if chosen is None else chosen.names,
         allow_missing=config.allow_missing,
     )
+    for warning in () if chosen is None else chosen.warnings:
+        say(f"warning: {warning}")
     model.preprocessing = for_bands(model.preprocessing, chosen)
-    if earlier is not None:
+    if earlier is None:
+        model.preprocessing = with_levels(config, splits, model.preprocessing)
+    else:
         model.preprocessing = preprocessing_of(earlier, model)
     say(f"model: {model.backbone}, {sum(model.parameter_counts().values()) / 1e6:.2f} M parameters")
     if earlier is None:

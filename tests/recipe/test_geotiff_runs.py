@@ -39,7 +39,7 @@ def test_thirteen_bands_by_their_own_names_from_random_weights(train_here, tiles
 
     model = FineTuneModel.load_checkpoint(run.best_model)
     assert model.preprocessing.bands == SENTINEL_2
-    assert model.preprocessing.files == BandFiles(SENTINEL_2, "uint16", 13)
+    assert model.preprocessing.files == BandFiles(SENTINEL_2, "uint16", 13, scaling="plain")
     values = np.stack([rasterio.open(path).read() for path in sorted((tiles / "train").rglob("*.tif"))])
     missing = np.where(values == 0, np.nan, values.astype(np.float64))
     np.testing.assert_allclose(model.preprocessing.mean, np.nanmean(missing, axis=(0, 2, 3)), rtol=1e-9)

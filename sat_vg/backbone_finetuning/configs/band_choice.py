@@ -36,6 +36,17 @@ def parse_band(given: int | str) -> BandChoice:
     return BandChoice(name or None, source if number is None else number)
 
 
+def with_negative_numbers(arguments: Sequence[str]) -> list[str]:
+    """Arguments with ``--nodata -3.4e38`` as ``--nodata=-3.4e38``, which argparse does not take for another flag."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] == "--nodata" and argument.startswith("-") and not argument.startswith("--"):
+            joined[-1] = f"--nodata={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
 def are_bands(value: Any) -> bool:
     """Whether a value is a list of bands that can be parsed, or None."""
     if value is None:
@@ -52,7 +63,7 @@ def band_problems(values: Mapping[str, Any]) -> list[str]:
     """What the fields of a configuration say that contradicts its bands, each of which can be parsed; a line each."""
     bands = values["bands"]
     if bands is None:
-        return []
+        return [*_rescale_problems(values), *_nodata_problems(values)]
     beside, problems = f"bands = {list(bands)}:", []
     repeated = _repeated([parse_band(band) for band in bands])
     if repeated is not None:
@@ -61,6 +72,8 @@ def band_problems(values: Mapping[str, Any]) -> list[str]:
         problems.append(f"{beside} without dataset_path there are RGB images only; leave it out, or set dataset_path")
     if values["dataset"] is not None:
         problems.append(f"{beside} dataset = {values['dataset']!r} is RGB; leave one of the two out")
+    if values["rescale"] != "none":
+        problems.append(f"{beside} rescale = {values['rescale']!r} is for RGB images; leave one of the two out")
     if values["cache"] in ("ram", "disk"):
         problems.append(f"{beside} cache = {values['cache']!r} keeps 8-bit RGB images only; use auto or off")
     if values["use_augmentation"] and values["augmentation"] not in ("none", *AUGMENTATIONS_OF_ANY_BANDS):
@@ -69,6 +82,24 @@ def band_problems(values: Mapping[str, Any]) -> list[str]:
             f"{', '.join(AUGMENTATIONS_OF_ANY_BANDS)} or none"
         )
     return problems
+
+
+def _rescale_problems(values: Mapping[str, Any]) -> list[str]:
+    beside, problems = f"rescale = {values['rescale']!r}:", []
+    if values["rescale"] == "none":
+        return []
+    if values["dataset_path"] is None or values["dataset"] is not None:
+        what = "the built-in scenes are" if values["dataset"] is None else f"dataset = {values['dataset']!r} is"
+        problems.append(f"{beside} {what} 8-bit RGB already; leave it out, or set dataset_path alone")
+    if values["cache"] in ("ram", "disk"):
+        problems.append(f"{beside} cache = {values['cache']!r} keeps images as they are stored; use auto or off")
+    return problems
+
+
+def _nodata_problems(values: Mapping[str, Any]) -> list[str]:
+    if values["nodata"] is None:
+        return []
+    return [f"nodata = {values['nodata']:g}: is for the bands of GeoTIFFs; set bands, or leave it out"]
 
 
 def _repeated(choices: Sequence[BandChoice]) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
+from sat_vg.backbone_finetuning.configs.band_choice import with_negative_numbers
 from sat_vg.backbone_finetuning.configs.finetune_config import LIST_FIELDS, SCENES_DEFAULTS, FinetuneConfig, read_yaml
 from sat_vg.backbone_finetuning.configs.validation import RULES, describe_problem, explain_unknown_fields
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
@@ -77,6 +78,7 @@ def parse_command_line(
     Raises:
         ConfigError: a flag or field is unknown (the nearest known one is named), or a value is invalid.
     """
+    arguments = with_negative_numbers(arguments)
     arguments = [
         _lists_in_brackets(argument, before) for before, argument in zip(["", *arguments], arguments, strict=False)
     ]

@@ -106,6 +106,13 @@ class FinetuneConfig:
     """Read GeoTIFFs, and these bands of them, by number from 1 or by description, in the order that the model sees
     them; with names where the files have none or others, such as red=4,green=3,blue=2,nir=8: bands named red, green
     and blue get their colours' pre-trained weights. Needs sat_vg[geo]. Unset: 8-bit RGB."""
+    nodata: float | None = None
+    """With bands: a value, as it stands in the files, that stands for no value, beside those that the files declare
+    and NaN. It is stored with the model."""
+    rescale: Literal["none", "percentile"] = "none"
+    """How 16-bit RGB images become 8-bit ones. none: by their high byte. percentile: from the 2nd to the 98th
+    percentile of each band over all training images, the same for every image, and stored with the model. Needs
+    sat_vg[geo]."""
 
     backbone: str = "resnet50"
     """A name that `sat-vg backbones` lists, such as resnet50, vit_b_16, swin_t; or timm:NAME."""

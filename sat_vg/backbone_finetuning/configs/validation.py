@@ -131,6 +131,8 @@ RULES: dict[str, Rule] = {
     "max_bad_fraction": _real("from 0 to 1", lambda value: 0 <= value <= 1, 0.01),
     "on_duplicates": _one_of("error", "warn", "ignore"),
     "bands": _BANDS,
+    "nodata": Rule(lambda value: value is None or _is_number(value), "a number or null", "for example -9999"),
+    "rescale": _one_of("none", "percentile"),
     "backbone": _text("for example resnet50"),
     "pretrained": _SWITCH,
     "weights": _text("a torchvision name, a path, none, or null", or_unset=True),

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -24,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.data.decoding import RGB_DECODER, Decoder
+from sat_vg.backbone_finetuning.data.image_traits import Traits
 from sat_vg.backbone_finetuning.data.shard_paths import ShardPath
 from sat_vg.backbone_finetuning.data.sources import Splits
 from sat_vg.backbone_finetuning.utils.cores import usable_cores
@@ -38,7 +40,10 @@ READABLE_IMAGES = "readable_images.npz"  # in the cache folder
 LEFT_OUT = "skipped_images.txt"  # in the log folder
 _MAX_RECORD_BYTES = 2**31  # of some 10**8 images; no cache of ours is larger
 # What other versions could read is no promise for these.
-_RECORD_FORMAT = f"sat_vg readable images 4; pillow {PIL.__version__}; torchvision {torchvision.__version__}"
+_GDAL = "with" if find_spec("rasterio") else "without"
+_RECORD_FORMAT = (
+    f"sat_vg readable images 5; pillow {PIL.__version__}; torchvision {torchvision.__version__}; {_GDAL} rasterio"
+)
 
 
 T = TypeVar("T")
@@ -65,12 +70,14 @@ class Examined(NamedTuple):
         contents: of every other path a fingerprint of its pixels (see ``content_of``).
         looks: of every other path what ``look`` gave, if it was asked for.
         sizes: of every other path its height and width in pixels.
+        traits: of every other path what its file says of its values.
     """
 
     bad: list[BadImage]
     contents: dict[str, int]
     looks: dict[str, Any]
     sizes: dict[str, tuple[int, int]]
+    traits: dict[str, Traits]
 
 
 class Readable(NamedTuple):
@@ -81,18 +88,21 @@ class Readable(NamedTuple):
         left_out: images that could not be decoded.
         contents: of every path a fingerprint of its pixels.
         sizes: of every path its height and width in pixels.
+        traits: of every path what its file says of its values.
     """
 
     splits: Splits
     left_out: list[BadImage]
     contents: dict[str, int]
     sizes: dict[str, tuple[int, int]]
+    traits: dict[str, Traits]
 
 
 class _Remembered(NamedTuple):
     content: int
     height: int
     width: int
+    traits: Traits = Traits()
 
 
 class _Checked(NamedTuple):
@@ -126,7 +136,7 @@ def examine_images(
     """
     known = _read_record(record) if record is not None else {}
     before = len(known)
-    examined = Examined([], {}, {}, {})
+    examined = Examined([], {}, {}, {}, {})
     passed_over = known if look is None else {}
     bar = tqdm(total=len(paths), desc="checking images", unit="image", disable=None if show_progress else True)
     try:
@@ -136,6 +146,7 @@ def examine_images(
                 good = [result for result in results if result.bad is None]
                 examined.contents.update({result.path: result.image.content for result in good})
                 examined.sizes.update({result.path: (result.image.height, result.image.width) for result in good})
+                examined.traits.update({result.path: result.image.traits for result in good})
                 if look is not None:
                     examined.looks.update({result.path: result.look for result in good})
                 examined.bad.extend(result.bad for result in results if result.bad is not None)
@@ -181,9 +192,9 @@ def require_readable(
     """
     paths = [path for split in splits.parts for path in split.paths]
     examined = examine_images(paths, record=record, threads=threads, show_progress=show_progress, decoder=decoder)
-    bad, contents, sizes = examined.bad, examined.contents, examined.sizes
+    bad, contents, sizes, traits = examined.bad, examined.contents, examined.sizes, examined.traits
     if not bad:
-        return Readable(splits, [], contents, sizes)
+        return Readable(splits, [], contents, sizes, traits)
     if policy == "error":
         raise DataError(
             f"{len(bad)} of {len(paths)} images cannot be read:\n{_listing(bad)}\n"
@@ -206,7 +217,7 @@ def require_readable(
             f"leaving out the {len(bad)} images that cannot be read would leave nothing of {what}:\n"
             f"{_listing(bad)}\nMend these images or add others"
         )
-    return Readable(kept, bad, contents, sizes)
+    return Readable(kept, bad, contents, sizes, traits)
 
 
 def write_left_out(path: Path, left_out: Sequence[BadImage]) -> None:
@@ -265,10 +276,11 @@ def _check(
     key = _key(path, decoder)
     if key is not None and key in known:
         return _Checked(path, key, known[key], None, None)
-    image = decoder.read_or_reason(path)
-    if isinstance(image, str):
-        return _Checked(path, None, _Remembered(0, 0, 0), None, BadImage(path, image))
-    seen = _Remembered(content_of(image), image.shape[1], image.shape[2])
+    picture = decoder.examine(path)
+    if isinstance(picture, str):
+        return _Checked(path, None, _Remembered(0, 0, 0), None, BadImage(path, picture))
+    image = picture.pixels
+    seen = _Remembered(content_of(image), image.shape[1], image.shape[2], picture.traits)
     return _Checked(path, key, seen, look(image) if look else None, None)
 
 
@@ -296,21 +308,28 @@ def _read_record(record: Path) -> dict[int, _Remembered]:
             columns = [content[name] for name in ("keys", "contents", "heights", "widths")]
             if str(content["format"]) != _RECORD_FORMAT or any(column.dtype != np.uint64 for column in columns):
                 return {}
-            rows = zip(*(column.ravel().tolist() for column in columns), strict=True)
-            return {key: _Remembered(*image) for key, *image in rows}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, MemoryError):
+            traits = [Traits.from_json(str(text)) for text in content["traits"].ravel()]
+            kinds = content["kinds"].ravel().tolist()
+            rows = zip(*(column.ravel().tolist() for column in columns), kinds, strict=True)
+            return {key: _Remembered(one, height, width, traits[kind]) for key, one, height, width, kind in rows}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, MemoryError):
         return {}
     except (zipfile.BadZipFile, zlib.error, NotImplementedError):
         return {}
 
 
 def _write_record(record: Path, known: Mapping[int, _Remembered]) -> None:
-    table = np.array([(key, *known[key]) for key in sorted(known)], dtype=np.uint64).reshape(-1, 4)
+    table = np.array([(key, *known[key][:3]) for key in sorted(known)], dtype=np.uint64).reshape(-1, 4)
     columns = dict(zip(("keys", "contents", "heights", "widths"), table.T, strict=True))
+    number_of: dict[Traits, int] = {}  # most images share them
+    kinds = np.array(
+        [number_of.setdefault(known[key].traits, len(number_of)) for key in sorted(known)], dtype=np.uint64
+    )
+    traits = np.array([one.to_json() for one in number_of], dtype=np.str_)
     try:
         record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with atomic_write(record) as file:
             Path(file.name).chmod(0o600)
-            np.savez(file, format=np.array(_RECORD_FORMAT), **columns)
+            np.savez(file, format=np.array(_RECORD_FORMAT), kinds=kinds, traits=traits, **columns)
     except OSError:
         return  # a read-only or full disk costs the next check time, nothing more

@@ -2,18 +2,25 @@
 
 The format is read off the file's first bytes, not off its ending. JPEG goes through torchvision, which is
 about twice as fast as Pillow and gives the same pixels; what it refuses, CMYK JPEG, and every other format go
-through Pillow. How other pixels become three 8-bit bands:
+through Pillow, and TIFFs of layouts that Pillow misreads through GDAL (see ``tiff_layouts``). How other pixels become
+three 8-bit bands:
 
 ======================================  ===========================================================
 grey, 1-bit                             repeated in the three bands (1-bit: 0 or 255)
 palette                                 its colours
 alpha (RGBA, LA, transparent colours)   composited on black: what is transparent is taken for nodata
-16 bits, grey or RGB                    the high byte, ``value >> 8``
+alpha by its mark alone (see below)     left out
+9 to 16 bits, grey or RGB               the highest eight, of 16 ``value >> 8``
+2 to 7 bits                             spread over 0 to 255
 CMYK, YCbCr                             Pillow's conversion to RGB
 EXIF (or TIFF) orientation              applied
 several frames or pages                 the first
 float, signed, 32 bits, over 4 bands    refused; ``geo`` reads them as they are
 ======================================  ===========================================================
+
+GDAL marks the fourth of four 8-bit bands as alpha unless it is told otherwise, and in many data sets it is near
+infrared. So in a TIFF that software for geodata wrote alpha is taken for transparency only if it is nearly binary: no
+value between 0 and full, or at least three times as many full ones as such.
 
 The Python warnings of Pillow, torchvision.io and rasterio are muted in the whole process, as the filters of
 ``warnings`` are not safe to swap around single calls in threads: what matters among them is an error here. Not to be
@@ -34,14 +41,17 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from sat_vg.backbone_finetuning.data.gdal_files import JPEG2000_MAGIC, has_rasterio, with_gdal
+from sat_vg.backbone_finetuning.data.gdal_pictures import Colours, colours_of, is_transparency, upright
+from sat_vg.backbone_finetuning.data.image_traits import Traits
 from sat_vg.backbone_finetuning.data.large_images import (
     one_large_at_a_time,
     refuse_bomb,
@@ -52,6 +62,14 @@ from sat_vg.backbone_finetuning.data.large_images import (
 )
 from sat_vg.backbone_finetuning.data.shard_paths import ShardPath
 from sat_vg.backbone_finetuning.data.tiff_headers import TIFF_MAGIC, require_bounded_tiff
+from sat_vg.backbone_finetuning.data.tiff_layouts import (
+    NAME_BANDS,
+    TiffLayout,
+    refuse_without_gdal,
+    require_picture,
+    tiff_layout,
+    why_not_pillow,
+)
 from sat_vg.backbone_finetuning.data.unreadable import Unreadable
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.regular_files import NotRegularFileError, open_regular
@@ -62,7 +80,7 @@ except ImportError:  # deprecated since torchvision 0.29 and to be removed: Pill
     decode_jpeg = None
 
 # Pillow knows formats that start other programs (EPS) or are no images; those are never tried.
-_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
+_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000")
 _RGB_MODES = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LA", "PA", "RGBA", "RGBa"})
 # What Pillow's parsers let escape on damaged files.
 _PILLOW_ERRORS = (
@@ -85,7 +103,13 @@ _MAX_SCANS = 200  # encoders write about ten
 T = TypeVar("T")
 
 _CONVERT = "convert it to 8-bit RGB"
-_NAME_BANDS = f"{_CONVERT}, or say which of its bands to read, for example --bands red=4,green=3,blue=2,nir=8"
+
+
+class Picture(NamedTuple):
+    """A decoded image, and what its file says of its values."""
+
+    pixels: Tensor
+    traits: Traits = Traits()
 
 
 class Decoder(NamedTuple):
@@ -94,11 +118,13 @@ class Decoder(NamedTuple):
     Attributes:
         read: a file's path → its image. Raises DataError.
         read_or_reason: the same, or the reason why the file cannot be read, without its path.
+        examine: as ``read_or_reason``, with what the file says of its values.
         key: what its images depend on beside the file, as a text; empty for 8-bit RGB.
     """
 
     read: Callable[[str], Tensor]
     read_or_reason: Callable[[str], Tensor | str]
+    examine: Callable[[str], Picture | str]
     key: str = ""
 
 
@@ -123,10 +149,10 @@ def decode_rgb(path: str | Path) -> Tensor:
         DataError: the file is missing, empty, cut short, no image, larger than twice
             ``PIL.Image.MAX_IMAGE_PIXELS``, or of a pixel type that has no plain 8-bit reading.
     """
-    return read_image(path, _decode)
+    return read_image(path, _decode).pixels
 
 
-def read_image(path: str | Path, decode: Callable[[BinaryIO], Tensor]) -> Tensor:
+def read_image(path: str | Path, decode: Callable[[BinaryIO], T]) -> T:
     """What ``decode`` makes of an open file.
 
     Raises:
@@ -150,10 +176,16 @@ def why_unreadable(path: str | Path) -> str | None:
 
 def decode_or_reason(path: str | Path) -> Tensor | str:
     """The image as ``decode_rgb`` gives it, or the reason why it refuses the file, without its path."""
+    picture = examine_or_reason(path)
+    return picture if isinstance(picture, str) else picture.pixels
+
+
+def examine_or_reason(path: str | Path) -> Picture | str:
+    """The same, with what the file says of its values."""
     return image_or_reason(path, _decode)
 
 
-def image_or_reason(path: str | Path, decode: Callable[[BinaryIO], Tensor]) -> Tensor | str:
+def image_or_reason(path: str | Path, decode: Callable[[BinaryIO], T]) -> T | str:
     """What ``decode`` makes of an open file, or the reason why it cannot, without the file's path."""
     try:
         return opened(path, decode)
@@ -161,17 +193,27 @@ def image_or_reason(path: str | Path, decode: Callable[[BinaryIO], Tensor]) -> T
         return problem.reason
 
 
-RGB_DECODER = Decoder(decode_rgb, decode_or_reason)
+RGB_DECODER = Decoder(decode_rgb, decode_or_reason, examine_or_reason)
 
 
-def _decode(file: BinaryIO) -> Tensor:
+def _decode(file: BinaryIO) -> Picture:
     head = file.read(26)
     file.seek(0)
     if not head:
         raise Unreadable("the file is empty (0 bytes)")
     if head.startswith(b"\xff\xd8\xff"):
         return _decode_jpeg(bytearray(file.read()))
-    return _decode_with_pillow(file, head)
+    require_bounded_tiff(file)
+    layout = tiff_layout(file) if head[:4] in TIFF_MAGIC else None
+    if layout is not None:
+        require_picture(layout)
+        why = why_not_pillow(layout)
+        if why is not None and not has_rasterio():
+            raise refuse_without_gdal(why)
+        # Pillow divides the colours by associated alpha, which loses what is dark.
+        if why is not None or (layout.has_associated_alpha and has_rasterio()):
+            return _decode_with_gdal(file, layout)
+    return _decode_with_pillow(file, head, layout)
 
 
 def opened(path: str | Path, use: Callable[[BinaryIO], T]) -> T:
@@ -231,7 +273,7 @@ def _mute_warnings() -> None:
         warnings.filterwarnings("ignore", module=_MUTED)
 
 
-def _decode_jpeg(data: bytearray) -> Tensor:
+def _decode_jpeg(data: bytearray) -> Picture:
     header = _jpeg_header(data)
     is_whole = True
     if header is not None:
@@ -245,11 +287,11 @@ def _decode_jpeg(data: bytearray) -> Tensor:
         with contextlib.suppress(RuntimeError), one_large_at_a_time(header.width * header.height):
             encoded = torch.frombuffer(data, dtype=torch.uint8)
             image: Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-            return image
+            return Picture(image)
     # Pillow accepts a file that is cut short if anyone in the process set LOAD_TRUNCATED_IMAGES.
     if data.find(b"\xff\xd9", 2 if header is None else header.scan_start) < 0:
         raise Unreadable("the JPEG is cut short: its end is missing")
-    return _decode_with_pillow(io.BytesIO(data), bytes(data[:26]))
+    return _decode_with_pillow(io.BytesIO(data), bytes(data[:26]), None)
 
 
 def _jpeg_header(data: bytearray) -> _JpegHeader | None:
@@ -274,11 +316,28 @@ def _jpeg_header(data: bytearray) -> _JpegHeader | None:
     return None
 
 
-def _decode_with_pillow(file: BinaryIO, head: bytes) -> Tensor:
+def _decode_with_gdal(file: BinaryIO, layout: TiffLayout) -> Picture:
+    num_bytes = file.seek(0, io.SEEK_END)
+
+    def read(source: Any) -> Colours:
+        refuse_bomb(source.width, source.height)
+        refuse_hollow(num_bytes, source.width, source.height, source.count)
+        step = _step(source.width, source.height)
+        if step > 1:
+            tell_reduced(source.width, source.height, step)
+        with one_large_at_a_time(source.width * source.height):
+            return colours_of(source, layout.inverts, step)
+
+    colours = with_gdal(file, read, ("GTiff",))
+    pixels, alpha = colours.as_bytes()
+    kind = ""
+    if alpha is not None and not layout.has_associated_alpha:
+        pixels, kind = _composited(pixels, alpha, layout)
+    return _picture(upright(pixels, layout.orientation), colours.bits, kind, layout)
+
+
+def _decode_with_pillow(file: BinaryIO, head: bytes, layout: TiffLayout | None) -> Picture:
     try:
-        if head[:4] in TIFF_MAGIC:
-            require_bounded_tiff(file)
-            _refuse_odd_tiff(file)
         with Image.open(file, formats=_FORMATS) as image:
             image_format = image.format
             refuse_bomb(*image.size)
@@ -287,16 +346,35 @@ def _decode_with_pillow(file: BinaryIO, head: bytes) -> Tensor:
                 # Pillow compares the 16-bit colour with the 8-bit pixels; only black comes out right.
                 raise Unreadable("it is a 16-bit RGB PNG with a transparent colour", _CONVERT)
             with one_large_at_a_time(math.prod(image.size)):
-                pixels = _to_rgb(_loaded(image), image_format)
+                bits = _bits_of(image, head, layout)
+                pixels, alpha = _to_rgb(_loaded(image), image_format, layout)
     except UnidentifiedImageError:
-        kinds = "JPEG, PNG, TIFF, WebP, BMP or GIF"
+        if head.startswith(JPEG2000_MAGIC):
+            raise Unreadable("it is a JPEG 2000 of a kind that Pillow does not read", NAME_BANDS) from None
+        kinds = "JPEG, PNG, TIFF, WebP, BMP, GIF or JPEG 2000"
         raise Unreadable(f"it is no {kinds} image, or its header is cut short or damaged") from None
     except Image.DecompressionBombError as error:
         raise too_large(str(error)) from None
     except _PILLOW_ERRORS as error:
         detail = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise Unreadable(f"it is cut short or damaged ({detail})") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return _picture(pixels, bits, alpha, layout)
+
+
+def _picture(pixels: NDArray[np.uint8], bits: int, alpha: str, layout: TiffLayout | None) -> Picture:
+    """The image ``[H, W, 3]`` with its traits."""
+    levels = int(pixels.max()) + 1 if bits > 8 else 0
+    scaling = () if layout is None else layout.scaling
+    depth = "8-bit" if bits <= 8 else f"{bits}-bit"
+    return Picture(torch.from_numpy(pixels).permute(2, 0, 1), Traits(depth, alpha, scaling=scaling, levels=levels))
+
+
+def _bits_of(image: Image.Image, head: bytes, layout: TiffLayout | None) -> int:
+    if layout is not None:
+        return max(layout.bits)
+    if head[:4] == b"\x89PNG":
+        return head[24]
+    return 16 if image.mode.startswith("I;16") else 8
 
 
 def _loaded(image: Image.Image) -> Image.Image:
@@ -324,51 +402,8 @@ def _colour_key(image: Image.Image) -> tuple[int, ...]:
     return key if isinstance(key, tuple) else ()
 
 
-def _refuse_odd_tiff(file: BinaryIO) -> None:
-    """Refuse TIFFs that Pillow cannot read, or reads wrongly without a word (it drops bands and signs).
-
-    Leaves ``file`` at its start. What cannot be parsed is left to Pillow to refuse.
-    """
-    try:
-        header = file.read(8)
-        if header[2:3] == b"+" or header[3:4] == b"+":  # BigTIFF
-            header += file.read(8)
-        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
-        file.seek(tags.next)
-        tags.load(file)
-        bands = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
-        bits = max(_numbers(tags.get(TiffImagePlugin.BITSPERSAMPLE, 1)))
-        kinds = set(_numbers(tags.get(TiffImagePlugin.SAMPLEFORMAT, 1)))
-        photometric = int(tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0))
-        extra = _numbers(tags.get(TiffImagePlugin.EXTRASAMPLES, ()))
-    except _PILLOW_ERRORS:
-        return
-    finally:
-        file.seek(0)
-    what = None
-    if bands > 4:
-        what = f"{bands} bands"
-    elif kinds & {3, 6}:
-        what = "floating-point pixels"
-    elif kinds & {2, 5}:
-        what = "signed pixels"
-    elif bits > 16:
-        what = f"{bits}-bit integer pixels"
-    elif photometric in (0, 1) and bands > 1 and not (bands == 2 and extra and extra[0] in (1, 2)):
-        what = f"{bands} bands that are not marked as RGB"
-    elif photometric == 0 and bits == 16:  # Pillow does not invert these
-        what = "16-bit pixels in which 0 is white"
-    if what is not None:
-        reason = f"it is a TIFF with {what}, which has no plain 8-bit RGB reading (--bands reads it as it is)"
-        raise Unreadable(reason, _NAME_BANDS)
-
-
-def _numbers(value: object) -> tuple[int, ...]:
-    return tuple(int(number) for number in value) if isinstance(value, tuple) else (int(str(value)),)
-
-
-def _to_rgb(image: Image.Image, image_format: str | None) -> NDArray[np.uint8]:
-    """Bring the pixels of a loaded image to ``[H, W, 3]`` uint8 by the table at the top."""
+def _to_rgb(image: Image.Image, image_format: str | None, layout: TiffLayout | None) -> tuple[NDArray[np.uint8], str]:
+    """The pixels of a loaded image as ``[H, W, 3]`` uint8 by the table at the top, and what its alpha is."""
     # Older Pillow opens 16-bit grey PNG as 32-bit "I".
     if image.mode.startswith("I;16") or (image.mode == "I" and image_format == "PNG"):
         values = np.asarray(image)
@@ -376,13 +411,23 @@ def _to_rgb(image: Image.Image, image_format: str | None) -> NDArray[np.uint8]:
         nodata = image.info.get("transparency")
         if isinstance(nodata, int):
             grey[values == nodata] = 0
-        return np.repeat(grey[..., None], 3, axis=2)
+        return np.repeat(grey[..., None], 3, axis=2), ""
     if image.mode not in _RGB_MODES:
         kind = {"F": "floating-point", "I": "32-bit integer"}.get(image.mode, repr(image.mode))
         raise Unreadable(f"it has {kind} pixels, which have no plain 8-bit RGB reading", _CONVERT)
     if image.has_transparency_data:
         rgba = np.asarray(image.convert("RGBA"))
-        weighted = rgba[..., :3].astype(np.uint16) * rgba[..., 3:]  # at most 65025, so no overflow
-        composited: NDArray[np.uint8] = ((weighted + 127) // 255).astype(np.uint8)
-        return composited
-    return np.array(image.convert("RGB"))
+        return _composited(rgba[..., :3], rgba[..., 3], layout)
+    return np.array(image.convert("RGB")), ""
+
+
+def _composited(
+    rgb: NDArray[np.uint8], alpha: NDArray[np.uint8], layout: TiffLayout | None
+) -> tuple[NDArray[np.uint8], str]:
+    """The colours on black, and what the alpha is (see ``Traits``); as they are where it is none by its values."""
+    if layout is not None and layout.is_geodata and not is_transparency(alpha, is_lossy=layout.is_lossy):
+        return np.array(rgb), "ignored" if rgb.any() else ""
+    weighted = rgb.astype(np.uint16) * alpha[..., None]  # at most 65025, so no overflow
+    composited: NDArray[np.uint8] = ((weighted + 127) // 255).astype(np.uint8)
+    is_soft = bool(((alpha > 0) & (alpha < 255)).any()) and not (layout is not None and layout.is_lossy)
+    return composited, "soft" if is_soft else ""

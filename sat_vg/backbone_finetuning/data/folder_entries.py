@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff", ".webp", ".bmp", ".jp2")
 _LISTED = 10  # names shown in a message
 
 

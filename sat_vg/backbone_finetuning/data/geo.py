@@ -4,21 +4,18 @@ Read with rasterio, which brings GDAL (the ``[geo]`` extra). A file is taken int
 nothing but its bytes, and no other format than TIFF: some of GDAL's formats name other files, or hosts to fetch from.
 So what lies beside a file (``.aux.xml``, ``.msk``, ``.ovr``) is not looked at.
 
-Values are taken as they stand in the file: scale and offset are not applied, as the normalisation by band undoes
-them anyway. A value is missing where it is the band's nodata value, NaN or infinite, where the file's mask band is 0,
-or where its alpha band is 0 (unless that band was chosen: four 8-bit bands are often marked as RGB with alpha where
-the fourth is near infrared).
+Scale and offset tags are applied: the model sees value * scale + offset, since files of one data set may have
+different ones (Sentinel-2 before and after 2022). A value is missing where it is the band's nodata value or the
+``nodata`` of the run, NaN or infinite, where the file's mask band is 0, or where its alpha band is 0 (unless that
+band was chosen, or its values are no transparency: four 8-bit bands are often marked as RGB with alpha where the
+fourth is near infrared). Missing are also fill values that no tag names: magnitudes of 1e30 and above, and the usual
+fill values where they are far from all other values of the image.
 """
 
-import importlib
 import io
-import logging
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -30,14 +27,18 @@ from sat_vg.backbone_finetuning.configs.band_choice import BandChoice, parse_ban
 from sat_vg.backbone_finetuning.data.decoding import (
     RGB_DECODER,
     Decoder,
-    T,
+    Picture,
     image_or_reason,
     opened,
     read_image,
 )
+from sat_vg.backbone_finetuning.data.fill_values import equals, holds, take_out_fills
+from sat_vg.backbone_finetuning.data.gdal_files import require_rasterio, with_gdal
+from sat_vg.backbone_finetuning.data.gdal_pictures import is_transparency
+from sat_vg.backbone_finetuning.data.image_traits import Traits
 from sat_vg.backbone_finetuning.data.large_images import one_large_at_a_time, refuse_hollow, step_within, tell_reduced
-from sat_vg.backbone_finetuning.data.tiff_headers import TIFF_MAGIC, require_bounded_tiff
-from sat_vg.backbone_finetuning.data.unreadable import COPY_AGAIN, Unreadable
+from sat_vg.backbone_finetuning.data.levels import decoder_of_levels
+from sat_vg.backbone_finetuning.data.unreadable import Unreadable
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, BandFiles, Preprocessing
 from sat_vg.backbone_finetuning.utils.printable import one_line
@@ -45,8 +46,10 @@ from sat_vg.backbone_finetuning.utils.printable import one_line
 _MOST_VALUES = 2**26  # of the chosen bands: 256 MiB as float32; of larger images rows and columns are left out
 _MOST_VALUES_IN_FILE = 2**32
 _MOST_BLOCK_BYTES = 2**30  # what GDAL unpacks at a time
-_MEMORY_FILE = re.compile(r"'?/vsimem/[^\s':,]+'?[:,]?\s*")
+_FARTHEST = 1000.0  # deviations from the mean: what lies beyond would be all that a batch norm sees
 _LISTED = 20
+# What bands of this name are in the files of Sentinel-2 and of HLS.
+_COLOURS = {**{colour: colour for colour in (*RGB, "nir")}, "b02": "blue", "b03": "green", "b04": "red"}
 _LONGEST_NAME = 60  # characters
 
 
@@ -57,16 +60,18 @@ class ChosenBands(NamedTuple):
         names: what the model calls them.
         files: where they lie.
         description: a line for the user.
+        warnings: what in the names and numbers contradicts the files' descriptions, a line each.
     """
 
     names: tuple[str, ...]
     files: BandFiles
     description: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Header:
-    """What a file says of itself; ``nodata`` and ``descriptions`` by band."""
+    """What a file says of itself; ``nodata``, ``descriptions`` and ``scaling`` (scale and offset) by band."""
 
     count: int
     dtype: str
@@ -74,6 +79,7 @@ class _Header:
     height: int
     nodata: tuple[float | None, ...]
     descriptions: tuple[str | None, ...]
+    scaling: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -83,10 +89,12 @@ class GeoReader:
     Attributes:
         files: what the files are like; others are refused.
         fill: by band, what stands in for missing values; None: they are NaN.
+        reach: by band, how far from ``fill`` a value may be; what is farther counts as missing. None: any.
     """
 
     files: BandFiles
     fill: tuple[float, ...] | None = None
+    reach: tuple[float, ...] | None = None
 
     def read(self, path: str) -> Tensor:
         """The image, float32 ``[C, H, W]``.
@@ -94,20 +102,30 @@ class GeoReader:
         Raises:
             DataError: the file cannot be read, is no such GeoTIFF, or has no value at all.
         """
-        return read_image(path, self._decode)
+        return read_image(path, self._decode).pixels
 
     def read_or_reason(self, path: str) -> Tensor | str:
         """The same, or the reason why the file cannot be read, without its path."""
+        picture = self.examine(path)
+        return picture if isinstance(picture, str) else picture.pixels
+
+    def examine(self, path: str) -> Picture | str:
+        """The same, with what the file says of its values."""
         return image_or_reason(path, self._decode)
 
-    def _decode(self, file: BinaryIO) -> Tensor:
-        values = _read(file, self.files)
+    def _decode(self, file: BinaryIO) -> Picture:
+        num_bytes = file.seek(0, io.SEEK_END)
+        values, traits = with_gdal(file, lambda source: _values_of(source, self.files, num_bytes))
+        if self.fill is not None and self.reach is not None:
+            middle, reach = (np.array(numbers, np.float32)[:, None, None] for numbers in (self.fill, self.reach))
+            with np.errstate(over="ignore"):
+                values[np.abs(values - middle) > reach] = np.nan
         missing = np.isnan(values)
         if missing.all():
             raise Unreadable("it has no value: all its pixels are nodata, NaN or masked", "remove it")
         for band, fill in enumerate(self.fill or ()):
             values[band][missing[band]] = fill
-        return torch.from_numpy(values)
+        return Picture(torch.from_numpy(values), traits)
 
 
 def decoder_of(preprocessing: Preprocessing, marks_missing: bool = False) -> Decoder:
@@ -122,38 +140,50 @@ def decoder_of(preprocessing: Preprocessing, marks_missing: bool = False) -> Dec
         ConfigError: it takes GeoTIFFs, and rasterio is not installed.
     """
     if preprocessing.files is None:
-        return RGB_DECODER
-    fill = None if marks_missing else tuple(preprocessing.scale * value for value in preprocessing.mean)
-    return decoder_of_files(preprocessing.files, fill)
+        return RGB_DECODER if preprocessing.levels is None else decoder_of_levels(preprocessing.levels)
+    if marks_missing:
+        return decoder_of_files(preprocessing.files)
+    fill, reach = (
+        tuple(factor * value for value in values)
+        for factor, values in (
+            (preprocessing.scale, preprocessing.mean),
+            (_FARTHEST * preprocessing.scale, preprocessing.std),
+        )
+    )
+    return decoder_of_files(preprocessing.files, fill, reach)
 
 
-def decoder_of_files(files: BandFiles, fill: tuple[float, ...] | None = None) -> Decoder:
-    """How such GeoTIFFs are read; ``fill`` by band stands in for missing values, which are NaN without it.
+def decoder_of_files(
+    files: BandFiles, fill: tuple[float, ...] | None = None, reach: tuple[float, ...] | None = None
+) -> Decoder:
+    """How such GeoTIFFs are read; see ``GeoReader``.
 
     Raises:
         ConfigError: rasterio is not installed.
     """
-    rasterio, reader = require_rasterio(), GeoReader(files, fill)
+    rasterio, reader = require_rasterio(), GeoReader(files, fill, reach)
     versions = f"rasterio {rasterio.__version__}, GDAL {rasterio.__gdal_version__}"
-    return Decoder(reader.read, reader.read_or_reason, f"{files}, {fill}, {versions}")
+    return Decoder(reader.read, reader.read_or_reason, reader.examine, f"{files}, {fill}, {reach}, {versions}")
 
 
-def find_bands(bands: Sequence[int | str], paths: Sequence[str]) -> ChosenBands:
+def find_bands(bands: Sequence[int | str], paths: Sequence[str], nodata: float | None = None) -> ChosenBands:
     """The bands that a configuration names, as the first of the files that can be read has them.
 
     Args:
         bands: as in the configuration.
         paths: GeoTIFFs.
+        nodata: a value that stands for none, beside those that the files name.
 
     Raises:
-        ConfigError: rasterio is not installed.
+        ConfigError: rasterio is not installed, or the files cannot hold ``nodata``.
         DataError: there is no such band, or none of the files is a GeoTIFF.
     """
     require_rasterio()
     first: tuple[str, str] | None = None
     for path in paths:
         try:
-            return _choose([parse_band(band) for band in bands], opened(path, _read_header), path)
+            header = opened(path, lambda file: with_gdal(file, _header_of))
+            return _choose([parse_band(band) for band in bands], header, path, nodata)
         except Unreadable as problem:
             first = first or (path, problem.reason)
     why = f"the first, {first[0]!r}: {first[1]}" if first else "there are none"
@@ -163,25 +193,7 @@ def find_bands(bands: Sequence[int | str], paths: Sequence[str]) -> ChosenBands:
     )
 
 
-@cache
-def require_rasterio() -> ModuleType:
-    """rasterio, imported.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        rasterio = importlib.import_module("rasterio")
-    except ImportError as error:
-        raise ConfigError(
-            f"the bands of GeoTIFFs are read with rasterio, which cannot be imported ({error}); install it with "
-            "pip install 'sat_vg[geo]'"
-        ) from error
-    logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # what matters of GDAL's messages is an error here
-    return rasterio
-
-
-def _choose(choices: Sequence[BandChoice], header: _Header, path: str) -> ChosenBands:
+def _choose(choices: Sequence[BandChoice], header: _Header, path: str, nodata: float | None) -> ChosenBands:
     for choice in choices:
         if isinstance(choice.source, int) and choice.source > header.count:
             raise DataError(
@@ -207,15 +219,54 @@ def _choose(choices: Sequence[BandChoice], header: _Header, path: str) -> Chosen
             raise DataError(
                 f"{path!r}: the {what} {twice[0]!r} would come twice; choose every band once, with a name"
             )
-    files = BandFiles(tuple(choice.source for choice in choices), header.dtype, header.count)
-    nodata = sorted({f"{value:g}" for value in header.nodata if value is not None})
+    if nodata is not None and not holds(header.dtype, nodata):
+        raise ConfigError(
+            f"nodata = {nodata:g}: {path!r} holds {header.dtype}, which has no such value; leave it out"
+        )
+    scaling = [header.scaling[number - 1] for number in numbers if number is not None]
+    is_tagged = any(scale != 1 for scale, _ in scaling)
+    sources = tuple(choice.source for choice in choices)
+    files = BandFiles(sources, header.dtype, header.count, nodata, "tagged" if is_tagged else "plain")
     listed = ", ".join(f"{one_line(name)} ({number})" for name, number in zip(names, numbers, strict=True))
     description = (
-        f"bands: {listed} of {header.count}, {header.dtype}, "
-        + (f"nodata {' or '.join(nodata)}" if nodata else "no nodata value")
-        + f", as {one_line(path)!r} has them"
+        f"bands: {listed} of {header.count}, {header.dtype}, {_about_nodata(header, nodata)}"
+        f"{_about_scaling(scaling)}, as {one_line(path)!r} has them"
     )
-    return ChosenBands(names, files, description)
+    return ChosenBands(names, files, description, tuple(_contradictions(choices, header, path)))
+
+
+def _about_nodata(header: _Header, nodata: float | None) -> str:
+    known = sorted({f"{value:g}" for value in (*header.nodata, nodata) if value is not None})
+    return f"nodata {' or '.join(known)}" if known else "no nodata value"
+
+
+def _about_scaling(scaling: Sequence[tuple[float, float]]) -> str:
+    pairs = dict.fromkeys(scaling)
+    if set(pairs) == {(1.0, 0.0)}:
+        return ""
+    return ", with " + " or ".join(f"scale {scale:g} and offset {offset:g}" for scale, offset in pairs) + " applied"
+
+
+def _contradictions(choices: Sequence[BandChoice], header: _Header, path: str) -> list[str]:
+    """Names given to bands by number that the file's descriptions give to others."""
+    found = []
+    for choice in choices:
+        if choice.name is None or not isinstance(choice.source, int):
+            continue
+        name, own = choice.name.casefold(), (header.descriptions[choice.source - 1] or "").strip()
+        others = [
+            number
+            for number, text in enumerate(header.descriptions, 1)
+            if number != choice.source and (text or "").strip().casefold() == name
+        ]
+        is_other_colour = {_COLOURS.get(name), _COLOURS.get(own.casefold())} - {None, _COLOURS.get(name)}
+        if own.casefold() != name and (others or (name in _COLOURS and is_other_colour)):
+            where = f", and {choice.name!r} its band {others[0]}" if others else ""
+            found.append(
+                f"bands: {choice.name}={choice.source}, but {path!r} calls its band {choice.source} "
+                f"{one_line(own)!r}{where}; check the numbers"
+            )
+    return found
 
 
 def _as_name(description: str | None) -> str:
@@ -244,62 +295,57 @@ def _counted(count: int) -> str:
     return f"{count} band{'' if count == 1 else 's'}"
 
 
-def _read_header(file: BinaryIO) -> _Header:
-    return _in_memory(file, _header_of)
-
-
-def _read(file: BinaryIO, files: BandFiles) -> NDArray[np.float32]:
-    """The values of the chosen bands ``[C, H, W]``, NaN where there is none."""
-    num_bytes = file.seek(0, io.SEEK_END)
-    return _in_memory(file, lambda source: _values_of(source, files, num_bytes))
-
-
-def _in_memory(file: BinaryIO, use: Callable[[Any], T]) -> T:
-    """What ``use`` makes of an opened GeoTIFF."""
-    rasterio = require_rasterio()
-    require_bounded_tiff(file)
-    magic, num_bytes = file.read(4), file.seek(0, io.SEEK_END)
-    if magic not in TIFF_MAGIC:
-        raise Unreadable(
-            "it is no TIFF" if magic else "the file is empty (0 bytes)", "convert it to GeoTIFF, or remove it"
-        )
-    file.seek(0)
-    try:
-        with (
-            one_large_at_a_time(num_bytes),
-            rasterio.io.MemoryFile(file.read()) as memory,
-            memory.open(driver="GTiff") as source,
-        ):
-            return use(source)
-    except (Unreadable, MemoryError):
-        raise
-    except Exception as error:  # noqa: BLE001 - GDAL's have no class in common; hostile files bring about many
-        detail = _MEMORY_FILE.sub("", (str(error).splitlines() or [""])[0]) or type(error).__name__
-        raise Unreadable(f"it is cut short or damaged ({one_line(detail)})", COPY_AGAIN) from None
-
-
 def _header_of(source: Any) -> _Header:
     dtypes = set(source.dtypes)
     if len(dtypes) > 1 or np.dtype(source.dtypes[0]).kind not in "uif":
         raise Unreadable(f"its values are {' and '.join(sorted(dtypes))}", "convert it to float32 or integers")
+    scaling = tuple(
+        (float(scale), float(offset) + 0.0) for scale, offset in zip(source.scales, source.offsets, strict=True)
+    )
     return _Header(
-        source.count, source.dtypes[0], source.width, source.height, source.nodatavals, source.descriptions
+        source.count, source.dtypes[0], source.width, source.height, source.nodatavals, source.descriptions, scaling
     )
 
 
-def _values_of(source: Any, files: BandFiles, num_bytes: int) -> NDArray[np.float32]:
+def _values_of(source: Any, files: BandFiles, num_bytes: int) -> tuple[NDArray[np.float32], Traits]:
+    """The values of the chosen bands ``[C, H, W]``, NaN where there is none, and what the file says of them."""
     header = _header_of(source)
     numbers = _numbers_in(header, files)
+    scaling = _scaling_of(header, files, numbers)
     step = _bounded_step(source, header, len(numbers), num_bytes)
     shape = (-(-header.height // step), -(-header.width // step))
     with one_large_at_a_time(header.width * header.height * len(numbers)):
         # GDAL takes the nearest pixels, so that no value is mixed with a missing one, or a file's own overviews.
-        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and so missing
-            values: NDArray[np.float32] = source.read(numbers, out_shape=(len(numbers), *shape)).astype(np.float32)
+        stored = source.read(numbers, out_shape=(len(numbers), *shape))
+        values = _scaled(stored, scaling)
+        masked, alpha = _masked(source, numbers, shape)
         for place, number in enumerate(numbers):
-            if _is_masked(source, number, numbers):
+            if number in masked:
                 values[place][source.read_masks(number, out_shape=shape) == 0] = np.nan
-        values[~np.isfinite(values)] = np.nan
+    if files.nodata is not None:
+        values[equals(stored, files.nodata)] = np.nan
+    values[~np.isfinite(values)] = np.nan
+    fills = take_out_fills(stored, values) if files.scaling != "ignored" else ()
+    by_number = [number for number, band in zip(numbers, files.bands, strict=True) if isinstance(band, int)]
+    nodata = tuple(header.nodata[number - 1] for number in numbers)
+    traits = Traits(
+        header.dtype,
+        alpha,
+        tuple(scaling) if set(scaling) != {(1.0, 0.0)} else (),
+        is_scaled=True,
+        nodata=tuple(None if value is None or np.isnan(value) else float(value) for value in nodata),
+        names=tuple(header.descriptions[number - 1] for number in by_number),
+        fills=fills,
+    )
+    return values, traits
+
+
+def _scaled(stored: NDArray[Any], scaling: Sequence[tuple[float, float]]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite, and so missing
+        values: NDArray[np.float32] = stored.astype(np.float32)
+        for place, (scale, offset) in enumerate(scaling):
+            if (scale, offset) != (1.0, 0.0):
+                values[place] = stored[place].astype(np.float64) * scale + offset
     return values
 
 
@@ -331,10 +377,50 @@ def _is_by_pixel(source: Any) -> bool:
     return source.interleaving is None or source.interleaving.name == "pixel"
 
 
-def _is_masked(source: Any, number: int, numbers: Sequence[int]) -> bool:
-    flags = {flag.name for flag in source.mask_flag_enums[number - 1]}
-    alpha = [place for place, kind in enumerate(source.colorinterp, 1) if kind.name == "alpha"]
-    return "all_valid" not in flags and not ("alpha" in flags and set(alpha) & set(numbers))
+def _scaling_of(header: _Header, files: BandFiles, numbers: Sequence[int]) -> list[tuple[float, float]]:
+    """Scale and offset to apply, by chosen band.
+
+    Raises:
+        Unreadable: they are no numbers, or of another kind than those of the training's images.
+    """
+    scaling = [header.scaling[number - 1] for number in numbers]
+    if files.scaling == "ignored":
+        return [(1.0, 0.0)] * len(numbers)
+    for scale, offset in scaling:
+        if not (np.isfinite(scale) and np.isfinite(offset)) or scale == 0:
+            raise Unreadable(f"its tags say scale {scale:g} and offset {offset:g}", "correct these tags")
+    is_tagged = any(scale != 1 for scale, _ in scaling)
+    if files.scaling != "applied" and is_tagged != (files.scaling == "tagged"):
+        scale, offset = max(scaling, key=lambda pair: pair[0] != 1)
+        its, theirs = f"scale {scale:g} and offset {offset:g}", "none"
+        if not is_tagged:
+            its, theirs = "no scale", "one"
+        raise Unreadable(
+            f"its tags say {its}, and those of the first image of the training {theirs}, so its values are "
+            "in other units",
+            "keep images of different kinds apart, or give all of them scale and offset",
+        )
+    return scaling
+
+
+def _masked(source: Any, numbers: Sequence[int], shape: tuple[int, int]) -> tuple[list[int], str]:
+    """Those of the chosen bands whose mask tells what is missing, and what the file's alpha is (see ``Traits``).
+
+    An alpha band is no mask where it was chosen, or where its values are no transparency.
+    """
+    flags = {number: {flag.name for flag in source.mask_flag_enums[number - 1]} for number in numbers}
+    masked = [number for number in numbers if "all_valid" not in flags[number]]
+    by_alpha = [number for number in masked if "alpha" in flags[number]]
+    if not by_alpha:
+        return masked, ""
+    others = [number for number in masked if number not in by_alpha]
+    place = next(number for number, kind in enumerate(source.colorinterp, 1) if kind.name == "alpha")
+    if place in numbers:
+        return others, ""
+    alpha = source.read(place, out_shape=shape)
+    full = 1 if alpha.dtype.kind == "f" else np.iinfo(alpha.dtype).max
+    is_lossy = str(source.profile.get("compress", "")).lower() in ("jpeg", "ycbcr jpeg", "webp")
+    return (masked, "") if is_transparency(alpha, full, is_lossy) else (others, "ignored")
 
 
 def _numbers_in(header: _Header, files: BandFiles) -> list[int]:

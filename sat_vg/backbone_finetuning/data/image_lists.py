@@ -6,12 +6,14 @@ are labelled, a column ``label``, or ``labels`` with several classes each; see `
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sat_vg.backbone_finetuning.data.class_names import SEPARATOR, names_in, same_form
 from sat_vg.backbone_finetuning.data.image_tables import LIST_ENDINGS, Filling, read_image_table
+from sat_vg.backbone_finetuning.data.left_out import count_left_out, describe_left_out
 from sat_vg.backbone_finetuning.data.sources import IMAGE_ENDINGS
 from sat_vg.backbone_finetuning.data.split_folders import role_of
 from sat_vg.backbone_finetuning.utils.errors import DataError
@@ -61,42 +63,54 @@ def list_images(source: str, allow_outside: bool = False, separator: str = SEPAR
         return _of_folder(path)
     if path.suffix.lower() in LIST_ENDINGS and path.exists():
         return _of_list(path, allow_outside, separator)
-    found = tuple(images_of(source))
-    return ImageList(found, None, f"{_counted(len(found))}, not labelled")
+    left_out: Counter[str] = Counter()
+    found = tuple(images_of(source, left_out))
+    return ImageList(found, None, f"{_counted(len(found))}, not labelled{describe_left_out(left_out)}")
 
 
-def images_of(source: str) -> list[str]:
+def images_of(source: str, left_out: "Counter[str] | None" = None) -> list[str]:
     """The images of a folder at any depth or of a glob (``**`` reaches any depth), sorted; of a file itself.
+
+    Args:
+        source: what the user typed.
+        left_out: counts other files by their ending.
 
     Raises:
         DataError: there is none.
     """
     path = expand_home(source)
+    left_out = Counter() if left_out is None else left_out
     if path.is_dir():
-        return _images_below(path)
+        return _images_below(path, left_out)
     if path.exists():
         return [str(path)]
     if not glob.has_magic(source):
         raise DataError(f"there is no file or folder {source!r}; check the path")
     matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - of patterns that begin anywhere
-    found = [match for match in matches if _is_image(match) and not Path(match).is_dir()]
+    files = [match for match in matches if not Path(match).is_dir()]
+    found = [match for match in files if _is_image(match)]
+    for match in set(files) - set(found):
+        count_left_out(match, left_out)
     if not found:
-        what = "only names that are no image's" if matches else "nothing"
-        raise DataError(f"{source!r} matches {what} (endings looked for: {' '.join(IMAGE_ENDINGS)})")
+        what, more = "only names that are no image's" if matches else "nothing", describe_left_out(left_out)
+        raise DataError(f"{source!r} matches {what} (endings looked for: {' '.join(IMAGE_ENDINGS)}{more})")
     return found
 
 
 def _of_folder(folder: Path) -> ImageList:
-    paths = _images_below(folder)
+    left_out: Counter[str] = Counter()
+    paths = _images_below(folder, left_out)
+    others = describe_left_out(left_out)
     parts = [Path(path).relative_to(folder).parts for path in paths]
     depth = 1 if all(len(each) > 2 and role_of(each[0]) for each in parts) else 0
     if not all(len(each) > depth + 1 for each in parts):
-        return ImageList(tuple(paths), None, f"{_counted(len(paths))}, not labelled: some lie in no class folder")
+        unlabelled = f"{_counted(len(paths))}, not labelled: some lie in no class folder{others}"
+        return ImageList(tuple(paths), None, unlabelled)
     labels = tuple(same_form(each[depth]) for each in parts)
-    return ImageList(tuple(paths), labels, _labelled(labels, "by folder"))
+    return ImageList(tuple(paths), labels, _labelled(labels, "by folder") + others)
 
 
-def _images_below(folder: Path) -> list[str]:
+def _images_below(folder: Path, left_out: "Counter[str]") -> list[str]:
     """Paths of all images at any depth, sorted; links are followed, and each real folder is read once.
 
     Names that begin with a dot and ``__MACOSX`` are skipped, as in the training.
@@ -110,9 +124,13 @@ def _images_below(folder: Path) -> list[str]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__MACOSX")
-        found += [str(Path(place, name)) for name in files if _is_image(name) and not name.startswith(".")]
+        shown = [name for name in files if not name.startswith(".")]
+        found += [str(Path(place, name)) for name in shown if _is_image(name)]
+        for name in shown:
+            if not _is_image(name):
+                count_left_out(name, left_out)
     if not found:
-        looked_for = " ".join(IMAGE_ENDINGS)
+        looked_for = " ".join(IMAGE_ENDINGS) + describe_left_out(left_out)
         raise DataError(f"{str(folder)!r} holds no images at any depth (looked for {looked_for}); check the path")
     return sorted(found)
 

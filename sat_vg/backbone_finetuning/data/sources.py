@@ -18,6 +18,7 @@ from pathlib import Path
 from sat_vg.backbone_finetuning.data.class_names import describe_unknown, look_alikes, same_form
 from sat_vg.backbone_finetuning.data.folder_entries import IMAGE_ENDINGS as IMAGE_ENDINGS
 from sat_vg.backbone_finetuning.data.folder_entries import entries_of, is_folder, listing, subfolders
+from sat_vg.backbone_finetuning.data.left_out import count_left_out, describe_left_out
 from sat_vg.backbone_finetuning.data.split_folders import describe_folders, find_splits, judge_layout, unpacked
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
@@ -138,25 +139,31 @@ def load_class_folders(
     """
     root = Path(root)
     _require_folder(root)
+    left_out: Counter[str] = Counter()
+
+    def with_others(splits: Splits, notes: tuple[str, ...], val_is_drawn: bool = False) -> Splits:
+        description = splits.description + describe_left_out(left_out)
+        return replace(splits, description=description, notes=notes, val_is_drawn=val_is_drawn)
+
     found = find_splits(root, {"train": train_split, "val": val_split, "test": test_split})
     if "train" not in found:
-        classes = _require_classes(root, _scan_classes(root))
+        classes = _require_classes(root, _scan_classes(root, left_out), left_out)
         train, val = split_off(classes, val_fraction, seed)
         splits = describe_splits(train, val, None, how=f", split by seed {seed}")
         notes = (*splits.notes, *_judge_forms(root), *judge_layout(root, tuple(classes)))
-        return replace(splits, val_is_drawn=True, notes=notes)
+        return with_others(splits, notes, val_is_drawn=True)
     train_root = unpacked(found["train"], ())
-    classes = _require_classes(train_root, _scan_classes(train_root))
+    classes = _require_classes(train_root, _scan_classes(train_root, left_out), left_out)
     names, label = tuple(classes), found["train"].name
     held = {
-        part: _read_held_out(unpacked(found[part], names), part, names, label)
+        part: _read_held_out(unpacked(found[part], names), part, names, label, left_out)
         for part in ("val", "test")
         if part in found
     }
     how = describe_folders(found, {"train": train_split, "val": val_split, "test": test_split})
     if "val" in held:
         splits = describe_splits(as_split("train", classes, names), held["val"], held.get("test"), how=how)
-        return replace(splits, notes=(*splits.notes, *_judge_forms(train_root)))
+        return with_others(splits, (*splits.notes, *_judge_forms(train_root)))
     train, val = split_off(classes, val_fraction, seed)
     used = {folder.name for folder in found.values()}
     unused = [name for name in subfolders(root) if name not in used]
@@ -164,7 +171,7 @@ def load_class_folders(
     share = f"{100 * val_fraction:g}% of {label!r} by seed {seed}"
     how = f"{how}, no folder {val_split!r}, so val is {share}{note}"
     splits = describe_splits(train, val, held.get("test"), how=how)
-    return replace(splits, val_is_drawn=True, notes=(*splits.notes, *_judge_forms(train_root)))
+    return with_others(splits, (*splits.notes, *_judge_forms(train_root)), val_is_drawn=True)
 
 
 def _leave_out(split: Split, left_out: frozenset[str]) -> Split:
@@ -205,9 +212,11 @@ def split_off(classes: dict[str, list[str]], val_fraction: float, seed: int) -> 
     return as_split("train", train, tuple(train)), as_split("val", val, tuple(train))
 
 
-def _read_held_out(folder: Path, name: str, class_names: tuple[str, ...], train_split: str) -> Split:
+def _read_held_out(
+    folder: Path, name: str, class_names: tuple[str, ...], train_split: str, left_out: "Counter[str]"
+) -> Split:
     """Read val or test, labelled by train's classes; a class that is missing here is no error."""
-    classes = _scan_classes(folder)
+    classes = _scan_classes(folder, left_out)
     unknown = [key for key in classes if key not in class_names]
     if unknown:
         shown = describe_unknown(dict.fromkeys(unknown, ""), class_names)
@@ -217,15 +226,18 @@ def _read_held_out(folder: Path, name: str, class_names: tuple[str, ...], train_
         )
     split = as_split(name, classes, class_names)
     if not len(split):
-        raise _no_images(folder)
+        raise _no_images(folder, left_out)
     return split
 
 
-def _scan_classes(folder: Path) -> dict[str, list[str]]:
-    """Images per class, both sorted; folders whose names differ in their Unicode form alone are one class."""
+def _scan_classes(folder: Path, left_out: "Counter[str]") -> dict[str, list[str]]:
+    """Images per class, both sorted; folders whose names differ in their Unicode form alone are one class.
+
+    Other files are counted by their ending.
+    """
     classes: dict[str, list[str]] = {}
     for name in sorted(subfolders(folder), key=same_form):
-        classes.setdefault(same_form(name), []).extend(_images_within(folder / name))
+        classes.setdefault(same_form(name), []).extend(_images_within(folder / name, left_out))
     return classes
 
 
@@ -240,7 +252,7 @@ def _judge_forms(folder: Path) -> list[str]:
     ]
 
 
-def _images_within(folder: Path) -> list[str]:
+def _images_within(folder: Path, left_out: "Counter[str]") -> list[str]:
     """Paths of all images in a class folder, sorted by their POSIX path relative to it."""
     found: list[tuple[str, str]] = []
     # The folders around the class, by the way that leads here and by where it really lies.
@@ -255,6 +267,9 @@ def _images_within(folder: Path) -> list[str]:
         entries = entries_of(current)
         images = [e for e in entries if e.name.lower().endswith(IMAGE_ENDINGS) and not is_folder(e)]
         found += [(prefix + entry.name, entry.path) for entry in images]
+        for entry in entries:
+            if not entry.name.lower().endswith(IMAGE_ENDINGS) and not is_folder(entry):
+                count_left_out(entry.name, left_out)
         # In a fixed order (the last is taken first), as it decides under which name a linked folder is read.
         pending += [(current / e.name, f"{prefix}{e.name}/") for e in reversed(entries) if is_folder(e)]
     return [path for _, path in sorted((same_form(name), path) for name, path in found)]
@@ -280,7 +295,7 @@ def _require_folder(root: Path) -> None:
     raise DataError(f"there is no folder {str(root)!r}; the nearest that exists is {str(parent)!r}, {holds}")
 
 
-def _require_classes(folder: Path, classes: dict[str, list[str]]) -> dict[str, list[str]]:
+def _require_classes(folder: Path, classes: dict[str, list[str]], left_out: "Counter[str]") -> dict[str, list[str]]:
     """Refuse what is no set of at least two filled class folders, with a hint at what it seems to be."""
     place = repr(str(folder))
     if not classes:
@@ -296,7 +311,7 @@ def _require_classes(folder: Path, classes: dict[str, list[str]]) -> dict[str, l
     if inner is not None:
         raise DataError(f"{place} holds only the folder {only}, a single class; did you mean {str(inner)!r}?")
     if not any(classes.values()):
-        raise _no_images(folder)
+        raise _no_images(folder, left_out)
     if only:
         raise DataError(
             f"{place} holds one class, {only}, but a classifier needs at least two to tell apart; add a "
@@ -306,7 +321,7 @@ def _require_classes(folder: Path, classes: dict[str, list[str]]) -> dict[str, l
     if empty:
         raise DataError(
             f"{place} has {len(empty)} class folders without images: {listing(empty)}; fill or remove them "
-            f"(endings looked for: {' '.join(IMAGE_ENDINGS)})"
+            f"(endings looked for: {' '.join(IMAGE_ENDINGS)}{describe_left_out(left_out)})"
         )
     return classes
 
@@ -322,6 +337,6 @@ def _find_nested(folder: Path) -> Path | None:
     return folder if len(names) > 1 else None
 
 
-def _no_images(folder: Path) -> DataError:
-    looked_for = " ".join(IMAGE_ENDINGS)
+def _no_images(folder: Path, left_out: "Counter[str]") -> DataError:
+    looked_for = " ".join(IMAGE_ENDINGS) + describe_left_out(left_out)
     return DataError(f"{str(folder)!r} holds no images at any depth (looked for {looked_for}); check the path")

@@ -42,12 +42,14 @@ class Statistics:
         grey: images whose bands are all equal.
         mean: per band, of all pixels, scaled to [0, 1].
         std: per band, of all pixels, scaled to [0, 1].
+        warnings: values that were left out of them, in words.
     """
 
     sizes: dict[tuple[int, int], int]
     grey: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def look_at(image: Tensor) -> Look:

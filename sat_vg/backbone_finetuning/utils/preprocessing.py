@@ -16,6 +16,7 @@ from sat_vg.backbone_finetuning.utils.errors import CheckpointError, UserError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 Interpolation = Literal["bilinear", "bicubic"]
+Scaling = Literal["tagged", "plain", "applied", "ignored"]
 RGB = ("red", "green", "blue")
 _MAX_IMAGE_SIZE = 4096  # as in the configuration
 _SHOWN = 2.05  # deviations from the mean: 96 % of a normal distribution
@@ -29,11 +30,17 @@ class BandFiles:
         bands: where each channel lies in a file: the number of a band, from 1, or its description.
         dtype: of the values in the files, such as ``uint16``.
         count: bands in a file.
+        nodata: a stored value that stands for none, beside those that the files name; None: no other.
+        scaling: what becomes of scale and offset tags. ``tagged``: they are applied, and files without a scale are
+            refused; ``plain``: files with a scale are refused; ``applied``: either is taken; ``ignored``: values are
+            taken as stored, as before tags were applied.
     """
 
     bands: tuple[int | str, ...]
     dtype: str
     count: int
+    nodata: float | None = None
+    scaling: Scaling = "applied"
 
     def is_sound(self) -> bool:
         """Whether the values can be what they say."""
@@ -43,7 +50,39 @@ class BandFiles:
             and all(1 <= band <= self.count for band in self.bands if isinstance(band, int))
             and isinstance(self.dtype, str)
             and isinstance(self.count, int)
+            and (self.nodata is None or (isinstance(self.nodata, (int, float)) and math.isfinite(self.nodata)))
+            and self.scaling in ("tagged", "plain", "applied", "ignored")
         )
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Which values of deep RGB images become black and which become full colour.
+
+    Attributes:
+        low: by band, the value that becomes 0, scale and offset applied.
+        high: by band, the value that becomes 255.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def is_sound(self) -> bool:
+        """Whether the values can be what they say."""
+        return (
+            isinstance(self.low, tuple)
+            and isinstance(self.high, tuple)
+            and len(self.low) == len(self.high) == len(RGB)
+            and all(math.isfinite(value) for value in (*self.low, *self.high))
+            and all(low < high for low, high in zip(self.low, self.high, strict=True))
+        )
+
+    def spread(self, values: Tensor) -> Tensor:
+        """``[…, 3, H, W]`` of any type → uint8 of the same shape: from ``low`` to ``high`` evenly from 0 to 255."""
+        low, high = (torch.tensor(one, dtype=torch.float64).view(-1, 1, 1) for one in (self.low, self.high))
+        low, high = low.to(values.device, torch.float32), high.to(values.device, torch.float32)
+        scaled = (values.to(torch.float32) - low).div_(high - low).mul_(255)
+        return scaled.nan_to_num_(nan=0.0).round_().clamp_(0, 255).to(torch.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +98,7 @@ class Preprocessing:
         scale: 255 where images are uint8, so that ``mean`` and ``std`` are those of images in [0, 1]; 1 where they
             are float32 values as they stand in the files.
         files: the GeoTIFFs that images are read from; None: 8-bit RGB images.
+        levels: by which deep RGB images become 8-bit ones; None: by their high byte.
     """
 
     image_size: int
@@ -68,6 +108,7 @@ class Preprocessing:
     bands: tuple[str, ...] = RGB
     scale: float = 255.0
     files: BandFiles | None = None
+    levels: Levels | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
@@ -79,7 +120,9 @@ class Preprocessing:
         try:
             plain = _with_tuples(values)
             if plain.get("files") is not None:
-                plain["files"] = BandFiles(**_with_tuples(plain["files"]))
+                plain["files"] = BandFiles(**{"scaling": "ignored", **_with_tuples(plain["files"])})
+            if plain.get("levels") is not None:
+                plain["levels"] = Levels(**_with_tuples(plain["levels"]))
             restored = cls(**plain)
             sound = (
                 isinstance(restored.image_size, int)
@@ -93,6 +136,7 @@ class Preprocessing:
                 and restored.scale > 0
                 and (restored.files is None or restored.files.is_sound())
                 and (restored.files is None or len(restored.files.bands) == len(restored.bands))
+                and (restored.levels is None or (restored.levels.is_sound() and restored.bands == RGB))
             )
         except (TypeError, AttributeError, ValueError, OverflowError):
             sound = False
@@ -105,8 +149,12 @@ class Preprocessing:
         values = _with_lists(asdict(self))
         if self.files is None:
             del values["files"]
+        elif self.files.nodata is None:
+            del values["files"]["nodata"]
         if self.scale == Preprocessing.scale:
             del values["scale"]
+        if self.levels is None:
+            del values["levels"]
         return values
 
     def geometry(self) -> nn.Module:
@@ -127,7 +175,8 @@ class Preprocessing:
         """``[B, C, H, W]`` → float32 of the same shape with the weights' mean and deviation removed.
 
         Args:
-            images: uint8; of GeoTIFFs the values as they stand in the files. ``[C, H, W]`` is taken too.
+            images: uint8, deep values spread by ``levels``; of GeoTIFFs the values in the files, scale and offset
+                applied. ``[C, H, W]`` is taken too.
 
         Raises:
             UserError: they are of another type or number of channels.
@@ -160,6 +209,7 @@ class Preprocessing:
                 f"images of type {images.dtype}: this model normalises 8-bit images, so give torch.uint8, 0 to 255. "
                 "Of floats in [0, 1] make them by (255 * images).round().to(torch.uint8); images that are normalised "
                 "already go to the model as they are"
+                + ("" if self.levels is None else ". Deep values: preprocessing.levels.spread(values)")
             )
         if images.dtype.is_complex or images.dtype == torch.bool:
             raise UserError(f"images of type {images.dtype}: give real numbers, as they stand in the files")

@@ -247,7 +247,7 @@ class TestRequireReadable:
         bad = [before.train.paths[3], before.val.paths[0]]
         for path in bad:
             cut(path)
-        splits, found, contents, sizes = require_readable(before, "skip", max_bad_fraction=0.05)
+        splits, found, contents, sizes, _ = require_readable(before, "skip", max_bad_fraction=0.05)
         assert len(contents) == 38
         assert sizes == dict.fromkeys(contents, (16, 16))
         assert [image.path for image in found] == bad

@@ -317,11 +317,6 @@ class TestRefusals:
         assert "convert it to 8-bit RGB" in str(caught.value)
         assert capfd.readouterr().err == ""
 
-    def test_inverted_deep_grey(self, tmp_path):
-        write_tiff(tmp_path / "a.tif", DEEP[..., :1], 0)
-        with pytest.raises(DataError, match="0 is white"):
-            decode_rgb(tmp_path / "a.tif")
-
     @pytest.mark.parametrize(
         ("content", "words"),
         [

@@ -43,7 +43,7 @@ class TestBands:
     def test_names_come_from_the_configuration_or_from_the_file_or_from_the_number(self, tmp_path, tile):
         found = find_bands(["red=4", 3, "B02"], [tile])
         assert found.names == ("red", "B03", "B02")
-        assert found.files == BandFiles((4, 3, "B02"), "uint16", 13)
+        assert found.files == BandFiles((4, 3, "B02"), "uint16", 13, scaling="plain")
         for part in ("red (4), B03 (3), B02 (2) of 13", "uint16", "nodata 0"):
             assert part in found.description
         plain = write_geotiff(tmp_path / "plain.tif", sentinel_2("sea", 1)[:4])
@@ -104,7 +104,7 @@ class TestValues:
             file.write_mask(mask)
         assert np.isnan(read(path, 1))[0].sum() == 4 * values.shape[2]
         bytes_ = np.random.default_rng(0).integers(1, 256, (4, 8, 8), dtype=np.uint8)
-        bytes_[3, 0] = 0
+        bytes_[3, 0], bytes_[3, 1:] = 0, 255
         path = write_geotiff(tmp_path / "alpha.tif", bytes_, photometric="RGB", alpha="YES")
         with rasterio.open(path) as file:
             assert file.colorinterp[3].name == "alpha"
@@ -296,7 +296,7 @@ class TestPreprocessing:
 
     def test_round_trip_as_plain_data_and_nothing_new_in_that_of_rgb(self):
         plain = self.KNOWN.to_dict()
-        assert plain["files"] == {"bands": [4, "B08"], "dtype": "uint16", "count": 13}
+        assert plain["files"] == {"bands": [4, "B08"], "dtype": "uint16", "count": 13, "scaling": "applied"}
         assert Preprocessing.from_dict(plain) == self.KNOWN
         assert set(Preprocessing(image_size=8).to_dict()) == {"image_size", "mean", "std", "interpolation", "bands"}
 

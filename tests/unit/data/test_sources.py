@@ -330,10 +330,10 @@ class TestWrongFolders:
 
     def test_no_images_at_all(self, tmp_path):
         fill(tmp_path, a=0, b=0)
-        (tmp_path / "a" / "x.jp2").touch()
+        (tmp_path / "a" / "x.ppm").touch()
         message = refusal(tmp_path)
         assert "holds no images at any depth" in message
-        assert ".jpg .jpeg .png .tif .tiff .webp .bmp" in message
+        assert ".jpg .jpeg .jfif .png .tif .tiff .webp .bmp .jp2" in message
 
     def test_empty_classes(self, tmp_path):
         message = refusal(fill(tmp_path, a=1, b=0, c=0))

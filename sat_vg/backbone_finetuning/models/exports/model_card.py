@@ -134,14 +134,26 @@ def input_steps(preprocessing: Preprocessing, contract: Contract) -> str:
         f"resize the shorter side to {size} pixels ({preprocessing.interpolation}, antialiased) and cut the centre "
         f"of {size} × {size} out"
     )
+    if preprocessing.levels is not None:
+        levels = zip(preprocessing.bands, preprocessing.levels.low, preprocessing.levels.high, strict=True)
+        spread = ", ".join(f"{name} {low:.6g} to {high:.6g}" for name, low, high in levels)
+        geometry = (
+            f"spread 16-bit values, scale and offset applied, over 0 to 255 and clip them ({spread}); {geometry}"
+        )
     geometry += ", as in the training" if size == trained else f" (in the training it was {trained})"
     if contract.part == "extractor" and contract.fixed_size is None:
         geometry += ", or give whole images"
     if contract.dtype == "uint8":
         return f"{geometry}; give the uint8 values 0 to 255 as they are: the file normalises"
     mean, std = (", ".join(f"{value:.6g}" for value in values) for values in (preprocessing.mean, preprocessing.std))
-    first = "divide by 255" if preprocessing.scale == Preprocessing.scale else "take the values as float32"
+    first = "divide by 255" if preprocessing.scale == Preprocessing.scale else _values_of(preprocessing)
     return f"{geometry}; {first}, subtract the mean ({mean}) and divide by the deviation ({std}) of each channel"
+
+
+def _values_of(preprocessing: Preprocessing) -> str:
+    files = preprocessing.files
+    is_scaled = files is not None and files.scaling in ("tagged", "applied")
+    return "take the values as float32" + (", scale and offset tags applied" if is_scaled else "")
 
 
 def _maps(model: FineTuneModel, contract: Contract) -> dict[str, Any]:

@@ -1,0 +1,170 @@
+"""What images say of their values beside the values, and in what the images of a data set differ in that."""
+
+import json
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sat_vg.backbone_finetuning.utils.printable import one_line
+
+_LISTED = 3
+_FEW_LEVELS = 64
+
+
+class Traits(NamedTuple):
+    """What an image's file says of its values.
+
+    Attributes:
+        depth: what the values are: ``8-bit``, ``16-bit``; of chosen bands their type.
+        alpha: empty: there is none, or it is 0 or full everywhere. ``soft``: it has values in between, by which the
+            colours were made darker. ``ignored``: a band that is marked as alpha, and is none by its values.
+        scaling: scale and offset by band; empty where all are 1 and 0.
+        is_scaled: whether scale and offset were applied.
+        nodata: by chosen band.
+        names: descriptions of the bands that were chosen by their number.
+        levels: how many levels of grey deep pixels have as 8 bits, at most; 0: they are no deep pixels.
+        fills: values that were taken for "no value" though no tag says so.
+    """
+
+    depth: str = "8-bit"
+    alpha: str = ""
+    scaling: tuple[tuple[float, float], ...] = ()
+    is_scaled: bool = False
+    nodata: tuple[float | None, ...] = ()
+    names: tuple[str | None, ...] = ()
+    levels: int = 0
+    fills: tuple[float, ...] = ()
+
+    def to_json(self) -> str:
+        """The traits as a text, for a file."""
+        return json.dumps(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Traits":
+        """Restore what ``to_json`` gave.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            depth, alpha, scaling, is_scaled, nodata, names, levels, fills = json.loads(text)
+            pairs = tuple((float(scale), float(offset)) for scale, offset in scaling)
+            numbers = tuple(map(float, fills))
+            return cls(
+                str(depth), str(alpha), pairs, bool(is_scaled), tuple(nodata), tuple(names), int(levels), numbers
+            )
+        except (TypeError, RecursionError) as error:
+            raise ValueError(f"no traits: {error}") from None
+
+
+def describe_traits(traits: Mapping[str, Traits]) -> list[str]:
+    """What deserves a line about the files of a data set, by their traits: in what they differ, and odd alpha.
+
+    Args:
+        traits: by path.
+    """
+    said = [
+        _differing(traits, lambda one: one.depth, "the depth of pixels differs", str),
+        _differing(traits, lambda one: one.nodata, "nodata values differ", _nodata),
+        _differing(traits, lambda one: one.names, "bands of the same numbers have different descriptions", _names),
+        _about_scaling(traits),
+        *_about_alpha(traits),
+        _about_levels(traits),
+        *_about_fills(traits),
+    ]
+    return [text for text in said if text is not None]
+
+
+def _about_scaling(traits: Mapping[str, Traits]) -> str | None:
+    text = _differing(traits, lambda one: one.scaling, "scale and offset differ", _scaling)
+    if text is None:
+        return None
+    if any(one.is_scaled for one in traits.values()):
+        return f"{text}; they are applied, so the model sees value x scale + offset"
+    return (
+        f"{text}; in 8-bit RGB they are not applied, so the same field may look different: --rescale percentile, or "
+        "--bands, applies them"
+    )
+
+
+def _about_alpha(traits: Mapping[str, Traits]) -> list[str]:
+    texts = []
+    soft = [path for path, one in traits.items() if one.alpha == "soft"]
+    if soft:
+        texts.append(
+            f"{_counted(soft)} an alpha channel with values other than 0 and full ({_paths(soft)}); colours are "
+            "composited on black, so they are darker there. If it is no transparency, remove that channel"
+        )
+    ignored = [path for path, one in traits.items() if one.alpha == "ignored"]
+    if ignored:
+        texts.append(
+            f"{_counted(ignored)} a band marked as alpha whose values are no transparency, as near infrared often is "
+            f"({_paths(ignored)}); it is left out, and the colours are as stored. --bands reads it"
+        )
+    return texts
+
+
+def _about_levels(traits: Mapping[str, Traits]) -> str | None:
+    deep = {path: one for path, one in traits.items() if one.levels}
+    most = max((one.levels for one in deep.values()), default=_FEW_LEVELS)
+    if most >= _FEW_LEVELS:
+        return None
+    depth = " and ".join(sorted({one.depth for one in deep.values()}))
+    return (
+        f"{_counted(list(deep))} {depth} values of which no more than {most} of 256 grey levels are left as 8-bit "
+        f"RGB ({_paths(list(deep))}), as the small values of a large range; --rescale percentile spreads them, and "
+        "--bands reads them as they are"
+    )
+
+
+def _about_fills(traits: Mapping[str, Traits]) -> list[str]:
+    texts = []
+    for value in sorted({value for one in traits.values() for value in one.fills}):
+        paths = [path for path, one in traits.items() if value in one.fills]
+        texts.append(
+            f"{_counted(paths)} the value {np.float32(value)}, far from all other values and not declared as nodata "
+            f"({_paths(paths)}); it is taken for missing. Declare it in the files, or by --nodata {np.float32(value)}"
+        )
+    return texts
+
+
+def _differing(
+    traits: Mapping[str, Traits], key: Callable[[Traits], Hashable], what: str, show: Callable[[Any], str]
+) -> str | None:
+    groups: dict[Hashable, list[str]] = {}
+    for path, one in traits.items():
+        groups.setdefault(key(one), []).append(path)
+    if len(groups) < 2:
+        return None
+    largest = sorted(groups.items(), key=lambda group: -len(group[1]))
+    listed = "; ".join(f"{show(value)} in {_images(paths)} ({_paths(paths)})" for value, paths in largest[:_LISTED])
+    more = f"; and {len(largest) - _LISTED} more kinds" if len(largest) > _LISTED else ""
+    return f"{what} between images: {listed}{more}"
+
+
+def _scaling(value: tuple[tuple[float, float], ...]) -> str:
+    if not value:
+        return "scale 1 and offset 0"
+    pairs = dict.fromkeys(f"scale {scale:g} and offset {offset:g}" for scale, offset in value)
+    return ", ".join(list(pairs)[:_LISTED]) + (" …" if len(pairs) > _LISTED else "")
+
+
+def _nodata(value: tuple[float | None, ...]) -> str:
+    return " or ".join(dict.fromkeys("none" if one is None else f"{one:g}" for one in value)) or "none"
+
+
+def _names(value: tuple[str | None, ...]) -> str:
+    return ", ".join("none" if one is None else repr(one_line(one)) for one in value)
+
+
+def _images(paths: Sequence[str]) -> str:
+    return f"{len(paths)} image{'' if len(paths) == 1 else 's'}"
+
+
+def _counted(paths: Sequence[str]) -> str:
+    return f"{_images(paths)} {'has' if len(paths) == 1 else 'have'}"
+
+
+def _paths(paths: Sequence[str]) -> str:
+    return ", ".join(repr(path) for path in paths[:_LISTED]) + (", …" if len(paths) > _LISTED else "")

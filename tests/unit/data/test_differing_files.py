@@ -1,0 +1,269 @@
+"""What differs between the files of a data set is said by check and training, and what can be is evened out."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from geotiffs import rasterio, write_geotiff
+from PIL import Image
+
+from sat_vg.backbone_finetuning.check import main as check_main
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.data.band_statistics import measure_bands
+from sat_vg.backbone_finetuning.data.checks import examine_images
+from sat_vg.backbone_finetuning.data.geo import GeoReader, decoder_of, decoder_of_files, find_bands
+from sat_vg.backbone_finetuning.data.image_traits import Traits, describe_traits
+from sat_vg.backbone_finetuning.preparation import check_images, load_splits
+from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.utils.preprocessing import BandFiles, Preprocessing
+
+CLASSES = {"forest": 500, "field": 1500}
+BANDS = "red=1,green=2,blue=3"
+
+
+@pytest.fixture
+def check(tmp_path, monkeypatch, capfd):
+    """The check's findings on ``root``, as the program that asks for JSON gets them."""
+    monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
+
+    def run(root: Path, *arguments: str) -> dict[str, object]:
+        capfd.readouterr()
+        check_main([str(root), "--json", *arguments])
+        return json.loads(capfd.readouterr().out)
+
+    return run
+
+
+def said(findings: dict[str, object]) -> str:
+    return "\n".join((*findings["errors"], *findings["warnings"]))
+
+
+def tile(level: float, seed: int, dtype: str = "uint16", bands: int = 3) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(0, 40, (bands, 24, 24))
+    return np.clip(level + noise, 1, None).astype(dtype)
+
+
+def write_set(root: Path, per_class: int = 10, change=None, **options: object) -> Path:
+    """Class folders of GeoTIFFs; ``change(values, profile, number)`` gives some of them another look."""
+    for name, level in CLASSES.items():
+        for number in range(per_class):
+            values, profile = tile(level, 100 * level + number), dict(options)
+            if change is not None:
+                values, profile = change(values, profile, number)
+            tags = {key: profile.pop(key) for key in ("scales", "offsets") if key in profile}
+            path = write_geotiff(root / name / f"{number}.tif", values, **profile)
+            with rasterio.open(path, "r+") as file:
+                for key, value in tags.items():
+                    setattr(file, key, (value,) * len(values))
+    return root
+
+
+def newer(values, profile, number):
+    """Sentinel-2's change of 2022: the same reflectance with 1000 more, and an offset that takes it off."""
+    if number % 2:
+        values = values + np.uint16(1000)
+    return values, {**profile, "scales": 1e-4, "offsets": -0.1 * (number % 2)}
+
+
+class TestScaleAndOffset:
+    def test_are_applied_where_bands_are_read_and_said_to_differ(self, tmp_path, check):
+        root = write_set(tmp_path / "data", change=newer)
+        findings = check(root, "--bands", BANDS)
+        assert "scale 0.0001 and offset -0.1 in 10 images" in said(findings)
+        assert "they are applied" in said(findings)
+        assert findings["mean"][0] == pytest.approx(0.1, abs=0.002)
+        found = find_bands((1, 2, 3), [str(root / "field/0.tif")])
+        assert found.files.scaling == "tagged"
+        assert "scale 0.0001 and offset 0 applied" in found.description
+        old, new = (GeoReader(found.files).read(str(root / f"field/{n}.tif")).mean().item() for n in (0, 1))
+        assert old == pytest.approx(0.15, abs=0.001)
+        assert new == pytest.approx(0.15, abs=0.001)
+
+    def test_are_as_they_stand_for_models_of_before(self, tmp_path):
+        root = write_set(tmp_path / "data", 1, newer)
+        stored = {"bands": [1, 2, 3], "dtype": "uint16", "count": 3}
+        plain = {**Preprocessing(image_size=8).to_dict(), "scale": 1.0, "files": stored}
+        restored = Preprocessing.from_dict(plain)
+        assert restored.files == BandFiles((1, 2, 3), "uint16", 3, scaling="ignored")
+        assert decoder_of(restored, marks_missing=True).read(str(root / "field/0.tif")).mean() > 1000
+
+    def test_a_file_with_a_scale_among_files_without_is_named(self, tmp_path, check):
+        def change(values, profile, number):
+            return values, {**profile, "scales": 1e-4} if number == 7 else profile
+
+        findings = check(write_set(tmp_path / "data", change=change), "--bands", BANDS)
+        assert len(findings["unreadable"]) == 2
+        assert all("7.tif" in bad["path"] and "scale 0.0001" in bad["reason"] for bad in findings["unreadable"])
+
+    @pytest.mark.parametrize("scale", [0.0, float("nan"), float("inf")])
+    def test_a_scale_that_is_no_number_is_refused(self, tmp_path, scale):
+        root = write_set(tmp_path / "data", 1, lambda v, p, n: (v, {**p, "scales": scale}))
+        reason = GeoReader(BandFiles((1,), "uint16", 3)).read_or_reason(str(root / "field/0.tif"))
+        assert isinstance(reason, str)
+        assert "scale" in reason
+
+    def test_of_8_bit_rgb_are_said_and_not_applied(self, tmp_path, check):
+        def change(values, profile, number):
+            return (values // 10).astype(np.uint8), {**profile, "scales": 1.0 + number % 2, "photometric": "RGB"}
+
+        text = said(check(write_set(tmp_path / "data", change=change)))
+        assert "scale and offset differ" in text
+        assert "not applied" in text
+
+
+class TestOtherDifferences:
+    def test_nodata_and_descriptions(self, tmp_path, check):
+        def change(values, profile, number):
+            names = ("B04", "B03", "B02") if number < 8 else ("B02", "B03", "B04")
+            return values, {**profile, "nodata": 0 if number < 5 else None, "descriptions": names}
+
+        text = said(check(write_set(tmp_path / "data", change=change), "--bands", BANDS))
+        assert "nodata values differ between images: " in text
+        assert "none in 10 images" in text
+        assert "'B02', 'B03', 'B04' in 4 images" in text
+
+    @pytest.mark.parametrize(
+        ("descriptions", "bands", "contradicts"),
+        [
+            (("blue", "green", "red"), ("red=1", "green=2", "blue=3"), True),
+            (("B02", "B03", "B04"), ("red=1", "green=2", "blue=3"), True),
+            (("B04", "B03", "B02"), ("B02=1", "B04=3"), True),
+            (("red", "green", "blue"), ("red=1", "green=2", "blue=3"), False),
+            (("Red", "nir", "x"), ("red=1", "infrared=2"), False),
+            ((), ("red=1", "green=2"), False),
+        ],
+    )
+    def test_names_against_the_files_descriptions(self, tmp_path, descriptions, bands, contradicts):
+        path = write_geotiff(tmp_path / "a.tif", tile(500, 0), descriptions=descriptions)
+        warnings = find_bands(bands, [str(path)]).warnings
+        assert bool(warnings) == contradicts, warnings
+        if contradicts:
+            assert "check the numbers" in warnings[0]
+
+    def test_8_bit_beside_16_bit_and_few_levels(self, tmp_path, check):
+        def change(values, profile, number):
+            return (values // 10).astype(np.uint8) if number == 3 else values, {**profile, "photometric": "RGB"}
+
+        text = said(check(write_set(tmp_path / "data", change=change)))
+        assert "the depth of pixels differs between images: 16-bit in 18 images" in text
+        assert "3.tif" in text
+        assert "no more than 7 of 256 grey levels" in text
+        assert "--rescale percentile" in text
+
+    def test_alpha_that_is_none_and_alpha_that_is_soft(self, tmp_path, check):
+        def change(values, profile, number):
+            infrared = tile(150, number, "uint8", 1)
+            return np.concatenate([(values // 10).astype(np.uint8), infrared]), {
+                **profile,
+                "photometric": "RGB",
+                "alpha": "YES",
+            }
+
+        root = write_set(tmp_path / "data", change=change)
+        rgba = np.random.default_rng(0).integers(1, 255, (24, 24, 4), dtype=np.uint8)
+        Image.fromarray(rgba).save(root / "field" / "soft.png")
+        text = said(check(root))
+        assert "20 images have a band marked as alpha whose values are no transparency" in text
+        assert "1 image has an alpha channel with values other than 0 and full" in text
+        assert "soft.png" in text
+
+    def test_the_training_says_the_same_in_the_first_run_and_with_a_warm_record(self, tmp_path, monkeypatch, capfd):
+        monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
+        root = write_set(tmp_path / "data", change=newer)
+        config = FinetuneConfig(dataset_path=str(root), bands=(1, 2, 3))
+        splits = load_splits(config)
+        decoder = decoder_of_files(find_bands((1, 2, 3), splits.train.paths).files)
+        for _ in range(2):
+            check_images(config, splits, decoder)
+            assert "note: scale and offset differ between images" in capfd.readouterr().out
+
+    def test_nothing_is_said_of_files_that_are_alike(self, tmp_path, check):
+        assert not check(write_set(tmp_path / "data", 14), "--bands", BANDS)["warnings"]
+        traits = Traits("uint16", "soft", ((1e-4, -0.1),), True, (0.0, None), ("B04", None), 9, (-9999.0,))
+        assert Traits.from_json(traits.to_json()) == traits
+        assert describe_traits({"a": Traits(), "b": Traits()}) == []
+
+
+class TestNodata:
+    @pytest.mark.parametrize(
+        ("fill", "dtype"),
+        [(-9999, "int16"), (-9999, "float32"), (-32768, "int16"), (-3.4028234663852886e38, "float32"),
+         (9.969209968386869e36, "float32"), (1e20, "float64"), (-1.7976931348623157e308, "float64")],
+    )  # fmt: skip
+    def test_undeclared_fill_values_are_missing_and_named(self, tmp_path, check, fill, dtype):
+        def change(values, profile, number):
+            values = values.astype(dtype)
+            if number == 4:
+                values[:, :6] = fill
+            return values, profile
+
+        root = write_set(tmp_path / "data", change=change)
+        findings = check(root, "--bands", BANDS)
+        assert f"2 images have the value {np.float32(fill)}" in said(findings)
+        assert "4.tif" in said(findings)
+        assert "--nodata" in said(findings)
+        assert findings["mean"][0] == pytest.approx(1000, abs=10)
+        assert findings["std"][0] < 600
+        image = GeoReader(BandFiles((1, 2, 3), dtype, 3), (5.0, 6.0, 7.0)).read(str(root / "field/4.tif"))
+        assert image[:, :6].unique().tolist() == [5.0, 6.0, 7.0]
+
+    def test_values_of_a_wide_range_are_no_fill(self, tmp_path):
+        values = np.linspace(-12000, 500, 3 * 576).reshape(3, 24, 24).astype(np.int16)
+        values[0, 0, 0] = -9999
+        path = write_geotiff(tmp_path / "a.tif", values)
+        picture = GeoReader(BandFiles((1, 2, 3), "int16", 3)).examine(str(path))
+        np.testing.assert_array_equal(picture.pixels.numpy(), values)
+        assert picture.traits.fills == ()
+
+    @pytest.mark.parametrize(
+        ("dtype", "value", "typed"), [("uint16", 77, 77.0), ("float32", -0.123456789, -0.123457)]
+    )
+    def test_a_value_that_the_user_names_is_missing_everywhere(self, tmp_path, dtype, value, typed):
+        values = tile(500, 0, dtype)
+        values[:, 2:5] = value
+        path = str(write_geotiff(tmp_path / "a.tif", values))
+        files = find_bands((1, 2), [path], typed).files
+        assert files.nodata == typed
+        known = Preprocessing(image_size=8, mean=(1.0, 2.0), std=(1e6, 1e6), bands=("a", "b"), scale=1.0, files=files)
+        restored = Preprocessing.from_dict(json.loads(json.dumps(known.to_dict())))
+        assert restored == known
+        image = decoder_of(restored).read(path)
+        assert image[0, 2:5].unique().tolist() == [1.0]
+        assert image[1, 2:5].unique().tolist() == [2.0]
+
+    def test_a_value_that_the_files_cannot_hold_is_refused(self, tmp_path):
+        path = str(write_geotiff(tmp_path / "a.tif", tile(500, 0)))
+        for value in (-9999.0, 0.5, 70000.0):
+            with pytest.raises(ConfigError, match="uint16, which has no such value"):
+                find_bands((1,), [path], value)
+        with pytest.raises(ConfigError, match="nodata = -9999: is for the bands"):
+            FinetuneConfig(dataset_path="x", nodata=-9999.0)
+
+    @pytest.mark.parametrize("extreme", [1e29, -1e25, 1e9])
+    def test_one_patch_far_out_does_not_make_the_statistics(self, tmp_path, extreme):
+        paths = []
+        for number in range(20):
+            values = tile(500, number, "float32", 2)
+            if number == 7:
+                values[1, 3:5, 3:5] = extreme
+            paths.append(str(write_geotiff(tmp_path / f"{number}.tif", values)))
+        files = BandFiles((1, 2), "float32", 2)
+        decoder, cache = decoder_of_files(files), BoundedCache(tmp_path / "cache", 2**30)
+        contents = examine_images(paths, decoder=decoder).contents
+        for how in ("made in", "found in"):
+            found = measure_bands(paths, contents, ("vv", "vh"), decoder, cache)
+            assert how in found.note
+            assert found.mean[1] == pytest.approx(500, abs=5)
+            assert found.std[1] < 50
+            assert len(found.warnings) == 1
+            assert "band 'vh'" in found.warnings[0]
+            assert f"{np.float32(extreme)} in {paths[7]!r}" in found.warnings[0]
+        known = Preprocessing(
+            image_size=8, mean=found.mean, std=found.std, bands=("vv", "vh"), scale=1.0, files=files
+        )
+        normalised = known.normalise(decoder_of(known).read(paths[7])[None])
+        assert normalised.abs().max() < 10
+        assert torch.equal(normalised[0, 1, 3:5, 3:5], torch.zeros(2, 2))
