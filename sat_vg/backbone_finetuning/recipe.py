@@ -317,18 +317,23 @@ def choose_phases(config: FinetuneConfig, model: FineTuneModel) -> list[Phase]:
             is_pretrained=config.pretrained and config.weights != "none",
         )
         phases = STRATEGIES[config.strategy](plan)
-        last = phases[-1]  # the most that is ever trained
-        model.set_trainable(last.trainable_stages, last.keeps_statistics)
+    last = phases[-1]  # the most that is ever trained
     if config.wise_ft:
         phases = then_mixed(phases)
-    counts = model.parameter_counts()
     described = [
         f"{phase.name} for {phase.epochs} epoch{'' if phase.epochs == 1 else 's'}, "
-        f"{sum(counts[name] for name in (*phase.trainable_stages, 'head')) / 1e6:.2f} M {phase.deed}{phase.manner}"
+        f"{sum(counts_of_phase(model, phase).values()) / 1e6:.2f} M {phase.deed}{phase.manner}"
         for phase in phases
     ]
     say(f"phases: {'; '.join(described)}")
+    model.set_trainable(last.trainable_stages, last.keeps_statistics)
     return phases
+
+
+def counts_of_phase(model: FineTuneModel, phase: Phase) -> dict[str, int]:
+    """Number of parameters by stage that a phase trains. The model is then set to the phase."""
+    model.set_trainable(phase.trainable_stages, phase.keeps_statistics)
+    return model.parameter_counts(trained_only=True)
 
 
 def show_run(
@@ -377,6 +382,12 @@ def dry_run(config: FinetuneConfig) -> None:
         show_plan(config, precision, ranks)
 
 
+def _part_of(trained: int, count: int) -> str:
+    if not trained:
+        return "no"
+    return "yes" if trained == count else f"{trained:,}"
+
+
 def show_plan(config: FinetuneConfig, precision: Precision, ranks: OneRank) -> None:
     """What ``dry_run`` says."""
     found = ranks.from_first(lambda: find_images(config))
@@ -393,11 +404,10 @@ def show_plan(config: FinetuneConfig, precision: Precision, ranks: OneRank) -> N
     say("\n" + text_table(("class", "train", "val"), list(class_counts)))
     counts = model.parameter_counts()
     for number, phase in enumerate(phases, start=1):
-        trained = (*phase.trainable_stages, "head")
-        rows = [(name, f"{count:,}", "yes" if name in trained else "no") for name, count in counts.items()]
+        trained = counts_of_phase(model, phase)
+        rows = [(name, f"{count:,}", _part_of(trained[name], count)) for name, count in counts.items()]
         say(f"\nphase {number}, {phase.name}: {phase.epochs} epochs")
         say(text_table(("stage", "parameters", phase.deed), rows))
-        model.set_trainable(phase.trainable_stages, phase.keeps_statistics)
         stored = training.feeds.describe(phase)
         if stored:
             say(stored)

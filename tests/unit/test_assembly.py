@@ -1,5 +1,7 @@
 """What the configuration says of images, orders and sizes, put together."""
 
+import re
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from sat_vg.backbone_finetuning.data.sampling import Part
 from sat_vg.backbone_finetuning.data.sources import Split, load_class_folders
 from sat_vg.backbone_finetuning.engine.precision import Precision
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.recipe import choose_phases
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.ranks import OneRank
 
@@ -68,3 +71,25 @@ def test_a_batch_that_is_too_small_for_so_many_processes_is_refused():
     assert batch_plan(FinetuneConfig(batch_size=4), split, OneOfTwo()).fewest_images == 2
     with pytest.raises(ConfigError, match="raise batch_size to 4 or more, or start fewer processes"):
         batch_plan(FinetuneConfig(batch_size=2), split, OneOfTwo())
+
+
+@pytest.mark.parametrize(
+    ("changes", "millions"),
+    [
+        ({"strategy": "linear_probe"}, ["0.00"]),  # the auxiliary heads behind frozen stages are frozen too
+        ({"strategy": "last_layers", "last_layers": 2}, ["3.13"]),
+        ({"strategy": "lp_ft", "wise_ft": True}, ["0.00", "9.94", "9.94"]),
+        ({"freeze_early_layers": True, "unfreeze_layers": ("inception5",)}, ["2.49"]),
+    ],
+)
+def test_the_phases_tell_the_parameters_that_get_gradients(changes, millions, capsys):
+    config = FinetuneConfig(backbone="googlenet", pretrained=False, image_size=64, num_epochs=5, **changes)
+    model = FineTuneModel("googlenet", 3, pretrained=False, image_size=64)
+    model.set_trainable(config.unfreeze_layers or ())
+    phases = choose_phases(config, model)
+    assert re.findall(r"(\d+\.\d\d) M", capsys.readouterr().out) == millions
+    trained = []
+    for phase in phases:
+        model.set_trainable(phase.trainable_stages)
+        trained.append(f"{sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6:.2f}")
+    assert trained == millions

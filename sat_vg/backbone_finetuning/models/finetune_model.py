@@ -276,14 +276,19 @@ class FineTuneModel(nn.Module):
         if classifier.bias is not None:
             classifier.bias.copy_(bias)
 
-    def parameter_counts(self) -> dict[str, int]:
-        """Number of parameters by stage, and of the classifier (and auxiliary ones) under ``head``."""
-        counts = {
-            stage.name: sum(p.numel() for _, p in stage.named_parameters(self.network)) for stage in self.stages
-        }
+    def parameter_counts(self, trained_only: bool = False) -> dict[str, int]:
+        """Number of parameters by stage, and of the classifier (and auxiliary ones) under ``head``.
+
+        Args:
+            trained_only: leave out those that get no gradient now.
+        """
         parameters = dict(self.network.named_parameters())
-        counts["head"] = sum(parameters[name].numel() for name in self.head_parameter_names)
-        return counts
+        named = {stage.name: [p for _, p in stage.named_parameters(self.network)] for stage in self.stages}
+        named["head"] = [parameters[name] for name in self.head_parameter_names]
+        return {
+            part: sum(p.numel() for p in owned if p.requires_grad or not trained_only)
+            for part, owned in named.items()
+        }
 
     def get_attention_maps(self, images: Tensor, layer_idx: int = -1) -> Tensor:
         """Attention of one block of a ViT (Dosovitskiy et al., 2021) or a Swin (Liu et al., 2021 and 2022).
