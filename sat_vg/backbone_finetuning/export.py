@@ -33,7 +33,13 @@ def main(arguments: list[str] | None = None, prog: str = "sat-vg export") -> int
     )
     parser.add_argument("--part", choices=PARTS, help="onnx, pt2: what is computed; default: classifier")
     parser.add_argument("--with_normalisation", action="store_true", help="onnx, pt2: take uint8 images")
-    parser.add_argument("--with_head", action="store_true", help="torchvision: write the classifier too")
+    head = parser.add_mutually_exclusive_group()
+    head.add_argument(
+        "--with_head", action="store_true", default=None, help="torchvision: write the classifier too (the default)"
+    )
+    head.add_argument(
+        "--without_head", dest="with_head", action="store_false", help="torchvision: leave the classifier out"
+    )
     parser.add_argument(
         "--fixed_size",
         type=int,

@@ -43,7 +43,7 @@ class Request:
         verify: path of an export to compare with the checkpoint; nothing is written then.
         part: ``classifier`` or ``extractor``; unset: the classifier.
         with_normalisation: the file takes uint8 images.
-        with_head: a state dict for torchvision holds the classifier too.
+        with_head: a state dict for torchvision holds the classifier too; unset: where torchvision's network can.
         fixed_size: the only height and width that the file takes, in pixels.
         tolerance: how far its numbers may be from the model's; see ``Difference.deviation``.
         license: for the card.
@@ -55,7 +55,7 @@ class Request:
     verify: str | None = None
     part: str | None = None
     with_normalisation: bool = False
-    with_head: bool = False
+    with_head: bool | None = None
     fixed_size: int | None = None
     tolerance: float = 1e-4
     license: str | None = None
@@ -143,11 +143,12 @@ def _require_sound(request: Request) -> tuple[Path, Format]:
     if out.is_dir():
         raise ConfigError(f"--out {request.out}: is a folder; name a file in it")
     _require_tolerance(request.tolerance)
-    given = {name for name in Asked.__dataclass_fields__ if getattr(request, name)}
-    superfluous = sorted(given - exporter.options)
+    superfluous = [
+        name for name in _given(request, tuple(Asked.__dataclass_fields__)) if name not in exporter.options
+    ]
     if superfluous:
         raise ConfigError(
-            f"--{superfluous[0]} says nothing for --format {request.format}, which "
+            f"--{_flag(request, superfluous[0])} says nothing for --format {request.format}, which "
             + (
                 f"knows {', '.join('--' + name for name in sorted(exporter.options))}"
                 if exporter.options
@@ -157,6 +158,16 @@ def _require_sound(request: Request) -> tuple[Path, Format]:
     if request.fixed_size is not None and not 1 <= request.fixed_size <= _LARGEST_SIDE:
         raise ConfigError(f"--fixed_size {request.fixed_size}: must be from 1 to {_LARGEST_SIDE} pixels")
     return out, exporter
+
+
+def _given(request: Request, names: Sequence[str]) -> list[str]:
+    """Those of the options that were set, in alphabetical order."""
+    is_set = {name: getattr(request, name) not in (None, False) for name in names}
+    return sorted(name for name in names if is_set[name] or (name == "with_head" and request.with_head is False))
+
+
+def _flag(request: Request, name: str) -> str:
+    return "without_head" if name == "with_head" and request.with_head is False else name
 
 
 def _require_tolerance(tolerance: float) -> None:
@@ -235,10 +246,11 @@ def verify_export(request: Request) -> list[Difference]:
     assert request.verify is not None
     _require_tolerance(request.tolerance)
     own = ("out", "part", "with_normalisation", "with_head", "fixed_size", "license")
-    superfluous = [name for name in own if getattr(request, name)]
+    superfluous = _given(request, own)
     if superfluous:
         raise ConfigError(
-            f"--{superfluous[0]} says nothing beside --verify, which reads it off the file; leave it out"
+            f"--{_flag(request, superfluous[0])} says nothing beside --verify, which reads it off the file; "
+            "leave it out"
         )
     path = expand_home(request.verify)
     model = FineTuneModel.load_checkpoint(expand_home(request.checkpoint))

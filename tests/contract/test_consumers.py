@@ -2,7 +2,7 @@
 DETR, Deformable-DETR and TransVG."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection import FasterRCNN
 from torchvision.ops import StochasticDepth
 
+from sat_vg.backbone_finetuning import export
 from sat_vg.backbone_finetuning.models.adapters import (
     as_detr,
     as_torchvision,
@@ -19,6 +20,8 @@ from sat_vg.backbone_finetuning.models.adapters import (
     export_detr_state_dict,
     invert_mask,
 )
+from sat_vg.backbone_finetuning.models.backbones import BACKBONES, BackboneRow
+from sat_vg.backbone_finetuning.models.families.family import no_weights
 from sat_vg.backbone_finetuning.models.feature_pyramid import SimpleFeaturePyramid
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
@@ -310,6 +313,42 @@ def test_a_file_of_which_no_key_would_match_is_not_written(tmp_path, backbone):
     with pytest.raises(ConfigError, match=rf"{backbone}.*layer4.*as_detr"):
         export_detr_state_dict(extractor_of(backbone), tmp_path / "detr.pth")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("backbone", ["timm:resnet10t", "timm:seresnet18", "timm:vit_tiny_patch16_224", "custom_cnn"])
+def test_other_layers_than_torchvisions_are_not_written_as_detrs(tmp_path, backbone, capfd):
+    if backbone.startswith("timm:"):
+        pytest.importorskip("timm")
+    model = FineTuneModel(backbone, 3, pretrained=False, image_size=64)
+    with pytest.raises(ConfigError, match=rf"{backbone}.*as_detr"):
+        export_detr_state_dict(model.get_feature_extractor(), tmp_path / "detr.pth")
+    model.save_checkpoint(tmp_path / "m.pt")
+    assert export.main([str(tmp_path / "m.pt"), "--format", "detr", "--out", str(tmp_path / "detr.pth")]) == 2
+    assert backbone in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
+
+
+@pytest.mark.parametrize("backbone", ["timm:resnet18", "resnext50_32x4d", "wide_resnet50_2"])
+def test_all_with_torchvisions_layers_go_into_detrs_file(tmp_path, backbone, capfd):
+    if backbone.startswith("timm:"):
+        pytest.importorskip("timm")
+    FineTuneModel(backbone, 3, pretrained=False, image_size=64).save_checkpoint(tmp_path / "m.pt")
+    assert export.main([str(tmp_path / "m.pt"), "--format", "detr", "--out", str(tmp_path / "d.pth")]) == 0
+    assert export.main([str(tmp_path / "m.pt"), "--verify", str(tmp_path / "d.pth")]) == 0
+    weights = torch.load(tmp_path / "d.pth", weights_only=True)["model"]
+    detr = MinimalDetr(getattr(models, backbone.removeprefix("timm:")))
+    assert detr.load_state_dict(weights, strict=False).unexpected_keys == []
+
+
+def test_a_row_of_the_family_that_torchvision_has_not_is_refused_in_a_sentence(tmp_path, monkeypatch, capfd):
+    family = BACKBONES["resnet18"].family
+    own = replace(
+        family, build=lambda name, num_classes, size: models.resnet18(num_classes=num_classes), weights=no_weights
+    )
+    monkeypatch.setitem(BACKBONES, "resnet_of_ours", BackboneRow("resnet_of_ours", own))
+    FineTuneModel("resnet_of_ours", 3, pretrained=False, image_size=64).save_checkpoint(tmp_path / "m.pt")
+    assert export.main([str(tmp_path / "m.pt"), "--format", "detr", "--out", str(tmp_path / "d.pth")]) == 2
+    assert "resnet_of_ours" in capfd.readouterr().err
 
 
 def test_a_failed_write_leaves_the_file_from_before(tmp_path, monkeypatch):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torchvision import models
 
+from sat_vg.backbone_finetuning.models.backbones import BACKBONES, TIMM_PREFIX
+from sat_vg.backbone_finetuning.models.families.timm_cutting import TRUNK
 from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
 from sat_vg.backbone_finetuning.models.feature_pyramid import Extractor
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
@@ -176,6 +180,24 @@ def as_transvg(extractor: Extractor) -> TransvgBackbone:
     return TransvgBackbone(extractor)
 
 
+def torchvision_name(backbone: str) -> str:
+    """``timm:resnet50.a1_in1k`` → ``resnet50``: some of timm's have the layers of torchvision's of that name."""
+    return backbone.removeprefix(TIMM_PREFIX).partition(".")[0]
+
+
+def is_torchvisions_resnet(backbone: str, state: Mapping[str, Tensor]) -> bool:
+    """Whether torchvision has a ResNet, ResNeXt or wide ResNet of this name with these tensors, the head aside."""
+    known = BACKBONES.get(torchvision_name(backbone))
+    if known is None or known.family.name != "ResNet" or known.name not in models.list_models(module=models):
+        return False
+    with torch.device("meta"):
+        theirs = models.get_model(known.name, weights=None).state_dict()
+    own = {name.removeprefix(TRUNK): value.shape for name, value in state.items()}
+    return {name: shape for name, shape in own.items() if not name.startswith(("fc.", "head."))} == {
+        name: value.shape for name, value in theirs.items() if not name.startswith("fc.")
+    }
+
+
 def export_detr_state_dict(extractor: FeatureExtractor, path: str | Path) -> int:
     """Write the weights as a checkpoint of DETR, which TransVG reads too.
 
@@ -194,14 +216,18 @@ def export_detr_state_dict(extractor: FeatureExtractor, path: str | Path) -> int
         ConfigError: the backbone has not the names that DETR's ResNet has, so nothing of it would be loaded.
         WriteError: the folder cannot be written to or the disk is full.
     """
-    state = extractor.state_dict()
+    # A network of timm lies one level deeper; some of its ResNets have the very layers of torchvision's.
+    state = {name.removeprefix(TRUNK): value for name, value in extractor.state_dict().items()}
     missing = [
         part for part in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
         if not any(name.startswith(f"{part}.") for name in state)
     ]  # fmt: skip
-    if missing:
+    if missing or (
+        extractor.backbone.startswith(TIMM_PREFIX) and not is_torchvisions_resnet(extractor.backbone, state)
+    ):
+        lacks = f"no {', '.join(missing)}" if missing else "other layers than torchvision's of that name"
         raise ConfigError(
-            f"backbone = {extractor.backbone!r} has no {', '.join(missing)}: DETR's backbone is a ResNet, and would "
+            f"backbone = {extractor.backbone!r} has {lacks}: DETR's backbone is a ResNet, and would "
             "load none of these weights. Fine-tune a ResNet such as resnet50, or put this backbone in with as_detr"
         )
     tensors = {

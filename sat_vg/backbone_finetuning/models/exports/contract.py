@@ -32,13 +32,13 @@ class Asked:
     Attributes:
         part: ``classifier`` or ``extractor``; of formats that hold a computation.
         with_normalisation: the file takes uint8 images and normalises them itself.
-        with_head: a file of weights holds the classifier too.
+        with_head: a file of weights holds the classifier too; None: where it can.
         fixed_size: the only height and width that it takes, in pixels; None: any.
     """
 
     part: str = "classifier"
     with_normalisation: bool = False
-    with_head: bool = False
+    with_head: bool | None = None
     fixed_size: int | None = None
 
 

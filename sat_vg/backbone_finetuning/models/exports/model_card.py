@@ -209,7 +209,10 @@ def markdown(card: Mapping[str, Any]) -> str:
         kind = "sigmoid (each class for itself)" if several else "softmax"
         gives += [("probabilities", f"the {kind} of the logits{calibrated}")]
     gives += [(name, f"{channels} channels at stride {stride}") for name, channels, stride in maps]
-    trained = [("data", data["name"]), ("images", data["images"]), *_items(card["metrics"])]
+    trained = [("data", data["name"]), ("images", data["images"])]
+    if card["part"] != "classifier":
+        trained.append(("metrics below", "of the whole model; its classifier is not in this file"))
+    trained += _items(card["metrics"])
     measured = [
         (f"{one['batch']} × {one['height']} × {one['width']}", f"{one['absolute']:.1e}", f"{one['relative']:.1e}")
         for one in card["differences"]

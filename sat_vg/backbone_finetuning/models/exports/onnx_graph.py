@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from sat_vg.backbone_finetuning.models.exports.contract import Asked, Contract, ExportFailedError, Format, Reading
+from sat_vg.backbone_finetuning.models.exports.snippets import prepare_lines
 from sat_vg.backbone_finetuning.models.exports.tracing import REFUSALS, first_line, quiet, trace, why_fixed
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
@@ -161,12 +162,12 @@ def _description(path: Path) -> dict[str, Any]:
 
 def usage(model: FineTuneModel, contract: Contract, name: str) -> str:
     """How the file is used."""
-    kind = "uint8" if contract.dtype == "uint8" else "float32, normalised"
     return (
-        "import onnxruntime\n\n"
+        "import onnxruntime\nimport torch\nfrom torchvision.transforms import v2\n\n"
         f"session = onnxruntime.InferenceSession({name!r})\n"
-        f'outputs = session.run(None, {{"{INPUT}": images}})  # {kind}, [B, C, H, W]\n'
-        f"# in this order: {', '.join(contract.outputs)}"
+        f"{prepare_lines(model.preprocessing, contract)}\n"
+        f'# session.run(None, {{"{INPUT}": prepare(image)[None].numpy()}}) gives, in this order:\n'
+        f"# {', '.join(contract.outputs)}"
     )
 
 

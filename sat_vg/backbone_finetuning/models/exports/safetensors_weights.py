@@ -9,8 +9,10 @@ import safetensors
 from torch import Tensor
 
 from sat_vg.backbone_finetuning.models.exports.contract import Asked, Contract, Format, Reading
+from sat_vg.backbone_finetuning.models.exports.snippets import prepare_lines
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
+from sat_vg.backbone_finetuning.utils.preprocessing import RGB
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors
 
 
@@ -68,9 +70,17 @@ def read(path: Path, model: FineTuneModel) -> Reading:
 
 def usage(model: FineTuneModel, contract: Contract, name: str) -> str:
     """How the file is used."""
+    pixels = model.preprocessing
+    bands = "" if pixels.bands == RGB else f", bands={pixels.bands!r}"
     return (
-        "from safetensors.torch import load_file\n\n"
-        f"state = load_file({name!r})  # under torchvision's names, the classifier included"
+        "import torch\nfrom safetensors.torch import load_file\nfrom torchvision.transforms import v2\n\n"
+        "from sat_vg.backbone_finetuning import FineTuneModel\n\n"
+        f"model = FineTuneModel({model.backbone!r}, {model.num_classes}, pretrained=False, "
+        f"image_size={pixels.image_size}{bands})\n"
+        f"model.network.load_state_dict(load_file({name!r}))  # under torchvision's names, the classifier included\n"
+        "model.eval()\n"
+        f"{prepare_lines(pixels, contract)}\n"
+        "# model(prepare(image)[None]) gives the logits"
     )
 
 

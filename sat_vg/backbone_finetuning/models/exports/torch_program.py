@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sat_vg.backbone_finetuning.models.exports.contract import Asked, Contract, Format, Reading
 from sat_vg.backbone_finetuning.models.exports.program_archives import require_program
+from sat_vg.backbone_finetuning.models.exports.snippets import prepare_lines
 from sat_vg.backbone_finetuning.models.exports.tracing import REFUSALS, first_line, quiet, trace, why_fixed
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
@@ -78,14 +79,11 @@ def _description(path: Path) -> dict[str, Any]:
 
 def usage(model: FineTuneModel, contract: Contract, name: str) -> str:
     """How the file is used."""
-    images = (
-        "images  # uint8 [B, C, H, W]" if contract.dtype == "uint8" else "images  # float32 [B, C, H, W], normalised"
-    )
     return (
-        "import torch\n\n"
+        "import torch\nfrom torchvision.transforms import v2\n\n"
         f"program = torch.export.load({name!r}).module()\n"
-        f"outputs = program({images.replace('  #', ')  #', 1)}\n"
-        f"outputs[{contract.outputs[-1]!r}]"
+        f"{prepare_lines(model.preprocessing, contract)}\n"
+        f"# program(prepare(image)[None]) gives a dictionary with {', '.join(contract.outputs)}"
     )
 
 

@@ -12,6 +12,7 @@ from torchvision import models
 
 from sat_vg.backbone_finetuning.models.backbones import new_layers
 from sat_vg.backbone_finetuning.models.exports.contract import Asked, Contract, Format, Reading
+from sat_vg.backbone_finetuning.models.exports.snippets import prepare_lines
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.stages import find_member
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
@@ -20,24 +21,26 @@ from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_ten
 
 
 def write(model: FineTuneModel, asked: Asked, path: Path) -> Contract:
-    """Write the weights, with the layers that give the classes only where that is asked for.
+    """Write the weights, with the layers that give the classes where torchvision's network has the same.
 
     Raises:
         ConfigError: torchvision has no such network, or not with this head.
         WriteError: the file cannot be written.
     """
     _require_known(model)
-    if asked.with_head and model.row.family.name == "SqueezeNet":
+    can_hold_head = model.row.family.name != "SqueezeNet"
+    with_head = can_hold_head if asked.with_head is None else asked.with_head
+    if with_head and not can_hold_head:
         raise ConfigError(
             f"--with_head: {model.backbone} has a linear head here and a convolution in torchvision; leave it out, "
             "or use another format"
         )
-    head = () if asked.with_head else new_layers(model.network, model.row.family)
+    head = () if with_head else new_layers(model.network, model.row.family)
     state = model.network.state_dict()
     kept = OrderedDict((name, value.detach().cpu()) for name, value in state.items() if name not in head)
     kept._metadata = getattr(state, "_metadata", {})  # type: ignore[attr-defined]  # MNASNet's version number
     save_tensors(path, kept)
-    return _contract(model, asked.with_head)
+    return _contract(model, with_head)
 
 
 def _require_known(model: FineTuneModel) -> None:
@@ -129,12 +132,24 @@ def usage(model: FineTuneModel, contract: Contract, name: str) -> str:
     known = inspect.signature(models.get_model).parameters  # name and config; the rest goes to the network
     assert not set(shown) & set(known)
     arguments = "".join(f", {key}={value!r}" for key, value in shown.items())
-    strict = "" if contract.part == "classifier" else ", strict=False"
+    without_head = contract.part != "classifier"
+    strict, removal = (", strict=False", f"{_head_removal(model)}\n") if without_head else ("", "")
     return (
-        "import torch\nimport torchvision\n\n"
+        "import torch\nimport torchvision\nfrom torchvision.transforms import v2\n\n"
         f"network = torchvision.models.{model.backbone}(num_classes={model.num_classes}{arguments})\n"
-        f"network.load_state_dict(torch.load({name!r}, weights_only=True){strict})"
+        f"network.load_state_dict(torch.load({name!r}, weights_only=True){strict})\n{removal}network.eval()\n"
+        f"{prepare_lines(model.preprocessing, contract)}\n"
+        f"# network(prepare(image)[None]) gives the {contract.outputs[0]}"
     )
+
+
+def _head_removal(model: FineTuneModel) -> str:
+    """The line of Python that does what ``_take_head_off`` does."""
+    if model.row.family.name == "SqueezeNet":
+        return "network.classifier = torch.nn.AdaptiveAvgPool2d(1)  # the classifier is not in the file"
+    parent, _, leaf = model.row.family.classifier.rpartition(".")
+    place = f"{parent}[{leaf}]" if leaf.isdigit() else model.row.family.classifier
+    return f"network.{place} = torch.nn.Identity()  # the classifier is not in the file"
 
 
 FORMAT = Format(
