@@ -245,7 +245,7 @@ def _open_file(path: Path) -> BinaryIO:
         try:
             file = undo.enter_context(open_regular(path))
         except NotRegularFileError as error:
-            raise Unreadable(error.strerror, "remove it") from None
+            raise Unreadable(error.strerror or str(error), "remove it") from None
         _refuse_large(os.fstat(file.fileno()).st_size)
         undo.pop_all()
         return file
@@ -341,7 +341,7 @@ def _decode_with_pillow(file: BinaryIO, head: bytes, layout: TiffLayout | None) 
         with Image.open(file, formats=_FORMATS) as image:
             image_format = image.format
             refuse_bomb(*image.size)
-            refuse_hollow(file.seek(0, io.SEEK_END), *image.size, len(image.getbands()))
+            refuse_hollow(file.seek(0, io.SEEK_END), image.width, image.height, len(image.getbands()))
             if head[:4] == b"\x89PNG" and head[24:26] == b"\x10\x02" and any(_colour_key(image)):
                 # Pillow compares the 16-bit colour with the 8-bit pixels; only black comes out right.
                 raise Unreadable("it is a 16-bit RGB PNG with a transparent colour", _CONVERT)
