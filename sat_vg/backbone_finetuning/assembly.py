@@ -32,6 +32,7 @@ from sat_vg.backbone_finetuning.engine.losses import (
 )
 from sat_vg.backbone_finetuning.engine.micro_batches import MicroBatches
 from sat_vg.backbone_finetuning.engine.optim import Schedule, build_optimizer
+from sat_vg.backbone_finetuning.engine.phases import STRATEGIES, Phase, PhasePlan, single_phase, then_mixed
 from sat_vg.backbone_finetuning.engine.precision import Precision, choose_num_workers
 from sat_vg.backbone_finetuning.engine.profiling import NoProfile, Profile
 from sat_vg.backbone_finetuning.engine.replicas import DataParallelReplica, OneReplica
@@ -40,6 +41,7 @@ from sat_vg.backbone_finetuning.engine.sharded import ShardedReplica, fewest_at_
 from sat_vg.backbone_finetuning.engine.training import Training
 from sat_vg.backbone_finetuning.engine.wise_ft import NoOrigin, Origin
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.models.freezing import choose_trainable
 from sat_vg.backbone_finetuning.preparation import choose_hardware, computed_cache
 from sat_vg.backbone_finetuning.utils.cores import usable_cores
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
@@ -154,6 +156,30 @@ def schedule_of(config: FinetuneConfig) -> Schedule:
     )
 
 
+def plan_phases(config: FinetuneConfig, model: FineTuneModel) -> list[Phase]:
+    """The fine-tuning strategy as phases; the model is left as it is.
+
+    Raises:
+        ConfigError: the strategy does not fit the backbone or the number of epochs.
+    """
+    if config.strategy is None:
+        stages = choose_trainable(
+            model.stages, config.freeze_early_layers, config.unfreeze_layers, config.freeze_layers
+        )
+        phases = single_phase(config.num_epochs, stages, model.stage_names)
+    else:
+        plan = PhasePlan(
+            model.stage_names,
+            config.num_epochs,
+            config.last_layers,
+            config.phase_epochs,
+            config.probe_solver == "exact",
+            is_pretrained=config.pretrained and config.weights != "none",
+        )
+        phases = STRATEGIES[config.strategy](plan)
+    return then_mixed(phases) if config.wise_ft else phases
+
+
 def average_of(config: FinetuneConfig, model: FineTuneModel) -> NoAverage:
     """The moving average of the weights, if there is one, and whether it is what is validated."""
     if not config.ema_decay:
@@ -235,7 +261,7 @@ def image_batches(
     Raises:
         ConfigError: the augmentation does not fit the images.
     """
-    assert isinstance(config.batch_size, int)
+    assert isinstance(config.batch_size, int) and config.augmentation is not None, "they are settled by now"
     splits = images.splits
     plain = model.preprocessing.geometry()
     transform = augmentation_of(config.augmentation, model.preprocessing) if config.augments else plain

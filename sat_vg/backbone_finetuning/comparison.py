@@ -9,6 +9,7 @@ from pathlib import Path
 from sat_vg.backbone_finetuning import evaluation
 from sat_vg.backbone_finetuning.comparison_results import Finished, write_results
 from sat_vg.backbone_finetuning.configs.comparison_plan import Cell, Request, plan_cells
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.sources import Splits
 from sat_vg.backbone_finetuning.engine import cells as records
 from sat_vg.backbone_finetuning.engine.checkpoint import BEST_MODEL
@@ -19,6 +20,7 @@ from sat_vg.backbone_finetuning.preparation import check_images, choose_hardware
 from sat_vg.backbone_finetuning.recipe import contents_of, fingerprint_of
 from sat_vg.backbone_finetuning.reports.comparison_report import Failure
 from sat_vg.backbone_finetuning.reports.tables import text_table
+from sat_vg.backbone_finetuning.settling import choose_image_size
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, InterruptedRun, StoppedError, UserError, WriteError
 from sat_vg.backbone_finetuning.utils.folder_lock import lock_folder
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
@@ -39,6 +41,7 @@ def compare(request: Request) -> None:
     """
     cells = plan_cells(request)
     _require_backbones(cells)
+    cells = [replace(cell, config=_with_image_size(cell.config)) for cell in cells]
     out = expand_home(request.out)
     if request.dry_run:
         _show_plan(cells, request)
@@ -88,6 +91,11 @@ def _require_backbones(cells: Sequence[Cell]) -> None:
         meant[name] = given
     for config in {cell.config.device: cell.config for cell in cells}.values():
         choose_hardware(config)
+
+
+def _with_image_size(config: FinetuneConfig) -> FinetuneConfig:
+    size = choose_image_size(config)
+    return config if size is None else config.replace(image_size=size.pixels)
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def measure_costs(record: Path, finished: Sequence[Finished], timing: Timing) ->
     networks = {
         key: Network(
             FineTuneModel.load_checkpoint(cell.folder / "checkpoints" / BEST_MODEL),
-            cell.config.image_size,
+            cell.image_size,
             _precision(cell.config),
         )
         for key, cell in wanted.items()
@@ -157,7 +157,7 @@ def rows_of(finished: Sequence[Finished], costs: Mapping[str, NetworkCosts]) -> 
             Row(
                 backbone=backbone,
                 strategy=str(strategy),
-                image_size=config.image_size,
+                image_size=members[0].cell.image_size,
                 seeds=tuple(member.cell.config.seed for member in members),
                 accuracies=tuple(result.accuracy for result in results),
                 macro_f1=tuple(result.macro_f1 for result in results),
@@ -188,7 +188,7 @@ def _notes(finished: Sequence[Finished], splits: Splits, device: str, timing: Ti
         )
     else:
         split = f"The {images} of the data set's own split are the same for all seeds."
-    sizes = sorted({one.cell.config.image_size for one in finished})
+    sizes = sorted({one.cell.image_size for one in finished})
     pixels = " or ".join(f"{size} x {size}" for size in sizes)
     several = "mAP: the mean of the classes' average precisions. " if splits.train.is_multi_label else ""
     measure = "mAP" if splits.train.is_multi_label else "Accuracy"

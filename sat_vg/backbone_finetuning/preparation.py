@@ -83,7 +83,6 @@ def find_images(config: FinetuneConfig) -> Splits:
     if config.dataset_path is None and config.dataset is None:
         say("no --dataset_path DIR was given: training on the built-in scenes, drawn by this program")
     splits = load_splits(config)
-    tell_data(splits)
     if config.num_classes not in (None, len(splits.class_names)):
         raise ConfigError(
             f"num_classes = {config.num_classes}: the images have {len(splits.class_names)} classes; leave it out"
@@ -245,7 +244,7 @@ def require_images(
 
 
 def check_images(config: FinetuneConfig, splits: Splits, decoder: Decoder = RGB_DECODER) -> Readable:
-    """Decode every image once, and look for copies.
+    """Decode every image once, look for copies, and say what images there are.
 
     Raises:
         DataError: images cannot be read, or the same ones lie in more than one split.
@@ -264,6 +263,7 @@ def check_images(config: FinetuneConfig, splits: Splits, decoder: Decoder = RGB_
     for note in describe_traits(readable.traits):
         say(f"note: {note}")
     settled, notes = settle_copies(readable.splits, readable.contents, config.on_duplicates)
+    tell_data(settled)
     for note in notes:
         say(note)
     return readable._replace(splits=in_shard_order(settled) if config.shard_window else settled)

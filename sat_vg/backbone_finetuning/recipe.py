@@ -9,14 +9,13 @@ from pathlib import Path
 
 import torch
 
-from sat_vg.backbone_finetuning.assembly import assemble, hardware_of
+from sat_vg.backbone_finetuning.assembly import assemble, hardware_of, plan_phases
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.checks import LEFT_OUT, Readable, write_left_out
 from sat_vg.backbone_finetuning.data.class_names import same_form
 from sat_vg.backbone_finetuning.data.geo import decoder_of
 from sat_vg.backbone_finetuning.data.sampling import Part
 from sat_vg.backbone_finetuning.data.sources import Split, Splits
-from sat_vg.backbone_finetuning.engine.batch_size import largest_batch
 from sat_vg.backbone_finetuning.engine.checkpoint import (
     BEST_MODEL,
     RunIdentity,
@@ -27,7 +26,7 @@ from sat_vg.backbone_finetuning.engine.checkpoint import (
     save_run,
 )
 from sat_vg.backbone_finetuning.engine.loop import fit
-from sat_vg.backbone_finetuning.engine.phases import STRATEGIES, Phase, PhasePlan, single_phase, then_mixed
+from sat_vg.backbone_finetuning.engine.phases import Phase
 from sat_vg.backbone_finetuning.engine.precision import Precision
 from sat_vg.backbone_finetuning.engine.profiling import TRACE
 from sat_vg.backbone_finetuning.engine.record import Outputs
@@ -45,6 +44,8 @@ from sat_vg.backbone_finetuning.engine.saving import SaveSchedule
 from sat_vg.backbone_finetuning.engine.tasks import task_of
 from sat_vg.backbone_finetuning.engine.tracking import NoTracker, Tracker
 from sat_vg.backbone_finetuning.engine.training import Stopping, Training
+from sat_vg.backbone_finetuning.going_on import epochs_to_reopen, way_to_train_on
+from sat_vg.backbone_finetuning.models.backbones import absent_auxiliary_heads, usual_size
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.preparation import (
     check_images,
@@ -58,6 +59,7 @@ from sat_vg.backbone_finetuning.preparation import (
 )
 from sat_vg.backbone_finetuning.reports.figures import draw_image_grid, draw_learning_curves, in_lines
 from sat_vg.backbone_finetuning.reports.tables import text_table
+from sat_vg.backbone_finetuning.settling import settle_batch_size, settle_images, settle_metric
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
@@ -91,11 +93,18 @@ def finetune(config: FinetuneConfig) -> TrainingResult:
     """
     # Whatever can be wrong is looked at in the order of what it costs; decoding every image comes last.
     with joined() as ranks, ExitStack() as stack:
+        tell_notes(config)
         precision = hardware_of(config, ranks)
         found = ranks.from_first(lambda: find_images(config))
         folders = own_folders(expand_home(config.checkpoint_dir), expand_home(config.log_dir))
         ranks.from_first(lambda: stack.enter_context(folders))
         return begin_or_go_on(config, precision, found, ranks)
+
+
+def tell_notes(config: FinetuneConfig) -> None:
+    """Say where settings come from that nobody gave on the command line, and which defaults made room."""
+    for note in config.notes:
+        say(note)
 
 
 def begin_or_go_on(config: FinetuneConfig, precision: Precision, found: Splits, ranks: OneRank) -> TrainingResult:
@@ -106,6 +115,7 @@ def begin_or_go_on(config: FinetuneConfig, precision: Precision, found: Splits, 
     checkpoint_dir, log_dir = expand_home(config.checkpoint_dir), expand_home(config.log_dir)
     config = settle_metric(config, found)
     earlier = ranks.from_first(lambda: find_run(checkpoint_dir, config.resume))
+    config = settle_images(config, earlier)
     model = ranks.in_turn(lambda: build_model(config, found, earlier))
     phases = choose_phases(config, model)
     say(f"device: {precision.description}{described(ranks)}")
@@ -121,15 +131,19 @@ def begin_or_go_on(config: FinetuneConfig, precision: Precision, found: Splits, 
         contents_of(images),
         {} if earlier is None else earlier.resumed_from,
     )
-    has_finished = earlier is not None and bool(earlier.content["state"].get("finished"))
+    reopened = None if earlier is None else epochs_to_reopen(earlier, phases, model)
+    has_finished = earlier is not None and bool(earlier.content["state"].get("finished")) and reopened is None
     decoder = decoder_of(model.preprocessing)
     read = decoder.read if has_finished else ranks.in_turn(lambda: image_reader(config, images, decoder))
     training = assemble(config, images, model, precision, read, ranks)
     state = RunState()
     if earlier is not None:
-        check_identity(earlier.content, identity, earlier.path)
+        way_on = f"\n{way_to_train_on(config, earlier)}"
+        check_identity(earlier.content, identity, earlier.path, lambda other: plan_phases(other, model), way_on)
         state = restore_run(earlier.content, training.tensors)
         require_place(state, earlier.content, training, phases, earlier.path)
+        if reopened is not None:
+            state.reopen(reopened)
         training.micro_batches.size = state.micro_batch_size or training.micro_batches.size
     state = ranks.from_first(lambda: move_in(config, earlier, state, images))
     if earlier is not None and not earlier.lives_in(checkpoint_dir):  # from now on it does
@@ -165,6 +179,7 @@ def move_in(config: FinetuneConfig, earlier: EarlierRun | None, state: RunState,
         if state.finished:
             say(f"the run in {checkpoint_dir} has finished. Another one: --checkpoint_dir DIR --log_dir DIR")
             say("The same one anew: --resume never, which moves this one aside")
+            say(way_to_train_on(config, earlier))
         else:
             say(f"going on with {earlier.path}: {state.epoch} epochs done, step {state.step}")
     return state
@@ -221,16 +236,6 @@ def stopping_of(config: FinetuneConfig) -> Stopping:
     return Stopping(config.early_stopping_metric, config.early_stopping_patience, config.early_stopping_min_delta)
 
 
-def settle_metric(config: FinetuneConfig, splits: Splits) -> FinetuneConfig:
-    """The configuration with a metric that says what "best" means for such images.
-
-    Raises:
-        ConfigError: the configured one says nothing of them.
-    """
-    metric = task_of(splits.train.is_multi_label).metric(config.early_stopping_metric)
-    return config.replace(early_stopping_metric=metric)
-
-
 def build_model(config: FinetuneConfig, splits: Splits, earlier: EarlierRun | None) -> FineTuneModel:
     """The model with its starting weights, or with none yet where an earlier run's will be put in."""
     chosen = choose_bands(config, splits)
@@ -258,6 +263,9 @@ def build_model(config: FinetuneConfig, splits: Splits, earlier: EarlierRun | No
     else:
         model.preprocessing = preprocessing_of(earlier, model)
     say(f"model: {model.backbone}, {sum(model.parameter_counts().values()) / 1e6:.2f} M parameters")
+    lacking = absent_auxiliary_heads(model.network, model.row)
+    if lacking:
+        say(f"without its auxiliary head {lacking[0]}, which needs images of {usual_size(model.row)} pixels")
     if earlier is None:
         say(model.weights_report)
     return model
@@ -279,47 +287,14 @@ def preprocessing_of(earlier: EarlierRun, model: FineTuneModel) -> Preprocessing
     return found
 
 
-def settle_batch_size(
-    config: FinetuneConfig, num_images: int, model: FineTuneModel, precision: Precision, earlier: EarlierRun | None
-) -> FinetuneConfig:
-    """The configuration with a batch size that is a number: measured, or an earlier run's."""
-    if config.batch_size != "auto":
-        return config
-    if earlier is not None:
-        of_run = earlier.content["config"].get("batch_size")
-        if type(of_run) is not int or of_run < 1:
-            raise CheckpointError(
-                f"{str(earlier.path)!r} cannot be gone on with: its batch_size is {of_run!r}, and a run saves the "
-                "number that it has found; use an earlier checkpoint"
-            )
-        return config.replace(batch_size=of_run)
-    precision.place_model(model)
-    images, reason = largest_batch(model, precision, num_images)
-    say(f"batch_size: {images} ({reason})")
-    return config.replace(batch_size=images)
-
-
 def choose_phases(config: FinetuneConfig, model: FineTuneModel) -> list[Phase]:
     """The fine-tuning strategy as phases.
 
     Raises:
         ConfigError: the strategy does not fit the backbone or the number of epochs.
     """
-    if config.strategy is None:
-        phases = single_phase(config.num_epochs, model.trainable_stages, model.stage_names)
-    else:
-        plan = PhasePlan(
-            model.stage_names,
-            config.num_epochs,
-            config.last_layers,
-            config.phase_epochs,
-            config.probe_solver == "exact",
-            is_pretrained=config.pretrained and config.weights != "none",
-        )
-        phases = STRATEGIES[config.strategy](plan)
-    last = phases[-1]  # the most that is ever trained
-    if config.wise_ft:
-        phases = then_mixed(phases)
+    phases = plan_phases(config, model)
+    last = [phase for phase in phases if phase.method != "mix"][-1]  # the most that is ever trained
     described = [
         f"{phase.name} for {phase.epochs} epoch{'' if phase.epochs == 1 else 's'}, "
         f"{sum(counts_of_phase(model, phase).values()) / 1e6:.2f} M {phase.deed}{phase.manner}"
@@ -378,6 +353,7 @@ def summarise(config: FinetuneConfig) -> TrainingResult:
 def dry_run(config: FinetuneConfig) -> None:
     """Say what a run would do: data, phases, steps, batch shapes. Trains and writes nothing."""
     with joined() as ranks:
+        tell_notes(config)
         precision = hardware_of(config, ranks)
         show_plan(config, precision, ranks)
 
@@ -391,7 +367,7 @@ def _part_of(trained: int, count: int) -> str:
 def show_plan(config: FinetuneConfig, precision: Precision, ranks: OneRank) -> None:
     """What ``dry_run`` says."""
     found = ranks.from_first(lambda: find_images(config))
-    config = settle_metric(config, found)
+    config = settle_images(settle_metric(config, found))
     model = ranks.in_turn(lambda: build_model(config, found, earlier=None))
     phases = choose_phases(config, model)
     say(f"device: {precision.description}{described(ranks)}")

@@ -38,7 +38,6 @@ from sat_vg.backbone_finetuning.preparation import (
     decoder_of_config,
     load_splits,
     shard_cache,
-    tell_data,
 )
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, WriteError
@@ -89,7 +88,6 @@ def write_shards(request: WritingRequest) -> None:
     folder = expand_home(request.output_dir)
     _require_apart(folder, expand_home(request.data))
     found = load_splits(config)
-    tell_data(found)
     splits = check_images(config, found, decoder_of_config(config, found)).splits
     planned = plan_shards(splits, limit, request.seed)
     plan = hash_of_plan(planned, splits)

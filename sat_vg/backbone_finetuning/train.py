@@ -5,7 +5,6 @@ This file is the edge: it reads the command line. What a run does, from top to b
 
 import sys
 
-from sat_vg.backbone_finetuning.configs.command_line import parse_command_line
 from sat_vg.backbone_finetuning.utils.exit_codes import run_command
 from sat_vg.backbone_finetuning.utils.stop_signals import handling, ignore_from_now_on, leave_at_once
 
@@ -14,6 +13,9 @@ def main(arguments: list[str] | None = None, prog: str = "python -m sat_vg.backb
     """Run the command; returns its exit code."""
 
     def action() -> None:
+        # Imported only now: the file of the settings is the user's to edit, and what is wrong in it is told as such.
+        from sat_vg.backbone_finetuning.configs.command_line import parse_command_line
+
         command = parse_command_line(sys.argv[1:] if arguments is None else arguments, prog)
         # Imported only now: torch takes seconds, and --help or a mistyped flag should be answered at once.
         with handling(leave_at_once):

@@ -5,7 +5,12 @@ from typing import Any, NamedTuple
 
 _LONGEST_NAME = 60
 EXAMPLE = "red=4,green=3,blue=2,nir=8"
-AUGMENTATIONS_OF_ANY_BANDS = ("satellite", "turns", "basic")  # the others are made for 8-bit red, green, blue
+AUGMENTATIONS_OF_ANY_BANDS = (
+    "satellite",
+    "turns",
+    "crops",
+    "basic",
+)  # the others are made for 8-bit red, green, blue
 
 
 class BandChoice(NamedTuple):
@@ -76,7 +81,7 @@ def band_problems(values: Mapping[str, Any]) -> list[str]:
         problems.append(f"{beside} rescale = {values['rescale']!r} is for RGB images; leave one of the two out")
     if values["cache"] in ("ram", "disk"):
         problems.append(f"{beside} cache = {values['cache']!r} keeps 8-bit RGB images only; use auto or off")
-    if values["use_augmentation"] and values["augmentation"] not in ("none", *AUGMENTATIONS_OF_ANY_BANDS):
+    if values["use_augmentation"] and values["augmentation"] not in (None, "none", *AUGMENTATIONS_OF_ANY_BANDS):
         problems.append(
             f"{beside} augmentation = {values['augmentation']!r} is made for 8-bit red, green, blue; use "
             f"{', '.join(AUGMENTATIONS_OF_ANY_BANDS)} or none"

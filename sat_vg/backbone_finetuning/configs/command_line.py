@@ -1,15 +1,24 @@
-"""The command line of the training command, made from FinetuneConfig: flags over YAML over defaults."""
+"""The command line of the training command, made from FinetuneConfig: flags over YAML over edited defaults."""
 
 import re
+import sys
 from argparse import ArgumentError, RawDescriptionHelpFormatter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from sat_vg.backbone_finetuning.configs.band_choice import with_negative_numbers
-from sat_vg.backbone_finetuning.configs.finetune_config import LIST_FIELDS, SCENES_DEFAULTS, FinetuneConfig, read_yaml
-from sat_vg.backbone_finetuning.configs.validation import RULES, describe_problem, explain_unknown_fields
+from sat_vg.backbone_finetuning.configs.finetune_config import SCENES_DEFAULTS, FinetuneConfig
+from sat_vg.backbone_finetuning.configs.plain_values import LIST_FIELDS
+from sat_vg.backbone_finetuning.configs.validation import (
+    RULES,
+    describe_problem,
+    explain_unknown_fields,
+    require_all_fields,
+)
+from sat_vg.backbone_finetuning.configs.yaml_files import read_yaml
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 _DESCRIPTION = """\
@@ -73,7 +82,9 @@ def parse_command_line(
 ) -> TrainCommand:
     """Read the command line. ``--help`` and ``--print_config`` print and leave through ``SystemExit(0)``.
 
-    Where no ``dataset_path`` and no ``dataset`` is given, the defaults are those of a run on the built-in scenes.
+    Flags outrank the YAML file, which outranks a ``config = FinetuneConfig(...)`` in finetune_config.py, and that the
+    defaults there. Where none of them gives a ``dataset_path`` or a ``dataset``, the run is one on the built-in
+    scenes, whose settings take the place of defaults that nobody changed.
 
     Raises:
         ConfigError: a flag or field is unknown (the nearest known one is named), or a value is invalid.
@@ -82,50 +93,75 @@ def parse_command_line(
     arguments = [
         _lists_in_brackets(argument, before) for before, argument in zip(["", *arguments], arguments, strict=False)
     ]
-    _check_names(arguments)
+    require_all_fields(FinetuneConfig.field_names())
+    named = _names_given(arguments)
+    edited = edited_settings()
     parser = build_parser(prog)
-    # Whether images are named decides the defaults, so it is looked up before the real parse.
-    asks_for_help = not {"-h", "--help"}.isdisjoint(arguments)
-    if not asks_for_help and not _names_images(arguments):
-        parser.set_defaults(SCENES_DEFAULTS)
+    parser.set_defaults(edited)
     try:
         namespace = parser.parse_args(arguments)
     except ArgumentError as error:
         raise ConfigError(_readable(str(error))) from None
-    config = FinetuneConfig.from_dict({name: namespace[name] for name in FinetuneConfig.field_names()})
+    given = edited | {name: namespace[name] for name in named}
+    has_images = given.get("dataset_path") is not None or given.get("dataset") is not None
+    scenes = {} if has_images else SCENES_DEFAULTS
+    config = FinetuneConfig.of(given, scenes, _origins(edited, named, scenes))
     if namespace["print_config"]:
         print(config.as_yaml(), end="")
         raise SystemExit(0)
     return TrainCommand(config, dry_run=bool(namespace["dry_run"]))
 
 
-def _names_images(arguments: list[str]) -> bool:
-    """Whether flags, or else the YAML file, give a dataset_path or a dataset."""
-    of_file: dict[str, Any] = {}
-    of_flags: dict[str, str | None] = {}
-    for position, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if not value and position + 1 < len(arguments):
-            value = arguments[position + 1]
-        if name == "--config":
-            of_file = read_yaml(value)
-        if name in ("--dataset_path", "--dataset"):
-            of_flags[name[2:]] = None if value in ("null", "") else value
-    given = {**of_file, **of_flags}
-    return given.get("dataset_path") is not None or given.get("dataset") is not None
+def edited_settings() -> dict[str, Any]:
+    """What a user has written into finetune_config.py: a ``config`` of the module, and defaults of the class.
+
+    Raises:
+        ConfigError: the module's ``config`` is something else.
+    """
+    written = getattr(sys.modules[FinetuneConfig.__module__], "config", None)
+    if written is not None and not isinstance(written, FinetuneConfig):
+        raise ConfigError(f"config = {written!r} in {_place()}: must be a FinetuneConfig(...); or remove it")
+    of_config = {} if written is None else {name: getattr(written, name) for name in written.given}
+    return FinetuneConfig.edited_defaults() | of_config
 
 
-def _check_names(arguments: list[str]) -> None:
+def _place() -> str:
+    return str(sys.modules[FinetuneConfig.__module__].__file__)
+
+
+def _origins(edited: Mapping[str, Any], named: set[str], scenes: Mapping[str, Any]) -> list[str]:
+    """Where the settings come from that stand neither on the command line nor in the YAML file, in lines."""
+    lines = []
+    for place, values, above in (
+        (_place(), edited, named),
+        ("the built-in scenes", scenes, named | edited.keys()),
+    ):
+        taken = [f"{name} = {value!r}" for name, value in values.items() if name not in above]
+        if taken:
+            lines.append(f"settings of {place}: {', '.join(taken)}")
+    return lines
+
+
+def _names_given(arguments: list[str]) -> set[str]:
+    """The fields that the flags and the YAML file set.
+
+    Raises:
+        ConfigError: a name is no field.
+    """
     known = FinetuneConfig.field_names()
     flags = [
         argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--") and argument != "--"
     ]
     explain_unknown_fields(flags, (*known, *_OWN_FLAGS), place="the command line")
+    names = set(flags) - set(_OWN_FLAGS)
     for position, argument in enumerate(arguments):
         name, _, value = argument.partition("=")
         if name == "--config":
             file = value or (arguments[position + 1] if position + 1 < len(arguments) else "")
-            explain_unknown_fields(read_yaml(file), known, place=f"the config file {file!r}")
+            of_file = read_yaml(file)
+            explain_unknown_fields(of_file, known, place=f"the config file {file!r}")
+            names |= of_file.keys()
+    return names
 
 
 def _lists_in_brackets(argument: str, before: str) -> str:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sat_vg.backbone_finetuning.configs.command_line import parse_command_line
-from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig, read_yaml
+from sat_vg.backbone_finetuning.configs.command_line import edited_settings, parse_command_line
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.configs.validation import explain_unknown_fields
+from sat_vg.backbone_finetuning.configs.yaml_files import read_yaml
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
+from sat_vg.backbone_finetuning.utils.safe_files import write_text
 
 RECIPE_KEYS = (
     "backbones", "strategies", "seeds", "dataset_path", "weights", "settings", "settings_by_strategy",
@@ -77,6 +79,12 @@ class Cell:
     def name(self) -> str:
         """Backbone, strategy and seed, as in messages."""
         return f"{self.config.backbone} {self.config.strategy} seed {self.config.seed}"
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of its images in pixels; the comparison has settled it."""
+        assert self.config.image_size is not None
+        return self.config.image_size
 
 
 def plan_cells(request: Request) -> list[Cell]:
@@ -177,11 +185,11 @@ def _refuse_own(flags: Sequence[str]) -> None:
 def _configure(given: dict[str, Any], flags: list[str], cell: str) -> FinetuneConfig:
     """Flags over the recipe's settings over defaults."""
     try:
-        config = FinetuneConfig.from_dict(given)
+        config = FinetuneConfig.from_dict({**edited_settings(), **given})
         if flags:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "settings.yaml"
-                config.to_yaml(path)
+                write_text(path, config.as_yaml(config.given))
                 config = parse_command_line(["--config", str(path), *flags]).config
     except ConfigError as error:
         hint = "" if "has no effect with strategy" not in str(error) else (

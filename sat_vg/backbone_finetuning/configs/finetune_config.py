@@ -1,15 +1,19 @@
 """FinetuneConfig: every setting of a fine-tuning run, checked when it is made."""
 
-import errno
-import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-import yaml
-
-from sat_vg.backbone_finetuning.configs.validation import check_config, explain_unknown_fields
+from sat_vg.backbone_finetuning.configs.adapting import SHIPPED, adapt_defaults
+from sat_vg.backbone_finetuning.configs.plain_values import as_argument, plain_value
+from sat_vg.backbone_finetuning.configs.validation import (
+    check_combinations,
+    check_fields,
+    explain_unknown_fields,
+    require_all_fields,
+)
+from sat_vg.backbone_finetuning.configs.yaml_files import read_yaml, yaml_text
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.safe_files import write_text
 
@@ -24,56 +28,35 @@ FIELDS_FREE_ON_RESUME = frozenset(
     }
 )  # fmt: skip
 
-_MAX_YAML_BYTES = 2**18
-
-
-class _Loader(yaml.SafeLoader):
-    """The safe loader, with numbers such as 1e-4 read as numbers, which YAML 1.1 takes for text; without aliases.
-
-    A few lines of aliases to aliases stand for more values than memory holds, and no configuration needs them.
-    """
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", mark)
-        return super().compose_node(parent, index)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what ``_Loader`` reads: text that looks like a number gets quotes, line breaks of all kinds escapes."""
-
-    def represent_text(self, text: str) -> yaml.Node:
-        """A text; in double quotes where some of its characters, such as U+0085, would not be read back."""
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
-
-
-_Dumper.add_representer(str, _Dumper.represent_text)
-
-
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
-
-
-# On the command line: names or numbers with commas between.
-LIST_FIELDS = ("unfreeze_layers", "phase_epochs", "train_image_size", "bands")
-
 Augmentation = Literal[
-    "none", "basic", "satellite", "turns", "randaugment", "trivialaugment", "autoaugment", "advanced"
+    "none", "crops", "basic", "satellite", "turns", "randaugment", "trivialaugment", "autoaugment", "advanced"
 ]
 
 
+class _SettingsByName(type):
+    """Makes objects that know which of their fields were set; an unknown one gets a ConfigError, not a TypeError."""
+
+    def __call__(cls, *unnamed: Any, **given: Any) -> Any:
+        if unnamed:
+            raise ConfigError(f"{cls.__name__} takes its fields by name, such as {cls.__name__}(backbone='resnet50')")
+        return cls.of(given)  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
+class FinetuneConfig(metaclass=_SettingsByName):
     """Settings of one fine-tuning run.
 
-    Immutable; invalid values are all reported at construction.
+    Immutable; invalid values are all reported at construction. A default that does not go with what was set makes
+    room for it; ``notes`` says so. The defaults below may be edited, or a ``config = FinetuneConfig(...)`` be put at
+    the end of this file: the training command takes both, below its flags and ``--config``.
 
     Raises:
         ConfigError: one or more fields are invalid; the message lists field, value, allowed and remedy.
     """
+
+    given: ClassVar[frozenset[str]] = frozenset()  # of each object its own: names of the fields that somebody set
+    notes: ClassVar[tuple[str, ...]] = ()  # likewise: where settings come from and what was adapted, in lines
+    _asked: ClassVar[Mapping[str, Any]] = {}  # likewise: the values before any was adapted
 
     dataset_path: str | None = None
     """Folder with train/ and val/ class folders (test/ is optional), or one folder of class folders, which is
@@ -124,8 +107,9 @@ class FinetuneConfig:
     allow_missing: bool = False
     """The file in weights may lack a part of the backbone, or be that of a deeper one: what is missing starts at
     random."""
-    image_size: int = 224
-    """Height and width in pixels of the images that the backbone sees."""
+    image_size: int | None = None
+    """Height and width in pixels of the images that the backbone sees. Unset: the size of the backbone's published
+    weights; no more than 224 for a named data set of smaller images."""
     train_image_size: tuple[int, ...] | None = None
     """Train at these sizes, such as 96,128, smallest first and each for an equal share of the epochs (Howard, 2018);
     validation stays at image_size. Unset: image_size throughout."""
@@ -206,11 +190,13 @@ class FinetuneConfig:
     come equally often on average. class_balanced: the classes take turns, so every batch holds as many of each."""
     use_augmentation: bool = True
     """Change the training images at random, as augmentation says."""
-    augmentation: Augmentation = "satellite"
+    augmentation: Augmentation | None = None
     """How. satellite: mild scale and colour changes, flips and quarter turns: an overhead image has no "up". turns:
-    these flips and turns alone, where colours and scale tell the classes. basic: scale and horizontal flips.
-    randaugment (Cubuk et al., 2020), trivialaugment (Müller & Hutter, 2021), autoaugment (Cubuk et al., 2019):
-    theirs, after scale and turns. advanced: as satellite, and affine, elastic, blur, noise."""
+    these flips and turns alone, where colours and scale tell the classes. basic: scale and horizontal flips. crops:
+    scale alone, a little, where a mirrored image would be another class: digits, letters, signs. randaugment (Cubuk
+    et al., 2020), trivialaugment (Müller & Hutter, 2021), autoaugment (Cubuk et al., 2019): theirs, after scale and
+    turns. advanced: as satellite, and affine, elastic, blur, noise. Unset: as suits the data set that dataset names,
+    else satellite."""
     shard_window: int = 0
     """Where dataset_path holds tar shards (sat-vg shard): so many at a time, in random order, have their images
     shuffled, so that few shards need to be on the disk. 0: the images of all are shuffled."""
@@ -287,15 +273,50 @@ class FinetuneConfig:
     into a folder of its own. Or the path of a last.pt."""
 
     def __post_init__(self) -> None:
-        for name in LIST_FIELDS:
-            if isinstance(getattr(self, name), list):  # YAML and JSON know lists only
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        check_config(asdict(self))
+        values = {name: plain_value(name, getattr(self, name)) for name in self.field_names()}
+        check_fields(values)
+        object.__setattr__(self, "_asked", values)
+        values, adapted = adapt_defaults(values, self.given)
+        check_combinations(values)
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "notes", (*self.notes, *adapted))
 
     @classmethod
     def field_names(cls) -> tuple[str, ...]:
         """The names of all fields, in order."""
         return tuple(field.name for field in fields(cls))
+
+    @classmethod
+    def edited_defaults(cls) -> dict[str, Any]:
+        """Defaults of this class that are not the shipped ones, of those fields where that matters."""
+        defaults = {
+            field.name: field.default if field.default_factory is MISSING else field.default_factory()
+            for field in fields(cls)
+        }
+        return {name: defaults[name] for name in SHIPPED if name in defaults and defaults[name] != SHIPPED[name]}
+
+    @classmethod
+    def of(
+        cls, given: Mapping[str, Any], unset: Mapping[str, Any] | None = None, notes: Iterable[str] = ()
+    ) -> "FinetuneConfig":
+        """A config of what was set, over other defaults than those of this class.
+
+        Args:
+            given: what somebody set.
+            unset: defaults of some fields. Like all defaults they make room for what was set.
+            notes: where the settings come from, in lines.
+
+        Raises:
+            ConfigError: a field is unknown (the nearest known one is named) or invalid.
+        """
+        require_all_fields(cls.field_names())
+        explain_unknown_fields(given, cls.field_names())
+        config = cls.__new__(cls)
+        object.__setattr__(config, "given", frozenset({*given, *cls.edited_defaults()}))
+        object.__setattr__(config, "notes", tuple(notes))
+        cls.__init__(config, **{**(unset or {}), **given})
+        return config
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "FinetuneConfig":
@@ -304,8 +325,11 @@ class FinetuneConfig:
         Raises:
             ConfigError: a field is unknown (the nearest known one is named) or invalid.
         """
-        explain_unknown_fields(values, cls.field_names())
-        return cls(**values)
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                f"a configuration is made from a dict such as {{'backbone': 'resnet50'}}, not {values!r}"
+            )
+        return cls.of(values)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "FinetuneConfig":
@@ -323,54 +347,38 @@ class FinetuneConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain data (strings, numbers, booleans, lists)."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        values = ((name, getattr(self, name)) for name in self.field_names())
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
 
     def to_yaml(self, path: str | Path) -> None:
         """Write the config as YAML, atomically."""
         write_text(Path(path), self.as_yaml())
 
-    def as_yaml(self) -> str:
-        """The config as YAML text."""
-        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    def as_yaml(self, names: Collection[str] | None = None) -> str:
+        """The config as YAML text: all fields, or those named."""
+        values = {name: value for name, value in self.to_dict().items() if names is None or name in names}
+        return yaml_text(values)
+
+    def as_flags(self, leave_out: Collection[str] = ()) -> list[str]:
+        """What was set and is no default, as arguments of the training command."""
+        has_images = self.dataset_path is not None or self.dataset is not None
+        usual = {field.name: field.default for field in fields(type(self))} if has_images else {}
+        flags: list[str] = []
+        for name, value in self.to_dict().items():
+            if name not in self.given or name in leave_out or (name in usual and usual[name] == getattr(self, name)):
+                continue
+            flags += [f"--{name}", as_argument(value)]
+        return flags
 
     def replace(self, **changes: Any) -> "FinetuneConfig":
-        """A new config with some fields changed."""
-        return replace(self, **changes)
+        """A new config with some fields changed; defaults that made room for others do so anew.
 
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file, read with the safe loader.
-
-    Raises:
-        ConfigError: there is no such file, it is too large, or it holds something else than a mapping.
-    """
-    try:
-        text = _read_text(Path(path))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"the config file {str(path)!r} is not UTF-8 text; check --config") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"the config file {str(path)!r} cannot be read: {reason}; check --config") from error
-    try:
-        content = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: a number or date that cannot be
-        raise ConfigError(f"the config file {str(path)!r} is not valid YAML: {error}") from error
-    except RecursionError as error:
-        raise ConfigError(f"the config file {str(path)!r} is nested too deeply; check --config") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"the config file {str(path)!r} must hold lines such as 'backbone: resnet50'")
-    return content
-
-
-def _read_text(path: Path) -> str:
-    """The text of a small regular file; a pipe or a device, which may never end, is refused."""
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is a folder, a pipe or a device")
-    with path.open("rb") as file:
-        content = file.read(_MAX_YAML_BYTES + 1)
-    if len(content) > _MAX_YAML_BYTES:
-        raise OSError(errno.EFBIG, f"it is larger than {_MAX_YAML_BYTES // 2**10} KiB")
-    return content.decode("utf-8")
+        Raises:
+            ConfigError: as at construction.
+        """
+        explain_unknown_fields(changes, self.field_names())
+        given = {name: self._asked[name] for name in self.given} | changes
+        return self.of(given, {name: value for name, value in self._asked.items() if name not in given})
 
 
 # What a run on the built-in scenes starts from: a small backbone from random weights, done within minutes on

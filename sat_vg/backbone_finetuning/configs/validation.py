@@ -2,12 +2,13 @@
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sat_vg.backbone_finetuning.configs.band_choice import EXAMPLE, are_bands, band_problems
 from sat_vg.backbone_finetuning.configs.image_sources import DATASET_NAMES, source_problems
+from sat_vg.backbone_finetuning.configs.strategy_settings import strategy_problems
 from sat_vg.backbone_finetuning.configs.weight_sharding import sharding_problems
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
@@ -137,7 +138,7 @@ RULES: dict[str, Rule] = {
     "pretrained": _SWITCH,
     "weights": _text("a torchvision name, a path, none, or null", or_unset=True),
     "allow_missing": _SWITCH,
-    "image_size": _whole(16, 224, highest=4096),
+    "image_size": _whole(16, 224, highest=4096, or_unset=True),
     "train_image_size": _IMAGE_SIZES,
     "freeze_early_layers": _SWITCH,
     "unfreeze_layers": _STAGES,
@@ -171,7 +172,16 @@ RULES: dict[str, Rule] = {
     "sampler": _one_of("uniform", "weighted", "class_balanced"),
     "use_augmentation": _SWITCH,
     "augmentation": _one_of(
-        "satellite", "none", "turns", "basic", "randaugment", "trivialaugment", "autoaugment", "advanced"
+        "satellite",
+        "none",
+        "turns",
+        "basic",
+        "randaugment",
+        "trivialaugment",
+        "autoaugment",
+        "advanced",
+        "crops",
+        or_unset=True,
     ),
     "shard_window": _whole(0, 8),
     "cached_views": _whole(0, 4),
@@ -210,15 +220,39 @@ RULES: dict[str, Rule] = {
 }
 
 
-def check_config(values: Mapping[str, Any]) -> None:
-    """Check all fields and their combinations.
+def check_fields(values: Mapping[str, Any]) -> None:
+    """Check every field by itself.
 
     Raises:
         ConfigError: lists every problem with field, value, what is allowed, and the remedy.
     """
-    problems = [describe_problem(name, values[name]) for name, rule in RULES.items() if not rule.holds(values[name])]
-    if not problems:  # combinations can be judged only once each value is sound
-        problems = _combinations(values)
+    _refuse([describe_problem(name, values[name]) for name, rule in RULES.items() if not rule.holds(values[name])])
+
+
+def require_all_fields(names: Collection[str]) -> None:
+    """Refuse a class of settings that was edited until a field was none any more.
+
+    Raises:
+        ConfigError: names it.
+    """
+    lost = [name for name in RULES if name not in names]
+    if lost:
+        raise ConfigError(
+            f"FinetuneConfig has lost its field {lost[0]!r}: in finetune_config.py write it with its type, as in "
+            "'num_epochs: int = 50'"
+        )
+
+
+def check_combinations(values: Mapping[str, Any]) -> None:
+    """Check fields against one another, each of which is sound by itself.
+
+    Raises:
+        ConfigError: lists every contradiction, and the remedy.
+    """
+    _refuse(_combinations(values))
+
+
+def _refuse(problems: list[str]) -> None:
     if problems:
         heading = (
             "the configuration has 1 problem"
@@ -235,7 +269,7 @@ def describe_problem(field: str, value: Any) -> str:
 
 
 def _combinations(values: Mapping[str, Any]) -> list[str]:
-    problems = _strategy_problems(values)
+    problems = strategy_problems(values)
     if values["unfreeze_layers"] is not None and not values["freeze_early_layers"]:
         problems.append(
             f"unfreeze_layers = {list(values['unfreeze_layers'])}: has no effect while "
@@ -259,7 +293,12 @@ def _combinations(values: Mapping[str, Any]) -> list[str]:
             f"min_lr = {values['min_lr']}: must not exceed learning_rate = {values['learning_rate']}; lower it"
         )
     patience = values["early_stopping_patience"]
-    if values["lr_scheduler"] == "plateau" and 0 < patience <= values["lr_step_size"]:
+    if values["lr_scheduler"] == "plateau" and patience == 1:
+        problems.append(
+            "early_stopping_patience = 1: with the plateau schedule the run stops before the rate is ever lowered; "
+            "set it to 2 or more, or to 0"
+        )
+    elif values["lr_scheduler"] == "plateau" and 0 < patience <= values["lr_step_size"]:
         problems.append(
             f"lr_step_size = {values['lr_step_size']}: with the plateau schedule it must be below "
             f"early_stopping_patience = {patience}, or the run stops before the rate is ever lowered; for example 3"
@@ -299,7 +338,7 @@ def _speed_problems(values: Mapping[str, Any]) -> list[str]:
 def _image_problems(values: Mapping[str, Any]) -> list[str]:
     """Which images a step sees, at which size, changed how."""
     problems = []
-    if not values["use_augmentation"] and values["augmentation"] not in ("none", "satellite"):
+    if not values["use_augmentation"] and values["augmentation"] not in (None, "none", "satellite"):
         problems.append(
             f"augmentation = {values['augmentation']!r}: has no effect while use_augmentation is false; leave one of "
             "the two out"
@@ -317,7 +356,7 @@ def _size_problems(values: Mapping[str, Any]) -> list[str]:
     if sizes is None:
         return []
     beside = f"train_image_size = {list(sizes)}:"
-    if max(sizes) > values["image_size"]:
+    if values["image_size"] is not None and max(sizes) > values["image_size"]:
         problems.append(
             f"{beside} {max(sizes)} is above image_size = {values['image_size']}, at which images are loaded and "
             "validated; raise image_size, or leave that size out"
@@ -334,53 +373,6 @@ def _size_problems(values: Mapping[str, Any]) -> list[str]:
     if values["strategy"] == "linear_probe" and values["probe_solver"] == "exact":
         problems.append(
             f"{beside} an exact probe is solved for on images of image_size; set probe_solver to sgd, or leave it out"
-        )
-    return problems
-
-
-def _strategy_problems(values: Mapping[str, Any]) -> list[str]:
-    problems = []
-    strategy, epochs = values["strategy"], values["phase_epochs"]
-    freezing = [name for name in ("freeze_layers", "freeze_early_layers", "unfreeze_layers") if values[name]]
-    if strategy is not None and freezing:
-        problems.append(
-            f"strategy = {strategy!r}: says what is trained, and so does {freezing[0]} = {values[freezing[0]]!r}; "
-            "leave one of the two out"
-        )
-    if values["last_layers"] != 1 and strategy != "last_layers":
-        problems.append(
-            f"last_layers = {values['last_layers']}: has no effect with strategy = {strategy!r}; set strategy to "
-            "last_layers, or leave it out"
-        )
-    if values["probe_solver"] != "exact" and strategy not in ("linear_probe", "lp_ft"):
-        problems.append(
-            f"probe_solver = {values['probe_solver']!r}: has no effect with strategy = {strategy!r}; leave it out, "
-            "or set strategy to linear_probe or lp_ft"
-        )
-    if values["wise_ft"] and strategy == "linear_probe" and values["probe_solver"] == "exact":
-        problems.append(
-            "wise_ft = True: an exact probe is solved for, so there are no weights before it to mix with; leave it "
-            "out, or take another strategy, such as lp_ft"
-        )
-    if values["best_weights"] != "auto" and not values["ema_decay"]:
-        problems.append(
-            f"best_weights = {values['best_weights']!r}: has no effect while ema_decay = {values['ema_decay']} keeps "
-            "no average; leave it out, or set ema_decay, for example to 0.99"
-        )
-    if epochs is not None and strategy not in ("progressive", "lp_ft"):
-        problems.append(
-            f"phase_epochs = {list(epochs)}: has no effect with strategy = {strategy!r}, which has one phase; leave "
-            "it out, or set strategy to progressive or lp_ft"
-        )
-    elif epochs is not None and strategy == "lp_ft" and values["probe_solver"] == "exact":
-        problems.append(
-            f"phase_epochs = {list(epochs)}: an exact probe is solved for and takes one pass; set probe_solver to "
-            "sgd, or leave phase_epochs out"
-        )
-    elif epochs is not None and sum(epochs) != values["num_epochs"]:
-        problems.append(
-            f"phase_epochs = {list(epochs)}: add up to {sum(epochs)}, but num_epochs = {values['num_epochs']}; "
-            "change one of the two"
         )
     return problems
 

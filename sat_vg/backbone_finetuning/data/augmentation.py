@@ -97,6 +97,11 @@ class GaussianNoise(nn.Module):
         return f"deviation={self.deviation}"
 
 
+def crops(size: int, interpolation: str) -> nn.Module:
+    """Nearly the whole image, neither mirrored nor turned, as for digits, letters and signs."""
+    return RandomScaledCrop(size, interpolation, scale=(0.8, 1.0), ratio=10 / 9)
+
+
 def basic(size: int, interpolation: str) -> nn.Module:
     """A scaled crop and horizontal flips, as for photographs, which have an "up"."""
     return nn.Sequential(RandomScaledCrop(size, interpolation), v2.RandomHorizontalFlip())
@@ -150,6 +155,7 @@ def advanced(size: int, interpolation: str) -> nn.Module:
 
 
 PRESETS: dict[str, Callable[[int, Interpolation], nn.Module]] = {
+    "crops": crops,
     "basic": basic,
     "satellite": training_transform,
     "turns": turns,

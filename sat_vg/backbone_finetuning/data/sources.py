@@ -73,18 +73,32 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """Train, val and, where there is a test folder, test; ``description`` is one line for the terminal.
+    """Train, val and, where there is a test folder, test.
 
-    ``val_is_drawn`` tells whether val was split off train by seed, and not given as a folder; ``notes`` are warnings
-    about names and layout, a line each.
+    Attributes:
+        train: training images.
+        val: validation images.
+        test: test images, or None.
+        how: for the description, where the splits come from; begins with its punctuation.
+        val_is_drawn: val was split off train by seed, and not given as a folder.
+        num_left_out: images that were here and cannot be used.
+        notes: warnings about names and layout, a line each.
     """
 
     train: Split
     val: Split
     test: Split | None
-    description: str
+    how: str
     val_is_drawn: bool = False
     notes: tuple[str, ...] = ()
+    num_left_out: int = 0
+
+    @property
+    def description(self) -> str:
+        """One line for the terminal, with the numbers of images as they are."""
+        sizes = ", ".join(f"{len(split)} {split.name}" for split in self.parts)
+        left_out = f"; {self.num_left_out} more left out" if self.num_left_out else ""
+        return f"{_count(self)} images in {len(self.class_names)} classes{self.how}: {sizes}{left_out}"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -106,8 +120,8 @@ class Splits:
             return self
         test = _leave_out(self.test, left_out) if self.test else None
         train, val = _leave_out(self.train, left_out), _leave_out(self.val, left_out)
-        description = f"{self.description}; of these {len(left_out)} left out"
-        return replace(self, train=train, val=val, test=test or None, description=description)
+        kept = replace(self, train=train, val=val, test=test or None)
+        return replace(kept, num_left_out=self.num_left_out + _count(self) - _count(kept))
 
 
 def load_class_folders(
@@ -174,6 +188,10 @@ def load_class_folders(
     return with_others(splits, (*splits.notes, *_judge_forms(train_root)), val_is_drawn=True)
 
 
+def _count(splits: Splits) -> int:
+    return sum(map(len, splits.parts))
+
+
 def _leave_out(split: Split, left_out: frozenset[str]) -> Split:
     pairs = [pair for pair in zip(split.paths, split.labels, strict=True) if pair[0] not in left_out]
     return replace(split, paths=tuple(path for path, _ in pairs), labels=tuple(label for _, label in pairs))
@@ -187,11 +205,7 @@ def describe_splits(train: Split, val: Split, test: Split | None, *, how: str) -
     """
     if not len(val):
         raise DataError("no image is left for val, as train keeps one per class; add images, or a val folder")
-    parts = [split for split in (train, val, test) if split is not None]
-    sizes = ", ".join(f"{len(split)} {split.name}" for split in parts)
-    images, classes = sum(map(len, parts)), len(train.class_names)
-    description = f"{images} images in {classes} classes{how}: {sizes}"
-    return Splits(train, val, test, description, notes=tuple(look_alikes(train.class_names)))
+    return Splits(train, val, test, how, notes=tuple(look_alikes(train.class_names)))
 
 
 def as_split(name: str, classes: dict[str, list[str]], class_names: tuple[str, ...]) -> Split:

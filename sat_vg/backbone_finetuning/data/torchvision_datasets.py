@@ -33,6 +33,8 @@ class NamedDataset:
         can_download: torchvision fetches it, and its terms let a program do that.
         archives: files in the folder that torchvision unpacks where ``needs`` are missing, though it fetches nothing.
         needs_scipy: a file of it is MATLAB's.
+        augmentation: what a training image can be changed by and still show its class, unless another is asked for.
+        is_small: its images have fewer pixels than networks are made for.
     """
 
     title: str
@@ -45,6 +47,8 @@ class NamedDataset:
     can_download: bool = True
     archives: tuple[str, ...] = ()
     needs_scipy: bool = False
+    augmentation: str = "basic"  # photographs have an "up", and left and right alike
+    is_small: bool = False
 
 
 def _samples(dataset: Any) -> Iterable[tuple[str, str]]:
@@ -109,37 +113,40 @@ _ALL_THREE: Mapping[str, Mapping[str, Any]] = {part: {"split": part} for part in
 _IDX_FILES = tuple(f"{part}-{what}-ubyte" for part in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
 
 
-def _idx(title: str, kind: str) -> NamedDataset:
+def _idx(title: str, kind: str, augmentation: str) -> NamedDataset:
     """A data set in the files of MNIST."""
     needs = tuple(f"{kind}/raw/{name}" for name in _IDX_FILES)
     by_hand = f"{', '.join(_IDX_FILES)} (each unpacked from its .gz) in {kind}/raw/"
-    return NamedDataset(title, kind, _FLAG, needs, by_hand)
+    return NamedDataset(title, kind, _FLAG, needs, by_hand, augmentation=augmentation, is_small=True)
 
 
 DATASETS: Mapping[str, NamedDataset] = {
     "eurosat": NamedDataset(
         "EuroSAT", "EuroSAT", _ALL, ("eurosat/2750",),
         "EuroSAT.zip, unpacked in eurosat/ (which gives eurosat/2750/)",
-        files=_samples,
+        files=_samples, augmentation="satellite", is_small=True,
     ),
-    "mnist": _idx("MNIST", "MNIST"),
-    "fashion_mnist": _idx("Fashion-MNIST", "FashionMNIST"),
-    "kmnist": _idx("Kuzushiji-MNIST", "KMNIST"),
+    "mnist": _idx("MNIST", "MNIST", "crops"),
+    "fashion_mnist": _idx("Fashion-MNIST", "FashionMNIST", "basic"),
+    "kmnist": _idx("Kuzushiji-MNIST", "KMNIST", "crops"),
     "cifar10": NamedDataset(
         "CIFAR-10", "CIFAR10", _FLAG, ("cifar-10-batches-py",),
         "cifar-10-python.tar.gz, unpacked (which gives cifar-10-batches-py/)",
+        is_small=True,
     ),
     "cifar100": NamedDataset(
         "CIFAR-100", "CIFAR100", _FLAG, ("cifar-100-python",),
         "cifar-100-python.tar.gz, unpacked (which gives cifar-100-python/)",
+        is_small=True,
     ),
     "svhn": NamedDataset(
         "SVHN", "SVHN", _TRAIN_TEST, ("train_32x32.mat", "test_32x32.mat"), "train_32x32.mat and test_32x32.mat",
-        class_names=_digits, needs_scipy=True,
+        class_names=_digits, needs_scipy=True, augmentation="crops", is_small=True,
     ),
     "stl10": NamedDataset(
         "STL-10", "STL10", _TRAIN_TEST, ("stl10_binary",),
         "stl10_binary.tar.gz, unpacked (which gives stl10_binary/)",
+        is_small=True,
     ),
     "caltech101": NamedDataset(
         "Caltech 101", "Caltech101", _ALL, ("caltech101/101_ObjectCategories",),
@@ -194,6 +201,6 @@ DATASETS: Mapping[str, NamedDataset] = {
         "GTSRB", "GTSRB", _TRAIN_TEST,
         ("gtsrb/GTSRB/Training", "gtsrb/GTSRB/Final_Test/Images", "gtsrb/GT-final_test.csv"),
         "GTSRB-Training_fixed.zip, GTSRB_Final_Test_Images.zip and GTSRB_Final_Test_GT.zip, unpacked in gtsrb/",
-        class_names=_sign_numbers,
+        class_names=_sign_numbers, augmentation="crops", is_small=True,  # a sign mirrored is another sign
     ),
 }  # fmt: skip

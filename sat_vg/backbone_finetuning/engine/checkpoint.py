@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 import sat_vg
-from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.engine.checkpoint_checks import (
     require_none,
     require_sound_numbers,
@@ -21,6 +21,7 @@ from sat_vg.backbone_finetuning.engine.checkpoint_checks import (
     wrong_tensors,
 )
 from sat_vg.backbone_finetuning.engine.ema import NoAverage
+from sat_vg.backbone_finetuning.engine.run_course import PhasesOf, changed_course, config_of_run
 from sat_vg.backbone_finetuning.engine.weight_shards import gathered, parts_of_optimizer, parts_of_weights
 from sat_vg.backbone_finetuning.engine.wise_ft import NoOrigin
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
@@ -145,12 +146,22 @@ class RunState:
         self.step_in_epoch = self.train_images = self.spikes = self.skipped_steps = 0
         self.train_loss_sum = self.train_seconds = 0.0
 
-    def end_phase(self) -> None:
-        """Go on to the next phase, which has its own best value, patience and plateaus."""
+    def end_phase(self, is_last: bool = False) -> None:
+        """Go on to the next phase, which has its own best value, patience and plateaus.
+
+        After the last one these stay, for a run that is asked for more epochs of it.
+        """
         self.phase += 1
-        self.phase_best = self.phase_reference = None
-        self.epoch_in_phase = self.epochs_without_improvement = self.plateau_waited = 0
-        self.plateau_factor = 1.0
+        self.epoch_in_phase = 0
+        if not is_last:
+            self.phase_best = self.phase_reference = None
+            self.epochs_without_improvement = self.plateau_waited = 0
+            self.plateau_factor = 1.0
+
+    def reopen(self, epochs_in_phase: int) -> None:
+        """Go on with the last phase, of which so many epochs are done."""
+        self.phase -= 1
+        self.epoch_in_phase, self.finished = epochs_in_phase, False
 
 
 def _better(value: float, before: float | None, sign: int, min_delta: float = 0.0) -> tuple[float, bool]:
@@ -341,26 +352,34 @@ def read_newest_sound(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def check_identity(content: Mapping[str, Any], identity: RunIdentity, path: Path) -> None:
-    """Refuse to go on with a run that another configuration or other data began.
+def check_identity(
+    content: Mapping[str, Any],
+    identity: RunIdentity,
+    path: Path,
+    phases_of: PhasesOf | None = None,
+    way_on: str = "",
+) -> None:
+    """Refuse to go on with a run that would have come elsewhere with these settings, or that other data began.
+
+    Args:
+        content: of the state.
+        identity: of what is to go on.
+        path: of the state, for the message.
+        phases_of: the phases that settings give; unset: settings are compared one by one.
+        way_on: for the message, how to train on from the run's weights.
 
     Raises:
         CheckpointError: names every field that differs, with both values, and the ways out.
     """
-    # A field that came with a later version had its default's meaning before.
-    of_run = {**FinetuneConfig().to_dict(), **content["config"]}
-    differing = [
-        f"{name}: the run has {of_run[name]!r}, now {value!r}"
-        for name, value in identity.config.items()
-        if name not in FIELDS_FREE_ON_RESUME and of_run[name] != value
-    ]
+    of_run, now = config_of_run(content, path), FinetuneConfig.from_dict(identity.config)
+    differing = changed_course(of_run, now, content["state"], phases_of)
     differing += _changed_images(content, identity)
     if differing:
         raise CheckpointError(
             f"{str(path)!r} belongs to a run with other settings, which would change its course:\n  "
             + "\n  ".join(differing)
             + "\nGo on with the run's own settings, or begin another run with --checkpoint_dir DIR --log_dir DIR, "
-            "or begin anew here with --resume never (the old run is moved aside)"
+            f"or begin anew here with --resume never (the old run is moved aside){way_on}"
         )
 
 

@@ -74,7 +74,7 @@ def fit(training: Training, phases: Sequence[Phase], stopping: Stopping, outputs
                     break
                 if state.epoch % outputs.save_frequency == 0 and state.epoch < num_epochs:
                     outputs.save(state, training)
-            state.end_phase()
+            state.end_phase(is_last=state.phase + 1 == len(phases))
         state.finished = True
         outputs.save(state, training)
 

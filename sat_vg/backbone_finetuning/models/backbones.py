@@ -12,6 +12,7 @@ from sat_vg.backbone_finetuning.models import families
 from sat_vg.backbone_finetuning.models.families import AuxiliaryHead, Family
 from sat_vg.backbone_finetuning.models.families.timm_networks import PREFIX as TIMM_PREFIX
 from sat_vg.backbone_finetuning.models.families.timm_networks import timm_family, timm_names
+from sat_vg.backbone_finetuning.models.hub_names import ALIASES, other_training, refuse_other_weights
 from sat_vg.backbone_finetuning.models.stages import find_member
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed
@@ -66,41 +67,19 @@ BACKBONES: dict[str, BackboneRow] = {
 }
 
 
-# Names under which the same architectures are known elsewhere. The weights are torchvision's.
-_HUB_NAMES = {
-    "microsoft/resnet-{}": ("resnet{}", "18 34 50 101 152"),
-    "facebook/convnext-{}-224": ("convnext_{}", "tiny small base large"),
-    "google/vit-base-patch{}-224": ("vit_b_{}", "16 32"),
-    "google/vit-base-patch{}-224-in21k": ("vit_b_{}", "16 32"),
-    "google/vit-large-patch{}-224": ("vit_l_{}", "16 32"),
-    "google/efficientnet-{}": ("efficientnet_{}", "b0 b1 b2 b3 b4 b5 b6 b7"),
-    "vit_base_patch{}_224": ("vit_b_{}", "16 32"),
-    "vit_large_patch{}_224": ("vit_l_{}", "16 32"),
-    "vit_huge_patch{}_224": ("vit_h_{}", "14"),
-    "tf_efficientnet_{}": ("efficientnet_{}", "b0 b1 b2 b3 b4 b5 b6 b7"),
-    "mobilenetv2_{}": ("mobilenet_v2", "100"),
-    "mobilenetv3_{}_100": ("mobilenet_v3_{}", "small large"),
-}
-_SWIN_SIZES = {"tiny": "t", "small": "s", "base": "b"}
-ALIASES: dict[str, str] = {
-    theirs.format(part): ours.format(part) for theirs, (ours, parts) in _HUB_NAMES.items() for part in parts.split()
-}
-ALIASES.update({f"microsoft/swin-{size}-patch4-window7-224": f"swin_{t}" for size, t in _SWIN_SIZES.items()})
-ALIASES.update({f"swin_{size}_patch4_window7_224": f"swin_{t}" for size, t in _SWIN_SIZES.items()})
-ALIASES.update({f"microsoft/swinv2-{size}-patch4-window8-256": f"swin_v2_{t}" for size, t in _SWIN_SIZES.items()})
-
-
 def find_backbone(name: str) -> BackboneRow:
     """The row of a backbone, by torchvision's name, one of ``ALIASES``, or ``timm:`` and timm's name.
 
     Raises:
-        ConfigError: the name is unknown; the nearest known ones are named. Or it needs timm, which is not installed.
+        ConfigError: the name is unknown; the nearest known ones are named. Or it stands for weights that torchvision
+            does not have; timm's name of them is given. Or it needs timm, which is not installed.
     """
     if name.startswith(TIMM_PREFIX):
         return _timm_row(name)
     known = ALIASES.get(name, name)
     if known in BACKBONES:
         return BACKBONES[known]
+    refuse_other_weights(name)
     raise ConfigError(f"backbone = {name!r}: unknown; {_nearest(name)}sat-vg backbones lists all {len(BACKBONES)}")
 
 
@@ -111,6 +90,12 @@ def _nearest(name: str) -> str:
     for exact in (bare, bare.partition(".")[0]):  # with and without the tag of its weights
         if exact in theirs:
             return f"timm has it: --backbone {TIMM_PREFIX}{exact}. "
+    word = other_training(name)
+    if word is not None:  # an architecture of a similar name would come with other weights
+        return (
+            f"it names weights ({word}) that torchvision does not have; timm.list_pretrained('*{word}*') lists "
+            f"timm's, which are given as {TIMM_PREFIX}NAME. "
+        )
     pool = {one: one for one in (*BACKBONES, *ALIASES)} | {one: TIMM_PREFIX + one for one in theirs if "." not in one}
     near = difflib.get_close_matches(bare.replace("-", "_"), pool, n=3, cutoff=0.5)
     own = difflib.get_close_matches(name.lower(), [*BACKBONES, *ALIASES], n=1, cutoff=0.5)
@@ -149,6 +134,22 @@ def build_network(row: BackboneRow, num_classes: int, image_size: int, seed: int
         return row.family.build(row.name, num_classes, image_size)
 
 
+def usual_size(row: BackboneRow, weights: str | None = None) -> int:
+    """Height and width in pixels of the training of published weights: those named, or else the best ones."""
+    published = row.family.weights(row.name)
+    entry = published.get(weights or "DEFAULT", published.get("DEFAULT"))
+    return row.family.usual_size(row.name) if entry is None else entry.image_size
+
+
+def takes_image_size(row: BackboneRow, image_size: int) -> bool:
+    """Whether the network can be built for images of this size."""
+    try:
+        build_network(row, 2, image_size)
+    except ConfigError:
+        return False
+    return True
+
+
 def new_layers(network: nn.Module, family: Family) -> tuple[str, ...]:
     """Full names of the parameters that no pre-trained weights are taken for: those that give the classes."""
     layers = (family.classifier, *(head.classifier for head in present_auxiliary_heads(network, family)))
@@ -164,3 +165,8 @@ def head_parameters(network: nn.Module, family: Family) -> tuple[str, ...]:
 def present_auxiliary_heads(network: nn.Module, family: Family) -> tuple[AuxiliaryHead, ...]:
     """The family's auxiliary heads that this network was built with."""
     return tuple(head for head in family.auxiliary_heads if find_member(network, head.module) is not None)
+
+
+def absent_auxiliary_heads(network: nn.Module, row: BackboneRow) -> list[str]:
+    """Names of the family's auxiliary heads that this network was built without, as its images are small."""
+    return [head.module for head in row.family.auxiliary_heads if find_member(network, head.module) is None]

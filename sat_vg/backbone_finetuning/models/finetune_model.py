@@ -18,6 +18,7 @@ from sat_vg.backbone_finetuning.models.backbones import (
     find_backbone,
     head_parameters,
     present_auxiliary_heads,
+    usual_size,
 )
 from sat_vg.backbone_finetuning.models.explain import grad_cam
 from sat_vg.backbone_finetuning.models.explain import save_explanation as write_explanation
@@ -53,7 +54,7 @@ class FineTuneModel(nn.Module):
         dropout: probability of dropping a pooled feature before the classifier.
         weights: torchvision name, path of a file with weights, or ``none``. A best_model.pt with the same
             ``class_names`` gives its classifier, too.
-        image_size: height and width of the training images, in pixels.
+        image_size: height and width of the training images, in pixels; unset: the size of the published weights.
         class_names: in the order of the outputs; unset: ``"0" … ``.
         seed: of the random start.
         freeze_layers: freeze so many stages from the input on; not together with ``freeze_early_layers``.
@@ -87,7 +88,7 @@ class FineTuneModel(nn.Module):
         dropout: float = 0.0,
         *,
         weights: str | None = None,
-        image_size: int = 224,
+        image_size: int | None = None,
         class_names: Sequence[str] | None = None,
         seed: int = 0,
         freeze_layers: int = 0,
@@ -102,6 +103,7 @@ class FineTuneModel(nn.Module):
         if task not in PROBABILITIES:
             raise ConfigError(f"task = {task!r}: must be {' or '.join(PROBABILITIES)}")
         self.row = find_backbone(backbone)
+        image_size = image_size or usual_size(self.row, weights)
         self.network = build_network(self.row, num_classes, image_size, seed)
         self.stages = self.row.family.stages(self.network)
         bands = choose_bands(in_channels, bands)

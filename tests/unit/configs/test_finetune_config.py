@@ -45,11 +45,15 @@ def test_all_errors_come_at_once_with_field_value_allowed_and_remedy():
 @pytest.mark.parametrize(
     ("values", "part"),
     [
-        ({"unfreeze_layers": ("layer4",)}, "freeze_early_layers"),
+        ({"unfreeze_layers": ("layer4",), "freeze_early_layers": False}, "freeze_early_layers"),
         ({"pretrained": False, "weights": "IMAGENET1K_V1"}, "contradicts"),
-        ({"warmup_epochs": 20.0}, "num_epochs = 20"),
-        ({"min_lr": 1.0}, "must not exceed learning_rate"),
-        ({"lr_scheduler": "plateau", "lr_step_size": 10}, "before the rate is ever lowered"),
+        ({"warmup_epochs": 20.0, "num_epochs": 20}, "num_epochs = 20"),
+        ({"min_lr": 1.0, "learning_rate": 0.1}, "must not exceed learning_rate"),
+        (
+            {"lr_scheduler": "plateau", "lr_step_size": 10, "early_stopping_patience": 10},
+            "before the rate is ever lowered",
+        ),
+        ({"lr_scheduler": "plateau", "early_stopping_patience": 1}, "set it to 2 or more"),
         ({"batch_size": 4, "micro_batch_size": 8}, "must not exceed batch_size"),
         ({"learning_rate": float("nan")}, "above 0"),
         ({"unfreeze_layers": (), "freeze_early_layers": True}, "not empty"),

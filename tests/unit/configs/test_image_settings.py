@@ -12,7 +12,7 @@ from sat_vg.backbone_finetuning.utils.errors import ConfigError
     [
         ({"augmentation": "randaugment", "use_augmentation": False}, "no effect while use_augmentation is false"),
         ({"augmentation": "rand"}, "satellite or none or turns or basic or randaugment or trivialaugment"),
-        ({"augmentation": None}, "augmentation = None: must be satellite or none"),
+        ({"augmentation": 3}, "augmentation = 3: must be satellite or none"),
         ({"augmentation": "none", "cached_views": 2}, "without augmentation there is one version of each image"),
         ({"use_augmentation": False, "cached_views": 2}, "without augmentation there is one version of each image"),
         ({"class_weights": "balanced", "sampler": "weighted"}, "count rare classes twice; set one of them"),

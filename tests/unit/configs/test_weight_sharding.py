@@ -13,8 +13,8 @@ from sat_vg.backbone_finetuning.utils.errors import ConfigError
         ({"compile": True}, "leave one of the two out"),
         ({"channels_last": True}, "leave channels_last out"),
         ({"autocast_dtype": "fp16"}, "use bf16"),
-        ({"strategy": "linear_probe"}, "set probe_solver to sgd"),
-        ({"strategy": "lp_ft"}, "set probe_solver to sgd"),
+        ({"strategy": "linear_probe", "probe_solver": "exact"}, "set probe_solver to sgd"),
+        ({"strategy": "lp_ft", "probe_solver": "exact"}, "set probe_solver to sgd"),
     ],
 )
 def test_contradictions_name_the_way_out(settings, remedy):

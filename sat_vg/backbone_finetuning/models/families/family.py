@@ -42,6 +42,10 @@ def _takes_all_sizes(network: nn.Module) -> int | None:
     return None
 
 
+def _size_without_weights(name: str) -> int:
+    return 224
+
+
 def _as_they_are(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
@@ -135,6 +139,7 @@ class Family:
         build: ``(name, number of classes, image size) ->`` the network with random weights.
         auxiliary_heads: second classifiers halfway.
         weights: ``name ->`` the published weights, by their names.
+        usual_size: ``name ->`` height and width of the images that it was made for, where no weights are published.
         normalisation: mean and deviation of the pre-training, where torchvision's presets say something else.
         smallest_measured: ``network ->`` as ``smallest_image``, where the members differ.
         fixed_image_size: ``network ->`` the only size it takes, in pixels; None: it takes others too. Its
@@ -156,6 +161,7 @@ class Family:
     build: Callable[[str, int, int], nn.Module] = torchvision_network
     auxiliary_heads: tuple[AuxiliaryHead, ...] = ()
     weights: Callable[[str], dict[str, PublishedWeights]] = torchvision_weights
+    usual_size: Callable[[str], int] = _size_without_weights
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     smallest_measured: Callable[[nn.Module], int] = _any_size
     fixed_image_size: Callable[[nn.Module], int | None] = _takes_all_sizes

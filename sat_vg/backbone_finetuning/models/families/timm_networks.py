@@ -280,6 +280,7 @@ _TIMM = Family(
     smallest_image=SMALLEST,
     build=_timm_network,
     weights=_published,
+    usual_size=_usual_size,
     smallest_measured=_smallest_image,
     fixed_image_size=_fixed_image_size,
     no_weight_decay=_no_weight_decay,

@@ -1,0 +1,83 @@
+"""YAML files of settings: small, without objects and aliases, and with numbers as people write them."""
+
+import errno
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
+
+_MAX_YAML_BYTES = 2**18
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, with numbers such as 1e-4 read as numbers, which YAML 1.1 takes for text; without aliases.
+
+    A few lines of aliases to aliases stand for more values than memory holds, and no configuration needs them.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", mark)
+        return super().compose_node(parent, index)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what ``_Loader`` reads: text that looks like a number gets quotes, line breaks of all kinds escapes."""
+
+    def represent_text(self, text: str) -> yaml.Node:
+        """A text; in double quotes where some of its characters, such as U+0085, would not be read back."""
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
+
+
+def yaml_text(values: Mapping[str, Any]) -> str:
+    """Plain data as YAML that ``read_yaml`` gives back."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file, read with the safe loader.
+
+    Raises:
+        ConfigError: there is no such file, it is too large, or it holds something else than a mapping.
+    """
+    try:
+        text = _read_text(Path(path))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the config file {str(path)!r} is not UTF-8 text; check --config") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"the config file {str(path)!r} cannot be read: {reason}; check --config") from error
+    try:
+        content = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: a number or date that cannot be
+        raise ConfigError(f"the config file {str(path)!r} is not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"the config file {str(path)!r} is nested too deeply; check --config") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"the config file {str(path)!r} must hold lines such as 'backbone: resnet50'")
+    return content
+
+
+def _read_text(path: Path) -> str:
+    """The text of a small regular file; a pipe or a device, which may never end, is refused."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is a folder, a pipe or a device")
+    with path.open("rb") as file:
+        content = file.read(_MAX_YAML_BYTES + 1)
+    if len(content) > _MAX_YAML_BYTES:
+        raise OSError(errno.EFBIG, f"it is larger than {_MAX_YAML_BYTES // 2**10} KiB")
+    return content.decode("utf-8")
