@@ -16,6 +16,7 @@ from sat_vg.backbone_finetuning.reports.evaluation_page import Report, render_re
 from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
+from sat_vg.backbone_finetuning.utils.json_reading import parse_json
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
 from sat_vg.backbone_finetuning.utils.terminal import say
 
@@ -104,9 +105,9 @@ def epochs_of_run(training: Mapping[str, Any]) -> tuple[list[dict[str, float]], 
 def _epoch_of(line: str) -> dict[str, float] | None:
     """What the curves need of a line that ends an epoch; None for other lines."""
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
         numbers = {key: entry[key] for key in (*_CURVES, *(key for key in _MAYBE if key in entry))}
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError):
         return None
     is_sound = all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers.values())
     return numbers if is_sound else None

@@ -1,10 +1,10 @@
 """From a best_model.pt to a file for other programs: written aside, read back, compared, then put in place."""
 
+import glob
 import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, WriteError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
-from sat_vg.backbone_finetuning.utils.safe_files import write_text
+from sat_vg.backbone_finetuning.utils.safe_files import folder_aside, remove_unfinished, sync_folder, write_text
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors
 from sat_vg.backbone_finetuning.utils.terminal import say
 
@@ -124,8 +124,7 @@ def export_checkpoint(request: Request) -> dict[str, Any]:
             write_text(aside.with_name(aside.name + ending), text)
         with aside.open("rb") as file:
             os.fsync(file.fileno())  # not every format's own writer does so
-        for ending in (*cards, ""):
-            aside.with_name(aside.name + ending).replace(out.with_name(out.name + ending))
+        _put_in_place(aside, out, list(cards))
     _tell(card, out)
     return card
 
@@ -184,13 +183,24 @@ def _aside(out: Path) -> Iterator[Path]:
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as folder:
-            yield Path(folder) / out.name
-    except OSError as error:
+        remove_unfinished(out.parent, [glob.escape(out.name)])  # under other names than the next line's too
+        with folder_aside(out) as folder:
+            yield folder / out.name
+    except (OSError, WriteError) as error:
+        cause = error.__cause__ if isinstance(error, WriteError) else error
         raise WriteError(
-            f"{str(out)!r} cannot be written ({error.strerror or error}); what was there before is untouched. "
-            "Make room or choose another --out"
+            f"{str(out)!r} cannot be written ({getattr(cause, 'strerror', None) or cause}); what was there before is "
+            "untouched. Make room or choose another --out"
         ) from error
+
+
+def _put_in_place(aside: Path, out: Path, endings: Sequence[str]) -> None:
+    """Rename the file and its cards; at no instant is there a card that belongs to another file."""
+    for ending in endings:
+        out.with_name(out.name + ending).unlink(missing_ok=True)
+    for ending in ("", *endings):
+        aside.with_name(aside.name + ending).replace(out.with_name(out.name + ending))
+    sync_folder(out.parent)
 
 
 def make_export(exporter: Format, model: FineTuneModel, asked: Asked, path: Path, tolerance: float) -> _Export:

@@ -1,5 +1,6 @@
 """Features of images by a best_model.pt: from checkpoint and images to one file, which a killed run goes on with."""
 
+import glob
 import hashlib
 import json
 import re
@@ -162,7 +163,7 @@ def extract_features(request: Request) -> Path:
     _require_room(target, 2 * len(images) * spool.row_bytes)
     with _alone_in(spool.folder, target), _explained(request, target):
         try:
-            remove_unfinished(target.parent, [target.name])
+            remove_unfinished(target.parent, [glob.escape(target.name)])
             spool.open(images)
             _fill(spool, images, computation, request)
             _require_rows(spool)

@@ -43,6 +43,7 @@ from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, WriteError
 from sat_vg.backbone_finetuning.utils.folder_lock import LOCK, lock_folder
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
+from sat_vg.backbone_finetuning.utils.json_reading import read_json
 from sat_vg.backbone_finetuning.utils.printable import one_line
 from sat_vg.backbone_finetuning.utils.safe_files import remove_unfinished, write_text
 from sat_vg.backbone_finetuning.utils.terminal import progress, say
@@ -232,7 +233,9 @@ def _begin_or_go_on(folder: Path, plan: str) -> None:
     """Note in the folder what is being written there, or refuse what is in the way."""
     note = folder / WRITING
     try:
-        earlier = json.loads(note.read_bytes()).get("plan") if note.exists() else None
+        earlier = read_json(note).get("plan")
+    except FileNotFoundError:
+        earlier = None
     except (OSError, ValueError, AttributeError):
         earlier = ""
     in_the_way = sorted(path.name for path in folder.glob("*.tar"))

@@ -6,7 +6,6 @@
 import io
 import os
 import pickle
-import socket
 import struct
 import sys
 import zipfile
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from odd_entries import write_socket
 from PIL import Image
 
 Maker = Callable[[Path], object]
@@ -65,15 +65,6 @@ def tiff_that_loops():
 
 def write_pipe(path):
     os.mkfifo(path)
-
-
-def write_socket(path):
-    here = Path.cwd()
-    os.chdir(path.parent)  # a socket's path is short
-    try:
-        socket.socket(socket.AF_UNIX).bind(path.name)
-    finally:
-        os.chdir(here)
 
 
 def write_sparse(path):

@@ -1,12 +1,17 @@
 """``sat-vg export``: what cannot be exported, what is left behind, and what the cards say."""
 
+import hashlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import small_disk
 
 from sat_vg.backbone_finetuning import export
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
@@ -160,6 +165,75 @@ def test_what_cannot_be_asked_for(checkpoint, tmp_path, capfd):
     assert not out.exists()
     code, _, err = run(capfd, tmp_path / "none.pt", "--format", "detr", "--out", out)
     assert (code, "there is no file" in err) == (2, True)
+
+
+def tiny(path, seed):
+    model = FineTuneModel("squeezenet1_1", 3, pretrained=False, image_size=32)
+    with torch.no_grad():
+        next(model.parameters()).add_(0.01 * seed)
+    model.save_checkpoint(path)
+    return path
+
+
+def killed_export(checkpoint, out, before):
+    """Export in a process that is killed before it renames or removes the so-manieth thing; tells whether it was."""
+    child = os.fork()
+    if not child:
+        torch.set_num_threads(1)
+        calls = iter(range(1000))
+        for name in ("replace", "unlink"):
+            real = getattr(Path, name)
+
+            def counted(*arguments, real=real, **options):
+                if next(calls) == before:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*arguments, **options)
+
+            setattr(Path, name, counted)
+        export.main([str(checkpoint), "--format", "torchvision", "--out", str(out)])
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_killed_export_leaves_no_card_of_another_file_and_nothing_for_long(tmp_path, capfd):
+    one, two, out = tiny(tmp_path / "1.pt", 1), tiny(tmp_path / "2.pt", 2), tmp_path / "out/w[1].pth"
+    sums = set()
+    assert run(capfd, one, "--format", "torchvision", "--out", out)[0] == 0
+    before = 0
+    while killed_export((two, one)[before % 2], out, before):
+        found = hashlib.sha256(out.read_bytes()).hexdigest()  # there is always a whole file
+        sums.add(found)
+        card, text = (out.with_name(out.name + ending) for ending in (".card.json", ".card.md"))
+        assert not card.exists() or json.loads(card.read_text())["file"]["sha256"] == found, before
+        assert not text.exists() or found in text.read_text(), before
+        assert len(list(out.parent.iterdir())) <= 4
+        before += 1
+    assert before > 6  # two cards removed, three files put in place, and what the writers themselves rename
+    assert len(sums) == 2
+    names = [f"w[1].pth{ending}" for ending in ("", ".card.json", ".card.md")]
+    assert sorted(path.name for path in out.parent.iterdir()) == names
+
+
+@pytest.mark.parametrize("form", ["pt2", "onnx", "safetensors", "torchvision", "detr"])
+def test_a_full_disk_is_a_sentence_and_leaves_what_was_there(form, checkpoint, tmp_path, capfd):
+    if form == "onnx":
+        pytest.importorskip("onnxscript")
+    small = checkpoint if form == "detr" else tiny(tmp_path / "m.pt", 1)
+    with small_disk(tmp_path / "disk", 1):
+        out = (
+            tmp_path
+            / "disk"
+            / f"m{ {'pt2': '.pt2', 'onnx': '.onnx', 'safetensors': '.safetensors'}.get(form, '.pth') }"
+        )
+        out.write_text("from before")
+        code, said, err = run(capfd, small, "--format", form, "--out", out)
+        assert code == 1, (said, err)
+        assert f"error: {str(out)!r} cannot be written (" in err
+        assert "No space left" in err
+        assert "Make room or choose another --out" in err
+        assert [path.name for path in out.parent.iterdir()] == [out.name]
+        assert out.read_text() == "from before"
 
 
 def test_backbones_that_a_format_has_no_place_for(tmp_path, capfd):

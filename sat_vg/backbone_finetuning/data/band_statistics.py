@@ -23,6 +23,7 @@ from sat_vg.backbone_finetuning.data.checks import run_in_order
 from sat_vg.backbone_finetuning.data.decoding import Decoder
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
 from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.backbone_finetuning.utils.json_reading import read_json
 from sat_vg.backbone_finetuning.utils.terminal import progress
 
 _FORMAT = "sat_vg band statistics 2"  # raise it with any change of what is measured
@@ -242,11 +243,10 @@ def _find(
     if folder is None:
         return None
     try:
-        with (folder / _FILE).open("rb") as file:
-            content = json.loads(file.read(_FILE_BYTES))
+        content = read_json(folder / _FILE, _FILE_BYTES)
         mean, std = (tuple(map(float, content[name])) for name in ("mean", "std"))
         outliers = [_Outlier(int(b), float(v), int(i), int(n)) for b, v, i, n in content["outliers"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         cache.remove(key)
         return None
     sound = len(mean) == len(std) == bands and all(map(math.isfinite, (*mean, *std))) and min(std) > 0

@@ -32,7 +32,9 @@ from sat_vg.backbone_finetuning.utils.cores import usable_cores
 from sat_vg.backbone_finetuning.utils.errors import DataError, WriteError
 from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
 from sat_vg.backbone_finetuning.utils.printable import one_line
+from sat_vg.backbone_finetuning.utils.regular_files import open_regular
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
+from sat_vg.backbone_finetuning.utils.torch_archives import DamagedFileError, RefusedFileError, require_plain_zip
 
 _BATCH = 64  # images per task: a task costs some 50 microseconds of bookkeeping, a small JPEG 100
 _LISTED = 10
@@ -302,9 +304,12 @@ def _key(path: str, decoder: Decoder = RGB_DECODER) -> int | None:
 def _read_record(record: Path) -> dict[int, _Remembered]:
     """The images that are known to decode; none if the record is missing, damaged or foreign."""
     try:
-        if record.stat().st_size > _MAX_RECORD_BYTES:
-            return {}
-        with np.load(record, allow_pickle=False) as content:
+        with open_regular(record) as file:
+            if os.fstat(file.fileno()).st_size > _MAX_RECORD_BYTES:
+                return {}
+            require_plain_zip(file)
+            file.seek(0)
+            content = np.load(file, allow_pickle=False)
             columns = [content[name] for name in ("keys", "contents", "heights", "widths")]
             if str(content["format"]) != _RECORD_FORMAT or any(column.dtype != np.uint64 for column in columns):
                 return {}
@@ -314,7 +319,7 @@ def _read_record(record: Path) -> dict[int, _Remembered]:
             return {key: _Remembered(one, height, width, traits[kind]) for key, one, height, width, kind in rows}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, MemoryError):
         return {}
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError):
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, DamagedFileError, RefusedFileError):
         return {}
 
 

@@ -6,6 +6,7 @@ has changed, was added or removed, there is nothing under the new hash, and anot
 """
 
 import hashlib
+import io
 import mmap
 import os
 import time
@@ -27,10 +28,12 @@ from sat_vg.backbone_finetuning.data.decoding import decode_or_reason, decode_rg
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.machine_memory import machine_memory
+from sat_vg.backbone_finetuning.utils.regular_files import open_regular, read_bounded
 from sat_vg.backbone_finetuning.utils.terminal import progress
 
 _FORMAT = b"sat_vg decoded images 1"  # raise it with any change of what follows
 _PIXELS, _INDEX = "pixels.bin", "index.npy"
+_INDEX_HEADER_BYTES = 128
 _RESERVE_BYTES = 2 * 2**30  # of the memory; the training needs some too
 
 
@@ -212,7 +215,7 @@ def _on_disk(mode: Literal["auto", "disk"], layout: Layout, cache: BoundedCache,
     if mode == "auto" and is_read_once:
         raise _NotKeptError("this run reads each of them once")
     began = time.monotonic()
-    index_bytes = 128 + layout.index.nbytes
+    index_bytes = _INDEX_HEADER_BYTES + layout.index.nbytes
     with cache.building(layout.key, layout.num_bytes + index_bytes) as folder:
         if isinstance(folder, NoRoom):
             return _refuse(mode, folder, cache)
@@ -245,13 +248,13 @@ def _find(layout: Layout, cache: BoundedCache) -> DecodedImages | None:
     if folder is None:
         return None
     try:
-        descriptor = os.open(folder / _PIXELS, os.O_RDONLY)
-    except FileNotFoundError:  # removed meanwhile, or before
-        cache.remove(layout.key)
-        return None
-    index = _read_index(folder / _INDEX)
-    if index is None or os.fstat(descriptor).st_size != layout.num_bytes or not _fits(index, layout):
-        os.close(descriptor)
+        with open_regular(folder / _PIXELS) as file:
+            index = _read_index(folder / _INDEX, layout)
+            is_sound = os.fstat(file.fileno()).st_size == layout.num_bytes and _fits(index, layout)
+            descriptor = os.dup(file.fileno()) if is_sound else None
+    except (OSError, ValueError, EOFError, MemoryError):  # removed meanwhile, or damaged
+        descriptor = None
+    if descriptor is None:
         cache.remove(layout.key)
         return None
     row_of = {content: row for row, content in enumerate(index[:, 0].tolist())}
@@ -260,13 +263,12 @@ def _find(layout: Layout, cache: BoundedCache) -> DecodedImages | None:
     return DecodedImages(descriptor, index, rows)
 
 
-def _read_index(path: Path) -> NDArray[np.int64] | None:
-    try:
-        index = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError):
-        return None
-    sound = isinstance(index, np.ndarray) and index.dtype == np.int64 and index.ndim == 2 and index.shape[1] == 4
-    return index if sound else None
+def _read_index(path: Path, layout: Layout) -> NDArray[np.int64]:
+    """The index of an entry; raises OSError, ValueError or EOFError where it is none."""
+    index = np.load(io.BytesIO(read_bounded(path, _INDEX_HEADER_BYTES + layout.index.nbytes)), allow_pickle=False)
+    if not isinstance(index, np.ndarray) or index.dtype != np.int64:
+        raise ValueError("it is no index")
+    return index
 
 
 def _fits(index: NDArray[np.int64], layout: Layout) -> bool:

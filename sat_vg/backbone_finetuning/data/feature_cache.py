@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +15,16 @@ from torch import Tensor
 from sat_vg.backbone_finetuning.data.loaders import Batch, Pass
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
 from sat_vg.backbone_finetuning.utils.ranks import OneRank
+from sat_vg.backbone_finetuning.utils.regular_files import open_regular
 from sat_vg.backbone_finetuning.utils.terminal import progress
 
 _FILE = "features.bin"
+
+
+class NotKept(NamedTuple):
+    """The cache's folder cannot be written to: ``reason`` says why."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -63,9 +71,11 @@ class StoredFeatures:
         self.num_views = num_views
         stored = tuple(shape.shape[dim] for dim in shape.dim_order)
         # "c": nobody writes, but torch wants memory that could be written to.
-        mapped = np.memmap(file, dtype=np.uint8, mode="r+" if writable else "c")
-        if len(mapped) != shape.num_bytes * num_images * num_views:
-            raise ValueError(f"{str(file)!r} has {len(mapped)} bytes")
+        with open_regular(file, os.O_RDWR if writable else os.O_RDONLY) as opened:
+            size = os.fstat(opened.fileno()).st_size
+            if size != shape.num_bytes * num_images * num_views:
+                raise ValueError(f"{str(file)!r} has {size} bytes")
+            mapped = np.memmap(opened, dtype=np.uint8, mode="r+" if writable else "c")
         self._values = torch.from_numpy(mapped).view(shape.dtype).view(num_views, num_images, *stored)
         self._back = [0, *(1 + shape.dim_order.index(dim) for dim in range(len(stored)))]
         self._forth = [0, *(1 + dim for dim in shape.dim_order)]
@@ -101,7 +111,7 @@ def compute_features(
     function: Callable[[Batch], Tensor],
     should_stop: Callable[[], bool],
     machine: OneRank,
-) -> StoredFeatures | NoRoom | None:
+) -> StoredFeatures | NoRoom | NotKept | None:
     """Run a function over all images in all views, and store what it gives; the machine's processes share the work.
 
     Args:
@@ -114,18 +124,18 @@ def compute_features(
         machine: the processes that build this entry together, on one disk.
 
     Returns:
-        The features; or why there is no room for them; or None where it was stopped.
+        The features; or why they cannot be kept; or None where it was stopped.
 
     Raises:
-        OSError: the cache's folder cannot be written to.
+        OSError: the cache's folder cannot be written to any more.
     """
     num_images, num_views = sum(map(len, passes[0].indices)), len(passes)
     num_bytes = shape.num_bytes * num_images * num_views
     try:
         with ExitStack() as stack:
             building = cache.building(key, num_bytes)
-            folder = machine.from_first(lambda: _begin(stack.enter_context(building), num_bytes))
-            if isinstance(folder, NoRoom):
+            folder = machine.from_first(lambda: _begin(stack, building, num_bytes))
+            if not isinstance(folder, Path):
                 return folder
             stored = StoredFeatures(folder / _FILE, shape, num_images, num_views, writable=True)
             own = [batches.shared(machine.share) for batches in passes]
@@ -137,12 +147,20 @@ def compute_features(
     return stored
 
 
-def _begin(folder: Path | NoRoom, num_bytes: int) -> Path | NoRoom:
-    """Make the file, in its full size, where there is room for it."""
-    if not isinstance(folder, NoRoom):
-        with (folder / _FILE).open("wb") as file:
-            # Without this a disk that fills up later would end the process with a bus error.
-            os.posix_fallocate(file.fileno(), 0, num_bytes)
+def _begin(
+    stack: ExitStack, building: AbstractContextManager[Path | NoRoom], num_bytes: int
+) -> Path | NoRoom | NotKept:
+    """Make the file, in its full size, where there is room for it; all processes are told if it cannot be made."""
+    try:
+        with ExitStack() as undo:
+            folder = undo.enter_context(building)
+            if not isinstance(folder, NoRoom):
+                with (folder / _FILE).open("wb") as file:
+                    # Without this a disk that fills up later would end the process with a bus error.
+                    os.posix_fallocate(file.fileno(), 0, num_bytes)
+            stack.push(undo.pop_all())
+    except OSError as error:
+        return NotKept(error.strerror or str(error))
     return folder
 
 

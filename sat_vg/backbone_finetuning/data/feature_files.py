@@ -5,6 +5,7 @@
 ``.parquet``      columns ``path``, ``label`` and ``<column>`` (lists of one length, row-major); JSON in ``about``
 """
 
+import io
 import json
 import math
 import struct
@@ -19,11 +20,14 @@ import numpy as np
 
 from sat_vg.backbone_finetuning.data.feature_spool import StoredRows
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.utils.json_reading import parse_json
+from sat_vg.backbone_finetuning.utils.regular_files import open_regular
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
+from sat_vg.backbone_finetuning.utils.torch_archives import require_plain_zip
 
 _CHUNK_BYTES = 2**24  # held at a time
 _CHUNK_TEXTS = 2**14
-_MAX_HEADER_BYTES = 10**8  # the limit of safetensors itself
+_MAX_ABOUT_BYTES = 10**8  # the limit of safetensors itself
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ def write_features(path: Path, features: Features) -> None:
 def identity_of(path: Path) -> str | None:
     """By what an extraction knows its own finished file again; None for any other file."""
     try:
-        about = json.loads(_READERS[path.suffix](path))
+        with open_regular(path) as file:
+            about = parse_json(_READERS[path.suffix](file))
         return str(about["identity"])
     except Exception:  # noqa: BLE001 - whatever a foreign or damaged file makes three libraries raise
         return None
@@ -148,11 +153,18 @@ def _add_array(
             member.write(part.tobytes())
 
 
-def _about_npz(path: Path) -> str:
-    with zipfile.ZipFile(path) as archive, archive.open("about.npy") as member:
-        if archive.getinfo("about.npy").file_size > 4 * _MAX_HEADER_BYTES:
-            raise ValueError("too long")
-        return str(np.lib.format.read_array(member, allow_pickle=False))
+def _about_npz(file: BinaryIO) -> str:
+    lengths = require_plain_zip(file)
+    if lengths["about.npy"] > _MAX_ABOUT_BYTES:
+        raise ValueError("too long")
+    with zipfile.ZipFile(file) as archive:
+        member = io.BytesIO(archive.read("about.npy"))
+    if np.lib.format.read_magic(member) != (1, 0):
+        raise ValueError("another version")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(member)  # what it claims is compared before it is believed
+    if shape != () or dtype.kind != "U" or dtype.itemsize != lengths["about.npy"] - member.tell():
+        raise ValueError("no text")
+    return str(np.frombuffer(member.read(), dtype)[0])
 
 
 def _write_safetensors(file: BinaryIO, features: Features) -> None:
@@ -175,12 +187,11 @@ def _write_safetensors(file: BinaryIO, features: Features) -> None:
             file.write(part.tobytes())
 
 
-def _about_safetensors(path: Path) -> str:
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > _MAX_HEADER_BYTES:
-            raise ValueError("too long")
-        return str(json.loads(file.read(length))["__metadata__"]["about"])
+def _about_safetensors(file: BinaryIO) -> str:
+    (length,) = struct.unpack("<Q", file.read(8))
+    if length > _MAX_ABOUT_BYTES:
+        raise ValueError("too long")
+    return str(parse_json(file.read(length))["__metadata__"]["about"])
 
 
 def _write_parquet(file: BinaryIO, features: Features) -> None:
@@ -209,8 +220,13 @@ def _write_parquet(file: BinaryIO, features: Features) -> None:
             writer.write_batch(arrow.record_batch(columns, schema=schema), row_group_size=step)
 
 
-def _about_parquet(path: Path) -> str:
-    return str(import_module("pyarrow.parquet").read_schema(path).metadata[b"about"].decode())
+def _about_parquet(file: BinaryIO) -> str:
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - 8))
+    (length,) = struct.unpack("<I4x", file.read())  # of what describes the columns and parts of the table
+    if length > _MAX_ABOUT_BYTES:
+        raise ValueError("too long")
+    return str(import_module("pyarrow.parquet").read_schema(file).metadata[b"about"].decode())
 
 
 _WRITERS: dict[str, Callable[[BinaryIO, Features], None]] = {
@@ -218,7 +234,7 @@ _WRITERS: dict[str, Callable[[BinaryIO, Features], None]] = {
     ".safetensors": _write_safetensors,
     ".parquet": _write_parquet,
 }
-_READERS: dict[str, Callable[[Path], str]] = {
+_READERS: dict[str, Callable[[BinaryIO], str]] = {
     ".npz": _about_npz,
     ".safetensors": _about_safetensors,
     ".parquet": _about_parquet,

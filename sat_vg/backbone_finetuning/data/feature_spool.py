@@ -19,10 +19,12 @@ import numpy as np
 
 from sat_vg.backbone_finetuning.data.image_lists import ImageList
 from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
+from sat_vg.backbone_finetuning.utils.json_reading import read_json
 from sat_vg.backbone_finetuning.utils.safe_files import remove_unfinished, write_text
 
 PROGRESS = "progress.json"
 _SAVE_EVERY_S = 1.0
+_MOST_PROGRESS_BYTES = 2**30
 
 
 @dataclass
@@ -129,13 +131,15 @@ class Spool:
         earlier = self._read_progress()
         if earlier is not None and earlier.done <= len(images):
             is_whole = all(
-                path.exists() and path.stat().st_size >= earlier.rows * self._bytes_of(name)
+                path.is_file() and path.stat().st_size >= earlier.rows * self._bytes_of(name)
                 for name, path in self._paths.items()
             )
             if is_whole and earlier.seen == hash_of_images(images, earlier.done):
                 self.progress = earlier
         for name, path in self._paths.items():
-            path.touch()
+            if not path.is_file():
+                path.unlink(missing_ok=True)  # a pipe, or a link that leads nowhere
+                path.touch()
             file = self._files[name] = path.open("r+b", buffering=0)
             file.truncate(self.progress.rows * self._bytes_of(name))
             file.seek(0, os.SEEK_END)
@@ -143,13 +147,16 @@ class Spool:
     def _read_progress(self) -> Progress | None:
         """Of an earlier run with the same settings; None where there is none, or nothing that can be used."""
         try:
-            content = json.loads((self.folder / PROGRESS).read_text(encoding="utf-8"))
-            left_out = [(int(place), str(reason)) for place, reason in content["left_out"]]
-            found = Progress(str(content["settings"]), int(content["done"]), str(content["seen"]), left_out)
+            content = read_json(self.folder / PROGRESS, _MOST_PROGRESS_BYTES)
+            left_out = [(place, str(reason)) for place, reason in content["left_out"]]
+            found = Progress(content["settings"], content["done"], content["seen"], left_out)
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        is_sound = found.settings == self.progress.settings and 0 <= found.rows <= found.done
-        return found if is_sound else None
+        places = [place for place, _ in left_out]
+        if not all(type(number) is int for number in (found.done, *places)):
+            return None
+        is_sound = places == sorted(set(places)) and all(0 <= place < found.done for place in places)
+        return found if is_sound and found.settings == self.progress.settings and found.rows >= 0 else None
 
     def append(self, arrays: Mapping[str, np.ndarray], images: ImageList, reasons: Sequence[str | None]) -> None:
         """Append the rows of the images that were read next; now and then the progress is saved.

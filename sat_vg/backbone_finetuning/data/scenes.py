@@ -4,8 +4,6 @@ It stands in where the user names no data, so that everything can be tried witho
 share colours, seasons and surroundings on purpose: what tells them apart is texture and layout.
 """
 
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from sat_vg.backbone_finetuning.data import scene_textures as draw
 from sat_vg.backbone_finetuning.data.scene_textures import REACH, Array, Canvas, Shape
 from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
 from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.backbone_finetuning.utils.safe_files import folder_aside
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
 
 _VERSION = 1  # part of the cache folder's name: raise it whenever the same seed would draw other pixels
@@ -319,14 +318,10 @@ def scenes_folder(
         if _is_there(folder):
             return folder
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # mkdtemp makes the folder with 0o700, and the rename keeps that.
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".tmp", dir=cache))
-        try:
+        with folder_aside(folder) as temporary:  # its mode is 0o700, and the rename keeps that
             counts = {"train_per_class": train_per_class, "val_per_class": val_per_class}
             write_scenes(temporary, **counts, size=size, seed=seed)
             _publish(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise DataError(
             f"the built-in scenes cannot be kept in the cache folder {str(cache)!r}: {error.strerror or error}. "

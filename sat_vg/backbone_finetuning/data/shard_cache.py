@@ -29,6 +29,7 @@ from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.file_locks import lock_file
 from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
+from sat_vg.backbone_finetuning.utils.regular_files import open_regular
 
 SOURCE = "SAT_VG_SHARD_SOURCE"  # environment variable
 PLACE_OF_NAME = "{name}"
@@ -56,7 +57,7 @@ class LocalShards:
 
     def open(self, shard: Shard) -> BinaryIO:
         """See ``ShardStore``."""
-        return self.path_of(shard).open("rb")
+        return open_regular(self.path_of(shard))
 
     def stamp(self, shard: Shard) -> str:
         """See ``ShardStore``."""
@@ -98,8 +99,9 @@ class FetchedShards:
     def _open_kept(self, shard: Shard) -> BinaryIO | None:
         folder = self.cache.find(shard.sha256)
         try:
-            return None if folder is None else (folder / _FILE).open("rb")
-        except FileNotFoundError:  # removed meanwhile
+            return None if folder is None else open_regular(folder / _FILE)
+        except OSError:  # removed meanwhile, or no file
+            self.cache.remove(shard.sha256)
             return None
 
     def _fetched(self, shard: Shard) -> BinaryIO:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, read_json
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
 
 INDEX = "shards.json"
@@ -133,11 +134,11 @@ def read_index(path: Path) -> ShardIndex:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise DataError(f"{str(path)!r} is larger than {_MOST_BYTES // 2**30} GiB; make fewer or larger shards")
-        content = json.loads(path.read_bytes())
+        content = read_json(path, _MOST_BYTES)
     except OSError as error:
         raise DataError(f"{str(path)!r} cannot be read ({error.strerror or error}); check the path") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{str(path)!r} is damaged: it is no JSON ({error}). Copy it again, or {_ANEW}") from None
+    except UnsoundJSONError as error:
+        raise DataError(f"{str(path)!r} is damaged: {error}. Copy it again, or {_ANEW}") from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise DataError(f"{str(path)!r} is no index of shards that sat-vg shard has written; {_ANEW}")
     if content.get("version") != _VERSION:

@@ -5,7 +5,6 @@ unpacked.
 """
 
 import hashlib
-import json
 import tarfile
 import zlib
 from dataclasses import dataclass, field
@@ -15,6 +14,8 @@ from typing import BinaryIO, NamedTuple
 from sat_vg.backbone_finetuning.data.shard_index import is_sample_name
 from sat_vg.backbone_finetuning.data.sources import IMAGE_ENDINGS
 from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, parse_json
+from sat_vg.backbone_finetuning.utils.regular_files import open_regular
 
 LABEL, LABELS = "cls", "json"  # endings: one class as a number or name, or several as a list of numbers
 _LONGEST_LABEL = 2**12
@@ -66,7 +67,7 @@ def scan_shard(path: Path) -> ScannedShard:
         DataError: it cannot be read, is no tar file or cut short, or a sample has no label, or more than one image.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             samples = _samples_of(path, file)
             file.seek(0)
             digest, count = hashlib.sha256(), 0
@@ -135,7 +136,7 @@ def _labelled(path: Path, key: str, sample: _Sample) -> FoundImage:
 def label_set_of(text: str) -> tuple[int, ...] | None:
     """Several classes, or none, out of a text such as ``[0, 3]``; None where it is something else."""
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
+        values = parse_json(text)
+    except UnsoundJSONError:
         return None
     return tuple(values) if isinstance(values, list) and all(type(value) is int for value in values) else None

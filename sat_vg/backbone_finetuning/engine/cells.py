@@ -15,6 +15,7 @@ from typing import Any
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.engine.checkpoint import BEST_MODEL
 from sat_vg.backbone_finetuning.engine.metric_lines import METRICS, read_metric_lines
+from sat_vg.backbone_finetuning.utils import json_reading
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.file_locks import is_alive
 from sat_vg.backbone_finetuning.utils.folder_lock import LOCK, lock_folder
@@ -117,9 +118,8 @@ def write_usage(folder: Path, usage: Usage) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a small JSON file; empty where there is none or it is damaged."""
     try:
-        with path.open("rb") as file:
-            content = json.loads(file.read(_MAX_JSON_BYTES))
-    except (OSError, ValueError, RecursionError):
+        content = json_reading.read_json(path, _MAX_JSON_BYTES)
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sat_vg.backbone_finetuning.data.feature_cache import (
     FeatureShape,
+    NotKept,
     StoredFeatures,
     compute_features,
     find_features,
@@ -20,7 +21,6 @@ from sat_vg.backbone_finetuning.engine.phases import Phase
 from sat_vg.backbone_finetuning.engine.precision import Precision
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
-from sat_vg.backbone_finetuning.utils.errors import WriteError
 from sat_vg.backbone_finetuning.utils.ranks import OneRank
 from sat_vg.backbone_finetuning.utils.terminal import say
 
@@ -160,11 +160,7 @@ class Feeds:
     ranks: OneRank = field(default_factory=OneRank)
 
     def of(self, phase: Phase, should_stop: Callable[[], bool]) -> Feed | None:
-        """The feed of a phase, whose stages the model is set to; None where it was stopped on the way.
-
-        Raises:
-            WriteError: the features cannot be stored.
-        """
+        """The feed of a phase, whose stages the model is set to; None where it was stopped on the way."""
         images = self.of_images()
         plan = self.plan(phase)
         if isinstance(plan, str):
@@ -173,11 +169,13 @@ class Feeds:
         stored = {}
         for part, views in ((Part.TRAINING, self.num_views), (Part.VALIDATION, 1)):
             features = self._features(plan, part, views, should_stop)
-            was_stopped, has_no_room = self.ranks.largest(features is None, isinstance(features, NoRoom))
+            was_stopped, not_kept = self.ranks.largest(features is None, isinstance(features, (NoRoom, NotKept)))
             if was_stopped:
                 return None
-            if has_no_room:  # if only on another machine: all processes are fed with the same
-                said = _why(features) if isinstance(features, NoRoom) else "another machine has no room for features"
+            if not_kept:  # if only on another machine: all processes are fed with the same
+                said = "another machine cannot keep features"
+                if isinstance(features, (NoRoom, NotKept)):
+                    said = _why(features) if isinstance(features, NoRoom) else self._why_not_kept(features)
                 say(f"phase {phase.name}: frozen stages run in every epoch: {said}")
                 return images
             assert isinstance(features, StoredFeatures)
@@ -224,7 +222,7 @@ class Feeds:
 
     def _features(
         self, plan: FeaturePlan, part: Part, num_views: int, should_stop: Callable[[], bool]
-    ) -> StoredFeatures | NoRoom | None:
+    ) -> StoredFeatures | NoRoom | NotKept | None:
         assert self.cache is not None
         key = self._key(plan.start, part, num_views)
         machine, num_images = self.ranks.on_machine, len(self.batches.parts[part])
@@ -243,10 +241,14 @@ class Feeds:
                 machine,
             )
         except OSError as error:
-            raise WriteError(
-                f"the features of frozen stages cannot be kept in {str(self.cache.folder)!r} "
-                f"({error.strerror or error}); make room, name another folder by SAT_VG_CACHE, or use --cache off"
-            ) from error
+            return NotKept(error.strerror or str(error))
+
+    def _why_not_kept(self, problem: NotKept) -> str:
+        assert self.cache is not None
+        return (
+            f"features cannot be kept in {str(self.cache.folder)!r} ({problem.reason}); make room there, or name "
+            "another folder by SAT_VG_CACHE"
+        )
 
     def _key(self, start: int, part: Part, num_views: int) -> str:
         """A hash of all that the features depend on: images, transforms, frozen weights, number formats, versions."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from sat_vg.backbone_finetuning.utils.file_locks import lock_file
+from sat_vg.backbone_finetuning.utils.regular_files import read_bounded
 
 _KEY = re.compile(r"[0-9a-f]{16,128}")
 _UNFINISHED = re.compile(r"\.[0-9a-f]{16,128}\.[0-9a-f]{8}\.unfinished")
@@ -77,7 +78,7 @@ class BoundedCache:
         It can be gone at any time after: FileNotFoundError on opening its files means the same as None.
         """
         path = self._path_of(key)
-        if not path.is_dir():
+        if path.is_symlink() or not path.is_dir():
             return None
         with contextlib.suppress(OSError):  # a cache that may only be read is of use all the same
             os.utime(path)
@@ -132,6 +133,8 @@ class BoundedCache:
     def _publish(self, folder: Path, key: str) -> None:
         with self._locked():
             (folder / _BUILDER).unlink()
+            if self._path_of(key).is_symlink() or not self._path_of(key).is_dir():
+                self._path_of(key).unlink(missing_ok=True)  # no entry of ours, and in the way of one
             try:
                 folder.rename(self._path_of(key))
             except OSError:
@@ -200,6 +203,8 @@ def _remove(path: Path) -> None:
     doomed = _unfinished_name(path)
     with contextlib.suppress(OSError):  # somebody else removes it, or nobody may
         path.rename(doomed)
+        if doomed.is_symlink() or not doomed.is_dir():
+            doomed.unlink()
         shutil.rmtree(doomed, ignore_errors=True)
 
 
@@ -227,7 +232,7 @@ def _is_abandoned(folder: Path) -> bool:
 
 def _reserved(folder: Path) -> int:
     try:
-        return int((folder / _BUILDER).read_text())
+        return int(read_bounded(folder / _BUILDER, 32))
     except (OSError, ValueError):
         return 0
 

@@ -1,11 +1,22 @@
-"""Files that are either whole or not there: temporary file, sync, rename."""
+"""Files that are either whole or not there: temporary file, sync, rename.
+
+A temporary file or folder lies beside what it becomes, as ``.NAME.unfinished.tmp``, and is locked by the process that
+writes it. A killed process's lock is gone, so the next one that writes the same removes what was left; of two that
+write the same at a time, the second takes another name (``.NAME.PID-RANDOM.tmp``).
+"""
 
 import os
 import secrets
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from sat_vg.backbone_finetuning.utils.file_locks import lock_file
+
+_LONGEST_WRITE_S = 24 * 3600  # where the file system locks nothing
 
 
 @contextmanager
@@ -18,7 +29,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         OSError: the folder cannot be written to or the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary, lock = _claim(path, _new_file)
     try:
         with temporary.open("wb") as file:
             yield file
@@ -26,21 +37,43 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+        if _is_at(lock, temporary):  # else it was renamed, and what is there now is another process's
+            temporary.unlink()
+        os.close(lock)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def folder_aside(path: Path) -> Iterator[Path]:
+    """A new folder beside ``path``, for this user alone, that is removed at the end, unless it was renamed.
+
+    Raises:
+        OSError: the folder around it cannot be written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, lock = _claim(path, lambda folder: folder.mkdir(mode=0o700))
+    try:
+        yield temporary
+    finally:
+        if _is_at(lock, temporary):
+            shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
 
 
 def remove_unfinished(folder: Path, patterns: Iterable[str]) -> None:
-    """Remove the temporary files that a killed process left of files with such names.
+    """Remove what killed processes left of files with such names; what is still being written stays.
 
-    Nobody else may be writing there.
+    Args:
+        folder: where.
+        patterns: of the names, as in ``Path.glob``; ``glob.escape`` a name that is meant as it is.
     """
     for pattern in patterns:
         for left in folder.glob(f".{pattern}.*.tmp"):
-            left.unlink(missing_ok=True)
+            _remove_if_abandoned(left)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Bring renames in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -52,3 +85,51 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, atomically."""
     with atomic_write(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def _new_file(path: Path) -> None:
+    path.open("xb").close()
+
+
+def _claim(path: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
+    """Make a temporary file or folder, and lock it: its path, and the open lock."""
+    own = path.with_name(f".{path.name}.unfinished.tmp")
+    while True:
+        try:
+            make(own)
+        except FileExistsError:
+            if not _remove_if_abandoned(own):
+                own = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+            continue
+        with suppress(FileNotFoundError):  # here, too: somebody took it for abandoned before it was locked
+            lock = os.open(own, os.O_RDONLY)
+            if lock_file(lock) is not False and _is_at(lock, own):
+                return own, lock
+            os.close(lock)
+
+
+def _remove_if_abandoned(path: Path) -> bool:
+    """Remove a temporary file or folder that nobody writes any more; tells whether it is gone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
+    except FileNotFoundError:
+        return True
+    except OSError:  # a link, or another user's: no work of ours
+        return False
+    try:
+        was_free = lock_file(descriptor)
+        if was_free is None:
+            was_free = time.time() - os.fstat(descriptor).st_mtime > _LONGEST_WRITE_S
+        if was_free and _is_at(descriptor, path):
+            with suppress(OSError):  # it may not be removed, so another name is taken
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return not path.exists()
+    finally:
+        os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False

@@ -65,7 +65,7 @@ def _explained_writing(path: Path) -> Iterator[None]:
         raise WriteError(
             f"{str(path)!r} cannot be written ({str(cause).splitlines()[0]}; {free / 2**20:.0f} MiB are free there). "
             "The files from before are untouched: make room and run the same command again"
-        ) from error
+        ) from cause
 
 
 def is_safetensors(path: Path) -> bool:

@@ -5,6 +5,7 @@ entries and does not look at checksums. Here a file is refused that is cut or al
 than it is long.
 """
 
+import io
 import math
 import pickle
 import struct
@@ -73,6 +74,22 @@ def require_sound(path: Path) -> None:
             _survey_zip(file, size)
         else:
             _survey_stream(file, size)
+
+
+def require_plain_zip(file: BinaryIO) -> dict[str, int]:
+    """Length of each entry of a zip archive, whose entries are stored as they are and no longer than the file.
+
+    Raises:
+        RefusedFileError: an entry is compressed, or claims more than the file holds.
+        DamagedFileError: it is no zip archive.
+    """
+    size = file.seek(0, io.SEEK_END)
+    _bound_directory(file, size)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return _bound_entries(archive.infolist(), size)
+    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+        raise DamagedFileError(str(error)) from error
 
 
 def _survey_zip(file: BinaryIO, size: int) -> None:

@@ -1,4 +1,6 @@
+import glob
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -9,7 +11,7 @@ import torch
 
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 from sat_vg.backbone_finetuning.utils.printable import printable
-from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
+from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, folder_aside, remove_unfinished, write_text
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_tensors
 
@@ -64,6 +66,77 @@ def test_the_content_is_synced_before_the_rename(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", replace)
     write_text(tmp_path / "x", "text")
     assert events == ["file", "rename", "folder"]
+
+
+def killed_while_writing(path: Path, writing) -> None:
+    """A process that is killed in the middle."""
+    child = os.fork()
+    if not child:
+        with writing(path) as written:
+            (written / "part").write_bytes(b"x" * 999) if isinstance(written, Path) else written.write(b"x" * 9999)
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+NAMES = ["weights.pt2", "a[1].pt", "*.npz", "ünï 卫星.onnx"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks of POSIX")
+class TestWhatKilledProcessesLeave:
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("writing", [atomic_write, folder_aside])
+    def test_the_next_one_removes_it(self, tmp_path, name, writing):
+        write_text(tmp_path / name, "old")
+        for _ in range(3):
+            killed_while_writing(tmp_path / name, writing)
+            assert len(list(tmp_path.iterdir())) == 2  # and not one more with each kill
+        assert (tmp_path / name).read_text() == "old"
+        for other in (folder_aside, atomic_write):
+            with other(tmp_path / name):
+                pass
+        assert [found.name for found in tmp_path.iterdir()] == [name]
+
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("writing", [atomic_write, folder_aside])
+    def test_who_still_writes_keeps_it(self, tmp_path, name, writing):
+        killed_while_writing(tmp_path / name, writing)
+        with writing(tmp_path / name) as first:
+            kept = set(tmp_path.iterdir())
+            write_text(tmp_path / name, "of another process")
+            remove_unfinished(tmp_path, [glob.escape(name), "*"])
+            assert set(tmp_path.iterdir()) == {*kept, tmp_path / name}
+            if not isinstance(first, Path):
+                first.write(b"the last")
+        assert [found.name for found in tmp_path.iterdir()] == [name]
+        assert (tmp_path / name).read_text() == ("of another process" if isinstance(first, Path) else "the last")
+
+    @pytest.mark.parametrize("kind", ["pipe", "link", "folder", "dangling"])
+    def test_whatever_else_lies_there_is_no_hindrance(self, tmp_path, kind):
+        (tmp_path / "own").write_text("somebody's")
+        place = tmp_path / ".f.unfinished.tmp"
+        if kind == "pipe":
+            os.mkfifo(place)
+        elif kind == "folder":
+            (place / "inside").mkdir(parents=True)
+        else:
+            place.symlink_to(tmp_path / "own" if kind == "link" else "/nowhere/at/all")
+        write_text(tmp_path / "f", "new")
+        assert (tmp_path / "f").read_text() == "new"
+        assert (tmp_path / "own").read_text() == "somebody's"
+
+    def test_many_processes_write_the_same_file(self, tmp_path):
+        texts = [str(number) * 99_999 for number in range(4)]
+        children = []
+        for text in texts:
+            child = os.fork()
+            if not child:
+                for _ in range(30):
+                    write_text(tmp_path / "f", text)
+                os._exit(0)
+            children.append(child)
+        assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+        assert (tmp_path / "f").read_text() in texts
+        assert [found.name for found in tmp_path.iterdir()] == ["f"]
 
 
 def test_tensors_and_plain_data_survive(tmp_path):

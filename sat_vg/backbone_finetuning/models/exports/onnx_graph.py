@@ -17,6 +17,7 @@ from sat_vg.backbone_finetuning.models.exports.snippets import prepare_lines
 from sat_vg.backbone_finetuning.models.exports.tracing import REFUSALS, first_line, quiet, trace, why_fixed
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
+from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, parse_json
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
 
 INPUT = "images"
@@ -151,8 +152,8 @@ def _description(path: Path) -> dict[str, Any]:
         ) from error
     found = {entry.key: entry.value for entry in graph.metadata_props}.get(DESCRIPTION)
     try:
-        description = json.loads(found or "null")
-    except (json.JSONDecodeError, RecursionError):
+        description = parse_json(found or "null")
+    except UnsoundJSONError:
         description = None
     external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.graph.initializer)
     if not isinstance(description, dict) or external:

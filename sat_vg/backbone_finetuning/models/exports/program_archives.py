@@ -57,7 +57,7 @@ def require_program(path: Path) -> None:
             f"{str(path)!r} cannot be read: {error}. The file is cut short, altered, or no program of torch.export; "
             "export it again"
         ) from error
-    except (_Refused, json.JSONDecodeError, RecursionError, AttributeError, TypeError, KeyError) as error:
+    except (_Refused, ValueError, RecursionError, AttributeError, TypeError, KeyError) as error:
         raise CheckpointError(
             f"{str(path)!r} was not loaded: {error}. It is no .pt2 that sat-vg export has written, and a foreign one "
             "could run code"

@@ -1,10 +1,11 @@
 """``pt2``: a program of ``torch.export``, which torch runs without this package."""
 
+import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from sat_vg.backbone_finetuning.models.exports.snippets import prepare_lines
 from sat_vg.backbone_finetuning.models.exports.tracing import REFUSALS, first_line, quiet, trace, why_fixed
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
+from sat_vg.backbone_finetuning.utils.json_reading import MOST_BYTES, UnsoundJSONError, parse_json
+from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
 
 DESCRIPTION = "sat_vg.json"  # an extra file within the archive
 
@@ -37,9 +40,45 @@ def write(model: FineTuneModel, asked: Asked, path: Path) -> Contract:
         "task": model.task,
         "preprocessing": model.preprocessing.to_dict(),
     }
-    with quiet():
-        torch.export.save(program, path, extra_files={DESCRIPTION: json.dumps(description)})
+    with atomic_write(path) as file:
+        kept = _FirstError(file)
+        with quiet():
+            torch.export.save(program, kept, extra_files={DESCRIPTION: json.dumps(description)})
+        if kept.error is not None:
+            raise kept.error
     return contract
+
+
+class _FirstError(io.RawIOBase):
+    """Passes bytes on until that fails: an error out of the file would make torch's writer end the process."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._try(lambda: self._file.write(data))
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._try(lambda: self._file.seek(offset, whence))
+        return self.tell()
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def _try(self, action: Callable[[], object]) -> None:
+        if self.error is None:
+            try:
+                action()
+            except OSError as error:
+                self.error = error
 
 
 def read(path: Path, model: FineTuneModel) -> Reading:
@@ -73,7 +112,16 @@ def _description(path: Path) -> dict[str, Any]:
         names = [name for name in archive.namelist() if name.endswith(f"/extra/{DESCRIPTION}")]
         if len(names) != 1:
             raise CheckpointError(f"{str(path)!r} is no export of sat_vg: it has no description; export it again")
-        content: dict[str, Any] = json.loads(archive.read(names[0]))
+        if archive.getinfo(names[0]).file_size > MOST_BYTES:
+            raise CheckpointError(
+                f"{str(path)!r} is no export of sat_vg: its description is too long; export it again"
+            )
+        try:
+            content = parse_json(archive.read(names[0]))
+        except UnsoundJSONError as error:
+            raise CheckpointError(f"{str(path)!r} is damaged or made up: {error}; export it again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{str(path)!r} is no export of sat_vg: it has no description; export it again")
     return content
 
 
