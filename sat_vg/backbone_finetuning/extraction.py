@@ -209,7 +209,7 @@ def _require_same(target: Path, identity: str) -> None:
 def _require_room(target: Path, needed: int) -> None:
     """Refuse what cannot end well; the numbers lie twice on the disk while the file is put together."""
     folder = next(parent for parent in target.absolute().parents if parent.exists())
-    spooled = sum(path.stat().st_size for path in _partial(target).glob("*.raw"))
+    spooled = sum(path.lstat().st_size for path in _partial(target).glob("*.raw"))
     free = shutil.disk_usage(folder).free
     if free + spooled < needed:
         raise WriteError(

@@ -4,17 +4,20 @@ import io
 import json
 import os
 import resource
+import shutil
 import struct
+import subprocess
 import sys
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, small_disk, write_image
+from conftest import TINY, Run, small_disk, train_command, write_image
 from odd_entries import ODD_ENTRIES, put_in_place
 
-from sat_vg.backbone_finetuning import extract
+from sat_vg.backbone_finetuning import extract, train
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.regular_files import NotRegularFileError, open_regular, read_bounded
 
@@ -34,7 +37,7 @@ FROZEN = (
 def memory_is_bounded():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     yield
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20 < 0.5  # GiB
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20 < 0.7  # GiB
 
 
 def course(run):
@@ -65,55 +68,57 @@ def few_images(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def train_frozen(few_images, train_here, tmp_path):
-    def run(folder, *more):
-        return train_here(*TINY, "--dataset_path", few_images, *FROZEN, *more, folder=folder)
-
-    return run
+@pytest.fixture(scope="module")
+def undisturbed(few_images, tmp_path_factory):
+    """A run with its cache beside it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAT_VG_CACHE", str(folder / "cache"))
+        code = train.main(train_command(folder / "run", *TINY, "--dataset_path", few_images, *FROZEN)[3:])
+    return Run(code, "", "", folder / "run")
 
 
 class TestCaches:
-    @pytest.mark.parametrize("kind", ODD_ENTRIES)
-    def test_odd_entries_are_made_anew(self, train_frozen, tmp_path, kind):
-        before = course(train_frozen("first"))
-        computed = tmp_path / "cache/computed"
-        files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and not path.name.startswith(".")]
-        assert {path.name for path in files} >= {"pixels.bin", "index.npy", "features.bin", "readable_images.npz"}
-        for path in files:
-            put_in_place(path, kind)
-        assert course(train_frozen("inside")) == before
-        entries = [path for path in computed.iterdir() if path.is_dir()]
+    @pytest.mark.parametrize(
+        ("where", "kind"),
+        [*(("inside", kind) for kind in ODD_ENTRIES), ("entry", "pipe"), ("entry", "link to itself")],
+    )
+    def test_odd_entries_are_made_anew(self, undisturbed, few_images, train_here, tmp_path, where, kind):
+        shutil.copytree(undisturbed.folder.parent / "cache", tmp_path / "cache")
+        found = [path for path in (tmp_path / "cache").rglob("*") if not path.name.startswith(".")]
+        files = [path for path in found if path.is_file()]
+        assert {path.name for path in files} == {"pixels.bin", "index.npy", "features.bin", "readable_images.npz"}
+        entries = [path for path in found if path.parent.name == "computed"]
         assert len(entries) == 3
-        for path in entries:
+        for path in files if where == "inside" else entries:
             put_in_place(path, kind)
-        again = train_frozen("entries")
-        assert course(again) == before
-        assert "found" not in again.out.split("decoded images:")[1].splitlines()[0]
-        assert "found" in train_frozen("last").out.split("decoded images:")[1].splitlines()[0]
+        run = train_here(*TINY, "--dataset_path", few_images, *FROZEN)
+        assert course(run) == course(undisturbed)
+        (line,) = [line for line in run.out.splitlines() if line.startswith("decoded images:")]
+        assert ", made in" in line
+        assert all(path.is_dir() and not path.is_symlink() for path in entries)
+        assert all(path.stat().st_size for path in files if path.parent.name != "cache")
 
     @pytest.mark.parametrize("kind", ["empty file", "pipe", "link to itself", "read-only", "full"])
-    def test_a_cache_that_cannot_be_written_to_costs_time_and_a_line(self, train_frozen, tmp_path, kind):
-        before = course(train_frozen("first"))
+    def test_one_that_cannot_be_written_to_costs_time_and_a_line(
+        self, undisturbed, few_images, train_here, tmp_path, kind
+    ):
         cache = tmp_path / "cache"
-        for path in sorted(cache.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
-        if kind in ODD_ENTRIES:
-            put_in_place(cache / "computed", kind)
-            run = train_frozen("without")
-        else:
-            cache.rmdir()
-            with small_disk(cache, 1):
+        with ExitStack() as stack:
+            if kind in ODD_ENTRIES:
+                cache.mkdir()
+                put_in_place(cache / "computed", kind)
+            else:
+                stack.enter_context(small_disk(cache, 1))
                 if kind == "full":
                     with (cache / "filler").open("wb") as file:
-                        os.posix_fallocate(file.fileno(), 0, os.statvfs(cache).f_bavail * os.statvfs(cache).f_bsize)
+                        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(cache).free)
                 else:
-                    assert os.system(f"mount -o remount,ro {cache}") == 0
-                run = train_frozen("without")
-        assert course(run) == before
-        lines = [line for line in run.out.splitlines() if "frozen stages run in every epoch" in line]
-        assert len(lines) == 1, run.out
-        assert "decoded images: not kept, every epoch decodes them anew (" in run.out
+                    subprocess.run(["mount", "-o", "remount,ro", str(cache)], check=True)
+            run = train_here(*TINY, "--dataset_path", few_images, *FROZEN)
+        assert course(run) == course(undisturbed)
+        assert run.out.count("frozen stages run in every epoch: ") == 1
+        assert run.out.count("decoded images: not kept, every epoch decodes them anew (") == 1
 
 
 @pytest.fixture(scope="module")
@@ -157,30 +162,31 @@ def text_npy(text):
 
 DEEP = "[" * 200_000 + "]" * 200_000
 RESULTS = {
-    "claims.npz": npz(npy((2**31,), "<U9")),
-    "wide.npz": npz(npy((), f"<U{2**29}")),
-    "bomb.npz": npz(npy((), f"<U{2**28}", bytes(2**30)), compression=zipfile.ZIP_DEFLATED),
-    "object.npz": npz(npy((), "|O", b"cos\nsystem\n(S'touch canary'\ntR.")),
-    "deep.npz": npz(text_npy(DEEP)),
-    "infinity.npz": npz(text_npy('{"identity": Infinity}')),
-    "no_text.npz": npz(text_npy(3.5)),
-    "header.npz": npz(b"\x93NUMPY\1\0\xff\xff" + b"(" * 65535),
-    "claims.safetensors": struct.pack("<Q", 2**62) + b"{}",
-    "deep.safetensors": struct.pack("<Q", len(DEEP)) + DEEP.encode(),
-    "list.safetensors": struct.pack("<Q", 2) + b"[]",
-    "footer.parquet": b"PAR1" + b"\xff" * 99 + struct.pack("<I", 2**31 - 1) + b"PAR1",
-    "tiny.parquet": b"PAR1",
+    "claims.npz": lambda: npz(npy((2**31,), "<U9")),
+    "wide.npz": lambda: npz(npy((), f"<U{2**29}")),
+    "bomb.npz": lambda: npz(npy((), f"<U{2**26}", bytes(2**28)), compression=zipfile.ZIP_DEFLATED),
+    "object.npz": lambda: npz(npy((), "|O", b"cos\nsystem\n(S'touch canary'\ntR.")),
+    "deep.npz": lambda: npz(text_npy(DEEP)),
+    "infinity.npz": lambda: npz(text_npy('{"identity": Infinity}')),
+    "no_text.npz": lambda: npz(text_npy(3.5)),
+    "header.npz": lambda: npz(b"\x93NUMPY\1\0\xff\xff" + b"(" * 65535),
+    "claims.safetensors": lambda: struct.pack("<Q", 2**62) + b"{}",
+    "deep.safetensors": lambda: struct.pack("<Q", len(DEEP)) + DEEP.encode(),
+    "list.safetensors": lambda: struct.pack("<Q", 2) + b"[]",
+    "footer.parquet": lambda: b"PAR1" + b"\xff" * 99 + struct.pack("<I", 2**31 - 1) + b"PAR1",
+    "tiny.parquet": lambda: b"PAR1",
 }
 
 
 class TestExtraction:
     @pytest.mark.parametrize("name", RESULTS)
     def test_an_earlier_result_is_not_believed(self, extract_here, name):
-        Path(name).write_bytes(RESULTS[name])
+        content = RESULTS[name]()
+        Path(name).write_bytes(content)
         code, out, err = extract_here(name)
         assert code == 2, (out, err)
         assert f"error: {name!r} exists and holds something else: choose another --out, or remove it" in err
-        assert Path(name).read_bytes() == RESULTS[name]
+        assert Path(name).read_bytes() == content
         assert not Path("canary").exists()
 
     @pytest.mark.parametrize(
