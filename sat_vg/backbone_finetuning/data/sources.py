@@ -82,6 +82,7 @@ class Splits:
         how: for the description, where the splits come from; begins with its punctuation.
         val_is_drawn: val was split off train by seed, and not given as a folder.
         num_left_out: images that were here and cannot be used.
+        others: for the description, files that are no images; begins with its punctuation.
         notes: warnings about names and layout, a line each.
     """
 
@@ -92,13 +93,14 @@ class Splits:
     val_is_drawn: bool = False
     notes: tuple[str, ...] = ()
     num_left_out: int = 0
+    others: str = ""
 
     @property
     def description(self) -> str:
         """One line for the terminal, with the numbers of images as they are."""
         sizes = ", ".join(f"{len(split)} {split.name}" for split in self.parts)
         left_out = f"; {self.num_left_out} more left out" if self.num_left_out else ""
-        return f"{_count(self)} images in {len(self.class_names)} classes{self.how}: {sizes}{left_out}"
+        return f"{_count(self)} images in {len(self.class_names)} classes{self.how}: {sizes}{left_out}{self.others}"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -156,8 +158,7 @@ def load_class_folders(
     left_out: Counter[str] = Counter()
 
     def with_others(splits: Splits, notes: tuple[str, ...], val_is_drawn: bool = False) -> Splits:
-        description = splits.description + describe_left_out(left_out)
-        return replace(splits, description=description, notes=notes, val_is_drawn=val_is_drawn)
+        return replace(splits, others=describe_left_out(left_out), notes=notes, val_is_drawn=val_is_drawn)
 
     found = find_splits(root, {"train": train_split, "val": val_split, "test": test_split})
     if "train" not in found:
