@@ -1,11 +1,14 @@
 """The lines of metrics.jsonl, read back: whatever has become of the file, only lines that a run writes are taken."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, parse_json
+from sat_vg.backbone_finetuning.utils.regular_files import read_bounded
+
 METRICS = "metrics.jsonl"
+_MOST_BYTES = 2**31
 _TEXTS = ("phase", "event")
 _OF_AN_EPOCH = ("epoch", "train_loss", "val_loss", "val_accuracy", "seconds")
 
@@ -36,7 +39,7 @@ def read_metric_lines(path: Path) -> MetricLines:
     Raises:
         OSError: the file cannot be read.
     """
-    content = path.read_bytes()
+    content = read_bounded(path, _MOST_BYTES)
     texts = content.decode("utf-8", errors="replace").split("\n")
     lines, dropped = [], []
     for number, text in enumerate(texts, start=1):
@@ -50,8 +53,8 @@ def read_metric_lines(path: Path) -> MetricLines:
 
 def _entry_of(text: str) -> dict[str, Any] | None:
     try:
-        entry = json.loads(text)
-    except (ValueError, RecursionError):
+        entry = parse_json(text)
+    except UnsoundJSONError:
         return None
     if not isinstance(entry, dict):
         return None

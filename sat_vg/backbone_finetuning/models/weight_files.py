@@ -1,6 +1,5 @@
 """Files of weights as people have them: which of their tensors are the network's, and under which prefix."""
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from sat_vg.backbone_finetuning.models.families.timm_cutting import TRUNK
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, WeightsError
+from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, parse_json
 from sat_vg.backbone_finetuning.utils.tensor_files import is_safetensors, load_tensors, safetensors_metadata
 
 _MAX_DEPTH = 8  # dictionaries within dictionaries
@@ -106,9 +106,9 @@ def _facts(content: Any, path: Path) -> Mapping[str, Any]:
     if not {"backbone", "class_names", "preprocessing"} <= set(metadata):
         return {}
     try:
-        told = {name: json.loads(metadata[name]) for name in ("class_names", "preprocessing")}
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{str(path)!r} has metadata that are no JSON ({error}): it is altered") from error
+        told = {name: parse_json(metadata[name]) for name in ("class_names", "preprocessing")}
+    except UnsoundJSONError as error:
+        raise CheckpointError(f"{str(path)!r} has metadata that are altered: {error}") from None
     return {**metadata, **told}
 
 

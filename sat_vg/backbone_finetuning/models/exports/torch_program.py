@@ -5,7 +5,7 @@ import json
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ def write(model: FineTuneModel, asked: Asked, path: Path) -> Contract:
     with atomic_write(path) as file:
         kept = _FirstError(file)
         with quiet():
-            torch.export.save(program, kept, extra_files={DESCRIPTION: json.dumps(description)})
+            torch.export.save(program, cast("IO[bytes]", kept), extra_files={DESCRIPTION: json.dumps(description)})
         if kept.error is not None:
             raise kept.error
     return contract
