@@ -171,3 +171,18 @@ def test_too_little_memory_halves_the_parts_and_goes_on(class_folders, tmp_path)
     state = torch.load(tmp_path / names[-1] / "ckpt/last.pt", weights_only=True)["state"]
     assert 1 <= state["micro_batch_size"] <= 13
     assert state["step"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixed_precision", ["false", "true"])
+def test_a_compiled_run_of_several_phases_trains_as_an_eager_one(train_here, class_folders, mixed_precision):
+    settings = ("--dataset_path", class_folders, "--backbone", "custom_cnn", "--pretrained", "false", "--image_size",
+                32, "--strategy", "lp_ft", "--probe_solver", "sgd", "--num_epochs", 2, "--warmup_epochs", 0,
+                "--batch_size", 6, "--mixed_precision", mixed_precision)  # fmt: skip
+    eager = train_here(*settings, folder="eager")
+    compiled = train_here(*settings, "--compile", "true", folder="compiled")
+    assert (eager.code, compiled.code) == (0, 0), compiled.err
+    assert [line["phase"] for line in compiled.epochs] == ["linear_probe", "full"]
+    for mine, theirs in zip(compiled.epochs, eager.epochs, strict=True):
+        assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.05)
+        assert mine["val_loss"] == pytest.approx(theirs["val_loss"], rel=0.05)
