@@ -261,10 +261,10 @@ def image_batches(
     Raises:
         ConfigError: the augmentation does not fit the images.
     """
-    assert isinstance(config.batch_size, int) and config.augmentation is not None, "they are settled by now"
+    assert isinstance(config.batch_size, int)
     splits = images.splits
     plain = model.preprocessing.geometry()
-    transform = augmentation_of(config.augmentation, model.preprocessing) if config.augments else plain
+    transform = augmentation_of(config.augmentation or "satellite", model.preprocessing) if config.augments else plain
     num_workers = choose_num_workers(config.num_workers, precision.device, usable_cores() // ranks.local_count)
     return ImageBatches(
         {
