@@ -37,7 +37,9 @@ def simple(class_folders, tmp_path, monkeypatch):
         features = model.eval().forward_pooled(model.preprocessing.normalise(images))
     features = features.view(3, 3, -1).mean(1)
     model.set_classifier(features, -features.square().sum(1) / 2)
-    model.save_checkpoint(tmp_path / "simple.pt", config={"dataset_path": str(class_folders)})
+    # In fp32: in bf16 the kernels that a processor has, and the memory format, would decide about the third digit.
+    settings = {"dataset_path": str(class_folders), "mixed_precision": False}
+    model.save_checkpoint(tmp_path / "simple.pt", config=settings)
     for place in (0, 4, 8):
         (class_folders / f"train/sea/train_{place}.jpg").rename(class_folders / f"train/town/sea_{place}.jpg")
     return tmp_path / "simple.pt"
@@ -98,8 +100,8 @@ def test_they_are_those_of_scikit_learn(simple, class_folders, tmp_path, capfd):
     truth = [model.class_names.index(path.parent.name) for path in paths]
     geometry = model.preprocessing.geometry()
     images = torch.stack([geometry(decode_rgb(str(path))) for path in paths])
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        logits = model(model.preprocessing.normalise(images)).float()
+    with torch.no_grad():
+        logits = model(model.preprocessing.normalise(images))
     predicted, shares = logits.argmax(1).tolist(), logits.double().softmax(1)
     assert found["images"] == len(paths) == 27
     assert 3 <= sum(a != b for a, b in zip(truth, predicted, strict=True)) < 12

@@ -30,7 +30,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_thirteen_bands_by_their_own_names_from_random_weights(train_here, tiles):
-    run = train_here("--dataset_path", tiles, "--bands", ",".join(SENTINEL_2), "--num_epochs", 3)
+    run = train_here("--dataset_path", tiles, "--bands", ",".join(SENTINEL_2), "--num_epochs", 6)
     assert run.code == 0, run.err
     assert "bands: B01 (1), B02 (2)" in run.out
     assert "band statistics of 24 training images: made in" in run.out
