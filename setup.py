@@ -18,7 +18,11 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["sat_vg", "sat_vg.*"]),
     package_data={
-        "sat_vg": ["py.typed", "backbone_finetuning/models/*.json", "backbone_finetuning/reports/templates/*"]
+        "sat_vg": [
+            "py.typed",
+            "backbone_finetuning/models/networks/*.json",
+            "backbone_finetuning/reports/templates/*",
+        ]
     },
     python_requires=">=3.10",
     install_requires=[

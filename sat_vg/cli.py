@@ -2,41 +2,63 @@
 
 import sys
 from importlib import import_module
+from typing import NamedTuple
 
+from sat_vg import __version__
 from sat_vg.backbone_finetuning.utils.stop_signals import ignore_from_now_on
 
+_COMMANDS = "sat_vg.backbone_finetuning.commands"
+
+
+class Command(NamedTuple):
+    """A command.
+
+    Attributes:
+        module: where its ``main(arguments, prog)`` stands.
+        summary: what it does, in one line.
+        group: the heading under which the help lists it.
+    """
+
+    module: str
+    summary: str
+    group: str
+
+
 COMMANDS = {
-    "train": ("sat_vg.backbone_finetuning.train", "fine-tune a backbone on images in class folders"),
-    "evaluate": ("sat_vg.backbone_finetuning.evaluate", "tell how well a best_model.pt does on images"),
-    "compare": ("sat_vg.backbone_finetuning.compare", "train backbones and strategies over seeds, and rank them"),
-    "predict": ("sat_vg.backbone_finetuning.predict", "tell what a best_model.pt takes images for"),
-    "extract": ("sat_vg.backbone_finetuning.extract", "write the feature vectors or maps of images into a file"),
-    "export": ("sat_vg.backbone_finetuning.export", "write a best_model.pt for ONNX Runtime, torchvision, DETR, …"),
-    "check": ("sat_vg.backbone_finetuning.check", "tell what is wrong with a data set before training on it"),
-    "shard": (
-        "sat_vg.backbone_finetuning.shard",
-        "write images into tar files to train from, and list or check such",
-    ),
-    "backbones": (
-        "sat_vg.backbone_finetuning.backbones",
-        "list the backbones: parameters, stages, channels, strides",
-    ),
+    "check": Command(f"{_COMMANDS}.check.cli", "report what is wrong with a data set", "before training"),
+    "backbones": Command(f"{_COMMANDS}.backbones", "list the backbones and their stages", "before training"),
+    "shard": Command(f"{_COMMANDS}.shard.cli", "write images into tar files to train from", "before training"),
+    "train": Command("sat_vg.backbone_finetuning.train", "fine-tune a backbone on images", "training"),
+    "compare": Command(f"{_COMMANDS}.compare.cli", "train backbones x strategies x seeds and rank them", "training"),
+    "evaluate": Command(f"{_COMMANDS}.evaluate.cli", "measure a best_model.pt on labelled images", "after training"),
+    "predict": Command(f"{_COMMANDS}.predict.cli", "classes and probabilities of images", "after training"),
+    "extract": Command(f"{_COMMANDS}.extract.cli", "write feature vectors or maps into a file", "after training"),
+    "export": Command(f"{_COMMANDS}.export.cli", "write a model for ONNX, DETR, torchvision, …", "after training"),
 }
 
 
+def usage() -> str:
+    """The commands by group, a line each."""
+    width = max(map(len, COMMANDS))
+    lines = ["usage: sat-vg COMMAND [...]", "       sat-vg --version"]
+    for group in dict.fromkeys(command.group for command in COMMANDS.values()):
+        lines += ["", f"{group}:"]
+        lines += [f"  {name.ljust(width)}  {c.summary}" for name, c in COMMANDS.items() if c.group == group]
+    return "\n".join([*lines, "", "sat-vg COMMAND --help shows the options of a command"])
+
+
 def main() -> int:
-    """Run the command that the first argument names."""
+    """Run the command that the first argument names; returns the exit code."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:
-        module = import_module(COMMANDS[name][0])
-        code = int(module.main(sys.argv[2:], f"sat-vg {name}"))
+        code = int(import_module(COMMANDS[name].module).main(sys.argv[2:], f"sat-vg {name}"))
         ignore_from_now_on()
         return code
-    width = max(map(len, COMMANDS))
-    listing = "\n".join(f"  {command.ljust(width)}  {text}" for command, (_, text) in COMMANDS.items())
-    usage = f"usage: sat-vg COMMAND [...]\n\n{listing}\n\nsat-vg COMMAND --help says more"
-    if name in ("-h", "--help"):
-        print(usage)
+    if name in ("-h", "--help", "help"):
+        print(usage())
         return 0
-    print(f"error: sat-vg has no command {name!r}\n{usage}", file=sys.stderr)
+    if name in ("-V", "--version"):
+        print(f"sat_vg {__version__}")
+        return 0
+    print(f"error: sat-vg has no command {name!r}\n{usage()}", file=sys.stderr)
     return 2

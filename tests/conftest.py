@@ -156,7 +156,7 @@ def mobilenet_weights() -> Path:
 @pytest.fixture
 def shard_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     """``sat-vg shard`` in this process: exit code, standard output, standard error."""
-    from sat_vg.backbone_finetuning import shard
+    from sat_vg.backbone_finetuning.commands.shard import cli as shard
 
     monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("SAT_VG_SHARD_SOURCE", raising=False)

@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.data.shard_cache import SOURCE
-from sat_vg.backbone_finetuning.data.sources import Splits
-from sat_vg.backbone_finetuning.preparation import load_splits
+from sat_vg.backbone_finetuning.data.shards.cache import SOURCE
+from sat_vg.backbone_finetuning.data.sources.splits import Splits
+from sat_vg.backbone_finetuning.training.preparation import load_splits
 
 
 def splits_of(path: Path, **settings: object) -> Splits:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sat_vg.backbone_finetuning.models.factories import create_efficientnet, create_resnet, create_vit
     from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
     from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-    from sat_vg.backbone_finetuning.recipe import finetune
+    from sat_vg.backbone_finetuning.training.run import finetune
 
 _HOMES = {
     "FinetuneConfig": "configs.finetune_config",

@@ -1,6 +1,6 @@
 """The training command: ``python -m sat_vg.backbone_finetuning.train --dataset_path DIR``.
 
-This file is the edge: it reads the command line. What a run does, from top to bottom, stands in ``recipe.py``.
+This file is the edge: it reads the command line. What a run does, from top to bottom, stands in ``training/run.py``.
 """
 
 import sys
@@ -19,8 +19,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m sat_vg.backb
         command = parse_command_line(sys.argv[1:] if arguments is None else arguments, prog)
         # Imported only now: torch takes seconds, and --help or a mistyped flag should be answered at once.
         with handling(leave_at_once):
-            from sat_vg.backbone_finetuning import recipe
-
+            from sat_vg.backbone_finetuning.training import run as recipe
         run = recipe.dry_run if command.dry_run else recipe.finetune
         run(command.config)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from sat_vg.backbone_finetuning.data.augmentation import PRESETS
-from sat_vg.backbone_finetuning.data.decoding import decode_rgb
+from sat_vg.backbone_finetuning.data.loading.augmentation import PRESETS
+from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.reports.figures import draw_image_grid
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write

@@ -14,9 +14,9 @@ from PIL import Image
 from torchvision import transforms
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.data.loaders import ImageDataset
-from sat_vg.backbone_finetuning.data.transforms import training_transform
-from sat_vg.backbone_finetuning.preparation import check_images, find_images, image_reader
+from sat_vg.backbone_finetuning.data.loading.loaders import ImageDataset
+from sat_vg.backbone_finetuning.data.loading.transforms import training_transform
+from sat_vg.backbone_finetuning.training.preparation import check_images, find_images, image_reader
 
 
 def main() -> None:

@@ -19,11 +19,11 @@ import torch
 import torchvision
 from torch import Tensor
 
-from sat_vg.backbone_finetuning.data.checks import examine_images
-from sat_vg.backbone_finetuning.data.decoded_cache import keep_decoded, lay_out
-from sat_vg.backbone_finetuning.data.decoding import decode_rgb
-from sat_vg.backbone_finetuning.data.sources import load_class_folders
-from sat_vg.backbone_finetuning.data.transforms import training_transform
+from sat_vg.backbone_finetuning.data.checks.readable import examine_images
+from sat_vg.backbone_finetuning.data.loading.transforms import training_transform
+from sat_vg.backbone_finetuning.data.reading.decoded_cache import keep_decoded, lay_out
+from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
+from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache
 
 

@@ -141,7 +141,7 @@ def probe(numbers: int, folder: Path) -> dict[str, float]:
 
 def decoded_per_second(images: list[Path]) -> float:
     """Images that one core decodes in a second."""
-    from sat_vg.backbone_finetuning.data.decoding import decode_rgb
+    from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 
     began = time.perf_counter()
     for path in images:

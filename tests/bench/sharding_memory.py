@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate
-from sat_vg.backbone_finetuning.engine.replicas import DataParallelReplica, OneReplica
-from sat_vg.backbone_finetuning.engine.sharded import ShardedReplica, shard, units
-from sat_vg.backbone_finetuning.engine.weight_shards import held
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.training.fsdp import ShardedReplica, shard, units
+from sat_vg.backbone_finetuning.training.fsdp_tensors import held
+from sat_vg.backbone_finetuning.training.optim import build_optimizer, set_learning_rate
+from sat_vg.backbone_finetuning.training.replicas import DataParallelReplica, OneReplica
 from sat_vg.backbone_finetuning.utils.cores import usable_cores
 from sat_vg.backbone_finetuning.utils.ranks import OneRank, joined
 

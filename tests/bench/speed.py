@@ -19,7 +19,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
-from sat_vg.backbone_finetuning.data.scenes import scenes_folder
+from sat_vg.backbone_finetuning.data.sources.scenes import scenes_folder
 from sat_vg.backbone_finetuning.utils.cores import usable_cores
 
 HERE = Path(__file__).parent

@@ -16,17 +16,17 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from sat_vg.backbone_finetuning.assembly import assemble
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.engine import loop
-from sat_vg.backbone_finetuning.engine.checkpoint import RunIdentity, RunState
-from sat_vg.backbone_finetuning.engine.interrupts import InterruptRequest
-from sat_vg.backbone_finetuning.engine.phases import PhasePlan, full
-from sat_vg.backbone_finetuning.engine.record import Outputs
-from sat_vg.backbone_finetuning.engine.saving import SaveSchedule
-from sat_vg.backbone_finetuning.engine.tracking import Tracker
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.preparation import check_images, choose_hardware, find_images, image_reader
+from sat_vg.backbone_finetuning.training import loop
+from sat_vg.backbone_finetuning.training.assembly import assemble
+from sat_vg.backbone_finetuning.training.checkpoint import RunIdentity, RunState
+from sat_vg.backbone_finetuning.training.interrupts import InterruptRequest
+from sat_vg.backbone_finetuning.training.phases import PhasePlan, full
+from sat_vg.backbone_finetuning.training.preparation import check_images, choose_hardware, find_images, image_reader
+from sat_vg.backbone_finetuning.training.record import Outputs
+from sat_vg.backbone_finetuning.training.save_schedule import SaveSchedule
+from sat_vg.backbone_finetuning.training.tracking import Tracker
 from sat_vg.backbone_finetuning.utils.ranks import OneRank
 
 

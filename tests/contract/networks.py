@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torchvision.models.regnet import BlockParams
 
-from sat_vg.backbone_finetuning.models.backbones import BackboneRow, build_network
+from sat_vg.backbone_finetuning.models.networks.table import BackboneRow, build_network
 
 # A small one of each family.
 SMALL = [

@@ -12,10 +12,10 @@ import torch
 from contract.networks import SMALL, slow_but, smallest_size
 from torch import nn
 
-from sat_vg.backbone_finetuning.engine.losses import CrossEntropy
-from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate
-from sat_vg.backbone_finetuning.models.backbones import BACKBONES, build_network
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.models.networks.table import BACKBONES, build_network
+from sat_vg.backbone_finetuning.training.losses import CrossEntropy
+from sat_vg.backbone_finetuning.training.optim import build_optimizer, set_learning_rate
 
 QUICK = [
     "resnet18", "densenet121", "mobilenet_v3_small", "shufflenet_v2_x0_5", "convnext_tiny", "vit_b_16", "swin_t",

@@ -12,7 +12,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection import FasterRCNN
 from torchvision.ops import StochasticDepth
 
-from sat_vg.backbone_finetuning import export
+from sat_vg.backbone_finetuning.commands.export import cli as export
 from sat_vg.backbone_finetuning.models.adapters import (
     as_detr,
     as_torchvision,
@@ -20,10 +20,10 @@ from sat_vg.backbone_finetuning.models.adapters import (
     export_detr_state_dict,
     invert_mask,
 )
-from sat_vg.backbone_finetuning.models.backbones import BACKBONES, BackboneRow
-from sat_vg.backbone_finetuning.models.families.family import no_weights
 from sat_vg.backbone_finetuning.models.feature_pyramid import SimpleFeaturePyramid
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.models.networks.families.family import no_weights
+from sat_vg.backbone_finetuning.models.networks.table import BACKBONES, BackboneRow
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
 
 WIDTH = 32

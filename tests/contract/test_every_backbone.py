@@ -14,13 +14,13 @@ from contract.networks import SMALL, fill, meta_network, no_initialisation, slow
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from sat_vg.backbone_finetuning.engine.losses import CrossEntropy
-from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate, spared_from_decay
-from sat_vg.backbone_finetuning.models.backbones import BACKBONES, build_network, head_parameters
-from sat_vg.backbone_finetuning.models.facts import FACTS_FILE, read_facts
 from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.models.measuring import measure
+from sat_vg.backbone_finetuning.models.networks.facts import FACTS_FILE, read_facts
+from sat_vg.backbone_finetuning.models.networks.measuring import measure
+from sat_vg.backbone_finetuning.models.networks.table import BACKBONES, build_network, head_parameters
+from sat_vg.backbone_finetuning.training.losses import CrossEntropy
+from sat_vg.backbone_finetuning.training.optim import build_optimizer, set_learning_rate, spared_from_decay
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 
 NAMES = list(BACKBONES)

@@ -14,8 +14,8 @@ from networks import fill
 from safetensors.torch import load_file
 from torchvision import models
 
-from sat_vg.backbone_finetuning import export
-from sat_vg.backbone_finetuning.exporting import Request, export_checkpoint
+from sat_vg.backbone_finetuning.commands.export import cli as export
+from sat_vg.backbone_finetuning.commands.export.run import Request, export_checkpoint
 from sat_vg.backbone_finetuning.models.exports import FORMATS
 from sat_vg.backbone_finetuning.models.exports.contract import load_format
 from sat_vg.backbone_finetuning.models.exports.program_archives import require_program

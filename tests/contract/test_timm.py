@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from sat_vg.backbone_finetuning.engine.losses import CrossEntropy
-from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate, spared_from_decay
-from sat_vg.backbone_finetuning.models import backbones
-from sat_vg.backbone_finetuning.models.backbones import build_network, find_backbone
-from sat_vg.backbone_finetuning.models.families import timm_cutting
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.frozen_norm import FrozenBatchNorm2d
+from sat_vg.backbone_finetuning.models.networks import table as backbones
+from sat_vg.backbone_finetuning.models.networks.families import timm_cutting
+from sat_vg.backbone_finetuning.models.networks.table import build_network, find_backbone
+from sat_vg.backbone_finetuning.training.losses import CrossEntropy
+from sat_vg.backbone_finetuning.training.optim import build_optimizer, set_learning_rate, spared_from_decay
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, UserError, WeightsError
 
 timm = pytest.importorskip("timm")

@@ -9,8 +9,8 @@ import json
 import sys
 from pathlib import Path
 
-from sat_vg.backbone_finetuning import recipe
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.training import run as recipe
 
 fit = recipe.fit
 running = [""]

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sat_vg.backbone_finetuning import recipe
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.engine.interrupts import InterruptRequest
-from sat_vg.backbone_finetuning.engine.loop import evaluate
-from sat_vg.backbone_finetuning.engine.sharded import units
-from sat_vg.backbone_finetuning.engine.weight_shards import held
+from sat_vg.backbone_finetuning.training import run as recipe
+from sat_vg.backbone_finetuning.training.fsdp import units
+from sat_vg.backbone_finetuning.training.fsdp_tensors import held
+from sat_vg.backbone_finetuning.training.interrupts import InterruptRequest
+from sat_vg.backbone_finetuning.training.loop import evaluate
 
 fit = recipe.fit
 running = [""]

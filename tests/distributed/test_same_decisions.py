@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import COLOURS, environment, write_image
 
-from sat_vg.backbone_finetuning.shard import main as write_shards
+from sat_vg.backbone_finetuning.commands.shard.cli import main as write_shards
 
 pytestmark = [pytest.mark.recipe, pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")]
 

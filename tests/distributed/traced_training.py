@@ -9,8 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-from sat_vg.backbone_finetuning.engine import loop
 from sat_vg.backbone_finetuning.train import main
+from sat_vg.backbone_finetuning.training import loop
 
 take_step = loop.train_step
 

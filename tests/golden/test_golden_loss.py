@@ -16,17 +16,17 @@ import torchvision
 from torch import _inductor as inductor
 from torch._dynamo.utils import counters
 
-from sat_vg.backbone_finetuning.data.loaders import Batch
-from sat_vg.backbone_finetuning.data.mixing import Mixing
-from sat_vg.backbone_finetuning.engine.feeds import ImageFeed
-from sat_vg.backbone_finetuning.engine.loop import train_step
-from sat_vg.backbone_finetuning.engine.losses import CrossEntropy
-from sat_vg.backbone_finetuning.engine.micro_batches import MicroBatches
-from sat_vg.backbone_finetuning.engine.optim import Schedule, build_optimizer
-from sat_vg.backbone_finetuning.engine.precision import Precision
-from sat_vg.backbone_finetuning.engine.replicas import OneReplica
-from sat_vg.backbone_finetuning.engine.training import Training
+from sat_vg.backbone_finetuning.data.loading.loaders import Batch
+from sat_vg.backbone_finetuning.data.loading.mixing import Mixing
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.training.batch_sources import ImageFeed
+from sat_vg.backbone_finetuning.training.loop import train_step
+from sat_vg.backbone_finetuning.training.losses import CrossEntropy
+from sat_vg.backbone_finetuning.training.micro_batches import MicroBatches
+from sat_vg.backbone_finetuning.training.optim import Schedule, build_optimizer
+from sat_vg.backbone_finetuning.training.replicas import OneReplica
+from sat_vg.backbone_finetuning.training.training import Training
+from sat_vg.backbone_finetuning.utils.precision import Precision
 
 FILE = Path(__file__).with_name("losses.json")
 # Relative, by step, of fp32 against a record of another environment. Measured between torch 2.15 with AVX-512 and

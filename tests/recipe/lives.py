@@ -39,7 +39,7 @@ class _Forked:
     """What is used of ``subprocess.Popen``, for a forked process."""
 
     def __init__(self, *arguments: object) -> None:
-        _LOADED.set_forkserver_preload(["sat_vg.backbone_finetuning.recipe"])
+        _LOADED.set_forkserver_preload(["sat_vg.backbone_finetuning.training.run"])
         self._process = _LOADED.Process(target=_train, args=arguments)
         self._process.start()
         self.pid = self._process.pid

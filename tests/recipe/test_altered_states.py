@@ -14,11 +14,11 @@ import pytest
 import torch
 from conftest import COLOURS, train_command, write_image
 
-from sat_vg.backbone_finetuning import recipe
-from sat_vg.backbone_finetuning.engine.checkpoint import _CAME_LATER, LAST, read_run, restore_run
-from sat_vg.backbone_finetuning.engine.checkpoint_checks import wrong_scaler
-from sat_vg.backbone_finetuning.engine.resumption import require_place
 from sat_vg.backbone_finetuning.train import main
+from sat_vg.backbone_finetuning.training import run as recipe
+from sat_vg.backbone_finetuning.training.checkpoint import _CAME_LATER, LAST, read_run, restore_run
+from sat_vg.backbone_finetuning.training.checkpoint_checks import wrong_scaler
+from sat_vg.backbone_finetuning.training.resumption import require_place
 from sat_vg.backbone_finetuning.utils.errors import UserError
 
 pytestmark = pytest.mark.recipe

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sat_vg.backbone_finetuning import export
+from sat_vg.backbone_finetuning.commands.export import cli as export
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
 pytestmark = pytest.mark.recipe

@@ -17,7 +17,7 @@ import pytest
 from conftest import COLOURS, REPOSITORY, SHARED, environment, write_image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sat_vg.backbone_finetuning import compare
+from sat_vg.backbone_finetuning.commands.compare import cli as compare
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 
 pytestmark = [pytest.mark.recipe, pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")]
@@ -66,7 +66,7 @@ def flags(images: Path, folder: Path, *more: str, settings: list[str] = TINY) ->
 
 def command(images: Path, folder: Path, *more: str, settings: list[str]) -> list[str]:
     own = flags(images, folder, *more, settings=settings)
-    return [sys.executable, "-m", "sat_vg.backbone_finetuning.compare", *own]
+    return [sys.executable, "-m", "sat_vg", "compare", *own]
 
 
 @pytest.fixture
@@ -321,7 +321,7 @@ def test_the_recipe_on_real_images(images, tmp_path):
     own = ["--recipe", str(recipe), "--dataset_path", str(images), "--seeds", "0", "--out", str(tmp_path / "out")]
     quick = ["--", "--image_size", "64", "--num_epochs", "2"]
     done = subprocess.run(
-        [sys.executable, "-m", "sat_vg.backbone_finetuning.compare", *own, "--weights", given, *quick],
+        [sys.executable, "-m", "sat_vg", "compare", *own, "--weights", given, *quick],
         capture_output=True, text=True, env=environment(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -10,8 +10,8 @@ import pytest
 from conftest import COLOURS, REPOSITORY, TINY, write_image
 from tiny_datasets import idx
 
-from sat_vg.backbone_finetuning.check import main as check
-from sat_vg.backbone_finetuning.evaluate import main as evaluate
+from sat_vg.backbone_finetuning.commands.check.cli import main as check
+from sat_vg.backbone_finetuning.commands.evaluate.cli import main as evaluate
 
 pytestmark = pytest.mark.recipe
 

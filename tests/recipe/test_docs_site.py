@@ -18,10 +18,10 @@ from conftest import REPOSITORY
 
 import sat_vg.backbone_finetuning as package
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.engine.phases import STRATEGIES
 from sat_vg.backbone_finetuning.models import adapters
-from sat_vg.backbone_finetuning.models.backbones import BACKBONES
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.models.networks.table import BACKBONES
+from sat_vg.backbone_finetuning.training.phases import STRATEGIES
 from sat_vg.cli import COMMANDS
 
 pytestmark = pytest.mark.recipe

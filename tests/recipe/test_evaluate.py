@@ -16,8 +16,8 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from sat_vg.backbone_finetuning import evaluate
-from sat_vg.backbone_finetuning.data.decoding import decode_rgb
+from sat_vg.backbone_finetuning.commands.evaluate import cli as evaluate
+from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
 pytestmark = pytest.mark.recipe

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import small_disk
 
-from sat_vg.backbone_finetuning import export
+from sat_vg.backbone_finetuning.commands.export import cli as export
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
 HOSTILE = ("<script>alert(1)</script>", "a|b\n# c", "[x](javascript:y) \x1b[31m `z` _e_ **f**", "head_conv")
@@ -279,7 +279,7 @@ def test_onnx_without_its_packages_says_what_to_install(checkpoint, tmp_path):
     """In an interpreter that cannot import them."""
     code = (
         "import sys; sys.modules['onnxscript'] = None\n"
-        "from sat_vg.backbone_finetuning.export import main\n"
+        "from sat_vg.backbone_finetuning.commands.export.cli import main\n"
         f"sys.exit(main([{str(checkpoint)!r}, '--format', 'onnx', '--out', {str(tmp_path / 'm.onnx')!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -290,7 +290,7 @@ def test_onnx_without_its_packages_says_what_to_install(checkpoint, tmp_path):
 
 def test_help_needs_no_torch():
     code = (
-        "import sys\nfrom sat_vg.backbone_finetuning.export import main\n"
+        "import sys\nfrom sat_vg.backbone_finetuning.commands.export.cli import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,9 +19,9 @@ import pytest
 import torch
 from conftest import COLOURS, REPOSITORY, environment, write_image
 
-from sat_vg.backbone_finetuning import extract
-from sat_vg.backbone_finetuning.data.decoding import decode_rgb
-from sat_vg.backbone_finetuning.engine.nearest_neighbours import knn_accuracy
+from sat_vg.backbone_finetuning.commands.extract import cli as extract
+from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
+from sat_vg.backbone_finetuning.evaluation.nearest_neighbours import knn_accuracy
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.folder_lock import lock_folder
 
@@ -157,7 +157,7 @@ def many(tmp_path) -> Path:
 
 def test_a_killed_extraction_goes_on(tmp_path, run, many, checkpoint):
     process = subprocess.Popen(
-        [sys.executable, "-m", "sat_vg.backbone_finetuning.extract", checkpoint, many, "--batch_size", "1"],
+        [sys.executable, "-m", "sat_vg", "extract", checkpoint, many, "--batch_size", "1"],
         cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.DEVNULL,
     )  # fmt: skip
     wait_for_progress(tmp_path)

@@ -11,12 +11,12 @@ import torch
 from geotiffs import SENTINEL_2, rasterio, sentinel_2, write_geotiff, write_tiles
 from PIL import Image
 
-from sat_vg.backbone_finetuning.data.geo import decoder_of
-from sat_vg.backbone_finetuning.evaluate import main as evaluate
-from sat_vg.backbone_finetuning.export import main as export
-from sat_vg.backbone_finetuning.extract import main as extract
+from sat_vg.backbone_finetuning.commands.evaluate.cli import main as evaluate
+from sat_vg.backbone_finetuning.commands.export.cli import main as export
+from sat_vg.backbone_finetuning.commands.extract.cli import main as extract
+from sat_vg.backbone_finetuning.commands.predict.cli import main as predict
+from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.predict import main as predict
 from sat_vg.backbone_finetuning.utils.preprocessing import BandFiles
 
 pytestmark = pytest.mark.recipe
@@ -169,7 +169,7 @@ class TestMessages:
         assert len((run.folder / "logs/skipped_images.txt").read_text().splitlines()) == 2
 
     def test_without_rasterio(self, train_here, tiles, monkeypatch):
-        from sat_vg.backbone_finetuning.data import geo
+        from sat_vg.backbone_finetuning.data.reading import geo
 
         monkeypatch.setitem(sys.modules, "rasterio", None)  # as importing it fails where it is not installed
         geo.require_rasterio.cache_clear()

@@ -13,10 +13,12 @@ import torch
 from conftest import TINY, write_image
 from hostile_corpus import BAD_IMAGES, CONFIGS, ODD_CLASS_NAMES, ODD_IMAGES, ODD_NAMES, TENSOR_FILES, encoded, noise
 
-from sat_vg.backbone_finetuning import check, checking, evaluate
+from sat_vg.backbone_finetuning.commands.check import cli as check
+from sat_vg.backbone_finetuning.commands.check import run as checking
+from sat_vg.backbone_finetuning.commands.evaluate import cli as evaluate
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.preparation import explained_losses
+from sat_vg.backbone_finetuning.training.preparation import explained_losses
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, LoadingError
 
 # A hang ends after a minute, and not with the whole test run.

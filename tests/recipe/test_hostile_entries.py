@@ -17,7 +17,8 @@ import pytest
 from conftest import TINY, Run, small_disk, train_command, write_image
 from odd_entries import ODD_ENTRIES, put_in_place
 
-from sat_vg.backbone_finetuning import extract, train
+from sat_vg.backbone_finetuning import train
+from sat_vg.backbone_finetuning.commands.extract import cli as extract
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.regular_files import NotRegularFileError, open_regular, read_bounded
 

@@ -12,8 +12,8 @@ import torch
 from conftest import REPOSITORY, environment, train_command, write_image
 from PIL import Image
 
-from sat_vg.backbone_finetuning.data.sampling import BatchPlan, ClassBalanced
-from sat_vg.backbone_finetuning.data.sources import load_class_folders
+from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, ClassBalanced
+from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 
 pytestmark = pytest.mark.recipe
 

@@ -13,7 +13,7 @@ from conftest import COLOURS, TINY
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score, log_loss
 
-from sat_vg.backbone_finetuning.data.decoding import decode_rgb
+from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
 pytestmark = pytest.mark.recipe

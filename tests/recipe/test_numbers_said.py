@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import COLOURS, TINY, write_image
 
-from sat_vg.backbone_finetuning import evaluate
-from sat_vg.backbone_finetuning.data.sources import load_class_folders
+from sat_vg.backbone_finetuning.commands.evaluate import cli as evaluate
+from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import torch
 from conftest import COLOURS, REPOSITORY, environment, write_image
 from PIL import Image
 
-from sat_vg.backbone_finetuning import predict
-from sat_vg.backbone_finetuning.data.decoding import decode_rgb
+from sat_vg.backbone_finetuning.commands.predict import cli as predict
+from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
 pytestmark = pytest.mark.recipe
@@ -140,7 +140,7 @@ def test_unreadable_images_stop_nothing(run, images, checkpoint, tmp_path):
 @pytest.mark.timeout(120)  # without the answer that it waits for it would hang
 def test_standard_input_is_answered_as_it_comes(images, checkpoint, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "sat_vg.backbone_finetuning.predict", checkpoint, "-", "--json"],
+        [sys.executable, "-m", "sat_vg", "predict", checkpoint, "-", "--json"],
         cwd=tmp_path, env=environment(tmp_path), text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip

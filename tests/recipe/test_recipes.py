@@ -6,7 +6,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from sat_vg.backbone_finetuning.compare import main as compare
+from sat_vg.backbone_finetuning.commands.compare.cli import main as compare
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.train import main as train
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import write_image
 
-from sat_vg.backbone_finetuning import evaluate
+from sat_vg.backbone_finetuning.commands.evaluate import cli as evaluate
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.comparison_page import as_html
 from sat_vg.backbone_finetuning.reports.comparison_report import Comparison, Failure, Row

@@ -8,11 +8,11 @@ import pytest
 import torch
 from geotiffs import write_geotiff
 
-from sat_vg.backbone_finetuning.data.geo import decoder_of
-from sat_vg.backbone_finetuning.evaluate import main as evaluate
-from sat_vg.backbone_finetuning.extract import main as extract
+from sat_vg.backbone_finetuning.commands.evaluate.cli import main as evaluate
+from sat_vg.backbone_finetuning.commands.extract.cli import main as extract
+from sat_vg.backbone_finetuning.commands.predict.cli import main as predict
+from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.predict import main as predict
 
 pytestmark = pytest.mark.recipe
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 from conftest import COLOURS, TINY, environment, write_image
 
-from sat_vg.backbone_finetuning import check, shard
-from sat_vg.backbone_finetuning.data.shard_cache import SOURCE
+from sat_vg.backbone_finetuning.commands.check import cli as check
+from sat_vg.backbone_finetuning.commands.shard import cli as shard
+from sat_vg.backbone_finetuning.data.shards.cache import SOURCE
 
 pytestmark = pytest.mark.recipe
 pytest.importorskip("webdataset", reason="shards are written with webdataset, which is not installed")
@@ -66,7 +67,7 @@ def test_folders_to_shards_to_training_is_the_training_from_folders(
     capfd.readouterr()
     assert check.main(["SHARDS"]) == 0
     assert "36 images in 3 classes (10 shards)" in capfd.readouterr().out
-    from sat_vg.backbone_finetuning import evaluate
+    from sat_vg.backbone_finetuning.commands.evaluate import cli as evaluate
 
     assert evaluate.main([str(shards.best_model), "--output_dir", "evaluation"]) == 0
     table = (tmp_path / "evaluation/predictions.csv").read_text()
@@ -130,7 +131,7 @@ def test_training_through_a_pipe_and_a_small_disk(train_here, class_folders, com
 
 def start(folder: Path, *arguments: object) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "sat_vg.backbone_finetuning.shard", *map(str, arguments)],
+        [sys.executable, "-m", "sat_vg", "shard", *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(folder), cwd=folder,
     )  # fmt: skip
 
@@ -209,7 +210,7 @@ def test_what_the_command_refuses(command, class_folders, tmp_path):
 def test_help_is_quick():
     code = """
 import sys
-from sat_vg.backbone_finetuning import shard
+from sat_vg.backbone_finetuning.commands.shard import cli as shard
 try:
     shard.main(["--help"])
 finally:

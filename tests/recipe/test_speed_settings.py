@@ -112,8 +112,8 @@ def test_a_batch_size_that_is_found_is_kept_on_going_on(train_here, class_folder
 WITH_LITTLE_MEMORY = """
 import os, resource, sys, torch
 from pathlib import Path
-from sat_vg.backbone_finetuning import recipe, train
-
+from sat_vg.backbone_finetuning.training import run as recipe
+from sat_vg.backbone_finetuning import train
 sound, limit = recipe.fit, None
 
 def bytes_now(name):

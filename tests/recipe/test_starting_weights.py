@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import TINY, write_image
 
-from sat_vg.backbone_finetuning.check import main as check
+from sat_vg.backbone_finetuning.commands.check.cli import main as check
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
 COMPOSED, DECOMPOSED = "\u00e9t\u00e9", "e\u0301te\u0301"

@@ -14,8 +14,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils._pytree import tree_leaves
 
-from sat_vg.backbone_finetuning.engine.linear_probe import solve_linear_probe
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.training.linear_probe import solve_linear_probe
 
 pytestmark = pytest.mark.recipe
 

@@ -70,8 +70,8 @@ def test_the_reported_accuracy_is_that_of_the_saved_weights(train_here, class_fo
     run = train_here(*TINY, "--dataset_path", class_folders, "--mixed_precision", "false")
     assert run.code == 0, run.err
     model = FineTuneModel.load_checkpoint(run.best_model)
-    from sat_vg.backbone_finetuning.data.decoding import decode_rgb
-    from sat_vg.backbone_finetuning.data.sources import load_class_folders
+    from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
+    from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 
     val = load_class_folders(class_folders).val
     transforms = model.get_feature_extractor().transforms()
@@ -271,7 +271,7 @@ def test_a_validation_that_leaves_the_numbers_is_never_the_best(train_here, clas
 
 
 def test_a_gradient_that_leaves_the_numbers_is_never_saved(train_here, class_folders, monkeypatch):
-    from sat_vg.backbone_finetuning.engine import loop
+    from sat_vg.backbone_finetuning.training import loop
 
     sound = loop.train_step
 

@@ -5,16 +5,16 @@ import re
 import pytest
 import torch
 
-from sat_vg.backbone_finetuning.assembly import batch_plan, feeds_of, image_batches
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.data.checks import require_readable
-from sat_vg.backbone_finetuning.data.decoding import decode_rgb
-from sat_vg.backbone_finetuning.data.sampling import Part
-from sat_vg.backbone_finetuning.data.sources import Split, load_class_folders
-from sat_vg.backbone_finetuning.engine.precision import Precision
+from sat_vg.backbone_finetuning.data.checks.readable import require_readable
+from sat_vg.backbone_finetuning.data.loading.sampling import Part
+from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
+from sat_vg.backbone_finetuning.data.sources.splits import Split, load_class_folders
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.recipe import choose_phases
+from sat_vg.backbone_finetuning.training.assembly import batch_plan, feeds_of, image_batches
+from sat_vg.backbone_finetuning.training.run import choose_phases
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.utils.precision import Precision
 from sat_vg.backbone_finetuning.utils.ranks import OneRank
 
 CPU = Precision(torch.device("cpu"), torch.float32)

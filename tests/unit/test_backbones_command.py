@@ -4,13 +4,13 @@ import json
 import subprocess
 import sys
 
-from sat_vg.backbone_finetuning.backbones import main
-from sat_vg.backbone_finetuning.models.backbones import BACKBONES
+from sat_vg.backbone_finetuning.commands.backbones import main
+from sat_vg.backbone_finetuning.models.networks.table import BACKBONES
 
 
 def test_the_listing_needs_no_torch_and_has_every_row():
     code = (
-        "import sys; from sat_vg.backbone_finetuning.backbones import main; code = main([]); "
+        "import sys; from sat_vg.backbone_finetuning.commands.backbones import main; code = main([]); "
         "assert not any(name in sys.modules for name in ('torch', 'torchvision', 'numpy')); sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

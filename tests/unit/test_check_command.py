@@ -8,9 +8,9 @@ import pytest
 from conftest import write_image
 from PIL import Image
 
-from sat_vg.backbone_finetuning.check import main
-from sat_vg.backbone_finetuning.data.sources import load_class_folders
-from sat_vg.backbone_finetuning.data.statistics import look_at, summarise_looks
+from sat_vg.backbone_finetuning.commands.check.cli import main
+from sat_vg.backbone_finetuning.data.checks.statistics import look_at, summarise_looks
+from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from conftest import write_image
 from geotiffs import SENTINEL_2, write_geotiff, write_tiles
 from tiny_datasets import idx
 
-from sat_vg.backbone_finetuning.check import main
+from sat_vg.backbone_finetuning.commands.check.cli import main
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.data.band_statistics import measure_bands
-from sat_vg.backbone_finetuning.preparation import check_images, choose_bands, computed_cache, load_splits
-from sat_vg.backbone_finetuning.preparation import decoder_of_config as decoder_of
+from sat_vg.backbone_finetuning.data.checks.band_statistics import measure_bands
+from sat_vg.backbone_finetuning.training.preparation import check_images, choose_bands, computed_cache, load_splits
+from sat_vg.backbone_finetuning.training.preparation import decoder_of_config as decoder_of
 
 FOUR = "red=4,green=3,blue=2,nir=8"
 
@@ -119,7 +119,7 @@ def test_bands_that_cannot_be(check, tiles, class_folders, monkeypatch):
         code, out, err = check(*arguments)
         assert code == 2, arguments
         assert message in out + err, arguments
-    from sat_vg.backbone_finetuning.data import geo
+    from sat_vg.backbone_finetuning.data.reading import geo
 
     monkeypatch.setitem(sys.modules, "rasterio", None)  # as importing it fails where it is not installed
     geo.require_rasterio.cache_clear()

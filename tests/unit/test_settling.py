@@ -7,10 +7,10 @@ import torch
 
 from sat_vg.backbone_finetuning.configs.finetune_config import SCENES_DEFAULTS, FinetuneConfig
 from sat_vg.backbone_finetuning.configs.image_sources import DATASET_NAMES
-from sat_vg.backbone_finetuning.data.augmentation import PRESETS
-from sat_vg.backbone_finetuning.engine.run_folder import EarlierRun
+from sat_vg.backbone_finetuning.data.loading.augmentation import PRESETS
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.settling import settle_images
+from sat_vg.backbone_finetuning.training.run_folder import EarlierRun
+from sat_vg.backbone_finetuning.training.unset_fields import settle_images
 
 OWN = {"dataset_path": "x"}
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-# Those that torchvision reads; data/torchvision_datasets.py says how.
+# Those that torchvision reads; data/sources/torchvision_datasets.py says how.
 DATASET_NAMES = (
     "eurosat", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn", "stl10", "caltech101", "caltech256",
     "imagenet", "inaturalist", "flowers102", "food101", "oxford_iiit_pet", "dtd", "gtsrb",

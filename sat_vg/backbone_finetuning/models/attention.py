@@ -11,7 +11,7 @@ from torch.nn import functional
 from torchvision.models.swin_transformer import ShiftedWindowAttentionV2, SwinTransformerBlock, SwinTransformerBlockV2
 from torchvision.models.vision_transformer import EncoderBlock
 
-from sat_vg.backbone_finetuning.models.backbones import BACKBONES, BackboneRow
+from sat_vg.backbone_finetuning.models.networks.table import BACKBONES, BackboneRow
 from sat_vg.backbone_finetuning.models.stages import Stage, find_member
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 

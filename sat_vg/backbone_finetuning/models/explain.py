@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,18 +15,16 @@ from sat_vg.backbone_finetuning.models.attention import attention_on_grid, in_ev
 from sat_vg.backbone_finetuning.models.freezing import check_stage_names
 from sat_vg.backbone_finetuning.models.image_batches import require_batch
 from sat_vg.backbone_finetuning.models.probabilities import PROBABILITIES
+from sat_vg.backbone_finetuning.models.staged_classifier import StagedClassifier
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
-
-if TYPE_CHECKING:
-    from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
 _SMALLEST_CONTRAST = 1e-5  # of the highest value; smaller differences are rounding and no picture of anything
 
 
 def grad_cam(
-    model: FineTuneModel, images: Tensor, classes: Tensor | int | str | None = None, stage: str | None = None
+    model: StagedClassifier, images: Tensor, classes: Tensor | int | str | None = None, stage: str | None = None
 ) -> Tensor:
     """Where in the images a class was seen (Grad-CAM, Selvaraju et al., 2017).
 
@@ -98,7 +96,7 @@ def attention_heat(weights: Tensor, grid: tuple[int, int], num_prefix_tokens: in
 
 
 def save_explanation(
-    model: FineTuneModel,
+    model: StagedClassifier,
     images: Tensor,
     path: str | Path,
     *,
@@ -157,7 +155,7 @@ def save_explanation(
 
 
 def _heat_of_deepest(
-    model: FineTuneModel, images: Tensor, classes: Tensor | int | str | None, stage: str | None
+    model: StagedClassifier, images: Tensor, classes: Tensor | int | str | None, stage: str | None
 ) -> Tensor:
     """Grad-CAM of ``stage``, or of the deepest one whose map the logit depends on."""
     last = len(model.stages) if stage is None else model.stage_names.index(stage) + 1
@@ -187,7 +185,7 @@ def _heat_of_deepest(
 
 
 def _logit_gradient(
-    model: FineTuneModel, activation: Tensor, start: int, classes: Tensor | int | str | None
+    model: StagedClassifier, activation: Tensor, start: int, classes: Tensor | int | str | None
 ) -> Tensor:
     """The gradient of each image's explained logit by the input of stage ``start``; no parameter gets one."""
     with torch.enable_grad():
@@ -208,7 +206,7 @@ def _heat(maps: Tensor, slopes: Tensor, image_hw: tuple[int, int]) -> Tensor:
     return heat / highest.masked_fill(highest == 0, 1)
 
 
-def _class_indices(model: FineTuneModel, classes: Tensor | int | str, batch: int) -> Tensor:
+def _class_indices(model: StagedClassifier, classes: Tensor | int | str, batch: int) -> Tensor:
     """Indices ``[batch]`` of the classes to explain.
 
     Raises:
@@ -239,13 +237,13 @@ def _some(names: tuple[str, ...]) -> str:
     return shown if len(names) <= 20 else f"{shown} and {len(names) - 20} more"
 
 
-def _check_batch(model: FineTuneModel, images: Tensor) -> None:
+def _check_batch(model: StagedClassifier, images: Tensor) -> None:
     require_batch(images, model.in_channels)
     if not len(images):
         raise ConfigError(f"images of shape {list(images.shape)}: give one image or more")
 
 
-def _check_gives_map(model: FineTuneModel, stage: str) -> None:
+def _check_gives_map(model: StagedClassifier, stage: str) -> None:
     check_stage_names([stage], model.stage_names, "stage")
     with_map = [each.name for each in model.stages if each.gives_map]
     if stage not in with_map:
@@ -274,14 +272,14 @@ def _check_choice(
         raise ConfigError(f"layer_idx = {layer_idx} is for kind = 'attention'; Grad-CAM takes the name of a stage")
 
 
-def _as_the_model(model: FineTuneModel, images: Tensor) -> Tensor:
+def _as_the_model(model: StagedClassifier, images: Tensor) -> Tensor:
     """The images on the device and in the number type of the model's parameters."""
     reference = next(model.network.parameters())
     return images.to(device=reference.device, dtype=reference.dtype)
 
 
 @torch.no_grad()
-def _titles(model: FineTuneModel, images: Tensor, explained: Tensor | None) -> list[str]:
+def _titles(model: StagedClassifier, images: Tensor, explained: Tensor | None) -> list[str]:
     """What was predicted, with its probability, and on a second line what is explained, where it was chosen."""
     with in_eval_mode(model):
         shares = PROBABILITIES[model.task](model(_as_the_model(model, images)).float())

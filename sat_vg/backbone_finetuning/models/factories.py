@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sat_vg.backbone_finetuning.models.backbones import find_backbone
-from sat_vg.backbone_finetuning.models.families import EFFICIENTNET, RESNET, VIT, Family
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.models.networks.families import EFFICIENTNET, RESNET, VIT, Family
+from sat_vg.backbone_finetuning.models.networks.table import find_backbone
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 _KEYS = ("architecture", "num_classes", "pretrained", "freeze_layers", "dropout", "weights", "image_size")

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sat_vg.backbone_finetuning.models.backbones import BackboneRow
 from sat_vg.backbone_finetuning.models.dilation import dilate, undilatable
 from sat_vg.backbone_finetuning.models.freezing import apply_trainable, check_stage_names, keep_in_eval
 from sat_vg.backbone_finetuning.models.frozen_norm import freeze_batch_norm
 from sat_vg.backbone_finetuning.models.image_batches import require_batch, require_normalised
+from sat_vg.backbone_finetuning.models.networks.table import BackboneRow
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 

@@ -1,4 +1,4 @@
-"""FineTuneModel: a torchvision network run stage by stage, with a new classifier."""
+"""FineTuneModel: a classifier with its starting weights, its files, its explanations and its feature extractor."""
 
 from __future__ import annotations
 
@@ -7,38 +7,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
-from sat_vg.backbone_finetuning.models.artifact import write_artifact
-from sat_vg.backbone_finetuning.models.attention import attention_maps, in_eval_mode
-from sat_vg.backbone_finetuning.models.backbones import (
-    build_network,
-    find_backbone,
-    head_parameters,
-    present_auxiliary_heads,
-    usual_size,
-)
+from sat_vg.backbone_finetuning.models.artifact import read_artifact, write_artifact
+from sat_vg.backbone_finetuning.models.attention import attention_maps
 from sat_vg.backbone_finetuning.models.explain import grad_cam
 from sat_vg.backbone_finetuning.models.explain import save_explanation as write_explanation
 from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
 from sat_vg.backbone_finetuning.models.freezing import (
-    apply_trainable,
-    check_stage_names,
     choose_trainable,
-    keep_in_eval,
 )
 from sat_vg.backbone_finetuning.models.image_batches import require_normalised
 from sat_vg.backbone_finetuning.models.input_bands import choose_bands, take_bands
+from sat_vg.backbone_finetuning.models.networks.table import (
+    build_network,
+    find_backbone,
+    usual_size,
+)
 from sat_vg.backbone_finetuning.models.probabilities import PROBABILITIES, TaskName
-from sat_vg.backbone_finetuning.models.saving import artifact_of, read_model, write_weights
-from sat_vg.backbone_finetuning.models.stages import find_member
+from sat_vg.backbone_finetuning.models.saving import artifact_of, put_into, write_weights
+from sat_vg.backbone_finetuning.models.staged_classifier import StagedClassifier
 from sat_vg.backbone_finetuning.models.weights import StartRequest, load_initial_weights
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 
-class FineTuneModel(nn.Module):
+class FineTuneModel(StagedClassifier):
     """A backbone to fine-tune: ``images [B, C, H, W], normalised → logits [B, num_classes]``.
 
     ``network`` is torchvision's own module with torchvision's own parameter names, so its state dict loads into
@@ -97,17 +90,15 @@ class FineTuneModel(nn.Module):
         task: TaskName = "single_label",
         allow_missing: bool = False,
     ) -> None:
-        super().__init__()
         if class_names is not None and len(class_names) != num_classes:
             raise ConfigError(f"num_classes = {num_classes}, but class_names holds {len(class_names)} names")
         if task not in PROBABILITIES:
             raise ConfigError(f"task = {task!r}: must be {' or '.join(PROBABILITIES)}")
-        self.row = find_backbone(backbone)
-        image_size = image_size or usual_size(self.row, weights)
-        self.network = build_network(self.row, num_classes, image_size, seed)
-        self.stages = self.row.family.stages(self.network)
+        row = find_backbone(backbone)
+        image_size = image_size or usual_size(row, weights)
+        network = build_network(row, num_classes, image_size, seed)
         bands = choose_bands(in_channels, bands)
-        take_bands(self.network, self.stages, bands)
+        take_bands(network, row.family.stages(network), bands)
         request = StartRequest(
             weights=weights,
             pretrained=pretrained,
@@ -117,180 +108,12 @@ class FineTuneModel(nn.Module):
             task=task,
             allow_missing=allow_missing,
         )
-        loaded = load_initial_weights(self.network, self.row, request)
+        loaded = load_initial_weights(network, row, request)
+        names = tuple(class_names or (str(index) for index in range(num_classes)))
+        super().__init__(row, network, loaded.preprocessing, names, dropout, task)
         self.weights_report = str(loaded)
         self.provenance: dict[str, Any] = {"weights": self.weights_report}
-        self.preprocessing = loaded.preprocessing
-        self.temperature = 1.0
-        self.task: TaskName = task
-        self.class_names = tuple(class_names or (str(index) for index in range(num_classes)))
-        self.dropout = nn.Dropout(dropout)
-        self.head_parameter_names = head_parameters(self.network, self.row.family)
-        self._auxiliary_heads = present_auxiliary_heads(self.network, self.row.family)
-        self._frozen_modules: list[nn.Module] = []
         self.set_trainable(choose_trainable(self.stages, freeze_early_layers, unfreeze_layers, freeze_layers))
-
-    @property
-    def backbone(self) -> str:
-        """Name of the backbone, as in torchvision."""
-        return self.row.name
-
-    @property
-    def in_channels(self) -> int:
-        """Channels of the images."""
-        return len(self.preprocessing.bands)
-
-    @property
-    def num_classes(self) -> int:
-        """Outputs of the classifier."""
-        return len(self.class_names)
-
-    @property
-    def stage_names(self) -> tuple[str, ...]:
-        """Names of all stages, in order of depth."""
-        return tuple(stage.name for stage in self.stages)
-
-    @property
-    def num_frozen_stages(self) -> int:
-        """How many stages before the first trained one; they need no gradients at all."""
-        flags = [name in self.trainable_stages for name in self.stage_names]
-        return flags.index(True) if any(flags) else len(flags)
-
-    def set_trainable(self, stages: Sequence[str], keeps_statistics: bool = False) -> None:
-        """Train these stages and the classifier; freeze all other stages.
-
-        Args:
-            stages: their names.
-            keeps_statistics: the batch norm of these stages computes with its running statistics, which stay; its
-                scale and shift are trained.
-
-        Raises:
-            ConfigError: a name is no stage of this backbone.
-        """
-        check_stage_names(stages, self.stage_names, "trainable stages")
-        self.trainable_stages = tuple(name for name in self.stage_names if name in stages)
-        self._frozen_modules = apply_trainable(self.network, self.stages, self.trainable_stages)
-        for head in self._auxiliary_heads:
-            module = self.network.get_submodule(head.module)
-            is_used = self.stage_names.index(head.after_stage) >= self.num_frozen_stages
-            module.requires_grad_(is_used)
-            if not is_used:
-                self._frozen_modules.extend(module.modules())
-        if keeps_statistics:
-            self._frozen_modules.extend(m for m in self.network.modules() if isinstance(m, _BatchNorm))
-        keep_in_eval(self._frozen_modules)
-
-    def train_from(self, first_stage: str) -> None:
-        """Train this stage, all deeper ones and the classifier; freeze what comes before.
-
-        Raises:
-            ConfigError: there is no such stage.
-        """
-        check_stage_names([first_stage], self.stage_names, "first_stage")
-        self.set_trainable(self.stage_names[self.stage_names.index(first_stage) :])
-
-    def train(self, mode: bool = True) -> FineTuneModel:
-        """Switch training mode; frozen stages stay in eval mode."""
-        super().train(mode)
-        keep_in_eval(self._frozen_modules)
-        return self
-
-    def run_stages(self, value: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        """The output of stage ``stop - 1``, from images or from the output of stage ``start - 1``."""
-        for stage in self.stages[start:stop]:
-            value = stage.run(self.network, value)
-        return value
-
-    def forward(self, value: Tensor, start: int = 0) -> Tensor:
-        """``images [B, C, H, W]``, normalised → logits ``[B, num_classes]``; ``start``: see ``training_outputs``."""
-        return self.forward_head(self.forward_pooled(value, start))
-
-    @torch.no_grad()
-    def predict_probabilities(self, images: Tensor) -> Tensor:
-        """Probabilities of the classes, in eval mode; the model is left as it was.
-
-        Args:
-            images: ``[B, C, H, W]``, normalised, on the model's device.
-
-        Returns:
-            float32 ``[B, num_classes]``: softmax of the logits divided by ``temperature``, so rows sum to 1; where an
-            image can have several classes, their sigmoid.
-        """
-        with in_eval_mode(self):
-            logits: Tensor = self(images)
-        return PROBABILITIES[self.task](logits.float() / self.temperature)
-
-    def forward_pooled(self, value: Tensor, start: int = 0) -> Tensor:
-        """``images [B, C, H, W]``, normalised → the vector ``[B, D]`` that the classifier sees."""
-        if start == 0:
-            require_normalised(value, self.in_channels, self.network)
-        if start > len(self.stages):
-            return value
-        return self.pool(self.run_stages(self.run_frozen(value, start), start=max(start, self.num_frozen_stages)))
-
-    def pool(self, features: Tensor) -> Tensor:
-        """The last stage's output → the vector ``[B, D]`` that the classifier sees; without parameters."""
-        return self.row.family.pool(self.network, features)
-
-    def training_outputs(self, value: Tensor, start: int = 0) -> tuple[tuple[float, Tensor], ...]:
-        """What the loss is taken of: the logits, and those of auxiliary heads where the backbone has some.
-
-        Args:
-            value: images ``[B, C, H, W]``, normalised, or the output of the first ``start`` stages.
-            start: how many stages lie behind ``value``; one more than there are: ``value`` is the pooled vector.
-
-        Returns:
-            The weight of each loss with the logits ``[B, num_classes]``; the classifier's come first, with weight 1.
-        """
-        if start > len(self.stages):
-            return ((1.0, self.forward_head(value)),)
-        value, auxiliary = self.run_frozen(value, start), []
-        for stage in self.stages[max(start, self.num_frozen_stages) :]:
-            value = stage.run(self.network, value)
-            for head in self._auxiliary_heads:
-                if head.after_stage == stage.name:
-                    auxiliary.append((head.weight, self.network.get_submodule(head.module)(value)))
-        return ((1.0, self.forward_head(self.pool(value))), *auxiliary)
-
-    def run_frozen(self, value: Tensor, start: int = 0) -> Tensor:
-        """The output of the frozen stages before the first trained one, without a graph."""
-        keep_in_eval(self._frozen_modules)  # someone may have called train() on a part of the network
-        num_frozen = self.num_frozen_stages
-        with torch.set_grad_enabled(False if num_frozen else torch.is_grad_enabled()):
-            return self.run_stages(value, start=start, stop=num_frozen)
-
-    def forward_head(self, pooled: Tensor) -> Tensor:
-        """``pooled [B, D]`` → logits ``[B, num_classes]``."""
-        classifier: nn.Module = find_member(self.network, self.row.family.classifier)
-        logits: Tensor = classifier(self.dropout(pooled))
-        return logits
-
-    @property
-    def classifier_has_bias(self) -> bool:
-        """Whether the last linear layer adds a bias."""
-        return find_member(self.network, self.row.family.classifier).bias is not None
-
-    @torch.no_grad()
-    def set_classifier(self, weight: Tensor, bias: Tensor) -> None:
-        """Put ``weight [num_classes, D]`` and ``bias [num_classes]`` into the last linear layer, if it has a bias."""
-        classifier: nn.Linear = find_member(self.network, self.row.family.classifier)
-        classifier.weight.copy_(weight)
-        if classifier.bias is not None:
-            classifier.bias.copy_(bias)
-
-    def parameter_counts(self, trained_only: bool = False) -> dict[str, int]:
-        """Number of parameters by stage, and of the classifier (and auxiliary ones) under ``head``.
-
-        Args:
-            trained_only: leave out those that get no gradient now.
-        """
-        parameters = dict(self.network.named_parameters())
-        named = {stage.name: [p for _, p in stage.named_parameters(self.network)] for stage in self.stages}
-        named["head"] = [parameters[name] for name in self.head_parameter_names]
-        return {
-            part: sum(p.numel() for p in owned if p.requires_grad or not trained_only)
-            for part, owned in named.items()
-        }
 
     def get_attention_maps(self, images: Tensor, layer_idx: int = -1) -> Tensor:
         """Attention of one block of a ViT (Dosovitskiy et al., 2021) or a Swin (Liu et al., 2021 and 2022).
@@ -423,4 +246,23 @@ class FineTuneModel(nn.Module):
         Raises:
             CheckpointError: the file is missing, damaged, no artifact, or of a newer schema.
         """
-        return read_model(cls, path)
+        artifact = read_artifact(Path(path))
+        model = cls(
+            artifact.backbone,
+            len(artifact.class_names),
+            pretrained=False,
+            dropout=artifact.dropout,
+            image_size=artifact.preprocessing.image_size,
+            class_names=artifact.class_names,
+            bands=artifact.preprocessing.bands,
+            task=artifact.task,
+        )
+        put_into(model, artifact, path)
+        model.weights_report = f"weights: {path}"
+        model.provenance = {
+            "checkpoint": str(path),
+            "metrics": artifact.metrics,
+            "config": artifact.config,
+            "versions": artifact.versions,
+        }
+        return model.eval()

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sat_vg.backbone_finetuning.models.artifact import Artifact, read_artifact
+from sat_vg.backbone_finetuning.models.artifact import Artifact
+from sat_vg.backbone_finetuning.models.staged_classifier import StagedClassifier
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
 from sat_vg.backbone_finetuning.utils.tensor_files import save_safetensors
 
-if TYPE_CHECKING:
-    from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
-
-def artifact_of(model: FineTuneModel, config: Mapping[str, Any], metrics: Mapping[str, float]) -> Artifact:
+def artifact_of(model: StagedClassifier, config: Mapping[str, Any], metrics: Mapping[str, float]) -> Artifact:
     """What best_model.pt holds of a model."""
     return Artifact(
         backbone=model.backbone,
@@ -30,7 +28,7 @@ def artifact_of(model: FineTuneModel, config: Mapping[str, Any], metrics: Mappin
     )
 
 
-def write_weights(model: FineTuneModel, path: Path) -> None:
+def write_weights(model: StagedClassifier, path: Path) -> None:
     """See ``FineTuneModel.save_safetensors``."""
     if path.suffix != ".safetensors":
         raise ConfigError(f"path = {str(path)!r}: must end in .safetensors, by which it is known when it is read")
@@ -43,30 +41,15 @@ def write_weights(model: FineTuneModel, path: Path) -> None:
     save_safetensors(path, model.network.state_dict(), metadata)
 
 
-def read_model(kind: type[FineTuneModel], path: str | Path) -> FineTuneModel:
-    """See ``FineTuneModel.load_checkpoint``."""
-    artifact = read_artifact(Path(path))
-    model = kind(
-        artifact.backbone,
-        len(artifact.class_names),
-        pretrained=False,
-        dropout=artifact.dropout,
-        image_size=artifact.preprocessing.image_size,
-        class_names=artifact.class_names,
-        bands=artifact.preprocessing.bands,
-        task=artifact.task,
-    )
+def put_into(model: StagedClassifier, artifact: Artifact, path: str | Path) -> None:
+    """Put the weights of an artifact, and what goes with them, into a model of its backbone.
+
+    Raises:
+        CheckpointError: they do not fit.
+    """
     try:
         # The very tensors, not copies of their values: their memory layout decides how convolutions round.
         model.network.load_state_dict(artifact.state_dict, strict=True, assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"{str(path)!r} does not fit its own backbone {model.backbone}: {error}") from error
     model.preprocessing, model.temperature = artifact.preprocessing, artifact.temperature
-    model.weights_report = f"weights: {path}"
-    model.provenance = {
-        "checkpoint": str(path),
-        "metrics": artifact.metrics,
-        "config": artifact.config,
-        "versions": artifact.versions,
-    }
-    return model.eval()

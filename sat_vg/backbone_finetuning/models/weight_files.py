@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sat_vg.backbone_finetuning.models.families.timm_cutting import TRUNK
+from sat_vg.backbone_finetuning.models.networks.families.timm_cutting import TRUNK
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, WeightsError
 from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, parse_json
 from sat_vg.backbone_finetuning.utils.tensor_files import is_safetensors, load_tensors, safetensors_metadata

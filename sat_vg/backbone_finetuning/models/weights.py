@@ -10,10 +10,10 @@ from urllib.error import URLError
 
 from torch import Tensor, nn
 
-from sat_vg.backbone_finetuning.models.backbones import BackboneRow, new_layers, present_auxiliary_heads
-from sat_vg.backbone_finetuning.models.families.family import PublishedWeights
-from sat_vg.backbone_finetuning.models.families.timm_networks import PREFIX as TIMM_PREFIX
 from sat_vg.backbone_finetuning.models.input_bands import first_convolution, inflate_rgb, of_bands
+from sat_vg.backbone_finetuning.models.networks.families.family import PublishedWeights
+from sat_vg.backbone_finetuning.models.networks.families.timm_networks import PREFIX as TIMM_PREFIX
+from sat_vg.backbone_finetuning.models.networks.table import BackboneRow, new_layers, present_auxiliary_heads
 from sat_vg.backbone_finetuning.models.position_embedding import resample_positions
 from sat_vg.backbone_finetuning.models.probabilities import TaskName
 from sat_vg.backbone_finetuning.models.weight_checks import (

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sat_vg.backbone_finetuning.configs.comparison_plan import (
+from sat_vg.backbone_finetuning.commands.compare.plan import (
     Request,
     parse_count,
     parse_names,

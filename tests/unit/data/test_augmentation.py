@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from sat_vg.backbone_finetuning.data.augmentation import PRESETS, GaussianNoise, Sometimes, augmentation_of
-from sat_vg.backbone_finetuning.data.loaders import ImageBatches, ImageDataset, Workers
-from sat_vg.backbone_finetuning.data.sampling import BatchPlan, Part
-from sat_vg.backbone_finetuning.data.sources import load_class_folders
-from sat_vg.backbone_finetuning.data.transforms import training_transform
+from sat_vg.backbone_finetuning.data.loading.augmentation import PRESETS, GaussianNoise, Sometimes, augmentation_of
+from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageDataset, Workers
+from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, Part
+from sat_vg.backbone_finetuning.data.loading.transforms import training_transform
+from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, BandFiles, Preprocessing
 

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sat_vg.backbone_finetuning.data import checks
-from sat_vg.backbone_finetuning.data.checks import (
+from sat_vg.backbone_finetuning.data.checks import readable as checks
+from sat_vg.backbone_finetuning.data.checks.readable import (
     BadImage,
     examine_images,
     find_unreadable,
     require_readable,
     write_left_out,
 )
-from sat_vg.backbone_finetuning.data.decoding import Decoder, decode_rgb
-from sat_vg.backbone_finetuning.data.sources import load_class_folders
+from sat_vg.backbone_finetuning.data.reading.decoding import Decoder, decode_rgb
+from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.utils.errors import DataError, WriteError
 
 # Whatever it is asked to decode is bad: what passes was not decoded.

@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader
 
 from sat_vg.backbone_finetuning.configs.command_line import parse_command_line
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.data.checks import examine_images
-from sat_vg.backbone_finetuning.data.decoded_cache import DecodedImages, in_words, keep_decoded, lay_out
-from sat_vg.backbone_finetuning.data.decoding import decode_rgb
-from sat_vg.backbone_finetuning.data.loaders import ImageDataset
-from sat_vg.backbone_finetuning.data.sources import load_class_folders
-from sat_vg.backbone_finetuning.data.transforms import training_transform
+from sat_vg.backbone_finetuning.data.checks.readable import examine_images
+from sat_vg.backbone_finetuning.data.loading.loaders import ImageDataset
+from sat_vg.backbone_finetuning.data.loading.transforms import training_transform
+from sat_vg.backbone_finetuning.data.reading.decoded_cache import DecodedImages, in_words, keep_decoded, lay_out
+from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
+from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile, ImageOps
 
-from sat_vg.backbone_finetuning.data.decoding import decode_rgb, why_unreadable
+from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb, why_unreadable
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)

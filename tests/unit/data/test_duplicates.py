@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sat_vg.backbone_finetuning.data import duplicates
-from sat_vg.backbone_finetuning.data.duplicates import (
+from sat_vg.backbone_finetuning.data.checks import duplicates
+from sat_vg.backbone_finetuning.data.checks.duplicates import (
     find_copies,
     find_near,
     keep_together,
@@ -19,7 +19,7 @@ from sat_vg.backbone_finetuning.data.duplicates import (
     settle_copies,
     thumbnail,
 )
-from sat_vg.backbone_finetuning.data.sources import Split, Splits
+from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow
 import pytest
 
-from sat_vg.backbone_finetuning.data.feature_files import Features, reading_lines, write_features
-from sat_vg.backbone_finetuning.data.feature_spool import StoredRows
+from sat_vg.backbone_finetuning.data.features.files import Features, reading_lines, write_features
+from sat_vg.backbone_finetuning.data.features.spool import StoredRows
 
 
 @pytest.mark.parametrize("ending", ["npz", "safetensors", "parquet"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import write_image
 
-from sat_vg.backbone_finetuning.data.image_lists import images_of, list_images
+from sat_vg.backbone_finetuning.data.sources.image_lists import images_of, list_images
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 

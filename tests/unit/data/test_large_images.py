@@ -7,9 +7,9 @@ import pytest
 from geotiffs import rasterio, write_geotiff
 from PIL import Image
 
-from sat_vg.backbone_finetuning.data import geo, large_images, tiff_headers
-from sat_vg.backbone_finetuning.data.decoding import decode_rgb, why_unreadable
-from sat_vg.backbone_finetuning.data.geo import GeoReader
+from sat_vg.backbone_finetuning.data.reading import geo, large_images, tiff_headers
+from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb, why_unreadable
+from sat_vg.backbone_finetuning.data.reading.geo import GeoReader
 from sat_vg.backbone_finetuning.utils.preprocessing import BandFiles
 
 DEEP = np.random.default_rng(0).integers(1, 4000, (3, 21, 40), dtype=np.uint16)

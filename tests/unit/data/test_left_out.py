@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sat_vg.backbone_finetuning.data.decoding import decode_rgb
-from sat_vg.backbone_finetuning.data.image_lists import images_of, list_images
-from sat_vg.backbone_finetuning.data.sources import load_class_folders
+from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
+from sat_vg.backbone_finetuning.data.sources.image_lists import images_of, list_images
+from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 OTHERS = ("a.gif", "b.GIF", "c.ppm", "d.avif", "e")

@@ -10,8 +10,8 @@ from geotiffs import rasterio, write_geotiff
 from PIL import Image
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.data.geo import decoder_of
-from sat_vg.backbone_finetuning.data.levels import LevelsReader, find_levels
+from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
+from sat_vg.backbone_finetuning.data.reading.levels import LevelsReader, find_levels
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, DataError, UserError
 from sat_vg.backbone_finetuning.utils.preprocessing import Levels, Preprocessing
 

@@ -6,16 +6,16 @@ import time
 import pytest
 import torch
 
-from sat_vg.backbone_finetuning.data.loaders import (
+from sat_vg.backbone_finetuning.data.loading.loaders import (
     ImageBatches,
     ImageDataset,
     Workers,
     validation_loader,
     why_loading_failed,
 )
-from sat_vg.backbone_finetuning.data.sampling import BatchPlan, Part
-from sat_vg.backbone_finetuning.data.sources import load_class_folders
-from sat_vg.backbone_finetuning.data.transforms import training_transform
+from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, Part
+from sat_vg.backbone_finetuning.data.loading.transforms import training_transform
+from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 
 CPU = torch.device("cpu")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from conftest import write_image
 
-from sat_vg.backbone_finetuning.data.class_names import judge_cells
-from sat_vg.backbone_finetuning.data.manifests import SplitNames, is_manifest, load_manifest
-from sat_vg.backbone_finetuning.data.sources import Split, load_class_folders
+from sat_vg.backbone_finetuning.data.checks.manifests import SplitNames, is_manifest, load_manifest
+from sat_vg.backbone_finetuning.data.sources.class_names import judge_cells
+from sat_vg.backbone_finetuning.data.sources.splits import Split, load_class_folders
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.printable import printable
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sat_vg.backbone_finetuning.data.mixing import Mixing, neighbours
+from sat_vg.backbone_finetuning.data.loading.mixing import Mixing, neighbours
 
 IMAGES, TARGETS = torch.rand(6, 3, 16, 16), torch.eye(6)
 

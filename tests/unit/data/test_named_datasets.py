@@ -20,9 +20,9 @@ import torchvision
 from tiny_datasets import BUILDERS, class_folder, eurosat, idx, md5, pixels
 
 from sat_vg.backbone_finetuning.configs.image_sources import DATASET_NAMES
-from sat_vg.backbone_finetuning.data.decoding import decode_rgb
-from sat_vg.backbone_finetuning.data.named_datasets import load_named
-from sat_vg.backbone_finetuning.data.torchvision_datasets import DATASETS
+from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
+from sat_vg.backbone_finetuning.data.sources.named_datasets import load_named
+from sat_vg.backbone_finetuning.data.sources.torchvision_datasets import DATASETS
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 IN_PROCESSES = multiprocessing.get_context("fork")

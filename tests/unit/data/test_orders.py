@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sat_vg.backbone_finetuning.data.sampling import BatchPlan, ClassBalanced, WeightedDraw, shuffled
-from sat_vg.backbone_finetuning.data.sources import Split
+from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, ClassBalanced, WeightedDraw, shuffled
+from sat_vg.backbone_finetuning.data.sources.splits import Split
 
 SIZES = (60, 12, 3)
 

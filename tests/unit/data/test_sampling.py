@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sat_vg.backbone_finetuning.data.sampling import BatchPlan, InOrder, Part, RunningPass
+from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, InOrder, Part, RunningPass
 
 plans = st.builds(BatchPlan, st.integers(1, 300), st.integers(1, 64), st.integers(0, 2**40))
 

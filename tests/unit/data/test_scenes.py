@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sat_vg.backbone_finetuning.data.scenes import SCENE_CLASSES, draw_scene, scenes_folder, write_scenes
+from sat_vg.backbone_finetuning.data.sources.scenes import SCENE_CLASSES, draw_scene, scenes_folder, write_scenes
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 FEW = {"train_per_class": 2, "val_per_class": 1, "size": 32}

@@ -16,14 +16,14 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import Resize
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.data.checks import examine_images
-from sat_vg.backbone_finetuning.data.decoding import decode_or_reason, decode_rgb
-from sat_vg.backbone_finetuning.data.loaders import ImageDataset
-from sat_vg.backbone_finetuning.data.sampling import BatchPlan
-from sat_vg.backbone_finetuning.data.shard_cache import SOURCE
-from sat_vg.backbone_finetuning.data.shard_order import ShardWindows
-from sat_vg.backbone_finetuning.data.shard_paths import ShardPath
-from sat_vg.backbone_finetuning.data.sources import load_class_folders
+from sat_vg.backbone_finetuning.data.checks.readable import examine_images
+from sat_vg.backbone_finetuning.data.loading.loaders import ImageDataset
+from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan
+from sat_vg.backbone_finetuning.data.reading.decoding import decode_or_reason, decode_rgb
+from sat_vg.backbone_finetuning.data.shards.cache import SOURCE
+from sat_vg.backbone_finetuning.data.shards.order import ShardWindows
+from sat_vg.backbone_finetuning.data.shards.paths import ShardPath
+from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.seeding import torch_generator
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import COLOURS, write_image
 from tar_shards import splits_of
 
-from sat_vg.backbone_finetuning.data.decoding import decode_rgb
+from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 pytest.importorskip("webdataset", reason="shards are written with webdataset, which is not installed")

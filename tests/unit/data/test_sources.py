@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sat_vg.backbone_finetuning.data.sources import Split, load_class_folders
+from sat_vg.backbone_finetuning.data.sources.splits import Split, load_class_folders
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 
@@ -275,7 +275,7 @@ class TestWhichFilesCount:
         code = (
             "import os, sys\n"
             "from pathlib import Path\n"
-            "from sat_vg.backbone_finetuning.data.sources import load_class_folders\n"
+            "from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders\n"
             "os.getuid() or os.setuid(65534)\n"
             "for path in sys.argv[:0:-1]:\n"
             "    try:\n"

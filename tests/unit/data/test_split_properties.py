@@ -10,7 +10,7 @@ from unittest import mock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sat_vg.backbone_finetuning.data.sources import load_class_folders
+from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 
 # Names with a meaning in folders, shells, terminals or encodings.
 NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
@@ -33,7 +33,7 @@ def shuffled_listings(seed):
         random.Random(seed).shuffle(seen)
         yield iter(seen)
 
-    with mock.patch("sat_vg.backbone_finetuning.data.sources.os.scandir", scandir):
+    with mock.patch("sat_vg.backbone_finetuning.data.sources.splits.os.scandir", scandir):
         yield
 
 

@@ -10,8 +10,8 @@ import pytest
 from geotiffs import rasterio
 from PIL import Image
 
-from sat_vg.backbone_finetuning.data import gdal_files
-from sat_vg.backbone_finetuning.data.decoding import decode_or_reason, decode_rgb, examine_or_reason
+from sat_vg.backbone_finetuning.data.reading import gdal_files
+from sat_vg.backbone_finetuning.data.reading.decoding import decode_or_reason, decode_rgb, examine_or_reason
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 ROWS, COLUMNS = np.mgrid[0:48, 0:64]

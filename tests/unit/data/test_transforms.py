@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as reference
 
-from sat_vg.backbone_finetuning.data.transforms import (
+from sat_vg.backbone_finetuning.data.loading.transforms import (
     RandomColours,
     RandomQuarterTurn,
     RandomScaledCrop,

@@ -11,11 +11,11 @@ import torch
 from torchvision.models import VisionTransformer
 
 from sat_vg.backbone_finetuning.models import adapters
-from sat_vg.backbone_finetuning.models.backbones import BACKBONES, BackboneRow
 from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
 from sat_vg.backbone_finetuning.models.feature_pyramid import SimpleFeaturePyramid
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.frozen_norm import FrozenBatchNorm2d
+from sat_vg.backbone_finetuning.models.networks.table import BACKBONES, BackboneRow
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torchvision import models
 
-from sat_vg.backbone_finetuning.engine.losses import CrossEntropy
-from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.training.losses import CrossEntropy
+from sat_vg.backbone_finetuning.training.optim import build_optimizer, set_learning_rate
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from sat_vg.backbone_finetuning.models import feature_extractor
-from sat_vg.backbone_finetuning.models.backbones import BACKBONES, BackboneRow
 from sat_vg.backbone_finetuning.models.feature_pyramid import ChannelNorm, SimpleFeaturePyramid
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.models.networks.table import BACKBONES, BackboneRow
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 

@@ -8,13 +8,13 @@ from torch import nn
 from torchvision import models
 
 from sat_vg.backbone_finetuning import create_efficientnet, create_resnet, create_vit
-from sat_vg.backbone_finetuning.engine.losses import CrossEntropy
-from sat_vg.backbone_finetuning.engine.optim import build_optimizer, set_learning_rate
-from sat_vg.backbone_finetuning.engine.precision import Precision
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.frozen_norm import FrozenBatchNorm2d
 from sat_vg.backbone_finetuning.models.position_embedding import resample_positions
+from sat_vg.backbone_finetuning.training.losses import CrossEntropy
+from sat_vg.backbone_finetuning.training.optim import build_optimizer, set_learning_rate
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
+from sat_vg.backbone_finetuning.utils.precision import Precision
 
 
 def resnet(**options):

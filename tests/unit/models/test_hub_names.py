@@ -2,8 +2,8 @@
 
 import pytest
 
-from sat_vg.backbone_finetuning.models.backbones import BACKBONES, find_backbone
-from sat_vg.backbone_finetuning.models.hub_names import ALIASES, timm_name
+from sat_vg.backbone_finetuning.models.networks.hub_names import ALIASES, timm_name
+from sat_vg.backbone_finetuning.models.networks.table import BACKBONES, find_backbone
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 ELSEWHERE = {

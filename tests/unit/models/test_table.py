@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
-from sat_vg.backbone_finetuning.models.backbones import ALIASES, BACKBONES, build_network, find_backbone
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.models.networks.table import ALIASES, BACKBONES, build_network, find_backbone
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, UserError
 
 

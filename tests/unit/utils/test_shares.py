@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sat_vg.backbone_finetuning.data.mixing import neighbours
-from sat_vg.backbone_finetuning.data.sampling import BatchPlan
+from sat_vg.backbone_finetuning.data.loading.mixing import neighbours
+from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.ranks import OneRank, Share, joined
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from sat_vg.backbone_finetuning.models.backbones import BACKBONES, TIMM_PREFIX
-from sat_vg.backbone_finetuning.models.families.timm_cutting import TRUNK
 from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
 from sat_vg.backbone_finetuning.models.feature_pyramid import Extractor
+from sat_vg.backbone_finetuning.models.networks.families.timm_cutting import TRUNK
+from sat_vg.backbone_finetuning.models.networks.table import BACKBONES, TIMM_PREFIX
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.tensor_files import save_tensors
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from sat_vg.backbone_finetuning.models.backbones import new_layers
 from sat_vg.backbone_finetuning.models.exports.contract import Asked, Contract, Format, Reading
 from sat_vg.backbone_finetuning.models.exports.snippets import prepare_lines
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.models.networks.table import new_layers
 from sat_vg.backbone_finetuning.models.stages import find_member
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB

@@ -1,0 +1,1 @@
+"""One module, or one folder with cli.py and run.py, per command of sat-vg."""

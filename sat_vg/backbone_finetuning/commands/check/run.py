@@ -1,0 +1,291 @@
+"""What is wrong with a data set: every image is read once, and judged as a training would take it."""
+
+import json
+import sys
+from collections import Counter
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sat_vg.backbone_finetuning.commands.check.image_stats import Looks, RgbLooks, looks_of
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.data.checks.duplicates import (
+    Copies,
+    describe_across,
+    find_near,
+    list_copies,
+    perceptual_hash,
+    with_copies_together,
+)
+from sat_vg.backbone_finetuning.data.checks.image_traits import describe_traits
+from sat_vg.backbone_finetuning.data.checks.readable import READABLE_IMAGES, BadImage, Examined, examine_images
+from sat_vg.backbone_finetuning.data.checks.statistics import Statistics, class_table
+from sat_vg.backbone_finetuning.data.sources.splits import Splits
+from sat_vg.backbone_finetuning.reports.tables import text_table
+from sat_vg.backbone_finetuning.training.preparation import choose_bands, choose_levels, computed_cache, load_splits
+from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
+from sat_vg.backbone_finetuning.utils.printable import one_line
+from sat_vg.backbone_finetuning.utils.terminal import say
+
+_LISTED = 10
+_FLAT = 16  # thumbnails of a smaller range of greys look alike whatever they show
+_IMBALANCE = 10
+_FEW = 10
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be checked.
+
+    Attributes:
+        data: class folders, or a table; with ``dataset`` the folder of a copy, or None.
+        dataset: name of a data set that torchvision reads.
+        bands: of GeoTIFFs, with commas between; unset: images are read as 8-bit RGB.
+        nodata: a value in them that stands for none.
+        rescale: how the values of 8-bit RGB are made of deeper ones.
+        allow_outside: a table may name images outside its own folder.
+        train_split: name of the train folder.
+        val_split: name of the val folder.
+        val_fraction: share of each class that becomes val where there is none.
+        seed: of that split.
+        label_separator: between the classes of an image in a table's column ``labels``.
+        as_json: print a JSON object instead of a text.
+    """
+
+    data: str | None = None
+    dataset: str | None = None
+    bands: str | None = None
+    nodata: float | None = None
+    rescale: str = FinetuneConfig.rescale
+    allow_outside: bool = False
+    train_split: str = FinetuneConfig.train_split
+    val_split: str = FinetuneConfig.val_split
+    val_fraction: float = FinetuneConfig.val_fraction
+    seed: int = FinetuneConfig.seed
+    label_separator: str = FinetuneConfig.label_separator
+    as_json: bool = False
+
+
+@dataclass
+class Findings:
+    """What a check found.
+
+    Attributes:
+        splits: the images that can be read, split as a training would.
+        looks: how they were looked at.
+        statistics: of train's images; None if none can be read.
+        unreadable: images that cannot be decoded.
+        copies: groups of images with the same pixels.
+        near: pairs of paths that look alike.
+        errors: what would stop or spoil a training, in words.
+        warnings: what deserves a look, in words.
+    """
+
+    splits: Splits
+    looks: Looks = field(default_factory=RgbLooks)
+    statistics: Statistics | None = None
+    unreadable: list[BadImage] = field(default_factory=list)
+    copies: list[Copies] = field(default_factory=list)
+    near: list[tuple[str, str]] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The findings as plain data, nothing cut off."""
+        names = [split.name for split in self.splits.parts]
+        numbers = self.statistics
+        return {
+            "description": self.splits.description,
+            "classes": {str(name): dict(zip(names, row, strict=True)) for name, *row in class_table(self.splits)},
+            "sizes": {f"{w}x{h}": count for (w, h), count in numbers.sizes.items()} if numbers else {},
+            "grey": numbers.grey if numbers else 0,
+            "bands": list(self.looks.bands),
+            "mean": numbers.mean if numbers else None,
+            "std": numbers.std if numbers else None,
+            "unreadable": [{"path": bad.path, "reason": bad.reason} for bad in self.unreadable],
+            "copies": [
+                [
+                    {"split": p.split, "path": p.path, "class": self.splits.train.name_of(p.label)}
+                    for p in group.places
+                ]
+                for group in self.copies
+            ],
+            "near_copies": self.near,
+            "errors": self.errors,
+            "warnings": self.warnings,
+        }
+
+
+def check(request: Request) -> None:
+    """Check a data set and print what was found.
+
+    Raises:
+        ConfigError: an option is out of range or contradicts another, or rasterio is not installed.
+        DataError: the folder, the table or the copy is no data set, or the data have errors.
+    """
+    config = settings_of(request)
+    # A program reads the one object on standard output; what is told on the way goes to the person beside it.
+    with redirect_stdout(sys.stderr) if request.as_json else nullcontext():
+        splits = load_splits(config)
+        bands, levels = choose_bands(config, splits), choose_levels(config, splits)
+        findings = examine(splits, looks_of(bands, levels, computed_cache(config)))
+    say(json.dumps(findings.to_dict(), indent=1) if request.as_json else report(findings))
+    if findings.errors:
+        raise DataError(
+            f"the data have {_counted(len(findings.errors), 'error')}; a training would stop or be spoilt"
+        )
+
+
+def settings_of(request: Request) -> FinetuneConfig:
+    """What a training on these images would be told of them.
+
+    Raises:
+        ConfigError: nothing is named, an option is out of range, or options contradict one another.
+    """
+    if request.data is None and request.dataset is None:
+        raise ConfigError(
+            "there is nothing to check: name a folder of images or a .csv table, or a known data set, such as "
+            "--dataset eurosat"
+        )
+    bands = None if request.bands is None else tuple(map(_band, request.bands.split(",")))
+    splitting = ("train_split", "val_split", "val_fraction", "seed", "label_separator")
+    same = ("dataset", "allow_outside", *splitting, "nodata", "rescale")
+    given = {name: getattr(request, name) for name in same}
+    return FinetuneConfig(dataset_path=request.data, bands=bands, **given)
+
+
+def _band(text: str) -> int | str:
+    """A band as the training's configuration holds it: a number where it is one."""
+    return int(text) if text.strip().isascii() and text.strip().isdigit() else text.strip()
+
+
+def examine(splits: Splits, looks: Looks) -> Findings:
+    """Read all images of the splits and judge them."""
+    paths = [path for split in splits.parts for path in split.paths]
+    record = cache_folder() / READABLE_IMAGES
+    examined = examine_images(paths, record=record, look=looks.look, decoder=looks.decoder)
+    bad = examined.bad
+    findings = Findings(splits.without({image.path for image in bad}), looks, unreadable=bad)
+    if bad:
+        listed = "".join(f"\n  {image.path!r}: {image.reason}" for image in bad[:_LISTED])
+        findings.errors.append(f"{len(bad)} of {len(paths)} images cannot be read{listed}{_more(len(bad), _LISTED)}")
+    findings.warnings += [*splits.notes, *looks.warnings, *describe_traits(examined.traits)]
+    _judge_copies(findings, examined.contents)
+    _count(findings, examined)
+    _judge_near_copies(findings, examined)
+    _judge_classes(findings)
+    return findings
+
+
+def _count(findings: Findings, examined: Examined) -> None:
+    if not len(findings.splits.train):
+        return
+    try:
+        findings.statistics = findings.looks.summarise(findings.splits.train.paths, examined)
+    except DataError as error:
+        findings.errors.append(str(error))
+    else:
+        findings.warnings.extend(findings.statistics.warnings)
+
+
+def _judge_copies(findings: Findings, contents: dict[str, int]) -> None:
+    findings.splits, copies, moved = with_copies_together(findings.splits, contents)
+    if moved:
+        findings.warnings.append(f"copies lie in train and val as drawn; a training moves {moved} images")
+    findings.copies = copies
+    across = [group for group in copies if group.across]
+    if across:
+        findings.errors.append(f"{describe_across(across)}; remove one of each:\n{list_copies(across)}")
+    conflicts = [group for group in copies if group.conflicting]
+    if conflicts:
+        findings.errors.append(
+            f"{_counted(len(conflicts), 'image')} with more than one label; keep the right one:\n"
+            f"{list_copies(conflicts)}"
+        )
+    within = [group for group in copies if not group.across and not group.conflicting]
+    if within:
+        extra = sum(len(group.places) - 1 for group in within)
+        findings.warnings.append(
+            f"{_counted(extra, 'superfluous copy', 'superfluous copies')}:\n{list_copies(within)}"
+        )
+
+
+def _judge_near_copies(findings: Findings, examined: Examined) -> None:
+    """Pairs that look alike; of exact copies only the first takes part."""
+    splits = findings.splits
+    split_of = {path: split.name for split in splits.parts for path in split.paths}
+    first_of: dict[int, str] = {}
+    for path in split_of:
+        first_of.setdefault(examined.contents[path], path)
+    paths = list(first_of.values())
+    if not paths:
+        return
+    small = findings.looks.thumbnails([examined.looks[path] for path in paths], findings.statistics)
+    flat = np.ptp(small.reshape(len(small), -1).astype(np.int16), axis=1) < _FLAT
+    pairs = find_near(np.stack([perceptual_hash(one) for one in small]), small, skip=flat)
+    findings.near = [(paths[i], paths[j]) for i, j in pairs]
+    if findings.near:
+        across = sum(split_of[one] != split_of[other] for one, other in findings.near)
+        listed = "".join(f"\n  {one!r} ~ {other!r}" for one, other in findings.near[:_LISTED])
+        findings.warnings.append(
+            f"{_counted(len(findings.near), 'pair')} of images look alike, {across} of them across splits; they "
+            f"may be copies that were compressed or resized{listed}{_more(len(findings.near), _LISTED)}"
+        )
+
+
+def _judge_classes(findings: Findings) -> None:
+    splits, numbers = findings.splits, findings.statistics
+    counts = dict(zip(splits.class_names, splits.train.class_counts(), strict=True))
+    for what, split in (("train", splits.train), ("val", splits.val)):
+        empty = [name for name, count in zip(splits.class_names, split.class_counts(), strict=True) if not count]
+        if empty:
+            (findings.errors if what == "train" or not len(split) else findings.warnings).append(
+                f"{what} has no readable image of {', '.join(map(repr, empty[:_LISTED]))}{_more(len(empty), _LISTED)}"
+            )
+    most, fewest = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
+    if counts[most] > _IMBALANCE * counts[fewest] > 0:
+        ratio = counts[most] / counts[fewest]
+        findings.warnings.append(
+            f"train has {ratio:.0f} times as many images of {most!r} as of {fewest!r}; accuracy will say little of "
+            "the rare classes"
+        )
+    few = [name for name, count in counts.items() if 0 < count < _FEW]
+    if few:
+        findings.warnings.append(
+            f"train has fewer than {_FEW} images of {', '.join(map(repr, few[:_LISTED]))}{_more(len(few), _LISTED)}"
+        )
+    if numbers is not None and 0 < numbers.grey < len(splits.train):
+        findings.warnings.append(f"{numbers.grey} of {len(splits.train)} train images are grey, the others in colour")
+
+
+def report(findings: Findings) -> str:
+    """The findings as text for a person."""
+    splits, numbers = findings.splits, findings.statistics
+    parts = [split.name for split in splits.parts]
+    rows = [(one_line(str(name)), *counts) for name, *counts in class_table(splits)]
+    lines = [f"data: {splits.description}", "", text_table(("class", *parts), rows)]
+    if numbers is not None:
+        sizes = [f"{w} x {h} ({count})" for (w, h), count in numbers.sizes.items()]
+        bands = zip(map(one_line, findings.looks.bands), numbers.mean, numbers.std, strict=True)
+        digits = findings.looks.digits
+        lines += [
+            "",
+            f"sizes in train: {', '.join(sizes[:5])}" + (f" and {len(sizes) - 5} others" if len(sizes) > 5 else ""),
+            "mean and deviation in train: "
+            + ", ".join(f"{name} {m:{digits}} ± {s:{digits}}" for name, m, s in bands),
+        ]
+    kinds = Counter({"error": len(findings.errors), "warning": len(findings.warnings)})
+    lines += ["", *(f"error: {text}" for text in findings.errors), *(f"warning: {t}" for t in findings.warnings)]
+    lines.append(", ".join(_counted(kinds[kind], kind) for kind in ("error", "warning")))
+    return "\n".join(lines)
+
+
+def _counted(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def _more(number: int, listed: int) -> str:
+    return f" and {number - listed} more" if number > listed else ""

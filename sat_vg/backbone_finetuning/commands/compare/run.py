@@ -1,0 +1,266 @@
+"""The comparison, from top to bottom: plan → data → cells → costs → ranking → tables and chart."""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sat_vg.backbone_finetuning.commands.compare import cells as records
+from sat_vg.backbone_finetuning.commands.compare.plan import Cell, Request, plan_cells
+from sat_vg.backbone_finetuning.commands.compare.results import Finished, write_results
+from sat_vg.backbone_finetuning.commands.compare.training_process import run_training, why_it_failed
+from sat_vg.backbone_finetuning.commands.evaluate import run as evaluation
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.data.sources.splits import Splits
+from sat_vg.backbone_finetuning.models.artifact import current_versions, read_artifact
+from sat_vg.backbone_finetuning.models.networks.table import find_backbone
+from sat_vg.backbone_finetuning.reports.comparison_report import Failure
+from sat_vg.backbone_finetuning.reports.tables import text_table
+from sat_vg.backbone_finetuning.training.checkpoint import BEST_MODEL
+from sat_vg.backbone_finetuning.training.preparation import (
+    check_images,
+    choose_hardware,
+    decoder_of_config,
+    find_images,
+)
+from sat_vg.backbone_finetuning.training.run import contents_of, fingerprint_of
+from sat_vg.backbone_finetuning.training.unset_fields import choose_image_size
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, InterruptedRun, StoppedError, UserError, WriteError
+from sat_vg.backbone_finetuning.utils.folder_lock import lock_folder
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
+from sat_vg.backbone_finetuning.utils.printable import counted
+from sat_vg.backbone_finetuning.utils.terminal import say
+
+_BETWEEN = ":"  # the hashes of what a cell was trained on
+_SHOWN_LINES = ("epoch ", "exact linear probe", "stopped early", "going on with")
+
+
+def compare(request: Request) -> None:
+    """Train what has not been trained yet, and write the results to ``request.out``.
+
+    Raises:
+        UserError: a setting or the data cannot be used, or cells have other settings than an earlier call's.
+        StoppedError: a training failed; the others are compared all the same.
+        InterruptedRun: Ctrl-C, SIGTERM or SIGUSR1; the running cell has saved its state, the same call goes on.
+    """
+    cells = plan_cells(request)
+    _require_backbones(cells)
+    cells = [replace(cell, config=_with_image_size(cell.config)) for cell in cells]
+    out = expand_home(request.out)
+    if request.dry_run:
+        _show_plan(cells, request)
+        return
+    with _lock(out):
+        data = _read_data(cells)
+        _refuse_changes(cells, {seed: one.fingerprint for seed, one in data.items()}, request)
+        finished, failures = [], []
+        for number, cell in enumerate(cells, start=1):
+            heading = f"[{number}/{len(cells)}] {cell.name}"
+            outcome = _run_cell(cell, data[cell.config.seed], heading)
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+            else:
+                finished.append(Finished(cell, outcome))
+        if finished:
+            write_results(request, out, finished, failures, data[finished[0].cell.config.seed].splits)
+    if failures:
+        listed = "".join(f"\n  {one.cell}: {one.reason}\n    its output: {one.folder}" for one in failures)
+        compared = "the others are compared; " if finished else ""
+        raise StoppedError(
+            f"{len(failures)} of {counted(len(cells), 'training')} failed:{listed}\n{compared}fix the cause and run "
+            "the same command again: it trains only the missing cells"
+        )
+
+
+@dataclass(frozen=True)
+class SeedData:
+    """The images of one seed.
+
+    Attributes:
+        splits: as the training splits them.
+        fingerprint: hash of names, labels and splits, and of what the images of each split show.
+    """
+
+    splits: Splits
+    fingerprint: str
+
+
+def _require_backbones(cells: Sequence[Cell]) -> None:
+    """Refuse unknown names, and two names of the same network."""
+    meant: dict[str, str] = {}
+    for given in dict.fromkeys(cell.config.backbone for cell in cells):
+        name = find_backbone(given).name
+        if name in meant:
+            raise ConfigError(f"backbones: {given!r} and {meant[name]!r} are the same network; name one of them")
+        meant[name] = given
+    for config in {cell.config.device: cell.config for cell in cells}.values():
+        choose_hardware(config)
+
+
+def _with_image_size(config: FinetuneConfig) -> FinetuneConfig:
+    size = choose_image_size(config)
+    return config if size is None else config.replace(image_size=size.pixels)
+
+
+@contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """Keep other comparisons out of the folder."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--out {str(out)!r}: the folder cannot be made ({error.strerror}); choose another"
+        ) from error
+    with ExitStack() as lock:
+        try:
+            lock.enter_context(lock_folder(out))
+        except ConfigError as error:  # its message is about the folders of a training
+            reason = str(error).partition(". Wait")[0].partition("; choose")[0]
+            raise ConfigError(f"{reason}; wait for it, or choose another --out") from error
+        yield
+
+
+def _read_data(cells: Sequence[Cell]) -> dict[int, SeedData]:
+    """List and check the images of each seed, before anything is trained on them."""
+    found = {}
+    for config in {cell.config.seed: cell.config for cell in cells}.values():
+        images = find_images(config)
+        checked = check_images(config, images, decoder_of_config(config, images))
+        told = (fingerprint_of(checked.splits), *contents_of(checked).values())
+        found[config.seed] = SeedData(checked.splits, _BETWEEN.join(told))
+    return found
+
+
+def _refuse_changes(cells: Sequence[Cell], fingerprints: Mapping[int, str], request: Request) -> None:
+    """Refuse cells that were trained with other settings or on other images; with ``--anew``, move them aside."""
+    changed = {}
+    for cell in cells:
+        lines = records.changed_settings(cell.folder, cell.config)
+        result = records.read_result(cell.folder)
+        now = fingerprints[cell.config.seed]
+        # Results of earlier versions know nothing of what the images show.
+        if result is not None and result.data not in (now, now.partition(_BETWEEN)[0]):
+            lines.append("the images have changed")
+        if lines:
+            changed[cell] = lines
+    if changed and not request.anew:
+        shown = "".join(f"\n  {cell.name}: {'; '.join(lines)}" for cell, lines in list(changed.items())[:6])
+        more = f"\n  and {len(changed) - 6} more" if len(changed) > 6 else ""
+        raise ConfigError(
+            f"{len(changed)} of {counted(len(cells), 'cell')} in {request.out!r}: trained with other settings or "
+            f"images:{shown}{more}\nUse another --out, or --anew to move them aside and train them again"
+        )
+    for cell in changed:
+        records.put_aside(cell.folder, cell.folder.parent.parent / "earlier_cells")
+
+
+def _run_cell(cell: Cell, data: SeedData, heading: str) -> records.CellResult | Failure:
+    """The results of a cell: stored ones, or those of a training that is started or resumed now."""
+    result = _result_of(cell, data.splits)
+    if result is not None:
+        say(f"{heading}: {_describe(result)}, trained before")
+        return result
+    say(heading)
+    try:
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        cell.config.to_yaml(cell.folder / records.CONFIG)
+        code, usage = _train(cell)
+    except OSError as error:
+        raise WriteError(f"{str(cell.folder)!r} cannot be written to ({error.strerror}): make room") from error
+    if code:
+        output = cell.folder / records.OUTPUT
+        failure = Failure(cell.name, why_it_failed(code, output), str(output))
+        say(f"  failed: {failure.reason}")
+        return failure
+    try:
+        result = _evaluate(cell, data, usage)
+    except UserError as error:
+        return Failure(cell.name, str(error), str(cell.folder / records.OUTPUT))
+    records.write_result(cell.folder, cell.config, result, current_versions())
+    say(f"  {_describe(result)}")
+    return result
+
+
+def _result_of(cell: Cell, splits: Splits) -> records.CellResult | None:
+    """The stored results of a cell; None where it is not finished."""
+    result = records.read_result(cell.folder)
+    if result is None or result.map is not None or not splits.train.is_multi_label:
+        return result
+    # Finished by a version that compared such cells by their accuracy: the run's own metrics hold the mAP.
+    metrics = read_artifact(cell.folder / "checkpoints" / BEST_MODEL).metrics
+    return replace(result, map=float(metrics["val_map"])) if "val_map" in metrics else None
+
+
+def _train(cell: Cell) -> tuple[int, records.Usage]:
+    """Run the training command; returns its exit code and what its processes used."""
+    records.wait_for_orphan(cell.folder / "checkpoints")
+    usage = records.read_usage(cell.folder)
+    usage.begin()
+    records.write_usage(cell.folder, usage)
+    arguments = ["--config", str(cell.folder / records.CONFIG)]
+    ended = run_training(arguments, cell.folder / records.OUTPUT, _show_line)
+    usage.end(ended.peak_bytes, ended.seconds)
+    records.write_usage(cell.folder, usage)
+    if ended.stopped_by is not None:
+        raise InterruptedRun(
+            f"stopped while {cell.name} was trained, which saved its state if it had begun; the same command goes on",
+            ended.stopped_by,
+        )
+    return ended.code, usage
+
+
+def _show_line(line: str) -> None:
+    if line.startswith(_SHOWN_LINES):
+        say(f"  {line}")
+
+
+def _evaluate(cell: Cell, data: SeedData, usage: records.Usage) -> records.CellResult:
+    """Evaluate best_model.pt on the validation images, as ``sat-vg evaluate`` does, and add up time and memory."""
+    best = cell.folder / "checkpoints" / BEST_MODEL
+    request = evaluation.Request(
+        checkpoint=str(best), output_dir=str(cell.folder / "evaluation"), device=cell.config.device
+    )
+    with redirect_stdout(io.StringIO()):  # a table by class for each cell would bury the comparison
+        content = evaluation.evaluate_checkpoint(request)
+    epochs = records.ended_epochs(cell.folder)
+    return records.CellResult(
+        accuracy=content["accuracy"],
+        macro_f1=content["macro_f1"],
+        epoch=int(read_artifact(best).metrics["epoch"]),
+        epochs=len(epochs),
+        training_seconds=sum(epoch["seconds"] for epoch in epochs),
+        seconds=usage.seconds,
+        peak_gib=usage.peak_gib,
+        val_images=content["images"],
+        data=data.fingerprint,
+        map=content.get("map"),
+    )
+
+
+def _describe(result: records.CellResult) -> str:
+    peak = "" if result.peak_gib is None else f", {result.peak_gib:.2f} GiB"
+    measure = "accuracy" if result.map is None else "mAP"
+    return (
+        f"{measure} {100 * result.score:.2f} %, macro F1 {100 * result.macro_f1:.2f} %, "
+        f"{result.training_seconds:.1f} s of training{peak}"
+    )
+
+
+def _show_plan(cells: Sequence[Cell], request: Request) -> None:
+    """Print the plan for ``--dry_run``."""
+    rows = []
+    for cell in cells:
+        config, result = cell.config, records.read_result(cell.folder)
+        if records.changed_settings(cell.folder, config):
+            state = "trained with other settings"
+        elif result is not None:
+            state = f"done: {100 * result.score:.2f} %"
+        else:
+            state = "begun" if (cell.folder / "checkpoints").exists() else "to be trained"
+        numbers = (config.seed, config.num_epochs, config.image_size, f"{config.learning_rate:g}")
+        rows.append((config.backbone, config.strategy, *numbers, config.weights or "default", state))
+    header = ("backbone", "strategy", "seed", "epochs", "pixels", "rate", "weights", "state")
+    say(text_table(header, rows, left=(0, 1, 6, 7)))
+    say(f"\n{counted(len(cells), 'training')}, one after another, in {expand_home(request.out) / 'cells'}")
+    say("dry run: nothing was trained")

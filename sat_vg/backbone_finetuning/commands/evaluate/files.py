@@ -1,0 +1,113 @@
+"""The files of an evaluation: report.html, evaluation.json, predictions.csv and pictures."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from sat_vg.backbone_finetuning.evaluation.mistakes import Views
+from sat_vg.backbone_finetuning.reports.evaluation_figures import TERMS, draw_class_scores, draw_reliability
+from sat_vg.backbone_finetuning.reports.evaluation_page import Report, render_report
+from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix
+from sat_vg.backbone_finetuning.training.tracking import METRICS
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
+from sat_vg.backbone_finetuning.utils.json_reading import parse_json
+from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
+from sat_vg.backbone_finetuning.utils.terminal import say
+
+_MOST_BYTES = 64 * 2**20  # of a metrics.jsonl; hundreds of thousands of lines
+_CURVES, _MAYBE = ("epoch", "train_loss", "val_loss", "val_accuracy"), ("val_map",)
+
+
+def write_results(
+    folder: Path,
+    content: dict[str, Any],
+    predictions: str,
+    views: Sequence[Views],
+    curves: tuple[list[dict[str, float]], str],
+) -> None:
+    """Write all files of an evaluation, each whole or not at all.
+
+    Args:
+        folder: made if need be.
+        content: of evaluation.json.
+        predictions: the text of predictions.csv.
+        views: of the mistakes that ``content`` lists.
+        curves: the epochs of the training, and where there are none, why.
+
+    Raises:
+        WriteError: the folder cannot be written to or the disk is full.
+    """
+    figures = _draw(content)
+    page = render_report(Report(content, [_pictures_of(view) for view in views], *curves))
+    try:
+        for name, figure in figures.items():
+            _save_figure(folder / name, figure)
+        write_text(folder / "evaluation.json", json.dumps(content, indent=1) + "\n")
+        write_text(folder / "predictions.csv", predictions)
+        write_text(folder / "report.html", page)
+    except OSError as error:
+        raise WriteError(
+            f"the results cannot be written to {str(folder)!r} ({error.strerror}); choose another --output_dir"
+        ) from error
+    say(f"written to {folder}: report.html, evaluation.json, predictions.csv, {', '.join(figures)}")
+
+
+def _draw(content: Mapping[str, Any]) -> dict[str, Figure]:
+    """The figures by file name."""
+    names, figures = list(content["classes"]), {}
+    if "confusion" in content:
+        confusion = np.array(content["confusion"])
+        figures["confusion_matrix.png"] = draw_confusion_matrix(confusion, names, content["split"])
+    figures["class_scores.png"] = draw_class_scores(names, list(content["classes"].values()))
+    bins, terms = content["calibration"]["bins"], TERMS[content["task"]]
+    return {**figures, "reliability.png": draw_reliability(bins, content["ece"], terms)}
+
+
+def _pictures_of(views: Views) -> dict[str, np.ndarray]:
+    pictures = {"image": views.image, "Grad-CAM": views.grad_cam}
+    return pictures if views.attention is None else {**pictures, "attention": views.attention}
+
+
+def _save_figure(path: Path, figure: Figure) -> None:
+    with atomic_write(path) as file:
+        figure.savefig(file, dpi=110)
+
+
+def epochs_of_run(training: Mapping[str, Any]) -> tuple[list[dict[str, float]], str]:
+    """The epochs of the training that a checkpoint comes from, and where its log is not to be had, why.
+
+    Args:
+        training: ``config`` and ``metrics`` in the checkpoint; the config names the folder of the log, which may lie
+            elsewhere by now.
+    """
+    log_dir, best = training["config"].get("log_dir"), training["metrics"]
+    if not isinstance(log_dir, str) or "epoch" not in best:
+        return [], "the checkpoint does not name the log of a training"
+    try:
+        path = expand_home(log_dir) / METRICS
+        if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+            return [], f"there is no {path}"
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except (OSError, ValueError, ConfigError):
+        return [], f"the log in {log_dir} cannot be read"
+    epochs = [entry for entry in map(_epoch_of, lines) if entry is not None]
+    if not any(all(entry[key] == best.get(key) for key in ("epoch", "val_loss", "val_accuracy")) for entry in epochs):
+        return [], f"{path} is the log of another training"
+    return epochs, ""
+
+
+def _epoch_of(line: str) -> dict[str, float] | None:
+    """What the curves need of a line that ends an epoch; None for other lines."""
+    try:
+        entry = parse_json(line)
+        numbers = {key: entry[key] for key in (*_CURVES, *(key for key in _MAYBE if key in entry))}
+    except (ValueError, LookupError, TypeError):
+        return None
+    is_sound = all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers.values())
+    return numbers if is_sound else None

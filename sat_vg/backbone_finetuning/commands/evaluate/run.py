@@ -1,0 +1,262 @@
+"""How well a best_model.pt does on images, from checkpoint to report.html."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sat_vg.backbone_finetuning.commands.evaluate.files import epochs_of_run, write_results
+from sat_vg.backbone_finetuning.commands.evaluate.kinds import KINDS
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.data.loading.loaders import ImageDataset, Workers, validation_loader
+from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
+from sat_vg.backbone_finetuning.data.sources.class_names import same_form
+from sat_vg.backbone_finetuning.data.sources.scenes import scenes_folder
+from sat_vg.backbone_finetuning.data.sources.splits import Split
+from sat_vg.backbone_finetuning.evaluation.mistakes import look_at
+from sat_vg.backbone_finetuning.evaluation.predictions import Predictions, predict
+from sat_vg.backbone_finetuning.models.artifact import current_versions, read_artifact, write_artifact
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.training.preparation import (
+    choose_hardware,
+    explained_losses,
+    find_images,
+    require_images,
+)
+from sat_vg.backbone_finetuning.utils.cores import usable_cores
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, DataError, DeviceMemoryError
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
+from sat_vg.backbone_finetuning.utils.precision import Precision, choose_num_workers
+from sat_vg.backbone_finetuning.utils.preprocessing import RGB
+from sat_vg.backbone_finetuning.utils.terminal import say
+
+_BATCH_SIZE = 64  # where the training chose its own
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be evaluated.
+
+    Attributes:
+        checkpoint: path of a best_model.pt.
+        data: folder of images, or a table; unset: that of the training.
+        split: val, train or test.
+        output_dir: where report.html and the other results are written.
+        calibrate: where a copy of the checkpoint with a temperature is written; unset: none is fitted.
+        batch_size: images at once; unset: as in the training's validation.
+        device: ``auto`` or as in the configuration.
+        num_workers: processes that decode images; unset: chosen for the device.
+        allow_outside: a table in ``data`` may name images outside its own folder.
+    """
+
+    checkpoint: str
+    data: str | None = None
+    split: str = "val"
+    output_dir: str = "evaluation"
+    calibrate: str | None = None
+    batch_size: int | None = None
+    device: str = "auto"
+    num_workers: int | None = None
+    allow_outside: bool = False
+
+
+def evaluate_checkpoint(request: Request) -> dict[str, Any]:
+    """Evaluate, print a table, and write the report; with ``calibrate``, also a copy of the checkpoint.
+
+    Images, split, batches and number formats are those of the training unless the request says otherwise, so on its
+    own data the numbers are the ones that it logged for these weights.
+
+    Returns:
+        What evaluation.json holds.
+
+    Raises:
+        UserError: the checkpoint, the data or a setting cannot be used.
+    """
+    source = expand_home(request.checkpoint)
+    model = load_model(source)
+    target = None if request.calibrate is None else calibrated_path(request.calibrate, source)
+    config = settings_of(request, model)
+    precision = choose_hardware(config)
+    splits, _ = require_images(config, find_images(config), decoder_of(model.preprocessing, marks_missing=True))
+    split = {"val": splits.val, "train": splits.train, "test": splits.test}[request.split]
+    if split is None:
+        data = config.dataset or config.dataset_path
+        raise ConfigError(f"--split test: {data!r} has no folder test, and names no such images; use val or train")
+    split = with_labels_of(model, split)
+    read = decoder_of(model.preprocessing).read
+    dataset = ImageDataset(split, model.preprocessing.geometry(), config.seed, read)
+    predictions = run_over(model, dataset, config, precision, request.batch_size)
+    kind, paths = KINDS[model.task], relative_paths(config, split)
+    if target is not None:
+        model.temperature = kind.fit(predictions.logits, predictions.labels)
+    mistakes = kind.mistakes(predictions, paths, model)
+    content = {
+        **summary(request, config, model, split),
+        **kind.assess(predictions, model),
+        "mistakes": [one.entry for one in mistakes],
+    }
+    say(kind.table(content))
+    views = [look_at(model, dataset, one.place, one.explained, precision) for one in mistakes]
+    folder, table = expand_home(request.output_dir), kind.csv(predictions, paths, model)
+    write_results(folder, content, table, views, epochs_of_run(content["training"]))
+    if target is not None:
+        write_artifact(target, replace(read_artifact(source), temperature=model.temperature))
+        say(f"written: {target}, which is {source} with a temperature of {model.temperature:.3f}")
+    return content
+
+
+def load_model(path: Path) -> FineTuneModel:
+    """The model of a best_model.pt, if it can be run on the images that are read here.
+
+    Raises:
+        CheckpointError: the file cannot be used.
+        ConfigError: the model takes other bands than red, green and blue.
+    """
+    model = FineTuneModel.load_checkpoint(path)
+    if model.preprocessing.bands != RGB and model.preprocessing.files is None:
+        raise ConfigError(
+            f"{str(path)!r} takes images with the bands {', '.join(model.preprocessing.bands)} and does not say "
+            "where these lie in files, as it was not trained with --bands. Call the model in Python"
+        )
+    twice = sorted({name for name in model.class_names if model.class_names.count(name) > 1})
+    if twice:
+        raise CheckpointError(f"{str(path)!r} has two classes of the name {twice[0]!r}: it is altered; use another")
+    return model
+
+
+def calibrated_path(wanted: str, source: Path) -> Path:
+    """Where the calibrated copy goes; looked at before anything is computed.
+
+    Raises:
+        ConfigError: something may not be overwritten by it.
+        CheckpointError: what lies there is no best_model.pt.
+    """
+    path = expand_home(wanted)
+    if path.suffix != ".pt" or path.is_dir():
+        raise ConfigError(f"--calibrate {wanted!r}: give the path of the file to write, such as calibrated.pt")
+    if path.exists() and not (source.exists() and path.samefile(source)):
+        read_artifact(path)  # nothing else is overwritten, least of all the state of a run
+    return path
+
+
+def settings_of(request: Request, model: FineTuneModel) -> FinetuneConfig:
+    """The settings of the training, with those of the request in their place.
+
+    Raises:
+        ConfigError: one of them is wrong.
+    """
+    given: dict[str, Any] = {"device": request.device, "num_workers": request.num_workers, "micro_batch_size": None}
+    settings = {**model.provenance["config"], **given, "backbone": model.backbone, "num_classes": None}
+    if request.data is not None:
+        # What was allowed for the training's images says nothing of these.
+        settings |= {"dataset_path": request.data, "dataset": None, "allow_outside": request.allow_outside}
+    if settings.get("on_duplicates") != "ignore":
+        settings["on_duplicates"] = "warn"  # nothing is trained here, and the splits are the same with both
+    if request.batch_size is not None:
+        settings["batch_size"] = request.batch_size
+    return FinetuneConfig.from_dict(settings)
+
+
+def with_labels_of(model: FineTuneModel, split: Split) -> Split:
+    """The split with the model's labels; some of its classes may be absent.
+
+    Raises:
+        DataError: there are images of a class that the model does not know, or with several classes each and the
+            model gives one, or the other way round.
+    """
+    if split.is_multi_label != (model.task == "multi_label"):
+        ways = ("one class", "any number of classes")
+        gives, has = (ways[several] for several in (not split.is_multi_label, split.is_multi_label))
+        raise DataError(
+            f"the model gives an image {gives}, and these images have {has} each; evaluate it on images that are "
+            "labelled like those of its training"
+        )
+    known = list(map(same_form, model.class_names))
+    unknown = [name for name in split.class_names if same_form(name) not in known]
+    if unknown:
+        raise DataError(
+            f"the model knows no class {_some(unknown, 5)}; it knows {_some(model.class_names, 10)}. Rename or "
+            "remove these folders"
+        )
+    places = [known.index(same_form(name)) for name in split.class_names]
+    if split.label_sets is not None:
+        sets = tuple(tuple(sorted(places[index] for index in classes)) for classes in split.label_sets)
+        return replace(split, label_sets=sets, class_names=model.class_names)
+    return replace(split, labels=tuple(places[label] for label in split.labels), class_names=model.class_names)
+
+
+def _some(names: Sequence[str], limit: int) -> str:
+    return ", ".join(map(repr, names[:limit])) + (" …" if len(names) > limit else "")
+
+
+def run_over(
+    model: FineTuneModel, dataset: ImageDataset, config: FinetuneConfig, precision: Precision, wanted: int | None
+) -> Predictions:
+    """What the model says of all images, in the number format of the training; ``wanted`` at once, if it is set.
+
+    Raises:
+        UserError: an image is gone, the device has too little memory, or the weights give no numbers.
+    """
+    # Where nothing else is said, the batches of the training's validation: the sums are then the same to the bit.
+    batch_size = wanted or (2 * config.batch_size if isinstance(config.batch_size, int) else _BATCH_SIZE)
+    count = choose_num_workers(config.num_workers, precision.device, usable_cores())
+    precision.place_model(model)
+    workers = Workers(count, precision.device, config.loader_timeout)
+    with explained_losses(config):
+        try:
+            predictions = predict(model, validation_loader(dataset, batch_size, workers), precision)
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryError(
+                f"the device has too little memory for {batch_size} images at once "
+                f"({str(error).splitlines()[0]}). Try --batch_size {max(1, batch_size // 4)}, or --device cpu"
+            ) from error
+    bad = (~predictions.logits.isfinite().all(1)).nonzero()[:, 0].tolist()
+    if bad:
+        raise CheckpointError(
+            f"the model gives no finite numbers for {len(bad)} of {len(dataset)} images, the first "
+            f"{dataset.split.paths[bad[0]]!r}: its weights are damaged; use another best_model.pt"
+        )
+    return predictions
+
+
+def relative_paths(config: FinetuneConfig, split: Split) -> list[str]:
+    """The paths of the images below the folder of the data."""
+    if config.dataset is not None:  # its images may lie in the cache folder: from that of the classes on
+        around = os.path.commonpath([str(Path(path).parent.parent) for path in split.paths])
+        return [os.path.relpath(path, around) for path in split.paths]
+    root = scenes_folder() if config.dataset_path is None else expand_home(config.dataset_path)
+    folder = root.parent if root.is_file() else root
+    return [os.path.relpath(path, folder) for path in split.paths]
+
+
+def summary(request: Request, config: FinetuneConfig, model: FineTuneModel, split: Split) -> dict[str, Any]:
+    """What evaluation.json says of what was evaluated."""
+    return {
+        "checkpoint": request.checkpoint,
+        "data": config.dataset or config.dataset_path,
+        "split": split.name,
+        "backbone": model.backbone,
+        "image_size": model.preprocessing.image_size,
+        "calibrated_here": request.calibrate is not None,
+        "training": {name: plain(model.provenance[name]) for name in ("metrics", "config")},
+        "versions": {"training": plain(model.provenance["versions"]), "evaluation": current_versions()},
+    }
+
+
+def plain(values: Mapping[Any, object]) -> dict[str, Any]:
+    """What JSON can hold of a part of a checkpoint, which may come from anybody; of all else the name of its type."""
+
+    def is_plain(value: object) -> bool:
+        if isinstance(value, (int, float)):
+            return abs(value) < 2**63
+        return value is None or isinstance(value, str)
+
+    def shown(value: object) -> object:
+        if isinstance(value, (list, tuple)) and all(map(is_plain, value)):
+            return list(value)
+        return value if is_plain(value) else f"({type(value).__name__})"
+
+    return {str(name) if is_plain(name) else "?": shown(value) for name, value in values.items()}

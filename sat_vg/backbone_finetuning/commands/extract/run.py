@@ -1,0 +1,403 @@
+"""Features of images by a best_model.pt: from checkpoint and images to one file, which a killed run goes on with."""
+
+import glob
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sat_vg.backbone_finetuning.data.features.files import (
+    Features,
+    identity_of,
+    reading_lines,
+    require_format,
+    write_features,
+)
+from sat_vg.backbone_finetuning.data.features.spool import Spool, hash_of_images
+from sat_vg.backbone_finetuning.data.reading.band_reading import read_in_order
+from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
+from sat_vg.backbone_finetuning.data.sources.image_lists import ImageList, list_images
+from sat_vg.backbone_finetuning.evaluation.nearest_neighbours import knn_accuracy
+from sat_vg.backbone_finetuning.models.artifact import current_versions
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.models.freezing import check_stage_names
+from sat_vg.backbone_finetuning.training.interrupts import InterruptRequest
+from sat_vg.backbone_finetuning.utils.errors import (
+    ConfigError,
+    DataError,
+    DeviceMemoryError,
+    InterruptedRun,
+    StoppedError,
+    WriteError,
+)
+from sat_vg.backbone_finetuning.utils.folder_lock import LOCK, lock_folder
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
+from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision, set_up_process
+from sat_vg.backbone_finetuning.utils.preprocessing import RGB
+from sat_vg.backbone_finetuning.utils.safe_files import remove_unfinished
+from sat_vg.backbone_finetuning.utils.terminal import say
+
+POOLED = "pooled"
+_MAX_FOR_AUTO_KNN = 50_000  # about a minute on a few cores; the time grows with the square
+_NEIGHBOURS = 20
+_LISTED = 10
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be extracted.
+
+    Attributes:
+        checkpoint: path of a best_model.pt.
+        images: folder, list, glob or image.
+        out: the file to write; its ending says the format.
+        stages: names of stages with commas between, whose maps are wanted; unset: the pooled vectors.
+        dtype: of the numbers in the file.
+        batch_size: images at once.
+        device: ``auto`` or as in the configuration.
+        mixed_precision: compute in a 16-bit format where the device is quick at it.
+        on_bad_image: stop, or leave it out.
+        allow_outside: a list may name files outside its own folder.
+        knn: whether the neighbours' accuracy is computed; auto: of labelled vectors, up to 50 000.
+    """
+
+    checkpoint: str
+    images: str
+    out: str = "features.npz"
+    stages: str | None = None
+    dtype: Literal["float32", "float16"] = "float32"
+    batch_size: int = 64
+    device: str = "auto"
+    mixed_precision: bool = False
+    on_bad_image: Literal["error", "skip"] = "error"
+    allow_outside: bool = False
+    label_separator: str = "|"
+    knn: Literal["auto", "yes", "no"] = "auto"
+
+
+class Computation:
+    """What is computed of images, and where.
+
+    Args:
+        model: of a best_model.pt.
+        stages: whose maps are wanted, with commas between; None: the pooled vector.
+        precision: device and number formats.
+
+    Attributes:
+        columns: the shape of one image's entry, by name.
+
+    Raises:
+        ConfigError: there is no such stage.
+    """
+
+    def __init__(self, model: FineTuneModel, stages: str | None, precision: Precision) -> None:
+        self.preprocessing, self.precision = model.preprocessing, precision
+        self._compute: Callable[[Tensor], Mapping[str, Tensor]]
+        if stages is None:
+            precision.place_model(model)
+            self._compute = lambda images: {POOLED: model.forward_pooled(images)}
+        else:
+            wanted = [name.strip() for name in stages.split(",")]
+            check_stage_names(wanted, [stage.name for stage in model.stages if stage.gives_map], "--stages")
+            extractor = model.get_feature_extractor(wanted)
+            precision.place_model(extractor)
+            self._compute = extractor
+        size = self.preprocessing.image_size
+        blank = self(torch.zeros(1, len(self.preprocessing.bands), size, size, dtype=torch.uint8))
+        self.columns = {name: tuple(value.shape[1:]) for name, value in blank.items()}
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Images ``[B, C, H, W]``, not normalised → float32 ``[B, …]`` on the CPU, by column."""
+        normalised = self.preprocessing.normalise(images.to(self.precision.device))
+        with self.precision.autocast():
+            values = self._compute(self.precision.place_images(normalised))
+        return {name: value.float().cpu() for name, value in values.items()}
+
+
+def extract_features(request: Request) -> Path:
+    """Extract features into a file, and say what it holds and how it is read.
+
+    Raises:
+        UserError: the checkpoint, the images or a setting cannot be used, or the file cannot be written.
+        InterruptedRun: a signal came; what was done is kept.
+    """
+    target = expand_home(request.out)
+    _check(request, target)
+    images = list_images(request.images, request.allow_outside, request.label_separator)
+    if request.knn == "yes" and (request.stages or len(images.class_names) < 2):
+        raise ConfigError("--knn yes: needs pooled vectors, so no --stages, and labelled images of two classes")
+    checkpoint = expand_home(request.checkpoint)
+    model = FineTuneModel.load_checkpoint(checkpoint)
+    if model.preprocessing.bands != RGB and model.preprocessing.files is None:
+        raise ConfigError(
+            f"{request.checkpoint!r} takes the bands {', '.join(model.preprocessing.bands)} and does not say where "
+            "these lie in files, as it was not trained with --bands; use its get_feature_extractor() in Python"
+        )
+    device = choose_device(request.device)
+    set_up_process(device, num_threads=None, keeps_freed_memory=None, tf32=False)
+    precision = choose_precision(device, request.mixed_precision)
+    computation = Computation(model, request.stages, precision)
+    say(f"model: {model.backbone} at {model.preprocessing.image_size} pixels, on {precision}")
+    say(f"images: {images.description}")
+    settings = _hash_of_settings(checkpoint, computation, request.dtype)
+    spool = Spool(_partial(target), computation.columns, request.dtype, settings)
+    if target.exists():
+        _require_same(target, f"{settings}:{hash_of_images(images)}")
+        if spool.folder.exists():  # of a run that was killed before it could remove it
+            with _alone_in(spool.folder, target):
+                spool.remove()
+        say(f"{target} holds these features already: nothing was left to do")
+        return target
+    _require_room(target, 2 * len(images) * spool.row_bytes)
+    with _alone_in(spool.folder, target), _explained(request, target):
+        try:
+            remove_unfinished(target.parent, [glob.escape(target.name)])
+            spool.open(images)
+            _fill(spool, images, computation, request)
+            _require_rows(spool)
+            about = _about(request, model, spool, images)
+            write_features(target, _features(spool, images, about))
+            spool.remove()
+        finally:
+            spool.close()
+    _report(target, spool, images, about)
+    return target
+
+
+def _check(request: Request, target: Path) -> None:
+    require_format(target)
+    if request.batch_size < 1:
+        raise ConfigError(f"--batch_size {request.batch_size}: must be 1 or more")
+    if target.is_dir():
+        raise ConfigError(f"--out {request.out!r} is a folder; name a file in it")
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f"{target.name}.partial")
+
+
+def _hash_of_settings(checkpoint: Path, computation: Computation, dtype: str) -> str:
+    """Of all that decides the numbers beside the images."""
+    with checkpoint.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**20):
+            digest.update(block)
+    digest.update(json.dumps([computation.columns, dtype, str(computation.precision.autocast_dtype)]).encode())
+    return digest.hexdigest()
+
+
+def _require_same(target: Path, identity: str) -> None:
+    """Refuse to write over a file that holds anything else than what would be written."""
+    found = identity_of(target)
+    if found != identity:
+        what = "other features (other weights, stages, number formats or images)" if found else "something else"
+        raise ConfigError(f"{str(target)!r} exists and holds {what}: choose another --out, or remove it")
+
+
+def _require_room(target: Path, needed: int) -> None:
+    """Refuse what cannot end well; the numbers lie twice on the disk while the file is put together."""
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    spooled = sum(path.lstat().st_size for path in _partial(target).glob("*.raw"))
+    free = shutil.disk_usage(folder).free
+    if free + spooled < needed:
+        raise WriteError(
+            f"{str(target)!r} needs {needed / 2**30:.1f} GiB while it is made, twice its size; free there are "
+            f"{free / 2**30:.1f} GiB. Make room, choose another --out, --dtype float16, or fewer --stages"
+        )
+
+
+@contextmanager
+def _alone_in(folder: Path, target: Path) -> Iterator[None]:
+    """Keep other extractions into the same file out; the folder is removed at the end if it is empty."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOCK).touch()
+    except OSError as error:
+        raise WriteError(f"{str(folder)!r} cannot be written to ({error.strerror}); choose another --out") from error
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock_folder(folder))
+        except ConfigError as error:  # it advises on the folders of a training
+            advice = re.sub(r"choose others with .*", "choose another --out", str(error))
+            raise ConfigError(f"{str(target)!r} is being written by another extraction: {advice}") from error
+        yield
+        held.close()
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
+
+
+@contextmanager
+def _explained(request: Request, target: Path) -> Iterator[None]:
+    """Say of what can be lost on the way what to do about it."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(
+            f"the device has too little memory for {request.batch_size} images at once "
+            f"({str(error).splitlines()[0]}); go on with --batch_size {max(1, request.batch_size // 2)}"
+        ) from error
+    except OSError as error:
+        raise WriteError(
+            f"{str(target)!r} cannot be written ({error.strerror or error}). What was done is kept in "
+            f"{_partial(target).name!r} beside it: make room, and the same command goes on"
+        ) from error
+
+
+def _fill(spool: Spool, images: ImageList, computation: Computation, request: Request) -> None:
+    """Compute what the spool lacks; however this ends, what was computed is saved."""
+    done = spool.progress.done
+    if done:
+        say(f"going on behind image {done} of {len(images)}")
+    size = request.batch_size
+    preprocessing = computation.preprocessing
+    stream = read_in_order(images.paths[done:], preprocessing.geometry(), 2 * size, decoder_of(preprocessing))
+    bar = tqdm(total=len(images), initial=done, desc="images", unit="image", leave=False, disable=None)
+    with ExitStack() as undo:
+        undo.callback(_save_what_can_be, spool)
+        with InterruptRequest() as stop, bar:
+            while batch := list(islice(stream, size)):
+                _append(spool, images, batch, computation, request)
+                bar.update(len(batch))
+                if stop.requested:
+                    place = f"behind image {spool.progress.done} of {len(images)}"
+                    raise InterruptedRun(f"stopped by {stop.name} {place}; the same command goes on", stop.number)
+        undo.pop_all()
+    spool.save()
+
+
+def _save_what_can_be(spool: Spool) -> None:
+    with suppress(OSError):  # what ended the extraction is what the user is told
+        spool.save()
+
+
+def _append(
+    spool: Spool, images: ImageList, batch: list[Tensor | str], computation: Computation, request: Request
+) -> None:
+    """Put a batch's features into the spool; ``batch`` holds images, and reasons where one cannot be read."""
+    reasons = [each if isinstance(each, str) else None for each in batch]
+    if request.on_bad_image == "error" and any(reasons):
+        raise _bad_image(images, spool.progress.done, reasons)
+    pictures = [each for each in batch if isinstance(each, Tensor)]
+    if pictures:
+        values = _in_format(computation(torch.stack(pictures)), request.dtype)
+    else:
+        values = {name: np.empty((0, *shape), request.dtype) for name, shape in spool.columns.items()}
+    spool.append(values, images, reasons)
+
+
+def _bad_image(images: ImageList, first: int, reasons: list[str | None]) -> DataError:
+    place, reason = next((first + number, reason) for number, reason in enumerate(reasons) if reason is not None)
+    kept = f"; the {first} of {len(images)} before it are done and kept" if first else ""
+    return DataError(
+        f"cannot read the image {images.paths[place]!r}: {reason}. Mend or remove it and run the same command again, "
+        f"or leave such images out with --on_bad_image skip{kept}"
+    )
+
+
+def _in_format(values: dict[str, Tensor], dtype: str) -> dict[str, np.ndarray]:
+    """The numbers as they are written.
+
+    Raises:
+        StoppedError: one of them is not finite, or does not fit the format.
+    """
+    arrays = {}
+    for name, value in values.items():
+        highest = value.abs().max().item()
+        array = value.to(getattr(torch, dtype))
+        if not array.isfinite().all():
+            remedy = (
+                "use --dtype float32" if np.isfinite(highest) else "the weights are broken; use another checkpoint"
+            )
+            raise StoppedError(f"{name} holds {highest:g}, which is no number of {dtype}: {remedy}")
+        arrays[name] = array.numpy()
+    return arrays
+
+
+def _require_rows(spool: Spool) -> None:
+    if not spool.progress.rows:
+        reason = spool.progress.left_out[0][1]
+        raise DataError(f"none of the {spool.progress.done} images can be read (the first: {reason})")
+
+
+def _about(request: Request, model: FineTuneModel, spool: Spool, images: ImageList) -> dict[str, Any]:
+    """What the file says of itself, as plain data."""
+    labels = _labels(spool, images)
+    return {
+        "format": "sat_vg.features",
+        "identity": f"{spool.progress.settings}:{spool.progress.seen}",
+        "checkpoint": request.checkpoint,
+        "backbone": model.backbone,
+        "model_classes": model.class_names,
+        "preprocessing": model.preprocessing.to_dict(),
+        "images": request.images,
+        "columns": spool.columns,
+        "dtype": request.dtype,
+        "class_names": images.class_names,
+        "left_out": [[images.paths[place], reason] for place, reason in spool.progress.left_out],
+        "knn": _knn(request, spool, labels),
+        "versions": current_versions(),
+    }
+
+
+def _knn(request: Request, spool: Spool, labels: list[int] | None) -> dict[str, float] | None:
+    """The nearest neighbours' accuracy with its settings, where it was wanted and can be had."""
+    if labels is None or POOLED not in spool.columns or len(set(labels)) < 2 or request.knn == "no":
+        return None
+    if request.knn == "auto" and len(labels) > _MAX_FOR_AUTO_KNN:
+        say(f"nearest neighbours: left out for {len(labels)} images; --knn yes computes them")
+        return None
+    device = choose_device(request.device)
+    accuracy = knn_accuracy(spool.arrays()[POOLED], torch.tensor(labels), _NEIGHBOURS, device=device)
+    return {"accuracy": accuracy, "k": min(_NEIGHBOURS, len(labels) - 1), "temperature": 0.07}
+
+
+def _kept(spool: Spool, images: ImageList) -> list[int]:
+    """Places of the images that are rows of the spool."""
+    left_out = {place for place, _ in spool.progress.left_out}
+    return [place for place in range(len(images)) if place not in left_out]
+
+
+def _labels(spool: Spool, images: ImageList) -> list[int] | None:
+    if images.labels is None:
+        return None
+    places = {name: place for place, name in enumerate(images.class_names)}
+    return [places[images.labels[place]] for place in _kept(spool, images)]
+
+
+def _features(spool: Spool, images: ImageList, about: dict[str, Any]) -> Features:
+    paths = [images.paths[place] for place in _kept(spool, images)]
+    return Features(spool.arrays(), paths, _labels(spool, images), images.class_names, about)
+
+
+def _report(target: Path, spool: Spool, images: ImageList, about: dict[str, Any]) -> None:
+    """Say what the file holds, how it is read, and how well the classes lie together in it."""
+    left_out = about["left_out"]
+    for path, reason in left_out[:_LISTED]:
+        say(f"left out {path!r}: {reason}")
+    if len(left_out) > _LISTED:
+        say(f"left out {len(left_out) - _LISTED} more; the file's 'about' lists them")
+    rows = spool.progress.rows
+    held = [f"{name} {about['dtype']} {[rows, *shape]}" for name, shape in spool.columns.items()]
+    in_columns = target.suffix == ".parquet"
+    held += ["path" if in_columns else "paths"]
+    held += [("label" if in_columns else "labels")] if images.labels else []
+    say(f"written: {target} ({target.stat().st_size / 1e6:.1f} MB) with {', '.join(held)}")
+    say("to read it:\n  " + "\n  ".join(reading_lines(target, spool.columns, rows)))
+    if about["knn"]:
+        say(
+            f"nearest neighbours: {100 * about['knn']['accuracy']:.2f} % of {rows} images have the class that their "
+            f"{about['knn']['k']} nearest others by cosine vote for\n  (leave-one-out; votes weighted by "
+            "exp(cosine / 0.07) as in Wu et al., 2018; no classifier is involved)"
+        )

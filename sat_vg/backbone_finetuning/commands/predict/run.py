@@ -1,0 +1,306 @@
+"""What a best_model.pt takes images for, answered as the images come."""
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sat_vg.backbone_finetuning.data.reading.band_reading import read_in_order
+from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
+from sat_vg.backbone_finetuning.data.sources.image_lists import images_of
+from sat_vg.backbone_finetuning.data.sources.left_out import describe_left_out
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.reports.overlays import draw_overlays
+from sat_vg.backbone_finetuning.utils.errors import (
+    ConfigError,
+    DataError,
+    DeviceMemoryError,
+    StoppedError,
+    WriteError,
+)
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
+from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision
+from sat_vg.backbone_finetuning.utils.preprocessing import RGB
+from sat_vg.backbone_finetuning.utils.printable import one_line, printable
+from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
+from sat_vg.backbone_finetuning.utils.terminal import say
+
+STDIN = "-"
+_TOP = 5
+_LIKELIER_THAN_NOT = 0.5
+_WIDEST_CLASS = 40  # characters of a class name in the table
+_LONGEST_STEM = 80  # characters of an image's name in that of its overlay; file systems take 255 bytes
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be predicted.
+
+    Attributes:
+        checkpoint: path of a best_model.pt.
+        images: files, folders, globs, and ``-`` for paths on standard input.
+        top: classes for each image, the likeliest first; unset: 5, or where an image can have several classes all
+            that are likelier than not.
+        as_json: a JSON object a line instead of a table.
+        overlays: folder for a PNG of each image; unset: none.
+        batch_size: images at once.
+        device: ``auto`` or as in the configuration.
+    """
+
+    checkpoint: str
+    images: Sequence[str]
+    top: int | None = None
+    as_json: bool = False
+    overlays: str | None = None
+    batch_size: int = 16
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What there is to say of an image.
+
+    Attributes:
+        path: as it was given, or as it was found.
+        error: why it cannot be read; None if it can.
+        classes: names and probabilities, the likeliest first.
+        overlay: path of its picture, if one was drawn.
+        is_multi_label: the image can have several classes, and is given those that are likelier than not; where none
+            is, ``classes`` holds the likeliest all the same.
+    """
+
+    path: str
+    error: str | None = None
+    classes: tuple[tuple[str, float], ...] = ()
+    overlay: str | None = None
+    is_multi_label: bool = False
+
+    def is_given(self, share: float) -> bool:
+        """Whether the image is given a class of this probability."""
+        return not self.is_multi_label or share >= _LIKELIER_THAN_NOT
+
+    def to_dict(self) -> dict[str, object]:
+        """The answer as plain data."""
+        if self.error is not None:
+            return {"path": self.path, "error": self.error}
+        found = [
+            {
+                "class": name,
+                "probability": round(share, 6),
+                **({"given": self.is_given(share)} if self.is_multi_label else {}),
+            }
+            for name, share in self.classes
+        ]
+        return {
+            "path": self.path,
+            "predictions": found,
+            **({"overlay": self.overlay} if self.overlay is not None else {}),
+        }
+
+
+def predict_images(request: Request) -> None:
+    """Print the classes of images; those that cannot be read are reported, and the others go on.
+
+    Raises:
+        UserError: the checkpoint or a setting cannot be used; at the end, if an image could not be read.
+    """
+    for name in ("top", "batch_size"):
+        value = getattr(request, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} {value}: must be 1 or more")
+    model = FineTuneModel.load_checkpoint(expand_home(request.checkpoint))
+    if model.preprocessing.bands != RGB and model.preprocessing.files is None:
+        raise ConfigError(
+            f"{request.checkpoint!r} takes the bands {', '.join(model.preprocessing.bands)} and does not say where "
+            "these lie in files, as it was not trained with --bands; use FineTuneModel.load_checkpoint in Python"
+        )
+    precision = choose_precision(choose_device(request.device), mixed_precision=False)
+    precision.place_model(model)
+    total = unreadable = 0
+    # Where the answers go to the terminal, they are the progress.
+    bar = tqdm(unit="image", leave=False, disable=True if sys.stdout.isatty() else None)
+    with bar, _until_the_reader_leaves(), _explained(request):
+        if not request.as_json:
+            say(_row("%", "class", "image", _width(model)))
+        for group in path_groups(request.images, request.batch_size):
+            for answer in _answers(model, precision, group, request, total):
+                _show(answer, request, _width(model))
+                unreadable += answer.error is not None
+            total += len(group)
+            bar.update(len(group))
+        if not total:
+            raise DataError("no image was named: standard input holds no path")
+        if unreadable:
+            raise DataError(f"{unreadable} of {total} images cannot be read; the others were answered")
+
+
+@contextmanager
+def _until_the_reader_leaves() -> Iterator[None]:
+    """End quietly when whoever reads the answers has seen enough, as ``head`` has."""
+    try:
+        yield
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # Python writes to standard output once more when it ends
+        os.dup2(nowhere, sys.stdout.fileno())
+
+
+@contextmanager
+def _explained(request: Request) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(
+            f"the device has too little memory for {request.batch_size} images at once "
+            f"({str(error).splitlines()[0]}); use --batch_size {max(1, request.batch_size // 2)}"
+        ) from error
+
+
+def path_groups(arguments: Sequence[str], size: int) -> Iterator[list[Answer]]:
+    """The images that the arguments stand for, in order, in groups of up to ``size``.
+
+    What comes on standard input is handed on at once, so that a program which writes a path and waits is answered.
+
+    Yields:
+        Answers of which only the path is known, or why a folder or glob stands for no image.
+    """
+    waiting: list[Answer] = []
+    for argument in arguments:
+        for sources in _lines_as_they_come() if argument == STDIN else [[argument]]:
+            for source in sources:
+                waiting += _expand(source)
+                while len(waiting) >= size:
+                    yield waiting[:size]
+                    del waiting[:size]
+            if argument == STDIN and waiting:
+                yield waiting[:]
+                waiting.clear()
+    if waiting:
+        yield waiting
+
+
+def _expand(source: str) -> list[Answer]:
+    try:
+        left_out: Counter[str] = Counter()
+        answers = [Answer(path) for path in images_of(source, left_out)]
+        if left_out:
+            tqdm.write(printable(f"{source!r}{describe_left_out(left_out)}"), file=sys.stderr)
+        return answers
+    except (DataError, ValueError) as error:  # ValueError: a NUL in a path
+        return [Answer(source, error=str(error))]
+
+
+def _lines_as_they_come() -> Iterator[list[str]]:
+    """Lines of standard input, as many at a time as there are; waits for the first of them."""
+    descriptor, rest = sys.stdin.fileno(), b""
+    while block := os.read(descriptor, 2**16):  # unlike Python's own reading it does not wait for a full buffer
+        *lines, rest = (rest + block).split(b"\n")
+        yield [os.fsdecode(line.rstrip(b"\r")) for line in lines if line.strip()]
+    yield [os.fsdecode(rest)] if rest.strip() else []
+
+
+def _answers(
+    model: FineTuneModel, precision: Precision, group: Sequence[Answer], request: Request, number: int
+) -> list[Answer]:
+    """The group with what the model says of each image; ``number`` were answered before."""
+    known = [each.path for each in group if each.error is None]
+    decoder = decoder_of(model.preprocessing)
+    read = read_in_order(known, model.preprocessing.geometry(), request.batch_size, decoder)
+    contents = [each.error if each.error is not None else next(read) for each in group]
+    pictures = [each for each in contents if isinstance(each, Tensor)]
+    if not pictures:
+        return [Answer(each.path, error=str(why)) for each, why in zip(group, contents, strict=True)]
+    images = torch.stack(pictures)
+    normalised = precision.place_images(model.preprocessing.normalise(images.to(precision.device)))
+    probabilities = model.predict_probabilities(normalised).cpu()
+    shares, indices = probabilities.topk(min(_top(model, request), model.num_classes))
+    if not shares.isfinite().all():
+        raise StoppedError("the model's probabilities are no numbers: its weights are broken; use another checkpoint")
+    heats = model.explain(normalised, indices[:, 0]).cpu() if request.overlays else None
+    answers, row = [], 0
+    for place, (each, content) in enumerate(zip(group, contents, strict=True)):
+        if isinstance(content, str):
+            answers.append(Answer(each.path, error=content))
+            continue
+        classes, overlay = _classes(model, shares[row], indices[row]), None
+        if heats is not None and request.overlays is not None:
+            overlay = _overlay_path(request.overlays, number + place, each.path)
+            _draw(overlay, model.preprocessing.pictures(images[row][None])[0], heats[row], each.path, classes)
+        shown = None if overlay is None else str(overlay)
+        answers.append(Answer(each.path, None, classes, shown, model.task == "multi_label"))
+        row += 1
+    return answers
+
+
+def _top(model: FineTuneModel, request: Request) -> int:
+    """The most classes that are told of an image."""
+    return request.top or (model.num_classes if model.task == "multi_label" else _TOP)
+
+
+def _classes(model: FineTuneModel, shares: Tensor, indices: Tensor) -> tuple[tuple[str, float], ...]:
+    """Names and probabilities of the likeliest classes; where there can be several, but those likelier than not."""
+    found = [
+        (model.class_names[index], share) for index, share in zip(indices.tolist(), shares.tolist(), strict=True)
+    ]
+    if model.task == "multi_label":
+        found = [pair for place, pair in enumerate(found) if place == 0 or pair[1] >= _LIKELIER_THAN_NOT]
+    return tuple(found)
+
+
+def _overlay_path(folder: str, number: int, image: str) -> Path:
+    """A name that no two images share, and that file systems and terminals take."""
+    stem = "".join(c if c.isprintable() and c not in '\\/:*?"<>|' else "_" for c in Path(image).stem)
+    stem = stem.encode("utf-8", "replace")[:_LONGEST_STEM].decode("utf-8", "ignore")
+    return expand_home(folder) / f"{number + 1:06d}_{stem}.png"
+
+
+def _draw(path: Path, image: Tensor, heat: Tensor, source: str, classes: Sequence[tuple[str, float]]) -> None:
+    """Write the image, as the model saw it, beside where it saw the likeliest class.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    title = "\n".join(f"{_short(name, 30)} {100 * share:.1f} %" for name, share in classes[:2])
+    pixels = image.permute(1, 2, 0).contiguous().numpy()[None]
+    heading = f"{_short(Path(source).name, 50)}: Grad-CAM of {_short(classes[0][0], 30)}"
+    figure = draw_overlays(pixels, heat.numpy()[None], [title], heading)
+    try:
+        with atomic_write(path) as file:
+            figure.savefig(file, format="png", dpi=110)
+    except OSError as error:
+        raise WriteError(
+            f"{str(path)!r} cannot be written ({error.strerror or error}); make room there or choose other --overlays"
+        ) from error
+
+
+def _show(answer: Answer, request: Request, width: int) -> None:
+    if request.as_json:
+        say(json.dumps(answer.to_dict()))
+    elif answer.error is not None:
+        tqdm.write(printable(f"cannot read {answer.path!r}: {answer.error}"), file=sys.stderr)
+    else:
+        where = one_line(answer.path)
+        for name, share in answer.classes:
+            shown = one_line(name) if answer.is_given(share) else f"({one_line(name)})"
+            say(_row(f"{100 * share:.1f}", _short(shown, width), where, width))
+            where = ""
+
+
+def _row(share: str, name: str, path: str, width: int) -> str:
+    return f"{share:>5}  {name:<{width}}  {path}".rstrip()
+
+
+def _width(model: FineTuneModel) -> int:
+    brackets = 2 * (model.task == "multi_label")  # around a class that is shown though it is not given
+    return min(_WIDEST_CLASS, brackets + max(len("class"), *(len(one_line(name)) for name in model.class_names)))
+
+
+def _short(name: str, limit: int) -> str:
+    return name if len(name) <= limit else name[: limit - 1] + "…"

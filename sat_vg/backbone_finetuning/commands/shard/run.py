@@ -1,0 +1,377 @@
+"""Images into shards, an index of shards that there are already, and a check of both."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.data.shards.cache import LocalShards, require_webdataset, store_of
+from sat_vg.backbone_finetuning.data.shards.index import (
+    INDEX,
+    PARTS,
+    SHARD_NAME,
+    ListedShard,
+    Sample,
+    ShardIndex,
+    read_index,
+    write_index,
+)
+from sat_vg.backbone_finetuning.data.shards.paths import Shard
+from sat_vg.backbone_finetuning.data.shards.scan import ScannedShard, label_set_of, scan_shard
+from sat_vg.backbone_finetuning.data.shards.source import WRITING
+from sat_vg.backbone_finetuning.data.shards.writer import (
+    PlannedShard,
+    ShardLimit,
+    hash_of_plan,
+    listed,
+    plan_shards,
+    write_shard,
+)
+from sat_vg.backbone_finetuning.data.sources.splits import Splits
+from sat_vg.backbone_finetuning.reports.tables import text_table
+from sat_vg.backbone_finetuning.training.preparation import (
+    check_images,
+    decoder_of_config,
+    load_splits,
+    shard_cache,
+)
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, WriteError
+from sat_vg.backbone_finetuning.utils.folder_lock import LOCK, lock_folder
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
+from sat_vg.backbone_finetuning.utils.json_reading import read_json
+from sat_vg.backbone_finetuning.utils.printable import one_line
+from sat_vg.backbone_finetuning.utils.safe_files import remove_unfinished, write_text
+from sat_vg.backbone_finetuning.utils.terminal import progress, say
+
+_USUAL_MIB = 256.0
+_CLASSES = "classes.txt"
+_MOST_CLASSES_BYTES = 2**24
+# What others call the parts of a data set, at the beginning of a tar file's name.
+_PART_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_LISTED = 10
+
+
+@dataclass(frozen=True)
+class WritingRequest:
+    """Which images become shards, and how; the fields are those of the command."""
+
+    data: str
+    output_dir: str
+    images_per_shard: int | None = None
+    shard_mib: float | None = None
+    seed: int = 0
+    val_fraction: float = 0.2
+    train_split: str = "train"
+    val_split: str = "val"
+    bands: str | None = None
+    on_bad_image: str = "error"
+    max_bad_fraction: float = 0.01
+    on_duplicates: str = "error"
+    allow_outside: bool = False
+    label_separator: str = FinetuneConfig.label_separator
+
+
+def write_shards(request: WritingRequest) -> None:
+    """Write the images into shards, or go on where an earlier call was killed.
+
+    Raises:
+        UserError: the images or a setting cannot be used, or the folder holds something else.
+        WriteError: the disk is full; the same call goes on.
+    """
+    webdataset = require_webdataset("shards are written")
+    limit = _limit_of(request)
+    config = _config_of(request)
+    folder = expand_home(request.output_dir)
+    _require_apart(folder, expand_home(request.data))
+    found = load_splits(config)
+    splits = check_images(config, found, decoder_of_config(config, found)).splits
+    planned = plan_shards(splits, limit, request.seed)
+    plan = hash_of_plan(planned, splits)
+    with _alone_in(folder):
+        if (folder / INDEX).exists():
+            _require_same(folder, plan)
+            say(f"{folder} holds these shards already; nothing was written")
+            return
+        _begin_or_go_on(folder, plan)
+        written = _write_all(folder, planned, splits, webdataset)
+        index = ShardIndex(splits.class_names, splits.train.label_sets, plan, tuple(written))
+        with _explained(folder):
+            write_index(folder / INDEX, index)
+            (folder / WRITING).unlink()
+    say(_table(index))
+    say(f"written: {folder}; train on it with sat-vg train --dataset_path {folder}")
+
+
+def index_shards(given: str) -> None:
+    """Write ``shards.json`` of the tar files in a folder.
+
+    Tar files whose names begin with ``train``, ``val`` or ``test`` belong to these splits; others to train, of which
+    a training then splits val off. Labels are numbers, or the classes' names. The names that numbers stand for are
+    the lines of ``classes.txt``; without it they are the numbers.
+
+    Raises:
+        DataError: there are none, one cannot be read, or their labels do not fit together.
+    """
+    folder = expand_home(given)
+    paths = sorted(folder.glob("*.tar")) if folder.is_dir() else []
+    if not paths:
+        raise DataError(f"{given!r} holds no .tar files (compressed ones cannot be read at any place: unpack them)")
+    if (folder / INDEX).exists():
+        raise DataError(f"{given!r} has a {INDEX} already; remove it to make it anew")
+    odd = [path.name for path in paths if not SHARD_NAME.fullmatch(path.name)]
+    if odd:
+        raise DataError(
+            f"{given!r} holds tar files with odd names: {_some(odd)}; rename them to letters, digits, '_', '-' "
+            "and '.'"
+        )
+    scanned = [scan_shard(path) for path in progress(paths, desc="reading shards", unit="shard")]
+    names, label_of = _labels_of(folder, scanned)
+    shards = tuple(
+        ListedShard(
+            path.name,
+            _part_of(path.name),
+            shard.num_bytes,
+            shard.sha256,
+            tuple(Sample(one.name, label_of[one.label], *one[2:]) for one in shard.images),
+        )
+        for path, shard in zip(paths, scanned, strict=True)
+    )
+    index = ShardIndex(names, None, "", shards)
+    with _explained(folder):
+        write_index(folder / INDEX, index)
+    read_index(folder / INDEX)  # what was found in tar files of others may not be what an index may say
+    say(_table(index))
+    say(f"written: {folder / INDEX}; train on it with sat-vg train --dataset_path {folder}")
+
+
+def check_shards(given: str) -> None:
+    """Read all shards of an index, wherever they lie, and compare their bytes with it.
+
+    Raises:
+        DataError: some are missing, cut short or altered; names them.
+    """
+    folder = expand_home(given)
+    index = read_index(folder / INDEX if folder.is_dir() else folder)
+    store = store_of(folder if folder.is_dir() else folder.parent, shard_cache(FinetuneConfig()))
+    problems = []
+    for entry in progress(index.shards, desc="reading shards", unit="shard"):
+        shard = Shard(entry.name, entry.num_bytes, entry.sha256, store)
+        try:
+            if isinstance(store, LocalShards):
+                _require_as_listed(store.path_of(shard), entry)
+            else:
+                store.open(shard).close()
+        except DataError as error:
+            problems.append(str(error))
+    say(_table(index))
+    if problems:
+        shown = "\n".join(f"  {problem}" for problem in problems[:_LISTED])
+        more = f"\n  and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+        raise DataError(
+            f"{len(problems)} of {len(index.shards)} shards are not as {INDEX} says:\n{shown}{more}\n"
+            "Fetch or write them again"
+        )
+    say(f"all {len(index.shards)} shards are as {INDEX} says")
+
+
+def _require_as_listed(path: Path, entry: ListedShard) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"shard {path.name!r} cannot be opened ({error.strerror})") from error
+    if size != entry.num_bytes:
+        raise DataError(f"shard {path.name!r} has {size} bytes, its index says {entry.num_bytes}")
+    scanned = scan_shard(path)
+    if scanned.sha256 != entry.sha256:
+        raise DataError(f"shard {path.name!r} has other bytes than its index says, as many of them: it was altered")
+
+
+def _limit_of(request: WritingRequest) -> ShardLimit:
+    images, mib = request.images_per_shard, request.shard_mib
+    if images is not None and images < 1:
+        raise ConfigError(f"--images_per_shard {images}: must be 1 or more, for example 10000")
+    if mib is not None and not 0 < mib < 2**30:
+        raise ConfigError(f"--shard_mib {mib:g}: must be above 0, for example 256")
+    if images is None and mib is None:
+        mib = _USUAL_MIB
+    return ShardLimit(images, None if mib is None else int(mib * 2**20))
+
+
+def _config_of(request: WritingRequest) -> FinetuneConfig:
+    placing = ("seed", "val_fraction", "train_split", "val_split", "allow_outside", "label_separator")
+    checking = ("on_bad_image", "max_bad_fraction", "on_duplicates")
+    settings = {name: getattr(request, name) for name in (*placing, *checking)}
+    bands = None if request.bands is None else [_band(text.strip()) for text in request.bands.split(",")]
+    return FinetuneConfig.from_dict({"dataset_path": request.data, "bands": bands, **settings})
+
+
+def _band(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
+
+
+def _require_apart(folder: Path, data: Path) -> None:
+    """Refuse to write into the data set itself, where shards would be taken for a class."""
+    root = data.parent if data.is_file() else data
+    if not data.is_file() and folder.absolute().resolve().is_relative_to(root.absolute().resolve()):
+        raise ConfigError(f"--output_dir {str(folder)!r} lies in the data set {str(data)!r}; choose one outside it")
+
+
+def _require_same(folder: Path, plan: str) -> None:
+    if read_index(folder / INDEX).plan != plan:
+        raise ConfigError(
+            f"{str(folder)!r} holds shards of other images, or written with other settings; choose another "
+            "--output_dir, or remove it"
+        )
+
+
+def _begin_or_go_on(folder: Path, plan: str) -> None:
+    """Note in the folder what is being written there, or refuse what is in the way."""
+    note = folder / WRITING
+    try:
+        earlier = read_json(note).get("plan")
+    except FileNotFoundError:
+        earlier = None
+    except (OSError, ValueError, AttributeError):
+        earlier = ""
+    in_the_way = sorted(path.name for path in folder.glob("*.tar"))
+    if earlier != plan and in_the_way:
+        whose = "of another writing, which has not ended" if earlier is not None else "of others"
+        raise ConfigError(
+            f"{str(folder)!r} holds tar files {whose}: {_some(in_the_way)}; choose another --output_dir, or remove "
+            "them"
+        )
+    remove_unfinished(folder, ("*.tar", INDEX, WRITING))
+    if earlier == plan:
+        say(f"going on in {folder}: {len(in_the_way)} shards are there")
+    with _explained(folder):
+        write_text(note, json.dumps({"plan": plan}))
+
+
+def _write_all(
+    folder: Path, planned: Sequence[PlannedShard], splits: Splits, webdataset: ModuleType
+) -> list[ListedShard]:
+    """Write the shards that are not there yet; what all of them hold, read back."""
+    written = []
+    total = sum(len(shard.images) for shard in planned)
+    with progress(total=total, desc="writing shards", unit="image") as bar, _explained(folder):
+        for shard in planned:
+            there = _read_back(folder, shard, splits)
+            if there is None:
+                write_shard(folder, shard, webdataset, bar.update)
+                there = listed(shard, scan_shard(folder / shard.name), splits.train.label_sets)
+            else:
+                bar.update(len(shard.images))
+            written.append(there)
+    return written
+
+
+def _read_back(folder: Path, shard: PlannedShard, splits: Splits) -> ListedShard | None:
+    """A shard that an earlier call has written; None if it has to be written."""
+    if not (folder / shard.name).exists():
+        return None
+    try:
+        return listed(shard, scan_shard(folder / shard.name), splits.train.label_sets)
+    except DataError:  # altered since
+        return None
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / LOCK).touch()
+    except OSError as error:
+        raise WriteError(
+            f"{str(folder)!r} cannot be written to ({error.strerror}); choose another --output_dir"
+        ) from error
+    try:
+        with lock_folder(folder):
+            yield
+    except ConfigError as error:  # it advises on the folders of a training
+        raise ConfigError(re.sub(r"choose others with .*", "choose another --output_dir", str(error))) from error
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(
+            f"{str(folder)!r} cannot be written to ({error.strerror or error}); make room there, and the same "
+            "command goes on where it was"
+        ) from error
+
+
+def _part_of(name: str) -> str:
+    first = re.split(r"[^A-Za-z]", name, maxsplit=1)[0].lower()
+    return _PART_OF.get(first, "train")
+
+
+def _labels_of(folder: Path, scanned: Sequence[ScannedShard]) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Class names, and the place of each label's class among them."""
+    texts = sorted({image.label for shard in scanned for image in shard.images})
+    several = [text for text in texts if label_set_of(text) is not None]
+    if several:
+        raise DataError(
+            f"{str(folder)!r}: shards hold images with the classes {several[0]}; where an image can have several "
+            "classes, only who writes the shards can write their index"
+        )
+    given = _given_classes(folder)
+    numbers = {text: int(text) for text in texts if text.isascii() and text.isdigit() and len(text) < 10}
+    if len(numbers) < len(texts):
+        names = given or tuple(texts)
+        unknown = [text for text in texts if text not in names]
+        if unknown:
+            raise DataError(f"{str(folder)!r}: {_CLASSES} lacks the classes {_some(unknown)}, which shards hold")
+        return _at_least_two(folder, names), {text: names.index(text) for text in texts}
+    count = max(numbers.values()) + 1
+    if given and len(given) < count:
+        raise DataError(
+            f"{str(folder)!r}: {_CLASSES} has {len(given)} lines, and shards hold the label {count - 1}, "
+            "counted from 0"
+        )
+    if count > len(numbers) + 10_000:
+        raise DataError(f"{str(folder)!r}: shards hold the label {count - 1}, which can be no number of a class")
+    width = len(str(count - 1))
+    return _at_least_two(folder, given or tuple(f"{number:0{width}d}" for number in range(count))), numbers
+
+
+def _at_least_two(folder: Path, names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(names) < 2:
+        raise DataError(f"{str(folder)!r}: shards hold only the class {names[0]!r}; a classifier needs at least two")
+    return names
+
+
+def _given_classes(folder: Path) -> tuple[str, ...] | None:
+    path = folder / _CLASSES
+    if not path.is_file():
+        return None
+    if path.stat().st_size > _MOST_CLASSES_BYTES:
+        raise DataError(f"{str(path)!r} is too large for a list of classes; one a line is meant")
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{str(path)!r} cannot be read as UTF-8 text ({error})") from error
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise DataError(f"{str(path)!r} names the class {twice[0]!r} twice; remove one")
+    return names
+
+
+def _table(index: ShardIndex) -> str:
+    rows = []
+    for part in PARTS:
+        shards = index.of_part(part)
+        if shards:
+            size = sum(shard.num_bytes for shard in shards) / 2**20
+            rows.append((part, len(shards), index.count(part), f"{size:.1f}"))
+    return text_table(("split", "shards", "images", "MiB"), rows)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(repr(one_line(name)) for name in names[:_LISTED]) + (" …" if len(names) > _LISTED else "")

@@ -1,0 +1,265 @@
+"""Mean and deviation of each band over the training images, measured once and remembered by their content.
+
+They are robust against a few values that are none: what lies more than ``_FARTHEST`` robust deviations from the
+median is left out and told. No value of a sensor lies so far out; one patch of 1e25 would otherwise be all they show.
+"""
+
+import hashlib
+import json
+import math
+import time
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sat_vg.backbone_finetuning.data.checks.readable import run_in_order
+from sat_vg.backbone_finetuning.data.reading.decoding import Decoder
+from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
+from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.backbone_finetuning.utils.json_reading import read_json
+from sat_vg.backbone_finetuning.utils.terminal import progress
+
+_FORMAT = "sat_vg band statistics 2"  # raise it with any change of what is measured
+_FILE = "statistics.json"
+_FILE_BYTES = 2**16
+_FARTHEST = 1e4
+_LISTED = 3
+_KEPT = 20  # images with values that were left out that are remembered
+_RESOLUTION = 1e-7  # of float32: a deviation below this share of the mean is rounding
+
+
+@dataclass(frozen=True)
+class Moments:
+    """By band, of the values that are not missing; all float64 ``[C]``.
+
+    Attributes:
+        count: how many there are.
+        mean: of them.
+        squares: their squared distances from the mean, added up.
+    """
+
+    count: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    squares: NDArray[np.float64]
+
+
+class BandStatistics(NamedTuple):
+    """Mean and population deviation by band, in the files' own units.
+
+    Attributes:
+        mean: of all values that are not missing.
+        std: of the same.
+        note: a line for the user on what was done.
+        warnings: lines on values that were left out.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    note: str
+    warnings: tuple[str, ...] = ()
+
+
+class _Outlier(NamedTuple):
+    """A value of an image that was left out of the statistics, and how many images have such in this band."""
+
+    band: int
+    value: float
+    image: int
+    images: int
+
+
+class _Seen(NamedTuple):
+    """Of one image: the moments, and by band smallest value, quartiles and largest value ``[C, 5]``."""
+
+    moments: Moments
+    quartiles: NDArray[np.float64]
+
+
+def moments_of(image: Tensor) -> Moments:
+    """Of one image, float32 ``[C, H, W]``; NaN is missing. In double precision."""
+    rows = []
+    for band in image.flatten(1).numpy():  # one at a time, as each is held four times over
+        values = band[~np.isnan(band)].astype(np.float64)
+        mean = values.mean() if len(values) else 0.0
+        rows.append((len(values), mean, np.square(values - mean).sum()))
+    return Moments(*np.array(rows, np.float64).T)
+
+
+def combined(first: Moments, second: Moments) -> Moments:
+    """Of the values of both, without the cancellation of sums of squares (Chan, Golub & LeVeque, 1983)."""
+    count = first.count + second.count
+    share = np.divide(second.count, count, out=np.zeros_like(count), where=count > 0)
+    apart = second.mean - first.mean
+    squares = first.squares + second.squares + np.square(apart) * first.count * share
+    return Moments(count, first.mean + apart * share, squares)
+
+
+def measure_bands(
+    paths: Sequence[str], contents: Mapping[str, int], names: Sequence[str], decoder: Decoder, cache: BoundedCache
+) -> BandStatistics:
+    """Mean and deviation of each band, out of the cache or measured in one pass over the images.
+
+    Args:
+        paths: training images.
+        contents: fingerprints of their values by path.
+        names: of the bands, for messages.
+        decoder: gives float32 ``[C, H, W]``, NaN where a value is missing.
+        cache: where they are remembered.
+
+    Raises:
+        DataError: a band has no value, or only one, in all images; or an image cannot be read any more.
+    """
+    began = time.monotonic()
+    key = _key(paths, contents, decoder)
+    found = _find(cache, key, len(names), len(paths))
+    if found is not None:
+        mean, std, known = found
+        note = f"band statistics of {len(paths)} training images: found in {cache.folder}"
+        return BandStatistics(mean, std, note, _about(known, paths, names))
+    seen: list[_Seen] = []
+    with progress(total=len(paths), desc="band statistics", unit="image") as bar:
+        for few in run_in_order(paths, lambda path: _look_at(decoder.read(path))):
+            seen += few
+            bar.update(len(few))
+    low, high = _bounds(np.stack([one.quartiles for one in seen]), np.stack([_deviations(one) for one in seen]))
+    outliers: list[_Outlier] = []
+    total: Moments | None = None
+    for place, one in enumerate(seen):  # in the order of the paths, so that rounding does not depend on threads
+        smallest, largest = one.quartiles[:, 0], one.quartiles[:, -1]
+        moments, is_out = one.moments, (smallest < low) | (largest > high)
+        for band in np.flatnonzero(is_out):
+            value = largest[band] if largest[band] > high[band] else smallest[band]
+            outliers.append(_Outlier(int(band), float(value), place, 1))
+        if is_out.any():
+            moments = moments_of(_within(decoder.read(paths[place]), low, high))
+        total = moments if total is None else combined(total, moments)
+    assert total is not None, "a training has images"
+    _require_values(total, names)
+    mean, std = (tuple(map(float, values)) for values in (total.mean, np.sqrt(total.squares / total.count)))
+    few_outliers = _first_of(outliers)
+    _keep(cache, key, mean, std, few_outliers)
+    seconds = time.monotonic() - began
+    note = f"band statistics of {len(paths)} training images: made in {seconds:.1f} s"
+    return BandStatistics(mean, std, note, _about(few_outliers, paths, names))
+
+
+def _look_at(image: Tensor) -> _Seen:
+    rows = []
+    for band in image.flatten(1).numpy():
+        values = band[~np.isnan(band)]
+        rows.append(np.quantile(values, (0, 0.25, 0.5, 0.75, 1)) if len(values) else np.full(5, np.nan))
+    return _Seen(moments_of(image), np.array(rows, np.float64))
+
+
+def _deviations(seen: _Seen) -> NDArray[np.float64]:
+    """Of each band of an image; NaN where it is constant."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        std = np.sqrt(seen.moments.squares / seen.moments.count)
+    return np.where(std > 0, std, np.nan)
+
+
+def _bounds(quartiles: NDArray[np.float64], std: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+    """By band what lies ``_FARTHEST`` robust deviations below and above the median of the images' medians.
+
+    Such a deviation is the median of the images' interquartile ranges, or that range of their medians where it is
+    larger; of bands in which both are 0, as of sparse ones, the median of the images' deviations.
+
+    Args:
+        quartiles: smallest value, quartiles, largest value ``[N, C, 5]``; NaN where an image has no value.
+        std: ``[N, C]``, NaN where there is none.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of bands without values, which are refused later
+        middle = np.nanmedian(quartiles[..., 2], axis=0)
+        within = np.nanmedian(quartiles[..., 3] - quartiles[..., 1], axis=0)
+        first, third = np.nanquantile(quartiles[..., 2], (0.25, 0.75), axis=0)
+        fallback = np.nanmedian(std, axis=0)
+    spread = np.maximum(within, third - first)
+    spread = np.where(spread > 0, spread, fallback)
+    reach = _FARTHEST * np.where(np.isfinite(spread), spread, np.inf)
+    return middle - reach, middle + reach
+
+
+def _within(image: Tensor, low: NDArray[np.float64], high: NDArray[np.float64]) -> Tensor:
+    """The image with NaN for what lies outside of the bounds."""
+    bottom, top = (torch.from_numpy(values).to(torch.float32)[:, None, None] for values in (low, high))
+    return image.where((image >= bottom) & (image <= top), torch.nan)
+
+
+def _first_of(outliers: Sequence[_Outlier]) -> list[_Outlier]:
+    """The first few of each band, and how many images there are."""
+    count = Counter(one.band for one in outliers)
+    kept: list[_Outlier] = []
+    for one in outliers:
+        if sum(other.band == one.band for other in kept) < _LISTED and len(kept) < _KEPT:
+            kept.append(one._replace(images=count[one.band]))
+    return kept
+
+
+def _about(outliers: Sequence[_Outlier], paths: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    lines = []
+    for band in dict.fromkeys(one.band for one in outliers):
+        few = [one for one in outliers if one.band == band]
+        listed = ", ".join(f"{np.float32(one.value)} in {paths[one.image]!r}" for one in few)
+        count = few[0].images
+        lines.append(
+            f"band {names[band]!r} has values far from all others in {count} {'image' if count == 1 else 'images'}: "
+            f"{listed}{', …' if count > len(few) else ''}; they are left out of its mean and deviation. Correct "
+            "them, or name the value that stands for none with --nodata"
+        )
+    return tuple(lines)
+
+
+def _require_values(total: Moments, names: Sequence[str]) -> None:
+    for name, count, mean, squares in zip(names, total.count, total.mean, total.squares, strict=True):
+        if not count:
+            raise DataError(
+                f"band {name!r} has no value in any training image: all are nodata; leave it out of bands"
+            )
+        if squares <= count * (_RESOLUTION * mean) ** 2:
+            raise DataError(
+                f"band {name!r} is {mean:g} at every pixel of the training images, so it tells nothing; leave it out "
+                "of bands"
+            )
+
+
+def _key(paths: Sequence[str], contents: Mapping[str, int], decoder: Decoder) -> str:
+    digest = hashlib.blake2b(f"{_FORMAT}; numpy {np.__version__}; {decoder.key}".encode(), digest_size=16)
+    digest.update(np.array([contents[path] for path in paths], "<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _find(
+    cache: BoundedCache, key: str, bands: int, images: int
+) -> tuple[tuple[float, ...], tuple[float, ...], list[_Outlier]] | None:
+    folder = cache.find(key)
+    if folder is None:
+        return None
+    try:
+        content = read_json(folder / _FILE, _FILE_BYTES)
+        mean, std = (tuple(map(float, content[name])) for name in ("mean", "std"))
+        outliers = [_Outlier(int(b), float(v), int(i), int(n)) for b, v, i, n in content["outliers"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        cache.remove(key)
+        return None
+    sound = len(mean) == len(std) == bands and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
+    sound = sound and all(0 <= one.band < bands and 0 <= one.image < images for one in outliers)
+    return (mean, std, outliers) if sound else None
+
+
+def _keep(
+    cache: BoundedCache, key: str, mean: Sequence[float], std: Sequence[float], outliers: Sequence[_Outlier]
+) -> None:
+    try:
+        with cache.building(key, _FILE_BYTES) as folder:
+            if not isinstance(folder, NoRoom):
+                (folder / _FILE).write_text(json.dumps({"mean": mean, "std": std, "outliers": outliers}))
+    except OSError:
+        return  # a read-only or full disk costs the next run time, nothing more

@@ -1,0 +1,185 @@
+"""Training from a table: a CSV file with a line for each image, its class or classes, and maybe its split.
+
+Column ``path`` is relative to the file's folder. Column ``label`` holds the one class of an image; column ``labels``
+instead of it holds several with ``|`` (or another separator) between, or none. Column ``split`` holds train, val or
+test in every line, or is left out. Other columns are not looked at. What may not be named, ``image_tables`` says.
+"""
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sat_vg.backbone_finetuning.data.sources.class_names import SEPARATOR, judge_cells, names_in
+from sat_vg.backbone_finetuning.data.sources.image_tables import (
+    TABLE_ENDING,
+    Filling,
+    ImageTable,
+    Row,
+    read_image_table,
+)
+from sat_vg.backbone_finetuning.data.sources.listed_splits import Drawing, ListedImage, splits_of
+from sat_vg.backbone_finetuning.data.sources.splits import Splits
+from sat_vg.backbone_finetuning.utils.errors import DataError
+
+_LISTED = 10  # names shown in a message
+
+
+@dataclass(frozen=True)
+class SplitNames:
+    """What the column ``split`` calls train and val; test is ``test``."""
+
+    train: str = "train"
+    val: str = "val"
+
+    def part_of(self) -> dict[str, str]:
+        """Train, val and test by what they are called."""
+        return {self.train: "train", self.val: "val", "test": "test"}
+
+
+_USUAL_NAMES = SplitNames()
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a path is meant as that of a table and not of a folder."""
+    return path.suffix.lower() == TABLE_ENDING and not path.is_dir()
+
+
+def load_manifest(
+    path: Path,
+    *,
+    names: SplitNames = _USUAL_NAMES,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+    allow_outside: bool = False,
+    separator: str = SEPARATOR,
+) -> Splits:
+    """List the images of a table (see the top of this module), without opening them.
+
+    Args:
+        path: the CSV file, in UTF-8.
+        names: of the splits.
+        val_fraction: share of each class that becomes val where the table gives none, in (0, 1).
+        seed: of that split, which depends on nothing else but paths and classes, and not on the order of lines.
+        allow_outside: paths may lead out of the table's folder.
+        separator: between the classes of an image in the column ``labels``.
+
+    Returns:
+        The splits; a label is the place of its class among train's, sorted, or in ``label_sets`` with a column
+        ``labels``.
+
+    Raises:
+        DataError: the table cannot be read, a column or cell is missing or wrong, images are missing or there twice,
+            train has fewer than two classes, or val or test has a class that train lacks.
+    """
+    if not path.exists():
+        raise DataError(f"there is no file {str(path)!r}; check the path")
+    table = read_image_table(
+        path, ("label", "labels", "split"), Filling(("label",)), None if allow_outside else "--allow_outside true"
+    )
+    is_multi_label = _has_label_sets(path, table)
+    parts = _by_part(path, table.rows, names)
+    _require_once(path, table.rows)
+    _require_files(path, table.rows)
+    paths = _alike([row.path for row in table.rows])
+    listed = {
+        part: [
+            ListedImage(
+                paths[index], _classes_of(path, table.rows[index], separator), f"line {table.rows[index].line}"
+            )
+            for index in indices
+        ]
+        for part, indices in parts.items()
+    }
+    drawn = f", split by seed {seed}"
+    if len(parts) > 1 or "split" in table.rows[0].cells:
+        drawn = f", no line says {names.val!r}, so val is {100 * val_fraction:g}% of {names.train!r} by seed {seed}"
+    drawing = Drawing(val_fraction, seed, drawn)
+    splits = splits_of(listed, f"table {str(path)!r}", drawing, is_multi_label=is_multi_label)
+    column = "labels" if is_multi_label else "label"
+    doubts = judge_cells([row.cells[column] for row in table.rows], separator, column)
+    return replace(splits, notes=(*splits.notes, *(f"table {str(path)!r}: {doubt}" for doubt in doubts)))
+
+
+def _has_label_sets(path: Path, table: ImageTable) -> bool:
+    """Whether an image can have several classes or none."""
+    there = [name for name in ("label", "labels") if name in table.columns]
+    if len(there) == 1:
+        return there[0] == "labels"
+    if there:
+        raise DataError(f"{str(path)!r} has a column 'label' and a column 'labels'; keep the one that is meant")
+    near = difflib.get_close_matches("label", [name.lower() for name in table.columns], n=1)
+    hint = " (case counts)" if near and near[0] in ("label", "labels") else ""
+    raise DataError(
+        f"{str(path)!r} has no column 'label'{hint}; its first line holds {', '.join(map(repr, table.columns))}. Add "
+        f"the column label with one class for each image, or labels with several ('a{SEPARATOR}b') or none"
+    )
+
+
+def _classes_of(path: Path, row: Row, separator: str) -> tuple[str, ...]:
+    """The classes of an image, by name."""
+    if "label" in row.cells:
+        return (row.cells["label"],)
+    classes = names_in(row.cells["labels"], separator)
+    if not all(classes):
+        raise DataError(
+            f"{str(path)!r}, line {row.line}: labels = {row.cells['labels']!r} has no name before, between or after "
+            f"{separator!r}; write it in, or remove the {separator!r}"
+        )
+    return classes
+
+
+def _by_part(path: Path, rows: Sequence[Row], names: SplitNames) -> dict[str, list[int]]:
+    """Indices of the rows of train, val and test; all are train's where no line says anything."""
+    given = [row.cells.get("split", "") for row in rows]
+    if not any(given):
+        return {"train": list(range(len(rows)))}
+    part_of = names.part_of()
+    parts: dict[str, list[int]] = {}
+    for index, (row, split) in enumerate(zip(rows, given, strict=True)):
+        if not split:
+            raise DataError(
+                f"{str(path)!r}, line {row.line}: has no split, and other lines have one. Fill it in, or remove the "
+                "column split for a split by seed"
+            )
+        if split not in part_of:
+            raise DataError(
+                f"{str(path)!r}, line {row.line}: there is no split {split!r}, only {', '.join(part_of)}; write one "
+                "of these, or name yours with --train_split and --val_split"
+            )
+        parts.setdefault(part_of[split], []).append(index)
+    if "train" not in parts:
+        raise DataError(f"{str(path)!r} has no line with the split {names.train!r}; there is nothing to train on")
+    return parts
+
+
+def _require_once(path: Path, rows: Sequence[Row]) -> None:
+    """Refuse an image that is listed twice."""
+    lines: dict[str, int] = {}
+    for row in rows:
+        first = lines.setdefault(os.path.normpath(row.path), row.line)
+        if first != row.line:
+            raise DataError(
+                f"{str(path)!r}, line {row.line}: {row.given!r} is in line {first} already; keep one of them (for "
+                f"several classes use the column labels, with {SEPARATOR!r} between)"
+            )
+
+
+def _require_files(path: Path, rows: Sequence[Row]) -> None:
+    """Refuse images that are not there, all at once."""
+    missing = [row for row in rows if not os.path.isfile(row.path)]  # noqa: PTH113 - Path raises at long names
+    if missing:
+        shown = "\n".join(f"  line {row.line}: {row.given!r}" for row in missing[:_LISTED])
+        more = f"\n  and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
+        raise DataError(
+            f"{len(missing)} of the {len(rows)} images of {str(path)!r} are not there:\n{shown}{more}\n"
+            f"Paths are relative to the table's folder, {str(path.parent.absolute())!r}; mend or remove the lines"
+        )
+
+
+def _alike(paths: Sequence[str]) -> list[str]:
+    """All paths relative or all absolute, so that what they have in common can be told."""
+    if not any(Path(path).is_absolute() for path in paths):
+        return list(paths)
+    return [str(Path(path).absolute()) for path in paths]

@@ -1,0 +1,340 @@
+"""Every image decoded once before training, so that a bad file shows at the start and not in epoch 7.
+
+On the way each image gets a fingerprint of its pixels, by which ``duplicates`` finds copies, and is measured. All of
+it is remembered between runs, so the second run on the same images decodes none.
+"""
+
+import hashlib
+import math
+import os
+import zipfile
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import PIL
+import torchvision
+from torch import Tensor
+from tqdm import tqdm
+
+from sat_vg.backbone_finetuning.data.checks.image_traits import Traits
+from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER, Decoder
+from sat_vg.backbone_finetuning.data.shards.paths import ShardPath
+from sat_vg.backbone_finetuning.data.sources.splits import Splits
+from sat_vg.backbone_finetuning.utils.cores import usable_cores
+from sat_vg.backbone_finetuning.utils.errors import DataError, WriteError
+from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
+from sat_vg.backbone_finetuning.utils.printable import one_line
+from sat_vg.backbone_finetuning.utils.regular_files import open_regular
+from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
+from sat_vg.backbone_finetuning.utils.torch_archives import DamagedFileError, RefusedFileError, require_plain_zip
+
+_BATCH = 64  # images per task: a task costs some 50 microseconds of bookkeeping, a small JPEG 100
+_LISTED = 10
+READABLE_IMAGES = "readable_images.npz"  # in the cache folder
+LEFT_OUT = "skipped_images.txt"  # in the log folder
+_MAX_RECORD_BYTES = 2**31  # of some 10**8 images; no cache of ours is larger
+# What other versions could read is no promise for these.
+_GDAL = "with" if find_spec("rasterio") else "without"
+_RECORD_FORMAT = (
+    f"sat_vg readable images 5; pillow {PIL.__version__}; torchvision {torchvision.__version__}; {_GDAL} rasterio"
+)
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image that cannot be decoded.
+
+    Attributes:
+        path: the file, as it was given.
+        reason: what is wrong with it, without the path.
+    """
+
+    path: str
+    reason: str
+
+
+class Examined(NamedTuple):
+    """What a pass over images found.
+
+    Attributes:
+        bad: the images that cannot be decoded, in the order of the paths.
+        contents: of every other path a fingerprint of its pixels (see ``content_of``).
+        looks: of every other path what ``look`` gave, if it was asked for.
+        sizes: of every other path its height and width in pixels.
+        traits: of every other path what its file says of its values.
+    """
+
+    bad: list[BadImage]
+    contents: dict[str, int]
+    looks: dict[str, Any]
+    sizes: dict[str, tuple[int, int]]
+    traits: dict[str, Traits]
+
+
+class Readable(NamedTuple):
+    """Splits of which every image can be decoded.
+
+    Attributes:
+        splits: the images.
+        left_out: images that could not be decoded.
+        contents: of every path a fingerprint of its pixels.
+        sizes: of every path its height and width in pixels.
+        traits: of every path what its file says of its values.
+    """
+
+    splits: Splits
+    left_out: list[BadImage]
+    contents: dict[str, int]
+    sizes: dict[str, tuple[int, int]]
+    traits: dict[str, Traits]
+
+
+class _Remembered(NamedTuple):
+    content: int
+    height: int
+    width: int
+    traits: Traits = Traits()
+
+
+class _Checked(NamedTuple):
+    path: str
+    key: int | None  # under which the record holds an image that decodes
+    image: _Remembered
+    look: Any
+    bad: BadImage | None
+
+
+def examine_images(
+    paths: Sequence[str],
+    *,
+    record: Path | None = None,
+    look: Callable[[Tensor], Any] | None = None,
+    threads: int | None = None,
+    show_progress: bool = True,
+    decoder: Decoder = RGB_DECODER,
+) -> Examined:
+    """Decode every image; report those that cannot be, and fingerprint the others.
+
+    Args:
+        paths: image files.
+        record: file that remembers which images decoded well, by path, size, inode and times, and their fingerprints,
+            so that a later check passes over them. It is a cache: if it is damaged, of another version or cannot
+            be written, the images are decoded. None remembers nothing.
+        look: called with every decoded image, uint8 ``[3, H, W]``, in some thread; no image is passed over then.
+        threads: images decoded at a time; by default one per available core.
+        show_progress: show a progress bar where stderr is a terminal.
+        decoder: how they are decoded; what one could read is no promise for another.
+    """
+    known = _read_record(record) if record is not None else {}
+    before = len(known)
+    examined = Examined([], {}, {}, {}, {})
+    passed_over = known if look is None else {}
+    bar = tqdm(total=len(paths), desc="checking images", unit="image", disable=None if show_progress else True)
+    try:
+        with bar:
+            for results in run_in_order(paths, lambda path: _check(path, passed_over, look, decoder), threads):
+                known.update({result.key: result.image for result in results if result.key is not None})
+                good = [result for result in results if result.bad is None]
+                examined.contents.update({result.path: result.image.content for result in good})
+                examined.sizes.update({result.path: (result.image.height, result.image.width) for result in good})
+                examined.traits.update({result.path: result.image.traits for result in good})
+                if look is not None:
+                    examined.looks.update({result.path: result.look for result in good})
+                examined.bad.extend(result.bad for result in results if result.bad is not None)
+                bar.update(len(results))
+    finally:  # what was checked before Ctrl-C need not be checked again
+        if record is not None and (len(known) > before or look is not None):
+            _write_record(record, known)
+    return examined
+
+
+def find_unreadable(paths: Sequence[str], **options: Any) -> list[BadImage]:
+    """The images that cannot be decoded, in the order of ``paths``; options as of ``examine_images``."""
+    return examine_images(paths, **options).bad
+
+
+def require_readable(
+    splits: Splits,
+    policy: Literal["error", "skip"],
+    *,
+    max_bad_fraction: float = 0.01,
+    record: Path | None = None,
+    threads: int | None = None,
+    show_progress: bool = True,
+    decoder: Decoder = RGB_DECODER,
+) -> Readable:
+    """Check all images of the splits and deal with the bad ones.
+
+    Args:
+        splits: the images.
+        policy: ``"error"`` raises if any image is bad; ``"skip"`` leaves the bad ones out.
+        max_bad_fraction: share of all images that ``"skip"`` may leave out.
+        record: see ``examine_images``.
+        threads: see ``examine_images``.
+        show_progress: see ``examine_images``.
+        decoder: see ``examine_images``.
+
+    Returns:
+        The splits without bad images, the bad images (empty unless ``policy`` is ``"skip"``), fingerprints and sizes.
+
+    Raises:
+        DataError: an image is bad and ``policy`` is ``"error"``, or too many are, or leaving the bad ones out
+            would empty val or a class of train.
+    """
+    paths = [path for split in splits.parts for path in split.paths]
+    examined = examine_images(paths, record=record, threads=threads, show_progress=show_progress, decoder=decoder)
+    bad, contents, sizes, traits = examined.bad, examined.contents, examined.sizes, examined.traits
+    if not bad:
+        return Readable(splits, [], contents, sizes, traits)
+    if policy == "error":
+        raise DataError(
+            f"{len(bad)} of {len(paths)} images cannot be read:\n{_listing(bad)}\n"
+            "Mend or remove them, or leave them out with --on_bad_image skip"
+        )
+    fraction = len(bad) / len(paths)
+    if fraction > max_bad_fraction:
+        enough = math.ceil(1000 * fraction) / 1000
+        raise DataError(
+            f"{len(bad)} of {len(paths)} images cannot be read, {100 * fraction:.2g} % of them, and at most "
+            f"{100 * max_bad_fraction:g} % may be left out:\n{_listing(bad)}\n"
+            f"So many point to a damaged copy: mend them, or allow it with --max_bad_fraction {enough:g}"
+        )
+    kept = splits.without({image.path for image in bad})
+    counts = kept.train.class_counts()
+    emptied = [name for name, count in zip(kept.class_names, counts, strict=True) if not count]
+    if emptied or not len(kept.val):
+        what = "val" if not emptied else f"train's classes {', '.join(map(repr, emptied[:_LISTED]))}"
+        raise DataError(
+            f"leaving out the {len(bad)} images that cannot be read would leave nothing of {what}:\n"
+            f"{_listing(bad)}\nMend these images or add others"
+        )
+    return Readable(kept, bad, contents, sizes, traits)
+
+
+def write_left_out(path: Path, left_out: Sequence[BadImage]) -> None:
+    """Write a line for each image that was left out, its path and the reason with a tab between; none: no file.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    lines = [f"{one_line(image.path)}\t{one_line(image.reason)}\n" for image in left_out]
+    try:
+        if lines:
+            write_text(path, "".join(lines))
+        else:
+            path.unlink(missing_ok=True)  # of an earlier run in the same folder
+    except OSError as error:
+        raise WriteError(f"{str(path)!r} cannot be written ({error.strerror or error}); make room there") from error
+
+
+def content_of(image: Tensor) -> int:
+    """A fingerprint of size and pixels of an image: 63 bits of a hash.
+
+    Of the pixels and not of the file, so that a copy with other metadata or in another lossless format is one.
+    Two different images in a million share one with a chance of 1 in 10**7.
+
+    Args:
+        image: uint8 ``[3, H, W]``, or float32 ``[C, H, W]`` in which NaN is a missing value.
+    """
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=8)
+    digest.update(pixels.reshape(-1).data)  # numbers of another type take more bytes, so none are taken for these
+    return int.from_bytes(digest.digest(), "little") >> 1
+
+
+def _listing(bad: Sequence[BadImage]) -> str:
+    lines = [f"  {image.path!r}: {image.reason}" for image in bad[:_LISTED]]
+    return "\n".join(lines + ([f"  and {len(bad) - _LISTED} more"] if len(bad) > _LISTED else []))
+
+
+def run_in_order(paths: Iterable[str], work: Callable[[str], T], threads: int | None = None) -> Iterator[list[T]]:
+    """Work on images in threads; results come in batches, in order, and few batches are held at a time."""
+    remaining, threads = iter(paths), threads or min(32, usable_cores())
+    waiting: deque[Future[list[T]]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="check-images") as pool:
+        while True:
+            while len(waiting) < 2 * threads and (batch := list(islice(remaining, _BATCH))):
+                waiting.append(pool.submit(lambda batch: [work(path) for path in batch], batch))
+            if not waiting:
+                return
+            yield waiting.popleft().result()
+
+
+def _check(
+    path: str, known: Mapping[int, _Remembered], look: Callable[[Tensor], Any] | None, decoder: Decoder
+) -> _Checked:
+    # Taken before decoding: a file that changes meanwhile is then decoded again next time.
+    key = _key(path, decoder)
+    if key is not None and key in known:
+        return _Checked(path, key, known[key], None, None)
+    picture = decoder.examine(path)
+    if isinstance(picture, str):
+        return _Checked(path, None, _Remembered(0, 0, 0), None, BadImage(path, picture))
+    image = picture.pixels
+    seen = _Remembered(content_of(image), image.shape[1], image.shape[2], picture.traits)
+    return _Checked(path, key, seen, look(image) if look else None, None)
+
+
+def _key(path: str, decoder: Decoder = RGB_DECODER) -> int | None:
+    """64 bits of a hash of path, size, inode, times and decoder; None if the file cannot be looked at.
+
+    A million images take 8 MB as such; that a bad image passes for a known one has a chance of 1 in 10**13.
+    """
+    try:
+        stamp = path.stamp() if isinstance(path, ShardPath) else stamp_of(path)
+    except (OSError, ValueError):
+        return None
+    text = os.fsencode(Path(path).absolute()) + b"\0" + stamp.encode()
+    if decoder.key:
+        text += b"\0" + decoder.key.encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def _read_record(record: Path) -> dict[int, _Remembered]:
+    """The images that are known to decode; none if the record is missing, damaged or foreign."""
+    try:
+        with open_regular(record) as file:
+            if os.fstat(file.fileno()).st_size > _MAX_RECORD_BYTES:
+                return {}
+            require_plain_zip(file)
+            file.seek(0)
+            content = np.load(file, allow_pickle=False)
+            columns = [content[name] for name in ("keys", "contents", "heights", "widths")]
+            if str(content["format"]) != _RECORD_FORMAT or any(column.dtype != np.uint64 for column in columns):
+                return {}
+            traits = [Traits.from_json(str(text)) for text in content["traits"].ravel()]
+            kinds = content["kinds"].ravel().tolist()
+            rows = zip(*(column.ravel().tolist() for column in columns), kinds, strict=True)
+            return {key: _Remembered(one, height, width, traits[kind]) for key, one, height, width, kind in rows}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, MemoryError):
+        return {}
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, DamagedFileError, RefusedFileError):
+        return {}
+
+
+def _write_record(record: Path, known: Mapping[int, _Remembered]) -> None:
+    table = np.array([(key, *known[key][:3]) for key in sorted(known)], dtype=np.uint64).reshape(-1, 4)
+    columns = dict(zip(("keys", "contents", "heights", "widths"), table.T, strict=True))
+    number_of: dict[Traits, int] = {}  # most images share them
+    kinds = np.array(
+        [number_of.setdefault(known[key].traits, len(number_of)) for key in sorted(known)], dtype=np.uint64
+    )
+    traits = np.array([one.to_json() for one in number_of], dtype=np.str_)
+    try:
+        record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with atomic_write(record) as file:
+            Path(file.name).chmod(0o600)
+            np.savez(file, format=np.array(_RECORD_FORMAT), kinds=kinds, traits=traits, **columns)
+    except OSError:
+        return  # a read-only or full disk costs the next check time, nothing more

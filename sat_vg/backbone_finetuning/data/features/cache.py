@@ -1,0 +1,185 @@
+"""What frozen stages make of images, computed once and memory-mapped. The stages are a function from outside."""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sat_vg.backbone_finetuning.data.loading.loaders import Batch, Pass
+from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
+from sat_vg.backbone_finetuning.utils.ranks import OneRank
+from sat_vg.backbone_finetuning.utils.regular_files import open_regular
+from sat_vg.backbone_finetuning.utils.terminal import progress
+
+_FILE = "features.bin"
+
+
+class NotKept(NamedTuple):
+    """The cache's folder cannot be written to: ``reason`` says why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class FeatureShape:
+    """What the function gives for one image.
+
+    Attributes:
+        shape: of the feature, without the batch.
+        dim_order: its dimensions from the outermost in memory to the innermost; channels-last maps are stored so.
+        dtype: of its numbers.
+    """
+
+    shape: tuple[int, ...]
+    dim_order: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, features: Tensor) -> "FeatureShape":
+        """Measured on an example ``[B, ...]`` with the batch outermost, B of 2 or more."""
+        strides = features.stride()
+        order = sorted(range(1, features.ndim), key=lambda dim: (-strides[dim], dim))
+        return cls(tuple(features.shape[1:]), tuple(dim - 1 for dim in order), features.dtype)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of one image."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+class StoredFeatures:
+    """Features of images in one or more views, in a mapped file.
+
+    Args:
+        file: of all numbers; it may be unlinked later.
+        shape: of one image's features.
+        num_images: how many images.
+        num_views: how often each is augmented in another way.
+        writable: whether ``put`` may be called.
+    """
+
+    def __init__(
+        self, file: Path, shape: FeatureShape, num_images: int, num_views: int, writable: bool = False
+    ) -> None:
+        self.num_views = num_views
+        stored = tuple(shape.shape[dim] for dim in shape.dim_order)
+        # "c": nobody writes, but torch wants memory that could be written to.
+        with open_regular(file, os.O_RDWR if writable else os.O_RDONLY) as opened:
+            size = os.fstat(opened.fileno()).st_size
+            if size != shape.num_bytes * num_images * num_views:
+                raise ValueError(f"{str(file)!r} has {size} bytes")
+            mapped = np.memmap(opened, dtype=np.uint8, mode="r+" if writable else "c")
+        self._values = torch.from_numpy(mapped).view(shape.dtype).view(num_views, num_images, *stored)
+        self._back = [0, *(1 + shape.dim_order.index(dim) for dim in range(len(stored)))]
+        self._forth = [0, *(1 + dim for dim in shape.dim_order)]
+
+    def put(self, view: int, indices: Tensor, features: Tensor) -> None:
+        """Store ``features [B, ...]`` of the images ``indices [B]``."""
+        self._values[view].index_copy_(0, indices, features.permute(self._forth).cpu())
+
+    def get(self, view: int, indices: Tensor) -> Tensor:
+        """The features ``[B, ...]`` of the images ``indices [B]``, a copy, in the memory format they came in."""
+        return self._values[view].index_select(0, indices).permute(self._back)
+
+
+def find_features(
+    cache: BoundedCache, key: str, shape: FeatureShape, num_images: int, num_views: int
+) -> StoredFeatures | None:
+    """Features that an earlier run has stored; None if there are none. A damaged file is removed."""
+    folder = cache.find(key)
+    if folder is None:
+        return None
+    try:
+        return StoredFeatures(folder / _FILE, shape, num_images, num_views)
+    except (OSError, ValueError):
+        cache.remove(key)
+        return None
+
+
+def compute_features(
+    cache: BoundedCache,
+    key: str,
+    shape: FeatureShape,
+    passes: Sequence[Pass],
+    function: Callable[[Batch], Tensor],
+    should_stop: Callable[[], bool],
+    machine: OneRank,
+) -> StoredFeatures | NoRoom | NotKept | None:
+    """Run a function over all images in all views, and store what it gives; the machine's processes share the work.
+
+    Args:
+        cache: where.
+        key: a hash of all that the features depend on.
+        shape: of one image's features.
+        passes: one over all images for each view.
+        function: a batch of images → features ``[B, ...]``.
+        should_stop: asked after every batch.
+        machine: the processes that build this entry together, on one disk.
+
+    Returns:
+        The features; or why they cannot be kept; or None where it was stopped.
+
+    Raises:
+        OSError: the cache's folder cannot be written to any more.
+    """
+    num_images, num_views = sum(map(len, passes[0].indices)), len(passes)
+    num_bytes = shape.num_bytes * num_images * num_views
+    try:
+        with ExitStack() as stack:
+            building = cache.building(key, num_bytes)
+            folder = machine.from_first(lambda: _begin(stack, building, num_bytes))
+            if not isinstance(folder, Path):
+                return folder
+            stored = StoredFeatures(folder / _FILE, shape, num_images, num_views, writable=True)
+            own = [batches.shared(machine.share) for batches in passes]
+            was_stopped = not _fill(stored, own, function, should_stop)
+            if any(machine.largest(was_stopped)):
+                raise _Stopped
+    except _Stopped:
+        return None
+    return stored
+
+
+def _begin(
+    stack: ExitStack, building: AbstractContextManager[Path | NoRoom], num_bytes: int
+) -> Path | NoRoom | NotKept:
+    """Make the file, in its full size, where there is room for it; all processes are told if it cannot be made."""
+    try:
+        with ExitStack() as undo:
+            folder = undo.enter_context(building)
+            if not isinstance(folder, NoRoom):
+                with (folder / _FILE).open("wb") as file:
+                    # Without this a disk that fills up later would end the process with a bus error.
+                    os.posix_fallocate(file.fileno(), 0, num_bytes)
+            stack.push(undo.pop_all())
+    except OSError as error:
+        return NotKept(error.strerror or str(error))
+    return folder
+
+
+def _fill(
+    stored: StoredFeatures,
+    passes: Sequence[Pass],
+    function: Callable[[Batch], Tensor],
+    should_stop: Callable[[], bool],
+) -> bool:
+    """Store what the function gives; tells whether it came to the end."""
+    with progress(total=sum(map(len, passes)), desc="frozen stages", unit="batch") as bar:
+        for view, batches in enumerate(passes):
+            for batch in batches:
+                stored.put(view, batch.indices, function(batch))
+                bar.update()
+                if should_stop():
+                    return False
+    return True
+
+
+class _Stopped(Exception):
+    """Leaves a folder that is being built without publishing it."""

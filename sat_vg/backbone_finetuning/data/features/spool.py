@@ -1,0 +1,206 @@
+"""Features on their way to a file: a folder beside it that a killed extraction goes on from.
+
+It holds the numbers of each column in a plain file, row after row, and ``progress.json``: how many images are done,
+and a hash of which ones these were. Progress is saved after the numbers are on the disk, and what lies behind it is
+dropped, so an extraction that was stopped at whatever instant goes on with neither a gap nor anything twice.
+"""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from sat_vg.backbone_finetuning.data.sources.image_lists import ImageList
+from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
+from sat_vg.backbone_finetuning.utils.json_reading import read_json
+from sat_vg.backbone_finetuning.utils.safe_files import remove_unfinished, write_text
+
+PROGRESS = "progress.json"
+_SAVE_EVERY_S = 1.0
+_MOST_PROGRESS_BYTES = 2**30
+
+
+@dataclass
+class Progress:
+    """How far an extraction is.
+
+    Attributes:
+        settings: says what decides the numbers: weights, stages, number formats.
+        done: images that were read, from the first on.
+        seen: hash of these images' paths, labels, sizes and times of change.
+        left_out: place and reason of each of them that could not be read; the others are rows of the spool.
+    """
+
+    settings: str
+    done: int = 0
+    seen: str = ""
+    left_out: list[tuple[int, str]] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """Images in the spool."""
+        return self.done - len(self.left_out)
+
+    def advance(self, images: ImageList, reasons: Sequence[str | None]) -> None:
+        """Note the images that were read next, each with the reason if it could not be."""
+        for reason in reasons:
+            if reason is not None:
+                self.left_out.append((self.done, reason))
+            self.seen = _chained(self.seen, images, self.done)
+            self.done += 1
+
+
+def hash_of_images(images: ImageList, count: int | None = None) -> str:
+    """A hash of the first images' paths, labels, sizes, inodes and times; of all, if ``count`` is not given."""
+    seen = ""
+    for place in range(len(images) if count is None else count):
+        seen = _chained(seen, images, place)
+    return seen
+
+
+def _chained(before: str, images: ImageList, place: int) -> str:
+    path, label = images.paths[place], images.labels[place] if images.labels else None
+    try:
+        found = stamp_of(path)
+    except (OSError, ValueError):
+        found = None
+    text = f"{before}\n{(path, label, found)!r}"
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """An array in a plain file, of which slices are read; mapped into memory it would count as the process's own.
+
+    Attributes:
+        path: of the file, which may be longer.
+        dtype: of the numbers.
+        shape: rows first.
+    """
+
+    path: Path
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        start, stop, _ = rows.indices(len(self))
+        width = math.prod(self.shape[1:])
+        offset = start * width * self.dtype.itemsize
+        values = np.fromfile(self.path, self.dtype, count=max(0, stop - start) * width, offset=offset)
+        return values.reshape(-1, *self.shape[1:])
+
+
+class Spool:
+    """Rows of arrays on the disk, and how many of them count.
+
+    Args:
+        folder: where; it must exist when the spool is opened.
+        columns: the shape of one image's entry, by name.
+        dtype: of all numbers.
+        settings: what decides the numbers; rows that were made with others are dropped.
+    """
+
+    def __init__(self, folder: Path, columns: Mapping[str, tuple[int, ...]], dtype: str, settings: str) -> None:
+        self.folder, self.columns, self.dtype = folder, dict(columns), np.dtype(dtype)
+        self.progress = Progress(settings)
+        self._paths = {name: folder / f"{number}.raw" for number, name in enumerate(columns)}
+        self._files: dict[str, BinaryIO] = {}
+        self._saved_at = -np.inf
+
+    @property
+    def row_bytes(self) -> int:
+        """Of one image in all columns."""
+        return sum(map(self._bytes_of, self.columns))
+
+    def _bytes_of(self, name: str) -> int:
+        return math.prod(self.columns[name]) * self.dtype.itemsize
+
+    def open(self, images: ImageList) -> None:
+        """Get ready to append, behind the rows of an earlier run where these are the first of ``images``."""
+        remove_unfinished(self.folder, [PROGRESS])
+        earlier = self._read_progress()
+        if earlier is not None and earlier.done <= len(images):
+            is_whole = all(
+                path.is_file() and path.stat().st_size >= earlier.rows * self._bytes_of(name)
+                for name, path in self._paths.items()
+            )
+            if is_whole and earlier.seen == hash_of_images(images, earlier.done):
+                self.progress = earlier
+        for name, path in self._paths.items():
+            if not path.is_file():
+                path.unlink(missing_ok=True)  # a pipe, or a link that leads nowhere
+                path.touch()
+            file = self._files[name] = path.open("r+b", buffering=0)
+            file.truncate(self.progress.rows * self._bytes_of(name))
+            file.seek(0, os.SEEK_END)
+
+    def _read_progress(self) -> Progress | None:
+        """Of an earlier run with the same settings; None where there is none, or nothing that can be used."""
+        try:
+            content = read_json(self.folder / PROGRESS, _MOST_PROGRESS_BYTES)
+            left_out = [(place, str(reason)) for place, reason in content["left_out"]]
+            found = Progress(content["settings"], content["done"], content["seen"], left_out)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        places = [place for place, _ in left_out]
+        if not all(type(number) is int for number in (found.done, *places)):
+            return None
+        is_sound = places == sorted(set(places)) and all(0 <= place < found.done for place in places)
+        return found if is_sound and found.settings == self.progress.settings and found.rows >= 0 else None
+
+    def append(self, arrays: Mapping[str, np.ndarray], images: ImageList, reasons: Sequence[str | None]) -> None:
+        """Append the rows of the images that were read next; now and then the progress is saved.
+
+        Args:
+            arrays: ``[rows, *columns[name]]`` by name, of those that could be read.
+            images: all images.
+            reasons: for each of those read next, why it could not be, or None.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        for name, file in self._files.items():
+            array = np.ascontiguousarray(arrays[name], dtype=self.dtype)
+            assert array.shape[1:] == self.columns[name], (name, array.shape)
+            rest = memoryview(array.tobytes())
+            while rest:  # an unbuffered file may take less than it is given
+                rest = rest[file.write(rest) :]
+        self.progress.advance(images, reasons)
+        if time.monotonic() - self._saved_at >= _SAVE_EVERY_S:
+            self.save()
+
+    def save(self) -> None:
+        """Bring the rows, and then the progress, to the disk.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        for file in self._files.values():
+            os.fsync(file.fileno())
+        write_text(self.folder / PROGRESS, json.dumps(asdict(self.progress)))
+        self._saved_at = time.monotonic()
+
+    def close(self) -> None:
+        """Close the files; they stay."""
+        while self._files:
+            self._files.popitem()[1].close()
+
+    def arrays(self) -> dict[str, StoredRows]:
+        """The rows of each column, ``[rows, …]``."""
+        rows = self.progress.rows
+        return {name: StoredRows(path, self.dtype, (rows, *self.columns[name])) for name, path in self._paths.items()}
+
+    def remove(self) -> None:
+        """Remove the spool's files."""
+        for path in (*self._paths.values(), self.folder / PROGRESS):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Batches of augmented images, in a seeded order."""

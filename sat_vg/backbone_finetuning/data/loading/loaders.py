@@ -1,0 +1,261 @@
+"""Datasets and loaders: keys of samples in, uint8 batches out, the same with any number of workers."""
+
+import multiprocessing
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, InOrder, Part, PartKey, RunningPass, SampleKey
+from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
+from sat_vg.backbone_finetuning.data.sources.splits import Split
+from sat_vg.backbone_finetuning.utils.ranks import Share
+from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, seed_default_generator
+from sat_vg.backbone_finetuning.utils.stop_signals import STOP_SIGNALS
+
+
+class Batch(NamedTuple):
+    """A batch as it leaves the loader.
+
+    Attributes:
+        images: uint8 ``[B, 3, H, W]``; of GeoTIFFs float32 ``[B, C, H, W]``.
+        targets: float32 ``[B, num_classes]``; each row sums to 1, but where images can have several classes or none.
+        indices: int64 ``[B]``, the images' places in their split.
+    """
+
+    images: Tensor
+    targets: Tensor
+    indices: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on another device."""
+        # Only CUDA keeps what it still copies from: MPS would read memory that is someone else's by then.
+        is_cuda = device.type == "cuda"
+        return Batch(
+            self.images.to(device, non_blocking=is_cuda), self.targets.to(device, non_blocking=is_cuda), self.indices
+        )
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory, for quick copies to a GPU."""
+        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.indices)
+
+
+class ImageDataset(Dataset[tuple[Tensor, int, int]]):
+    """Decoded and transformed images of a split; the transform's random numbers depend on the key alone.
+
+    Args:
+        split: the images.
+        transform: uint8 ``[3, height, width]`` → uint8 ``[3, H, W]``.
+        seed: the run's.
+        read: a file's path → its image, uint8 ``[3, height, width]``.
+    """
+
+    def __init__(
+        self, split: Split, transform: nn.Module, seed: int, read: Callable[[str], Tensor] = decode_rgb
+    ) -> None:
+        self.split, self.transform, self.seed, self.read = split, transform, seed, read
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, key: SampleKey) -> tuple[Tensor, int, int]:
+        """Image (uint8 ``[3, H, W]``), label and index of the sample ``(view, index)``."""
+        view, index = key
+        seed_default_generator(derive_seed(self.seed, Purpose.SAMPLE, view, index))
+        return self.transform(self.read(self.split.paths[index])), self.split.labels[index], index
+
+
+class _Parts(Dataset[tuple[Tensor, int, int]]):
+    """The datasets of a run as one, so that one set of worker processes serves all of them."""
+
+    def __init__(self, parts: Mapping[Part, ImageDataset]) -> None:
+        self.parts = parts
+
+    def __getitem__(self, key: PartKey) -> tuple[Tensor, int, int]:
+        part, view, index = key
+        return self.parts[part][view, index]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who decodes images.
+
+    Attributes:
+        count: processes; 0: the training process itself.
+        device: where batches go.
+        timeout: seconds to wait for a batch before RuntimeError, which ``why_loading_failed`` explains; 0: for ever.
+    """
+
+    count: int
+    device: torch.device
+    timeout: int = 0
+
+
+class ImageBatches:
+    """All passes over a run's images, by one set of workers that lives through them.
+
+    Only one pass can be under way at a time.
+
+    Args:
+        parts: the datasets.
+        plan: of the training batches.
+        in_order_size: images in a batch of the other passes.
+        workers: who decodes.
+    """
+
+    def __init__(
+        self, parts: Mapping[Part, ImageDataset], plan: BatchPlan, in_order_size: int, workers: Workers
+    ) -> None:
+        self.parts, self.plan, self.in_order_size = parts, plan, in_order_size
+        self._running = RunningPass()
+        self._loader = _loader(
+            _Parts(parts), self._running, _Collate(target_rows(parts[Part.TRAINING].split)), workers
+        )
+
+    def training(self, epoch: int, view: int, first_batch: int = 0) -> "Pass":
+        """This process's share of an epoch's batches, from any one on; ``view`` numbers the images' augmentation."""
+        return Pass(self._loader, self._running, Part.TRAINING, view, self.plan.own_batches(epoch)[first_batch:])
+
+    def in_order(self, part: Part, view: int = 0) -> "Pass":
+        """Every image of a part once, in its order."""
+        batches = [few.tolist() for few in torch.arange(len(self.parts[part])).split(self.in_order_size)]
+        return Pass(self._loader, self._running, part, view, batches)
+
+
+class Pass:
+    """One pass over images; may be iterated again once an iteration has ended.
+
+    Attributes:
+        indices: of the images, batch by batch.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Batch],
+        running: RunningPass,
+        part: Part,
+        view: int,
+        indices: Sequence[Sequence[int]],
+    ) -> None:
+        self._loader, self._running, self._part, self._view = loader, running, part, view
+        self.indices = indices
+
+    def shared(self, share: Share) -> "Pass":
+        """The batches of one of several processes."""
+        return Pass(self._loader, self._running, self._part, self._view, share.of_many(self.indices))
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._running.begin(self._part, self._view, self.indices)
+        return iter(self._loader)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def target_rows(split: Split) -> Tensor:
+    """The target of each label, float32 ``[num_labels, num_classes]``: ones at its classes."""
+    sets = split.label_sets
+    if sets is None:
+        return torch.eye(len(split.class_names))
+    rows = torch.zeros(len(sets), len(split.class_names))
+    for row, classes in zip(rows, sets, strict=True):
+        row[list(classes)] = 1
+    return rows
+
+
+class _Collate:
+    """Stacks samples into a ``Batch`` with the targets of their labels.
+
+    Args:
+        rows: what ``target_rows`` gives.
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def __call__(self, samples: Sequence[tuple[Tensor, int, int]]) -> Batch:
+        images, labels, indices = zip(*samples, strict=True)
+        return Batch(torch.stack(images), self.rows[torch.tensor(labels)], torch.tensor(indices))
+
+
+def _leave_signals_to_the_parent(worker_id: int) -> None:
+    """Let a worker outlive Ctrl-C and what schedulers send to all processes, so that the step can be finished."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigtimedwait"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # blocked ones are not ignored, but wait
+        threading.Thread(target=_obey_the_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey_the_parent(starter: int) -> None:
+    """End this worker with the process that started it, or when its loader says so."""
+    parent = multiprocessing.parent_process()
+    obeyed = {starter, parent.pid if parent is not None else starter}
+    while os.getppid() == starter:
+        asked = signal.sigtimedwait({signal.SIGTERM}, 1.0)
+        if asked is not None and asked.si_pid in obeyed:
+            break
+    os._exit(0)
+
+
+def validation_loader(dataset: ImageDataset, batch_size: int, workers: Workers) -> DataLoader[Batch]:
+    """A loader that yields every image once, in order; its workers end with the pass."""
+    batches = InOrder(len(dataset), batch_size)
+    return _loader(dataset, batches, _Collate(target_rows(dataset.split)), workers, is_read_again=False)
+
+
+def why_loading_failed(error: RuntimeError) -> str | None:
+    """What an error of a loader means and what to do about it; None if it is none of a loader's.
+
+    The loader of torch raises plain RuntimeErrors, which only their texts tell apart.
+    """
+    text = str(error)
+    if "DataLoader timed out" in text:
+        seconds = re.search(r"after ([\d.]+) seconds", text)
+        return (
+            f"the worker processes handed over no batch for {seconds.group(1) if seconds else 'many'} seconds. The "
+            "disk or network share of the images may hang; if it is only slow, raise --loader_timeout (0: no limit)"
+        )
+    if "shared memory" in text or "bus error" in text.lower():
+        return (
+            "a worker process found no room in the shared memory (/dev/shm) to hand over a batch. Enlarge it (docker "
+            "run --shm-size=8g), or use a smaller --batch_size, or --num_workers 0"
+        )
+    if "received 0 items of ancdata" in text or "Too many open files" in text:
+        return "there are too many open files; raise the limit (ulimit -n 65536), or use fewer --num_workers"
+    if "DataLoader worker" in text:
+        first = text.splitlines()[0].strip()
+        return (
+            f"a worker process that decodes images died ({first}). Killed: the memory is used up, so use fewer "
+            "--num_workers or smaller images (dmesg tells). Bus error: the shared memory (/dev/shm) is full, so "
+            "enlarge it (docker run --shm-size=8g). --num_workers 0 needs neither"
+        )
+    return None
+
+
+def _loader(
+    dataset: Dataset[tuple[Tensor, int, int]],
+    batches: Sampler[list[SampleKey]] | Sampler[list[PartKey]],
+    collate: _Collate,
+    workers: Workers,
+    is_read_again: bool = True,
+) -> DataLoader[Batch]:
+    return DataLoader(
+        dataset,  # type: ignore[arg-type]  # a dataset of samples, a loader of batches
+        batch_sampler=batches,
+        num_workers=workers.count,
+        collate_fn=collate,
+        pin_memory=workers.device.type == "cuda",
+        persistent_workers=workers.count > 0 and is_read_again,
+        timeout=workers.timeout if workers.count else 0,
+        worker_init_fn=_leave_signals_to_the_parent,
+        # The loader draws a base seed for its workers; it must not touch the generator that dropout uses.
+        generator=torch.Generator(),
+    )

@@ -1,0 +1,213 @@
+"""Deep RGB images as 8 bits by levels that were measured over the training images once, the same for every image.
+
+Of uint16 images that hold values up to 3000 the high byte leaves ten levels. Here the values from the 2nd to the
+98th percentile of each band are spread over 0 to 255; what lies beyond becomes 0 or 255. Scale and offset tags are
+applied. GDAL reads them, as Pillow gives the high bytes of 16-bit RGB only.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from sat_vg.backbone_finetuning.data.checks.image_traits import Traits
+from sat_vg.backbone_finetuning.data.checks.readable import run_in_order
+from sat_vg.backbone_finetuning.data.reading.decoding import (
+    Decoder,
+    Picture,
+    image_or_reason,
+    read_image,
+)
+from sat_vg.backbone_finetuning.data.reading.gdal_files import require_rasterio, with_gdal
+from sat_vg.backbone_finetuning.data.reading.gdal_pictures import colours_of, is_transparency, upright
+from sat_vg.backbone_finetuning.data.reading.large_images import (
+    one_large_at_a_time,
+    refuse_bomb,
+    refuse_hollow,
+    step_within,
+    tell_reduced,
+)
+from sat_vg.backbone_finetuning.data.reading.tiff_headers import TIFF_MAGIC, require_bounded_tiff
+from sat_vg.backbone_finetuning.data.reading.tiff_layouts import require_picture, tiff_layout
+from sat_vg.backbone_finetuning.data.reading.unreadable import Unreadable
+from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.backbone_finetuning.utils.preprocessing import RGB, Levels
+from sat_vg.backbone_finetuning.utils.terminal import progress
+
+_PERCENTILES = (2, 98)
+_MOST = 2**16
+_DRIVERS = ("GTiff", "PNG", "JP2OpenJPEG")
+
+Scaling = tuple[tuple[float, float], ...]
+
+
+class _Deep(NamedTuple):
+    """Values of an image, uint16 ``[H, W, 3]``, where they are missing ``[H, W]``, scale and offset by band."""
+
+    values: NDArray[np.uint16]
+    missing: NDArray[np.bool_]
+    scaling: Scaling
+    traits: Traits
+
+
+@dataclass(frozen=True)
+class LevelsReader:
+    """Reads deep RGB images as 8 bits by the levels of a model; what is missing or transparent is black."""
+
+    levels: Levels
+
+    def read(self, path: str) -> Tensor:
+        """The image, uint8 ``[3, H, W]``.
+
+        Raises:
+            DataError: the file cannot be read, or has no values of more than 8 bits.
+        """
+        return read_image(path, self._decode).pixels
+
+    def read_or_reason(self, path: str) -> Tensor | str:
+        """The same, or the reason why the file cannot be read, without its path."""
+        picture = self.examine(path)
+        return picture if isinstance(picture, str) else picture.pixels
+
+    def examine(self, path: str) -> Picture | str:
+        """The same, with what the file says of its values."""
+        return image_or_reason(path, self._decode)
+
+    def _decode(self, file: BinaryIO) -> Picture:
+        deep = _read(file)
+        scale, offset = (np.array(column, np.float64) for column in zip(*deep.scaling, strict=True))
+        values = torch.from_numpy(deep.values * scale + offset).permute(2, 0, 1)
+        pixels = self.levels.spread(values)
+        pixels[:, torch.from_numpy(deep.missing)] = 0
+        return Picture(pixels, deep.traits)
+
+
+def decoder_of_levels(levels: Levels) -> Decoder:
+    """How images are read by such levels.
+
+    Raises:
+        ConfigError: rasterio is not installed.
+    """
+    rasterio, reader = require_rasterio(), LevelsReader(levels)
+    versions = f"rasterio {rasterio.__version__}, GDAL {rasterio.__gdal_version__}"
+    return Decoder(reader.read, reader.read_or_reason, reader.examine, f"{levels}, {versions}")
+
+
+def find_levels(paths: Sequence[str]) -> Levels:
+    """The levels of training images: percentiles of all values, by band; images that cannot be read are left out.
+
+    Raises:
+        ConfigError: rasterio is not installed.
+        DataError: none of them has values of more than 8 bits, or a band is the same everywhere.
+    """
+    require_rasterio()
+    units, reason = None, ""
+    for path in paths:
+        first = image_or_reason(path, _read)
+        if not isinstance(first, str):
+            units = first.scaling
+            break
+        reason = reason or f" (the first, {path!r}: {first})"
+    if units is None:
+        raise DataError(
+            f"rescale = 'percentile': none of the {len(paths)} training images can be read as deep RGB{reason}; "
+            "leave it out for 8-bit images"
+        )
+    counts = np.zeros((3, _MOST), np.int64)
+    with progress(total=len(paths), desc="levels", unit="image") as bar:
+        for few in run_in_order(paths, lambda path: _count(path, units)):
+            for bands in few:
+                for band, (values, numbers) in enumerate(bands):
+                    counts[band, values] += numbers
+            bar.update(len(few))
+    return _levels_of(counts, units)
+
+
+def _levels_of(counts: NDArray[np.int64], units: Scaling) -> Levels:
+    bounds = []
+    for name, row, (scale, offset) in zip(RGB, counts, units, strict=True):
+        below = np.cumsum(row)
+        low, high = (int(np.searchsorted(below, below[-1] * share / 100)) for share in _PERCENTILES)
+        if low >= high:
+            raise DataError(
+                f"rescale = 'percentile': nearly all values of the band {name!r} are {low}, so there is nothing to "
+                "spread; leave it out"
+            )
+        bounds.append(sorted((low * scale + offset, high * scale + offset)))
+    low_by_band, high_by_band = zip(*bounds, strict=True)
+    return Levels(low_by_band, high_by_band)
+
+
+def _count(path: str, units: Scaling) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """By band the values of an image in the units of the first one, and how often there are."""
+    deep = image_or_reason(path, _read)
+    if isinstance(deep, str):  # the check names it
+        return []
+    counted = []
+    for band, ((scale, offset), (unit, zero)) in enumerate(zip(deep.scaling, units, strict=True)):
+        values, numbers = np.unique(deep.values[..., band][~deep.missing], return_counts=True)
+        if (scale, offset) != (unit, zero):
+            inside = np.rint((values * scale + offset - zero) / unit).clip(0, _MOST - 1).astype(np.int64)
+            values, places = np.unique(inside, return_inverse=True)
+            numbers = np.bincount(places, weights=numbers).astype(np.int64)
+        counted.append((values.astype(np.int64), numbers))
+    return counted
+
+
+def _read(file: BinaryIO) -> _Deep:
+    head, num_bytes = file.read(4), file.seek(0, io.SEEK_END)
+    require_bounded_tiff(file)
+    layout = tiff_layout(file) if head in TIFF_MAGIC else None
+    if layout is not None:
+        require_picture(layout)
+
+    def read(source: Any) -> _Deep:
+        if set(source.dtypes) != {"uint16"}:
+            raise _shallow()
+        refuse_bomb(source.width, source.height)
+        refuse_hollow(num_bytes, source.width, source.height, 2 * source.count)
+        step = step_within(source.width * source.height, Image.MAX_IMAGE_PIXELS)
+        if step > 1:
+            tell_reduced(source.width, source.height, step)
+        with one_large_at_a_time(source.width * source.height):
+            colours = colours_of(source, layout is not None and layout.inverts, step)
+        if colours.bits <= 8:
+            raise _shallow()
+        missing = np.zeros(colours.values.shape[:2], bool)
+        kind = ""
+        if colours.alpha is not None:
+            full = (1 << colours.bits) - 1
+            if layout is None or is_transparency(colours.alpha, full) or not layout.is_geodata:
+                missing |= colours.alpha == 0
+            else:
+                kind = "ignored"
+        if source.nodata is not None:
+            missing |= (colours.values == source.nodata).all(axis=-1)
+        scaling = tuple((float(s), float(o) + 0.0) for s, o in zip(source.scales, source.offsets, strict=True))
+        scaling = scaling[:3] if len(scaling) >= 3 else scaling[:1] * 3
+        if not np.isfinite(scaling).all() or any(scale == 0 for scale, _ in scaling):
+            raise Unreadable("its scale and offset tags are no numbers to scale with", "correct these tags")
+        said = scaling if set(scaling) != {(1.0, 0.0)} else ()
+        turn = layout.orientation if layout is not None else 1
+        both = upright(np.concatenate([colours.values, missing[..., None]], axis=-1), turn)
+        return _Deep(
+            both[..., :3],
+            both[..., 3].astype(bool),
+            scaling,
+            Traits(f"{colours.bits}-bit", kind, said, is_scaled=True),
+        )
+
+    return with_gdal(file, read, _DRIVERS)
+
+
+def _shallow() -> Unreadable:
+    return Unreadable(
+        "it is no 16-bit grey or RGB image, as the others that are rescaled",
+        "keep images of different kinds apart, or convert them",
+    )

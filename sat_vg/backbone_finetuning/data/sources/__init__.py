@@ -1,0 +1,1 @@
+"""Where the images and labels of a data set come from."""

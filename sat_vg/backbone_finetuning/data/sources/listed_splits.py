@@ -1,0 +1,149 @@
+"""Splits of images that are listed one by one, each with its classes and maybe its split."""
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from sat_vg.backbone_finetuning.data.sources.class_names import describe_unknown, same_form
+from sat_vg.backbone_finetuning.data.sources.multi_label_split import split_label_sets
+from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits, as_split, describe_splits, split_off
+from sat_vg.backbone_finetuning.utils.errors import DataError
+
+PARTS = ("train", "val", "test")
+
+
+class ListedImage(NamedTuple):
+    """An image with what is known of it.
+
+    Attributes:
+        path: the file to open.
+        classes: by name; one, unless images can have several or none.
+        place: where it is listed, for messages.
+    """
+
+    path: str
+    classes: tuple[str, ...]
+    place: str
+
+
+class Drawing(NamedTuple):
+    """How val is split off train where none is listed.
+
+    Attributes:
+        val_fraction: share of each class, in (0, 1).
+        seed: the split depends on it, and else on paths and classes alone.
+        how: for the description, why it is; begins with its punctuation.
+    """
+
+    val_fraction: float
+    seed: int
+    how: str
+
+
+def splits_of(
+    parts: dict[str, list[ListedImage]], source: str, drawing: Drawing, *, is_multi_label: bool = False
+) -> Splits:
+    """Splits with the listed images, whatever order they are listed in.
+
+    Args:
+        parts: images of ``train``, ``val`` and ``test``; with no key ``val``, val is split off train.
+        source: what they are listed in, for messages and the description.
+        drawing: how it is split off.
+        is_multi_label: an image can have several classes, or none.
+
+    Raises:
+        DataError: train has fewer than two classes, another part has a class that train lacks, or nothing is left
+            for val.
+    """
+    parts = {part: [_in_one_form(image) for image in images] for part, images in parts.items()}
+    names = tuple(sorted({name for image in parts["train"] for name in image.classes}))
+    if len(names) < 2:
+        held = f"only one class, {names[0]!r}" if names else "no class at all"
+        raise DataError(
+            f"{source}: train has {held}, but a classifier needs at least two to tell apart; add images of others"
+        )
+    for part, images in parts.items():
+        _require_known(images, part, names, source)
+    listed = _label_sets(parts, names) if is_multi_label else _single_labels(parts, names)
+    if "val" in parts:
+        return describe_splits(listed["train"], listed["val"], listed.get("test"), how=f" ({source})")
+    train, val = _draw(listed["train"], drawing)
+    drawn = describe_splits(train, val, listed.get("test"), how=f" ({source}){drawing.how}")
+    return replace(drawn, val_is_drawn=True)
+
+
+def _in_one_form(image: ListedImage) -> ListedImage:
+    return image._replace(classes=tuple(map(same_form, image.classes)))
+
+
+def _require_known(images: Sequence[ListedImage], part: str, names: Sequence[str], source: str) -> None:
+    """Refuse classes that train lacks."""
+    known = frozenset(names)
+    unknown = {name: image.place for image in images for name in image.classes if name not in known}
+    if unknown:
+        raise DataError(
+            f"{source}: {part} has classes that train lacks: {describe_unknown(unknown, names)}; classes are matched "
+            "by name, in which case counts: rename them, or add images of them to train"
+        )
+
+
+def _single_labels(parts: dict[str, list[ListedImage]], names: tuple[str, ...]) -> dict[str, Split]:
+    return {part: as_split(part, _by_class(images, names), names) for part, images in parts.items()}
+
+
+def _by_class(images: Sequence[ListedImage], names: tuple[str, ...]) -> dict[str, list[str]]:
+    """Paths by class, both sorted."""
+    classes: dict[str, list[str]] = {name: [] for name in names}
+    for image in images:
+        classes[image.classes[0]].append(image.path)
+    return {name: sorted(paths, key=_sorting_key) for name, paths in classes.items()}
+
+
+def _label_sets(parts: dict[str, list[ListedImage]], names: tuple[str, ...]) -> dict[str, Split]:
+    """Each part with the combinations of classes that occur in any of them."""
+    place = {name: index for index, name in enumerate(names)}
+    found: dict[str, list[tuple[tuple[int, ...], str]]] = defaultdict(list)
+    for part, images in parts.items():
+        for image in images:
+            found[part].append((tuple(sorted({place[name] for name in image.classes})), image.path))
+    sets = tuple(sorted({classes for entries in found.values() for classes, _ in entries}))
+    label_of = {classes: label for label, classes in enumerate(sets)}
+    splits = {}
+    for part, entries in found.items():
+        entries.sort(key=lambda entry: (entry[0], _sorting_key(entry[1])))
+        paths = tuple(path for _, path in entries)
+        splits[part] = Split(part, paths, tuple(label_of[classes] for classes, _ in entries), names, sets)
+    return splits
+
+
+def _draw(train: Split, drawing: Drawing) -> tuple[Split, Split]:
+    """Train and val out of train."""
+    if train.label_sets is None:
+        classes: dict[str, list[str]] = {name: [] for name in train.class_names}
+        for path, label in zip(train.paths, train.labels, strict=True):
+            classes[train.class_names[label]].append(path)
+        return split_off(classes, drawing.val_fraction, drawing.seed)
+    # By path, as the numbers of the labels depend on the images of the test split too.
+    by_path = sorted(range(len(train)), key=lambda index: _sorting_key(train.paths[index]))
+    labels = [train.labels[index] for index in by_path]
+    chosen = split_label_sets(labels, train.label_sets, drawing.val_fraction, drawing.seed)
+    of_val = {by_path[position] for position in chosen}
+    return (
+        _take(train, "train", [index for index in range(len(train)) if index not in of_val]),
+        _take(train, "val", sorted(of_val)),
+    )
+
+
+def _take(split: Split, name: str, indices: Sequence[int]) -> Split:
+    return replace(
+        split,
+        name=name,
+        paths=tuple(split.paths[index] for index in indices),
+        labels=tuple(split.labels[index] for index in indices),
+    )
+
+
+def _sorting_key(path: str) -> str:
+    return path.replace(os.sep, "/")

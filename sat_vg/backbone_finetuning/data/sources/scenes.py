@@ -1,0 +1,343 @@
+"""The built-in data set: ten classes of satellite-like tiles, drawn on the spot and kept in a cache folder.
+
+It stands in where the user names no data, so that everything can be tried without a download. The classes
+share colours, seasons and surroundings on purpose: what tells them apart is texture and layout.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from tqdm import tqdm
+
+from sat_vg.backbone_finetuning.data.sources import scene_textures as draw
+from sat_vg.backbone_finetuning.data.sources.scene_textures import REACH, Array, Canvas, Shape
+from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
+from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.backbone_finetuning.utils.safe_files import folder_aside
+from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
+
+_VERSION = 1  # part of the cache folder's name: raise it whenever the same seed would draw other pixels
+_SMALLEST = 16
+_JPEG_QUALITY = 92
+
+
+def _bare_soil(canvas: Canvas) -> None:
+    rng = canvas.rng
+    draw.soil(canvas, canvas.pick(draw.SOILS), rng.uniform(0.06, 0.16))
+    # Ridged noise reads as rills and dry washes.
+    rills = np.clip(0.35 - np.abs(canvas.noise(rng.uniform(16, 34), 3)), 0, 1)
+    canvas.image = canvas.image * (1 + np.float32(rng.uniform(-0.7, 0.4)) * rills)[..., None]
+    canvas.image = canvas.image * (1 + 0.05 * canvas.relief(canvas.noise(9, 3)))[..., None]
+    if rng.uniform() < 0.5:
+        draw.trees(canvas, (6, 6), rng.uniform(0.7, 1.2), 1.0, rng.uniform(0.02, 0.2))
+    if rng.uniform() < 0.35:
+        track = draw.band(draw.meander(canvas, 6, rng.uniform(-20, 20)), rng.uniform(0.8, 1.5))
+        canvas.paint([(track, canvas.pick(draw.SOILS))], 0.6)
+
+
+def _cropland(canvas: Canvas) -> None:
+    rng = canvas.rng
+    draw.fields(canvas, rng.uniform(9, 17))
+    if rng.uniform() < 0.08:
+        u, v, radius = rng.uniform(-14, 14), rng.uniform(-14, 14), rng.uniform(12, 22)
+        canvas.cover(canvas.vegetation(), 0.06 * canvas.noise(8, 3), canvas.stencil([draw.disc(u, v, radius)]))
+    if rng.uniform() < 0.4:
+        lane = draw.band(draw.meander(canvas, 1, rng.uniform(-24, 24)), rng.uniform(0.8, 1.6))
+        canvas.paint([(lane, canvas.pick(draw.SOILS))], 0.8)
+    if rng.uniform() < 0.4:
+        draw.trees(canvas, (7, 7), 1.5, 1.0, rng.uniform(0.02, 0.08))
+
+
+def _forest(canvas: Canvas) -> None:
+    rng = canvas.rng
+    canvas.dryness *= 0.5  # woods wither less than grass does
+    if rng.uniform() < 0.25:
+        draw.soil(canvas, canvas.vegetation() * np.float32(1.2))
+        closed = np.clip(3 * (canvas.noise(30, 3) + rng.uniform(0.8, 1.5)), 0, 1)
+        draw.canopy(canvas, canvas.vegetation() * np.float32(0.8), closed)
+    else:
+        draw.canopy(canvas, canvas.vegetation() * np.float32(rng.uniform(0.7, 0.95)))
+    if rng.uniform() < 0.3:
+        track = draw.band(draw.meander(canvas, 8, rng.uniform(-20, 20)), rng.uniform(0.8, 1.6))
+        canvas.paint([(track, canvas.pick(draw.SOILS))], 0.7)
+
+
+def _harbor(canvas: Canvas) -> None:
+    rng = canvas.rng
+    draw.water(canvas, canvas.pick(draw.WATERS))
+    quay = rng.uniform(4, 24)
+    land = canvas.stencil([draw.rectangle(0, quay + REACH, 3 * REACH, 2 * REACH)])
+    canvas.cover(canvas.pick(draw.PAVINGS), 0.07 * canvas.noise(10, 4), land)
+    pitch, length = rng.uniform(9, 16), rng.uniform(14, 34)
+    piers = np.arange(-REACH, REACH, pitch) + rng.uniform(0, pitch)
+    reach = length * rng.uniform(0.7, 1.1, len(piers))
+    decks = draw.rectangle(piers, quay - reach / 2, rng.uniform(1.0, 1.8), reach)
+    boats = draw.moored_boats(canvas, piers, quay, reach)
+    tones = canvas.pick_many(draw.SHEDS, len(boats)) * rng.uniform(0.9, 1.2, (len(boats), 1)).astype(np.float32)
+    sheds = np.arange(-REACH, REACH, 14) + rng.uniform(0, 14)
+    sheds = sheds[rng.uniform(size=len(sheds)) < 0.6]
+    count = len(sheds)
+    roofs = draw.rectangle(
+        sheds, quay + rng.uniform(7, 12, count), rng.uniform(5, 11, count), rng.uniform(4, 8, count)
+    )
+    canvas.cast_shadows([decks, boats, roofs], 0.7, 0.35)
+    planks = np.broadcast_to(canvas.pick(draw.PAVINGS), (len(piers), 3))
+    canvas.paint([(decks, planks), (boats, tones), (roofs, canvas.pick_many(draw.ROOFS, count))])
+
+
+def _highway(canvas: Canvas) -> None:
+    rng = canvas.rng
+    draw.countryside(canvas)
+    path = draw.meander(canvas, rng.uniform(0, 6), rng.uniform(-11, 11))
+    lanes = rng.uniform(3.0, 4.8)
+    median = rng.uniform(0.8, 2.4)
+    verge, asphalt = canvas.pick(draw.SOILS), canvas.pick(draw.PAVINGS)
+    canvas.paint([(draw.band(path, 2 * lanes + median + rng.uniform(1.5, 5)), verge)], rng.uniform(0.4, 0.9))
+    middle = (lanes + median) / 2
+    shapes: list[Shape] = [(draw.band(path, lanes, side * middle), asphalt) for side in (-1, 1)]
+    marking = np.full(3, min(1.0, float(asphalt.mean()) + 0.25), dtype=np.float32)
+    shapes += [(draw.band(path, 0.45, side * (middle + lanes / 2 - 0.3)), marking) for side in (-1, 1)]
+    if rng.uniform() < 0.3:
+        u = rng.uniform(-18, 18)
+        crossing = np.array([(u - 6, -60), (u, 0), (u + rng.uniform(-14, 14), 60)], dtype=np.float32)
+        shapes.append((draw.band(crossing, rng.uniform(2.0, 3.2)), asphalt * np.float32(1.12)))
+    cars = int(rng.integers(0, 16))
+    places = path[rng.integers(4, len(path) - 4, cars)]
+    lane = rng.choice([-1, 1], cars) * (middle + rng.choice([-0.25, 0.25], cars) * lanes)
+    outlines = draw.rectangle(places[:, 0], places[:, 1] + lane, rng.choice([1.6, 1.8, 3.6], cars), 0.9)
+    shapes.append((outlines, np.repeat(rng.choice([0.15, 0.5, 0.9], (cars, 1)), 3, axis=1).astype(np.float32)))
+    canvas.paint(shapes)
+
+
+def _industrial(canvas: Canvas) -> None:
+    rng = canvas.rng
+    draw.soil(canvas, canvas.pick(draw.PAVINGS if rng.uniform() < 0.7 else draw.SOILS), 0.09)
+    if rng.uniform() < 0.5:
+        canvas.cover(canvas.vegetation(), 0.05 * canvas.noise(4, 2), np.clip(canvas.noise(20, 3) - 0.4, 0, 1))
+    halls: list[Array] = []
+    tanks: list[Array] = []
+    shapes: list[Shape] = []
+    for left, top, right, bottom in draw.split_plots(rng, rng.uniform(11, 18)):
+        gap = rng.uniform(2.0, 4.5)
+        width, height = right - left - 2 * gap, bottom - top - 2 * gap
+        u, v, use = (left + right) / 2, (top + bottom) / 2, rng.uniform()
+        if min(width, height) < 4 or use > 0.92 or np.hypot(u, v) > REACH + 12:
+            continue
+        if use < 0.10:
+            radius = min(width, height) / 4
+            tanks += [draw.disc(u + a * radius * 1.3, v + b * radius * 1.3, radius) for a in (-1, 1) for b in (-1, 1)]
+        elif use < 0.22:
+            shapes.append(draw.parked_vehicles(canvas, u, v, width, height))
+        else:
+            roof, tones = draw.hall_roof(canvas, u, v, width, height)
+            halls.append(roof[:1])
+            shapes.append((roof, tones))
+    canvas.cast_shadows(halls + tanks, rng.uniform(0.8, 2.2))
+    steel = canvas.pick(draw.SHEDS)
+    canvas.paint([*shapes, *((tank, steel) for tank in tanks)])
+
+
+def _orchard(canvas: Canvas) -> None:
+    rng = canvas.rng
+    ground = canvas.pick(draw.SOILS) if rng.uniform() < 0.6 else canvas.vegetation() * np.float32(1.25)
+    draw.soil(canvas, ground, rng.uniform(0.04, 0.1))
+    across = rng.uniform(4.6, 7.8)
+    along = across * rng.uniform(0.75, 1.0)
+    draw.trees(canvas, (along, across), along * rng.uniform(0.3, 0.4), rng.uniform(0, 0.3), rng.uniform(0.85, 1))
+    if rng.uniform() < 0.3:
+        lane = draw.band(draw.meander(canvas, 0.5, across * rng.integers(-4, 4) + across / 2), across * 0.7)
+        canvas.paint([(lane, canvas.pick(draw.SOILS))], 0.9)
+
+
+def _residential(canvas: Canvas) -> None:
+    rng = canvas.rng
+    lawn = canvas.vegetation() if rng.uniform() < 0.65 else canvas.pick(draw.SOILS)
+    draw.soil(canvas, lawn * np.float32(rng.uniform(0.95, 1.25)), 0.10)
+    deep, wide = rng.uniform(13, 18), rng.uniform(26, 46)
+    bow, phase = rng.uniform(0, 4), rng.uniform(0, 2 * np.pi)
+
+    def bend(points: Array) -> Array:
+        swing = bow * np.sin(points[..., 0] / 16 + phase)
+        return np.stack([points[..., 0], points[..., 1] + swing], axis=-1).astype(np.float32)
+
+    run = np.linspace(-REACH, REACH, 24, dtype=np.float32)
+    rows = np.arange(-REACH - deep, REACH + deep, deep) + rng.uniform(0, deep)
+    columns = np.arange(-REACH - wide, REACH + wide, wide) + rng.uniform(0, wide)
+    streets = [draw.band(bend(np.stack([run, np.full_like(run, v)], axis=1)), 2.2) for v in rows]
+    streets += [draw.band(np.stack([np.full_like(run, u), run], axis=1), 2.0) for u in columns]
+    street = canvas.pick(draw.PAVINGS)
+    canvas.paint([(outline, street) for outline in streets])
+    houses = bend(draw.houses_along(canvas, np.concatenate([rows - deep * 0.28, rows + deep * 0.28]), columns))
+    tones = canvas.pick_many(draw.ROOFS, len(houses))
+    middles = (houses[:, [1, 0]] + houses[:, [2, 3]]) / 2
+    far_halves = np.concatenate([houses[:, :2], middles], axis=1)
+    canvas.cast_shadows([houses], rng.uniform(0.5, 1.1))
+    canvas.paint([(houses, tones), (far_halves, tones * np.float32(0.78))])
+    draw.trees(canvas, (5, 5), rng.uniform(0.9, 1.4), 1.0, rng.uniform(0.05, 0.35))
+
+
+def _river(canvas: Canvas) -> None:
+    rng = canvas.rng
+    draw.countryside(canvas)
+    path = draw.meander(canvas, rng.uniform(4, 10), rng.uniform(-10, 10))
+    width = rng.uniform(9, 18) * (1 + 0.15 * np.sin(path[:, 0] / 9 + rng.uniform(0, 6)))
+    banks = canvas.pick(draw.SOILS) if rng.uniform() < 0.5 else canvas.vegetation() * np.float32(0.7)
+    margin = canvas.stencil([draw.band(path, (width + rng.uniform(1, 5)).astype(np.float32))])
+    canvas.cover(banks, 0.15 * canvas.noise(5, 3), margin * np.float32(rng.uniform(0.7, 1)))
+    bed = canvas.stencil([draw.band(path, width.astype(np.float32))])
+    draw.water(canvas, canvas.pick(draw.WATERS), bed)
+    if rng.uniform() < 0.2:
+        bars = np.clip(2 * (canvas.noise(14, 3) - 1.1), 0, 1) * bed
+        canvas.cover(canvas.pick(draw.SOILS), 0.05 * canvas.noise(4, 2), bars)
+
+
+def _water(canvas: Canvas) -> None:
+    rng = canvas.rng
+    draw.water(canvas, canvas.pick(draw.WATERS))
+    if rng.uniform() < 0.4:
+        shore = draw.meander(canvas, 5, rng.uniform(14, 28))
+        corners = np.array([(REACH * 2, REACH * 2), (-REACH * 2, REACH * 2)], dtype=np.float32)
+        land = canvas.stencil([np.concatenate([shore, corners])])
+        canvas.cover(
+            canvas.vegetation() if rng.uniform() < 0.6 else canvas.pick(draw.SOILS),
+            0.1 * canvas.noise(6, 4),
+            land,
+        )
+    if rng.uniform() < 0.2:
+        u, v = rng.uniform(-16, 16, 2)
+        wake = np.array([(u, v), (u - 14, v - 1.6), (u - 14, v + 1.6)], dtype=np.float32)
+        canvas.paint([(wake, canvas.image.mean(axis=(0, 1)) * np.float32(1.25))], 0.5)
+        canvas.paint([(draw.hulls(u - 1, v, 3.2, 1.2), canvas.pick(draw.SHEDS))])
+
+
+_PAINTERS: dict[str, Callable[[Canvas], None]] = {
+    "bare_soil": _bare_soil,
+    "cropland": _cropland,
+    "forest": _forest,
+    "harbor": _harbor,
+    "highway": _highway,
+    "industrial": _industrial,
+    "orchard": _orchard,
+    "residential": _residential,
+    "river": _river,
+    "water": _water,
+}
+
+SCENE_CLASSES: tuple[str, ...] = tuple(sorted(_PAINTERS))
+
+
+def draw_scene(class_name: str, seed: int, size: int = 64) -> npt.NDArray[np.uint8]:
+    """Draw one tile, a pure function of its arguments.
+
+    Args:
+        class_name: one of ``SCENE_CLASSES``.
+        seed: which of the class's tiles; any integer.
+        size: height and width in pixels, at least 16.
+
+    Returns:
+        uint8 ``[size, size, 3]``, RGB.
+
+    Raises:
+        ValueError: there is no such class, or the tile is too small to show anything.
+    """
+    if class_name not in _PAINTERS:
+        raise ValueError(f"there is no scene class {class_name!r}; there are {', '.join(SCENE_CLASSES)}")
+    if size < _SMALLEST:
+        raise ValueError(f"size is {size} pixels, but a scene needs at least {_SMALLEST}")
+    position = SCENE_CLASSES.index(class_name)
+    canvas = Canvas(numpy_generator(derive_seed(seed, Purpose.SCENES, position)), size)
+    _PAINTERS[class_name](canvas)
+    return draw.photograph(canvas)
+
+
+def write_scenes(
+    root: Path, *, train_per_class: int = 160, val_per_class: int = 40, size: int = 64, seed: int = 0
+) -> None:
+    """Write the data set as JPEG class folders: ``root/train/<class>/<class>_0000.jpg``, ``root/val/...``.
+
+    A tile depends on the seed, its split, class and number only, so a smaller set is a part of a larger one.
+
+    Args:
+        root: folder to write to; made where it is missing.
+        train_per_class: training tiles in each class.
+        val_per_class: validation tiles in each class; none of them is a training tile.
+        size: height and width of a tile in pixels.
+        seed: which data set; any integer.
+
+    Raises:
+        ValueError: the tiles are too small to show anything.
+        OSError: the folder cannot be written to or the disk is full.
+    """
+    counts = {"train": train_per_class, "val": val_per_class}
+    with tqdm(total=len(SCENE_CLASSES) * sum(counts.values()), desc="drawing scenes", disable=None) as bar:
+        for part, (split, count) in enumerate(counts.items()):
+            for class_name in SCENE_CLASSES:
+                folder = root / split / class_name
+                folder.mkdir(parents=True, exist_ok=True)
+                for number in range(count):
+                    tile = draw_scene(class_name, derive_seed(seed, Purpose.SCENES, part, number), size)
+                    path = folder / f"{class_name}_{number:04d}.jpg"
+                    Image.fromarray(tile).save(path, quality=_JPEG_QUALITY)
+                    bar.update()
+
+
+def scenes_folder(
+    cache_root: Path | None = None,
+    *,
+    seed: int = 0,
+    train_per_class: int = 160,
+    val_per_class: int = 40,
+    size: int = 64,
+) -> Path:
+    """The data set's folder with ``train/`` and ``val/``, drawn the first time it is asked for.
+
+    The folder is whole or not there, also when several processes ask at once. It is readable by its owner
+    only, as is the cache folder where it has to be made.
+
+    Args:
+        cache_root: folder for caches; by default ``$SAT_VG_CACHE``, else ``$XDG_CACHE_HOME/sat_vg``, else
+            ``~/.cache/sat_vg``.
+        seed: which data set; any integer.
+        train_per_class: training tiles in each class.
+        val_per_class: validation tiles in each class.
+        size: height and width of a tile in pixels.
+
+    Returns:
+        The folder that holds ``train/<class>/*.jpg`` and ``val/<class>/*.jpg``.
+
+    Raises:
+        DataError: the cache folder cannot be written to.
+        ValueError: the tiles are too small to show anything.
+    """
+    cache = cache_folder() if cache_root is None else cache_root
+    folder = cache / f"scenes-v{_VERSION}-seed{seed}-{size}px-{train_per_class}train-{val_per_class}val"
+    try:
+        if _is_there(folder):
+            return folder
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with folder_aside(folder) as temporary:  # its mode is 0o700, and the rename keeps that
+            counts = {"train_per_class": train_per_class, "val_per_class": val_per_class}
+            write_scenes(temporary, **counts, size=size, seed=seed)
+            _publish(temporary, folder)
+    except OSError as error:
+        raise DataError(
+            f"the built-in scenes cannot be kept in the cache folder {str(cache)!r}: {error.strerror or error}. "
+            "Set SAT_VG_CACHE to a folder that can be written to and has some 10 MB free"
+        ) from error
+    return folder
+
+
+def _publish(temporary: Path, folder: Path) -> None:
+    try:
+        temporary.rename(folder)
+    except OSError:
+        # A rename onto a folder with content fails: another process was first, and its folder is as good.
+        if not _is_there(folder):
+            raise
+
+
+def _is_there(folder: Path) -> bool:
+    return (folder / "train").is_dir() and (folder / "val").is_dir()

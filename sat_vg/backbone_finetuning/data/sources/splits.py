@@ -1,0 +1,362 @@
+"""Which images there are and what they are labelled: class folders, split into train, val and test.
+
+Two layouts are read: a root with ``train/`` and ``val/`` (``test/`` if there is one), each with a folder per
+class; or a root with a folder per class, of which each class is split by seed. Images lie at any depth inside
+their class folder and are told by their ending. Names that begin with a dot and ``__MACOSX`` (left behind by
+zip files) are skipped. Split folders may have other usual names (see ``split_folders``). Names of classes are the
+same in composed and decomposed Unicode. Symbolic links are followed, also out of the root; a real folder is read once
+per class, and a link inside a class that leads to a folder around that class is not followed: both end loops, and the
+second keeps the images of other classes out of this one.
+"""
+
+import difflib
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sat_vg.backbone_finetuning.data.sources.class_names import describe_unknown, look_alikes, same_form
+from sat_vg.backbone_finetuning.data.sources.folder_entries import IMAGE_ENDINGS as IMAGE_ENDINGS
+from sat_vg.backbone_finetuning.data.sources.folder_entries import entries_of, is_folder, listing, subfolders
+from sat_vg.backbone_finetuning.data.sources.left_out import count_left_out, describe_left_out
+from sat_vg.backbone_finetuning.data.sources.split_folders import (
+    describe_folders,
+    find_splits,
+    judge_layout,
+    unpacked,
+)
+from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
+
+_ARCHIVE_ENDINGS = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".rar", ".7z")
+_LAYOUTS = "ROOT/CLASS/image.jpg or ROOT/train/CLASS/image.jpg with ROOT/val/CLASS/image.jpg"
+
+
+@dataclass(frozen=True)
+class Split:
+    """One of train, val and test.
+
+    Attributes:
+        name: which of them.
+        paths: image files (``root`` as it was given and what follows), by class and then by path.
+        labels: index into ``class_names`` per image; into ``label_sets`` where there are some.
+        class_names: the classes of train, sorted; the same in all splits.
+        label_sets: where an image can have several classes or none: every combination that occurs, each as sorted
+            indices into ``class_names``; the same in all splits.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+    class_names: tuple[str, ...]
+    label_sets: tuple[tuple[int, ...], ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image can have several classes or none."""
+        return self.label_sets is not None
+
+    def classes_of(self, label: int) -> tuple[int, ...]:
+        """The classes that a label stands for."""
+        return (label,) if self.label_sets is None else self.label_sets[label]
+
+    def name_of(self, label: int) -> str:
+        """The names of a label's classes, with commas between."""
+        return ", ".join(self.class_names[index] for index in self.classes_of(label)) or "(none)"
+
+    def class_counts(self) -> list[int]:
+        """Number of images per class, in the order of ``class_names``."""
+        counts = [0] * len(self.class_names)
+        for label, count in Counter(self.labels).items():
+            for index in self.classes_of(label):
+                counts[index] += count
+        return counts
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Train, val and, where there is a test folder, test.
+
+    Attributes:
+        train: training images.
+        val: validation images.
+        test: test images, or None.
+        how: for the description, where the splits come from; begins with its punctuation.
+        val_is_drawn: val was split off train by seed, and not given as a folder.
+        num_left_out: images that were here and cannot be used.
+        others: for the description, files that are no images; begins with its punctuation.
+        notes: warnings about names and layout, a line each.
+    """
+
+    train: Split
+    val: Split
+    test: Split | None
+    how: str
+    val_is_drawn: bool = False
+    notes: tuple[str, ...] = ()
+    num_left_out: int = 0
+    others: str = ""
+
+    @property
+    def description(self) -> str:
+        """One line for the terminal, with the numbers of images as they are."""
+        sizes = ", ".join(f"{len(split)} {split.name}" for split in self.parts)
+        left_out = f"; {self.num_left_out} more left out" if self.num_left_out else ""
+        return f"{_count(self)} images in {len(self.class_names)} classes{self.how}: {sizes}{left_out}{self.others}"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, sorted; a label is an index into them."""
+        return self.train.class_names
+
+    @property
+    def parts(self) -> tuple[Split, ...]:
+        """Train, val and, where there is one, test."""
+        return (self.train, self.val) if self.test is None else (self.train, self.val, self.test)
+
+    def without(self, bad: Collection[str]) -> "Splits":
+        """The same splits with the paths in ``bad`` left out; labels and class names stay as they are.
+
+        A test split of which nothing remains becomes None.
+        """
+        left_out = frozenset(bad)
+        if not left_out:
+            return self
+        test = _leave_out(self.test, left_out) if self.test else None
+        train, val = _leave_out(self.train, left_out), _leave_out(self.val, left_out)
+        kept = replace(self, train=train, val=val, test=test or None)
+        return replace(kept, num_left_out=self.num_left_out + _count(self) - _count(kept))
+
+
+def load_class_folders(
+    root: Path,
+    *,
+    train_split: str = "train",
+    val_split: str = "val",
+    test_split: str = "test",
+    val_fraction: float = 0.2,
+    seed: int = 0,
+) -> Splits:
+    """List the images of a data set of class folders.
+
+    Args:
+        root: a folder that holds either split folders or class folders (see the top of this module).
+        train_split: name of the train folder.
+        val_split: name of the val folder; if it is missing, val is split off train.
+        test_split: name of the test folder, which may be missing.
+        val_fraction: share of each class that becomes val where val is split off, in (0, 1). At least one
+            image of a class goes to val and at least one stays in train; a class of one image is train's.
+        seed: seed of that split, which depends on nothing else but the names of folders and files.
+
+    Returns:
+        The splits; a label is the place of its class among train's class folders, sorted.
+
+    Raises:
+        DataError: the folder is missing or has no images, an empty class folder or fewer than two classes,
+            or val or test has a class that train lacks.
+    """
+    root = Path(root)
+    _require_folder(root)
+    left_out: Counter[str] = Counter()
+
+    def with_others(splits: Splits, notes: tuple[str, ...], val_is_drawn: bool = False) -> Splits:
+        return replace(splits, others=describe_left_out(left_out), notes=notes, val_is_drawn=val_is_drawn)
+
+    found = find_splits(root, {"train": train_split, "val": val_split, "test": test_split})
+    if "train" not in found:
+        classes = _require_classes(root, _scan_classes(root, left_out), left_out)
+        train, val = split_off(classes, val_fraction, seed)
+        splits = describe_splits(train, val, None, how=f", split by seed {seed}")
+        notes = (*splits.notes, *_judge_forms(root), *judge_layout(root, tuple(classes)))
+        return with_others(splits, notes, val_is_drawn=True)
+    train_root = unpacked(found["train"], ())
+    classes = _require_classes(train_root, _scan_classes(train_root, left_out), left_out)
+    names, label = tuple(classes), found["train"].name
+    held = {
+        part: _read_held_out(unpacked(found[part], names), part, names, label, left_out)
+        for part in ("val", "test")
+        if part in found
+    }
+    how = describe_folders(found, {"train": train_split, "val": val_split, "test": test_split})
+    if "val" in held:
+        splits = describe_splits(as_split("train", classes, names), held["val"], held.get("test"), how=how)
+        return with_others(splits, (*splits.notes, *_judge_forms(train_root)))
+    train, val = split_off(classes, val_fraction, seed)
+    used = {folder.name for folder in found.values()}
+    unused = [name for name in subfolders(root) if name not in used]
+    note = f"; not used: {listing(unused)}" if unused else ""
+    share = f"{100 * val_fraction:g}% of {label!r} by seed {seed}"
+    how = f"{how}, no folder {val_split!r}, so val is {share}{note}"
+    splits = describe_splits(train, val, held.get("test"), how=how)
+    return with_others(splits, (*splits.notes, *_judge_forms(train_root)), val_is_drawn=True)
+
+
+def _count(splits: Splits) -> int:
+    return sum(map(len, splits.parts))
+
+
+def _leave_out(split: Split, left_out: frozenset[str]) -> Split:
+    pairs = [pair for pair in zip(split.paths, split.labels, strict=True) if pair[0] not in left_out]
+    return replace(split, paths=tuple(path for path, _ in pairs), labels=tuple(label for _, label in pairs))
+
+
+def describe_splits(train: Split, val: Split, test: Split | None, *, how: str) -> Splits:
+    """The splits with their description; ``how`` follows the number of classes in it.
+
+    Raises:
+        DataError: val is empty.
+    """
+    if not len(val):
+        raise DataError("no image is left for val, as train keeps one per class; add images, or a val folder")
+    return Splits(train, val, test, how, notes=tuple(look_alikes(train.class_names)))
+
+
+def as_split(name: str, classes: dict[str, list[str]], class_names: tuple[str, ...]) -> Split:
+    """The split ``name`` of the paths of each class, in the order of ``class_names``."""
+    pairs = [(path, label) for label, key in enumerate(class_names) for path in classes.get(key, ())]
+    return Split(name, tuple(path for path, _ in pairs), tuple(label for _, label in pairs), class_names)
+
+
+def split_off(classes: dict[str, list[str]], val_fraction: float, seed: int) -> tuple[Split, Split]:
+    """Split each class by a permutation of its own, whatever the sizes of the others."""
+    train, val = dict(classes), dict(classes)
+    for index, (name, paths) in enumerate(classes.items()):
+        count = min(max(1, round(len(paths) * val_fraction)), len(paths) - 1)
+        order = numpy_generator(derive_seed(seed, Purpose.SPLIT, index)).permutation(len(paths))
+        chosen = {int(position) for position in order[:count]}
+        train[name] = [path for position, path in enumerate(paths) if position not in chosen]
+        val[name] = [path for position, path in enumerate(paths) if position in chosen]
+    return as_split("train", train, tuple(train)), as_split("val", val, tuple(train))
+
+
+def _read_held_out(
+    folder: Path, name: str, class_names: tuple[str, ...], train_split: str, left_out: "Counter[str]"
+) -> Split:
+    """Read val or test, labelled by train's classes; a class that is missing here is no error."""
+    classes = _scan_classes(folder, left_out)
+    unknown = [key for key in classes if key not in class_names]
+    if unknown:
+        shown = describe_unknown(dict.fromkeys(unknown, ""), class_names)
+        raise DataError(
+            f"{str(folder)!r} has classes that {train_split!r} lacks: {shown}; classes are matched by name, in which "
+            "case counts: rename or remove these folders, or add them to train"
+        )
+    split = as_split(name, classes, class_names)
+    if not len(split):
+        raise _no_images(folder, left_out)
+    return split
+
+
+def _scan_classes(folder: Path, left_out: "Counter[str]") -> dict[str, list[str]]:
+    """Images per class, both sorted; folders whose names differ in their Unicode form alone are one class.
+
+    Other files are counted by their ending.
+    """
+    classes: dict[str, list[str]] = {}
+    for name in sorted(subfolders(folder), key=same_form):
+        classes.setdefault(same_form(name), []).extend(_images_within(folder / name, left_out))
+    return classes
+
+
+def _judge_forms(folder: Path) -> list[str]:
+    """A line for class folders that are one class, as their names differ in their Unicode form alone."""
+    counts = Counter(map(same_form, subfolders(folder)))
+    return [
+        f"{str(folder)!r} has {count} folders named {name!r}, which differ in the Unicode form of the letters alone; "
+        "they are one class"
+        for name, count in counts.items()
+        if count > 1
+    ]
+
+
+def _images_within(folder: Path, left_out: "Counter[str]") -> list[str]:
+    """Paths of all images in a class folder, sorted by their POSIX path relative to it."""
+    found: list[tuple[str, str]] = []
+    # The folders around the class, by the way that leads here and by where it really lies.
+    visited: set[Path] = {*folder.resolve().parents, *(parent.resolve() for parent in folder.absolute().parents)}
+    pending = [(folder, "")]
+    while pending:
+        current, prefix = pending.pop()
+        real = current.resolve()
+        if real in visited:
+            continue
+        visited.add(real)
+        entries = entries_of(current)
+        images = [e for e in entries if e.name.lower().endswith(IMAGE_ENDINGS) and not is_folder(e)]
+        found += [(prefix + entry.name, entry.path) for entry in images]
+        for entry in entries:
+            if not entry.name.lower().endswith(IMAGE_ENDINGS) and not is_folder(entry):
+                count_left_out(entry.name, left_out)
+        # In a fixed order (the last is taken first), as it decides under which name a linked folder is read.
+        pending += [(current / e.name, f"{prefix}{e.name}/") for e in reversed(entries) if is_folder(e)]
+    return [path for _, path in sorted((same_form(name), path) for name, path in found)]
+
+
+def _require_folder(root: Path) -> None:
+    try:
+        exists, is_folder = root.exists(), root.is_dir()
+    except OSError as error:
+        raise DataError(f"cannot open {str(root)!r}: {error.strerror}; check path and permissions") from None
+    if is_folder:
+        return
+    if exists:
+        archive = root.name.lower().endswith(_ARCHIVE_ENDINGS)
+        remedy = "unpack it and give the folder" if archive else "give the folder of the class folders"
+        raise DataError(f"{str(root)!r} is {'an archive' if archive else 'a file'}, not a folder; {remedy}")
+    parent = root.absolute()
+    while not parent.is_dir() and parent != parent.parent:
+        missing, parent = parent.name, parent.parent
+    by_lower = {entry.name.lower(): entry.name for entry in entries_of(parent)}
+    close = [by_lower[key] for key in difflib.get_close_matches(missing.lower(), list(by_lower), cutoff=0.5)]
+    holds = f"which holds {listing(close)}" if close else f"which holds nothing named like {missing!r}"
+    raise DataError(f"there is no folder {str(root)!r}; the nearest that exists is {str(parent)!r}, {holds}")
+
+
+def _require_classes(folder: Path, classes: dict[str, list[str]], left_out: "Counter[str]") -> dict[str, list[str]]:
+    """Refuse what is no set of at least two filled class folders, with a hint at what it seems to be."""
+    place = repr(str(folder))
+    if not classes:
+        files = [entry.name for entry in entries_of(folder)]
+        archives = [name for name in files if name.lower().endswith(_ARCHIVE_ENDINGS)]
+        if any(name.lower().endswith(IMAGE_ENDINGS) for name in files):
+            raise DataError(f"{place} holds images but no class folders; sort them as {_LAYOUTS}")
+        if archives:
+            raise DataError(f"{place} holds no class folders but archives: {listing(archives)}; unpack them")
+        raise DataError(f"{place} holds no class folders; images belong in {_LAYOUTS}")
+    only = repr(next(iter(classes))) if len(classes) == 1 else None
+    inner = _find_nested(folder) if only else None
+    if inner is not None:
+        raise DataError(f"{place} holds only the folder {only}, a single class; did you mean {str(inner)!r}?")
+    if not any(classes.values()):
+        raise _no_images(folder, left_out)
+    if only:
+        raise DataError(
+            f"{place} holds one class, {only}, but a classifier needs at least two to tell apart; add a "
+            "folder per further class, or give the folder above if this is a class itself"
+        )
+    empty = [name for name, paths in classes.items() if not paths]
+    if empty:
+        raise DataError(
+            f"{place} has {len(empty)} class folders without images: {listing(empty)}; fill or remove them "
+            f"(endings looked for: {' '.join(IMAGE_ENDINGS)}{describe_left_out(left_out)})"
+        )
+    return classes
+
+
+def _find_nested(folder: Path) -> Path | None:
+    """The folder with several folders that lies below a chain of single ones, as unpacking leaves behind."""
+    names = subfolders(folder)
+    for _ in range(4):  # a chain of links might have no end
+        if len(names) != 1:
+            break
+        folder = folder / names[0]
+        names = subfolders(folder)
+    return folder if len(names) > 1 else None
+
+
+def _no_images(folder: Path, left_out: "Counter[str]") -> DataError:
+    looked_for = " ".join(IMAGE_ENDINGS) + describe_left_out(left_out)
+    return DataError(f"{str(folder)!r} holds no images at any depth (looked for {looked_for}); check the path")

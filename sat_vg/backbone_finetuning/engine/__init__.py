@@ -1,1 +1,0 @@
-"""Phases, the training loop, checkpoints and tracking."""

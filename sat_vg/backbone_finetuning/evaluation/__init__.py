@@ -1,0 +1,1 @@
+"""How well a model does: shared by training and commands."""

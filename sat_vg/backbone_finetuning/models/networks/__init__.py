@@ -1,0 +1,1 @@
+"""The table of backbones, their families and their measured facts."""

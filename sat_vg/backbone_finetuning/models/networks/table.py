@@ -1,0 +1,172 @@
+"""The table of backbones: one row each. A new one is a new row."""
+
+import difflib
+import functools
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from sat_vg.backbone_finetuning.models.networks import families
+from sat_vg.backbone_finetuning.models.networks.families import AuxiliaryHead, Family
+from sat_vg.backbone_finetuning.models.networks.families.timm_networks import PREFIX as TIMM_PREFIX
+from sat_vg.backbone_finetuning.models.networks.families.timm_networks import timm_family, timm_names
+from sat_vg.backbone_finetuning.models.networks.hub_names import ALIASES, other_training, refuse_other_weights
+from sat_vg.backbone_finetuning.models.stages import find_member
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed
+
+
+@dataclass(frozen=True)
+class BackboneRow:
+    """One network.
+
+    Attributes:
+        name: torchvision's name, ``custom_cnn``, or ``timm:`` and timm's name.
+        family: how it is cut into stages.
+    """
+
+    name: str
+    family: Family
+
+
+_NAMES: tuple[tuple[Family, str], ...] = (
+    (families.RESNET, "resnet18 resnet34 resnet50 resnet101 resnet152"),
+    (families.RESNET, "resnext50_32x4d resnext101_32x8d resnext101_64x4d wide_resnet50_2 wide_resnet101_2"),
+    (
+        families.REGNET,
+        "regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf regnet_x_32gf",
+    ),
+    (
+        families.REGNET,
+        "regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf regnet_y_32gf",
+    ),
+    (families.REGNET, "regnet_y_128gf"),
+    (families.DENSENET, "densenet121 densenet161 densenet169 densenet201"),
+    (families.VGG, "vgg11 vgg13 vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn"),
+    (families.ALEXNET, "alexnet"),
+    (families.SQUEEZENET, "squeezenet1_0 squeezenet1_1"),
+    (families.GOOGLENET, "googlenet"),
+    (families.INCEPTION_V3, "inception_v3"),
+    (families.MOBILENET_V2, "mobilenet_v2"),
+    (families.MOBILENET_V3, "mobilenet_v3_small mobilenet_v3_large"),
+    (families.MNASNET, "mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3"),
+    (families.SHUFFLENET_V2, "shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0"),
+    (families.EFFICIENTNET, "efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3"),
+    (families.EFFICIENTNET, "efficientnet_b4 efficientnet_b5 efficientnet_b6 efficientnet_b7"),
+    (families.EFFICIENTNET, "efficientnet_v2_s efficientnet_v2_m efficientnet_v2_l"),
+    (families.CONVNEXT, "convnext_tiny convnext_small convnext_base convnext_large"),
+    (families.VIT, "vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14"),
+    (families.SWIN, "swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b"),
+    (families.MAXVIT, "maxvit_t"),
+    (families.CUSTOM_CNN, "custom_cnn"),
+)
+BACKBONES: dict[str, BackboneRow] = {
+    name: BackboneRow(name, family) for family, names in _NAMES for name in names.split()
+}
+
+
+def find_backbone(name: str) -> BackboneRow:
+    """The row of a backbone, by torchvision's name, one of ``ALIASES``, or ``timm:`` and timm's name.
+
+    Raises:
+        ConfigError: the name is unknown; the nearest known ones are named. Or it stands for weights that torchvision
+            does not have; timm's name of them is given. Or it needs timm, which is not installed.
+    """
+    if name.startswith(TIMM_PREFIX):
+        return _timm_row(name)
+    known = ALIASES.get(name, name)
+    if known in BACKBONES:
+        return BACKBONES[known]
+    refuse_other_weights(name)
+    raise ConfigError(f"backbone = {name!r}: unknown; {_nearest(name)}sat-vg backbones lists all {len(BACKBONES)}")
+
+
+def _nearest(name: str) -> str:
+    """What may be meant by an unknown name, here or in timm."""
+    bare = re.sub(r"^(hf[-_]hub:)?timm[/_:]", "", name.lower())
+    theirs = timm_names()
+    for exact in (bare, bare.partition(".")[0]):  # with and without the tag of its weights
+        if exact in theirs:
+            return f"timm has it: --backbone {TIMM_PREFIX}{exact}. "
+    word = other_training(name)
+    if word is not None:  # an architecture of a similar name would come with other weights
+        return (
+            f"it names weights ({word}) that torchvision does not have; timm.list_pretrained('*{word}*') lists "
+            f"timm's, which are given as {TIMM_PREFIX}NAME. "
+        )
+    pool = {one: one for one in (*BACKBONES, *ALIASES)} | {one: TIMM_PREFIX + one for one in theirs if "." not in one}
+    near = difflib.get_close_matches(bare.replace("-", "_"), pool, n=3, cutoff=0.5)
+    own = difflib.get_close_matches(name.lower(), [*BACKBONES, *ALIASES], n=1, cutoff=0.5)
+    meant = list(dict.fromkeys([*own, *(pool[one] for one in near)]))[:3]
+    hint = f"did you mean {' or '.join(meant)}? " if meant else ""
+    if not theirs:
+        hint += f"If it is a network of timm: pip install 'sat_vg[timm]', then --backbone {TIMM_PREFIX}{bare}. "
+    return hint
+
+
+@functools.lru_cache
+def _timm_row(name: str) -> BackboneRow:
+    return BackboneRow(name, timm_family(name.removeprefix(TIMM_PREFIX)))
+
+
+def build_network(row: BackboneRow, num_classes: int, image_size: int, seed: int = 0) -> nn.Module:
+    """Build the network with random weights and a new classifier, for RGB images.
+
+    Args:
+        row: the table's row.
+        num_classes: outputs of the classifier.
+        image_size: height and width of the training images; matters for networks with position embeddings.
+        seed: of the random weights; the caller's generator is left as it was.
+
+    Raises:
+        ConfigError: the network cannot be built for this image size.
+    """
+    smallest = row.family.smallest_image
+    if image_size < smallest:
+        raise ConfigError(
+            f"image_size = {image_size}: {row.name} needs {smallest} pixels or more; for example "
+            f"{max(64, smallest)}, or another backbone such as custom_cnn"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(seed, Purpose.INITIALISATION))
+        return row.family.build(row.name, num_classes, image_size)
+
+
+def usual_size(row: BackboneRow, weights: str | None = None) -> int:
+    """Height and width in pixels of the training of published weights: those named, or else the best ones."""
+    published = row.family.weights(row.name)
+    entry = published.get(weights or "DEFAULT", published.get("DEFAULT"))
+    return row.family.usual_size(row.name) if entry is None else entry.image_size
+
+
+def takes_image_size(row: BackboneRow, image_size: int) -> bool:
+    """Whether the network can be built for images of this size."""
+    try:
+        build_network(row, 2, image_size)
+    except ConfigError:
+        return False
+    return True
+
+
+def new_layers(network: nn.Module, family: Family) -> tuple[str, ...]:
+    """Full names of the parameters that no pre-trained weights are taken for: those that give the classes."""
+    layers = (family.classifier, *(head.classifier for head in present_auxiliary_heads(network, family)))
+    return tuple(f"{layer}.{name}" for layer in layers for name, _ in network.get_submodule(layer).named_parameters())
+
+
+def head_parameters(network: nn.Module, family: Family) -> tuple[str, ...]:
+    """Full names of the parameters outside all stages: the classifier's and those of auxiliary heads."""
+    parts = (family.classifier, *(head.module for head in present_auxiliary_heads(network, family)))
+    return tuple(f"{part}.{name}" for part in parts for name, _ in network.get_submodule(part).named_parameters())
+
+
+def present_auxiliary_heads(network: nn.Module, family: Family) -> tuple[AuxiliaryHead, ...]:
+    """The family's auxiliary heads that this network was built with."""
+    return tuple(head for head in family.auxiliary_heads if find_member(network, head.module) is not None)
+
+
+def absent_auxiliary_heads(network: nn.Module, row: BackboneRow) -> list[str]:
+    """Names of the family's auxiliary heads that this network was built without, as its images are small."""
+    return [head.module for head in row.family.auxiliary_heads if find_member(network, head.module) is None]

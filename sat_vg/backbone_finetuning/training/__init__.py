@@ -1,0 +1,1 @@
+"""Everything that only training uses; the recipe is run.py."""

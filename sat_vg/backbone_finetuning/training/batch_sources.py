@@ -1,0 +1,281 @@
+"""What the loop is fed with: images, or what the frozen stages made of them, computed once for the phase."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sat_vg.backbone_finetuning.data.features.cache import (
+    FeatureShape,
+    NotKept,
+    StoredFeatures,
+    compute_features,
+    find_features,
+)
+from sat_vg.backbone_finetuning.data.loading.loaders import Batch, ImageBatches, Pass, target_rows
+from sat_vg.backbone_finetuning.data.loading.sampling import Part
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.training.phases import Phase
+from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
+from sat_vg.backbone_finetuning.utils.precision import Precision
+from sat_vg.backbone_finetuning.utils.ranks import OneRank
+from sat_vg.backbone_finetuning.utils.terminal import say
+
+
+class SizedBatches(Iterable[Batch], Sized, Protocol):
+    """Batches whose number is known."""
+
+
+def image_values(model: FineTuneModel, precision: Precision, batch: Batch) -> Tensor:
+    """Normalised images ``[B, C, H, W]`` of a batch on the device."""
+    return precision.place_images(model.preprocessing.normalise(batch.images))
+
+
+@dataclass(frozen=True)
+class ImageFeed:
+    """Images, which go through the whole model.
+
+    Attributes:
+        model: whose preprocessing they get.
+        precision: device and formats.
+        batches: of uint8 images.
+        num_views: augmentations that take turns from epoch to epoch; 0: each epoch has its own.
+        start: stages that lie behind the values: none.
+    """
+
+    model: FineTuneModel
+    precision: Precision
+    batches: ImageBatches
+    num_views: int = 0
+    start: int = 0
+
+    def training(self, epoch: int, first_batch: int) -> Pass:
+        """This process's share of an epoch's batches, from any one on."""
+        return self.batches.training(epoch, epoch % self.num_views if self.num_views else epoch, first_batch)
+
+    def validation(self) -> Pass:
+        """This process's share of the validation images."""
+        return self.batches.in_order(Part.VALIDATION).shared(self.batches.plan.share)
+
+    def values(self, batch: Batch) -> Tensor:
+        """Normalised images ``[B, C, H, W]`` of a batch on the device."""
+        return image_values(self.model, self.precision, batch)
+
+
+@dataclass(frozen=True)
+class FeaturePass:
+    """One pass over stored features, in the batches that the images would have had."""
+
+    stored: StoredFeatures
+    targets: Tensor
+    view: int
+    indices: Sequence[Sequence[int]]
+
+    def __iter__(self) -> Iterator[Batch]:
+        for few in self.indices:
+            places = torch.tensor(few)
+            yield Batch(self.stored.get(self.view, places), self.targets[places], places)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+@dataclass(frozen=True)
+class FeatureFeed:
+    """Stored outputs of the frozen stages, which the rest of the model is run on.
+
+    Attributes:
+        batches: of the images, for their order and labels.
+        stored: features of the training images in all views, and of the validation images.
+        start: stages that lie behind the features, as in ``FineTuneModel.training_outputs``.
+    """
+
+    batches: ImageBatches
+    stored: dict[Part, StoredFeatures]
+    start: int
+
+    def training(self, epoch: int, first_batch: int) -> FeaturePass:
+        """This process's share of an epoch's batches, from any one on."""
+        view = epoch % self.stored[Part.TRAINING].num_views
+        return self._pass(Part.TRAINING, view, self.batches.plan.own_batches(epoch)[first_batch:])
+
+    def validation(self) -> FeaturePass:
+        """This process's share of the validation images."""
+        return self._pass(
+            Part.VALIDATION, 0, self.batches.in_order(Part.VALIDATION).shared(self.batches.plan.share).indices
+        )
+
+    def values(self, batch: Batch) -> Tensor:
+        """The features ``[B, ...]`` as they are."""
+        return batch.images
+
+    def _pass(self, part: Part, view: int, indices: Sequence[Sequence[int]]) -> FeaturePass:
+        split = self.batches.parts[part].split
+        targets = target_rows(split)[torch.tensor(split.labels)]
+        return FeaturePass(self.stored[part], targets, view, indices)
+
+
+Feed = ImageFeed | FeatureFeed
+
+
+@dataclass(frozen=True)
+class FeaturePlan:
+    """What is stored for a phase.
+
+    Attributes:
+        start: stages that lie behind the features; one more than there are: the pooled vector.
+        shape: of one image's features.
+        num_bytes: of all.
+    """
+
+    start: int
+    shape: FeatureShape
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Feeds:
+    """Chooses what each phase is fed with.
+
+    Attributes:
+        model: the model that is trained.
+        precision: device and formats.
+        batches: of the images.
+        num_views: augmentations of each training image that take turns in phases whose first stages are frozen; 1
+            where there is no augmentation; 0: every epoch has its own, so nothing can be stored.
+        cache: where features are stored; None: nowhere.
+        images_key: a hash of all images in their order, with all that is done to them before the model.
+        ranks: the processes that train together.
+    """
+
+    model: FineTuneModel
+    precision: Precision
+    batches: ImageBatches
+    num_views: int
+    cache: BoundedCache | None
+    images_key: str
+    ranks: OneRank = field(default_factory=OneRank)
+
+    def of(self, phase: Phase, should_stop: Callable[[], bool]) -> Feed | None:
+        """The feed of a phase, whose stages the model is set to; None where it was stopped on the way."""
+        images = self.of_images()
+        plan = self.plan(phase)
+        if isinstance(plan, str):
+            return images
+        say(f"phase {phase.name}: {self._told(plan, phase)}")
+        stored = {}
+        for part, views in ((Part.TRAINING, self.num_views), (Part.VALIDATION, 1)):
+            features = self._features(plan, part, views, should_stop)
+            was_stopped, not_kept = self.ranks.largest(features is None, isinstance(features, (NoRoom, NotKept)))
+            if was_stopped:
+                return None
+            if not_kept:  # if only on another machine: all processes are fed with the same
+                said = "another machine cannot keep features"
+                if isinstance(features, (NoRoom, NotKept)):
+                    said = _why(features) if isinstance(features, NoRoom) else self._why_not_kept(features)
+                say(f"phase {phase.name}: frozen stages run in every epoch: {said}")
+                return images
+            assert isinstance(features, StoredFeatures)
+            stored[part] = features
+        return FeatureFeed(self.batches, stored, plan.start)
+
+    def of_images(self) -> ImageFeed:
+        """The feed that runs the whole model, with the stages that it is set to."""
+        views = self.num_views if self.model.num_frozen_stages else 0
+        return ImageFeed(self.model, self.precision, self.batches, views)
+
+    def plan(self, phase: Phase) -> FeaturePlan | str:
+        """What will be stored for a phase, whose stages the model is set to; or why nothing is."""
+        num_frozen = self.model.num_frozen_stages
+        if phase.method != "gradient" or not num_frozen or self.cache is None:
+            return ""
+        if not self.num_views:
+            return "images are augmented anew; with --cached_views 4 four versions of each would take turns"
+        if phase.epochs <= self.num_views:
+            return ""
+        start = num_frozen + (num_frozen == len(self.model.stages))
+        shape = FeatureShape.of(self._run(self._example(), start))
+        count = self.num_views * len(self.batches.parts[Part.TRAINING]) + len(self.batches.parts[Part.VALIDATION])
+        num_bytes = count * shape.num_bytes
+        if num_bytes > self.cache.max_bytes:
+            return _why(NoRoom(num_bytes, self.cache.max_bytes, "limit"))
+        return FeaturePlan(start, shape, num_bytes)
+
+    def describe(self, phase: Phase) -> str:
+        """One line on what is stored for a phase, or why nothing is; empty where nothing could be gained."""
+        plan = self.plan(phase)
+        if isinstance(plan, str):
+            return plan and f"frozen stages run in every epoch: {plan}"
+        return self._told(plan, phase)
+
+    def _told(self, plan: FeaturePlan, phase: Phase) -> str:
+        assert self.cache is not None
+        times = "once" if self.num_views == 1 else f"{self.num_views} times"
+        shape, kind = "x".join(map(str, plan.shape.shape)), str(plan.shape.dtype).removeprefix("torch.")
+        return (
+            f"frozen stages run {times}, not {phase.epochs} times: {shape} {kind} an image and view, "
+            f"{plan.num_bytes / 2**20:.0f} MiB in {str(self.cache.folder)!r}"
+        )
+
+    def _features(
+        self, plan: FeaturePlan, part: Part, num_views: int, should_stop: Callable[[], bool]
+    ) -> StoredFeatures | NoRoom | NotKept | None:
+        assert self.cache is not None
+        key = self._key(plan.start, part, num_views)
+        machine, num_images = self.ranks.on_machine, len(self.batches.parts[part])
+        found = find_features(self.cache, key, plan.shape, num_images, num_views)
+        if not any(machine.largest(found is None)):
+            return found
+        passes = [self.batches.in_order(part, view) for view in range(num_views)]
+        try:
+            return compute_features(
+                self.cache,
+                key,
+                plan.shape,
+                passes,
+                lambda batch: self._run(batch, plan.start),
+                should_stop,
+                machine,
+            )
+        except OSError as error:
+            return NotKept(error.strerror or str(error))
+
+    def _why_not_kept(self, problem: NotKept) -> str:
+        assert self.cache is not None
+        return (
+            f"features cannot be kept in {str(self.cache.folder)!r} ({problem.reason}); make room there, or name "
+            "another folder by SAT_VG_CACHE"
+        )
+
+    def _key(self, start: int, part: Part, num_views: int) -> str:
+        """A hash of all that the features depend on: images, transforms, frozen weights, number formats, versions."""
+        sizes = (num_views, self.batches.in_order_size)  # kernels are chosen by the size of a batch, too
+        settings = (self.images_key, int(part), sizes, start, self.model.backbone, self.precision.arithmetic)
+        digest = hashlib.blake2b(repr(settings).encode(), digest_size=32)
+        frozen = [name for stage in self.model.stages[: self.model.num_frozen_stages] for name in stage.members]
+        for name, tensor in self.model.network.state_dict().items():
+            if any(f"{name}.".startswith(f"{member}.") for member in frozen):
+                digest.update(name.encode())
+                digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def _example(self) -> Batch:
+        preprocessing = self.model.preprocessing
+        size = preprocessing.image_size
+        images = torch.zeros(2, len(preprocessing.bands), size, size, dtype=torch.uint8)
+        return Batch(images, torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64))
+
+    @torch.no_grad()
+    def _run(self, batch: Batch, start: int) -> Tensor:
+        with self.precision.autocast():
+            values = image_values(self.model, self.precision, batch.to(self.precision.device))
+            value = self.model.run_frozen(values)
+            return self.model.pool(value) if start > len(self.model.stages) else value
+
+
+def _why(no_room: NoRoom) -> str:
+    allowed = "--cache_gib allows" if no_room.bound == "limit" else "the disk of the cache has room for"
+    return f"features would take {no_room.needed / 2**30:.2f} GiB, {allowed} {no_room.free / 2**30:.2f}"

@@ -1,0 +1,96 @@
+"""How many images go through the model at once, and what happens where the memory is too small for them."""
+
+import gc
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from sat_vg.backbone_finetuning.data.loading.sampling import num_parts
+from sat_vg.backbone_finetuning.utils.errors import DeviceMemoryError
+from sat_vg.backbone_finetuning.utils.terminal import say
+
+Result = TypeVar("Result")
+_CPU_TEXTS = ("DefaultCPUAllocator", "could not create a primitive")
+
+
+class MicroBatches:
+    """Divides batches into parts that fit into memory; the optimizer's batch stays what it is.
+
+    Args:
+        size: images at once.
+        may_shrink: False where other processes wait for this one's gradients: a part cannot be run again then.
+
+    Attributes:
+        size: images at once, now.
+    """
+
+    def __init__(self, size: int, may_shrink: bool = True) -> None:
+        self.size, self._may_shrink = size, may_shrink
+
+    def attempt(self, batch_size: int, run: Callable[[int], Result], undo: Callable[[], None]) -> Result:
+        """Run a batch in parts; where the memory is too small, undo, halve the parts, and run it again.
+
+        Args:
+            batch_size: images of the batch.
+            run: the work, in so many parts.
+            undo: brings back the state from before an attempt that failed.
+
+        Raises:
+            DeviceMemoryError: the memory is too small, and the parts may not shrink.
+            RuntimeError: the memory is too small even for the smallest parts; or whatever else the work raises.
+        """
+        while True:
+            parts = num_parts(batch_size, self.size)
+            largest = -(-batch_size // parts)
+            try:
+                return run(parts)
+            except (RuntimeError, MemoryError) as error:
+                smaller = max(1, largest // 2)
+                if not is_out_of_memory(error) or num_parts(batch_size, smaller) == parts:
+                    raise
+                if not self._may_shrink:
+                    raise DeviceMemoryError(
+                        f"the memory is too small for {largest} images at once in one of several processes, which "
+                        f"cannot go on alone; --micro_batch_size {smaller} accumulates to the same batch"
+                    ) from error
+            # Only here, outside of the handler, has the failed attempt's memory been let go of.
+            undo()
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.size = smaller
+            say(
+                f"the memory is too small for {largest} images at once: going on with {smaller}, and accumulating to "
+                f"the same batch. To begin so: --micro_batch_size {smaller}"
+            )
+
+
+def way_back(model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
+    """What undoes forward and backward passes from now on: gradients, and what the model's buffers gather.
+
+    Dropout needs nothing: every attempt at a step seeds its generators anew.
+
+    Args:
+        model: whose gradients are none now.
+        optimizer: over its parameters.
+    """
+    buffers = list(model.buffers())
+    before = [buffer.clone() for buffer in buffers]  # kilobytes: batch norm's statistics
+
+    def undo() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+
+    return undo
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch says that there is too little memory, on a GPU or on the CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # The CPU's allocator and oneDNN's have no class of their own.
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_TEXTS)

@@ -1,0 +1,330 @@
+"""What the commands share that run a model on images: hardware, data, and what can be lost on the way."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.data.checks.band_statistics import measure_bands
+from sat_vg.backbone_finetuning.data.checks.duplicates import settle_copies
+from sat_vg.backbone_finetuning.data.checks.image_traits import describe_traits
+from sat_vg.backbone_finetuning.data.checks.manifests import SplitNames, is_manifest, load_manifest
+from sat_vg.backbone_finetuning.data.checks.readable import (
+    LEFT_OUT,
+    READABLE_IMAGES,
+    BadImage,
+    Readable,
+    require_readable,
+)
+from sat_vg.backbone_finetuning.data.loading.loaders import (
+    why_loading_failed,
+)
+from sat_vg.backbone_finetuning.data.reading.decoded_cache import keep_decoded, lay_out
+from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER, Decoder
+from sat_vg.backbone_finetuning.data.reading.geo import ChosenBands, decoder_of, decoder_of_files, find_bands
+from sat_vg.backbone_finetuning.data.reading.levels import decoder_of_levels, find_levels
+from sat_vg.backbone_finetuning.data.shards.source import ShardSettings, in_shard_order, is_sharded, load_shards
+from sat_vg.backbone_finetuning.data.sources.named_datasets import load_named
+from sat_vg.backbone_finetuning.data.sources.scenes import scenes_folder
+from sat_vg.backbone_finetuning.data.sources.splits import Splits, load_class_folders
+from sat_vg.backbone_finetuning.models.networks.measuring import has_grouped_convolutions
+from sat_vg.backbone_finetuning.models.networks.table import find_backbone
+from sat_vg.backbone_finetuning.training.micro_batches import is_out_of_memory
+from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache
+from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
+from sat_vg.backbone_finetuning.utils.errors import (
+    ConfigError,
+    DataError,
+    DeviceMemoryError,
+    LoadingError,
+    LostImageError,
+)
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
+from sat_vg.backbone_finetuning.utils.precision import (
+    Precision,
+    choose_device,
+    choose_precision,
+    set_up_process,
+)
+from sat_vg.backbone_finetuning.utils.preprocessing import RGB, BandFiles, Levels, Preprocessing
+from sat_vg.backbone_finetuning.utils.ranks import OneRank
+from sat_vg.backbone_finetuning.utils.terminal import say
+
+COMPUTED, SHARDS = "computed", "shards"  # in the cache folder: what cache_gib bounds, each of them
+
+
+def choose_hardware(config: FinetuneConfig, ranks: OneRank | None = None) -> Precision:
+    """Device and number formats, for one of ``ranks``.
+
+    Raises:
+        ConfigError: there is no such device, or no such backbone to put on it.
+    """
+    row = find_backbone(config.backbone)
+    device = choose_device(config.device, ranks)
+    settings = set_up_process(device, config.num_threads, config.keep_freed_memory, config.tf32)
+    is_grouped = device.type == "cuda" and config.channels_last is None and has_grouped_convolutions(row)
+    precision = choose_precision(
+        device, config.mixed_precision, config.autocast_dtype, config.channels_last, is_grouped
+    )
+    return replace(precision, process=settings)
+
+
+def find_images(config: FinetuneConfig) -> Splits:
+    """List the images of the configuration, without opening them.
+
+    Raises:
+        DataError: there are none, or their classes do not fit together.
+        ConfigError: ``num_classes`` is not their number of classes.
+    """
+    if config.dataset_path is None and config.dataset is None:
+        say("no --dataset_path DIR was given: training on the built-in scenes, drawn by this program")
+    splits = load_splits(config)
+    if config.num_classes not in (None, len(splits.class_names)):
+        raise ConfigError(
+            f"num_classes = {config.num_classes}: the images have {len(splits.class_names)} classes; leave it out"
+        )
+    return splits
+
+
+def tell_data(splits: Splits) -> None:
+    """Say which images there are, and what is doubtful about their names and folders."""
+    say(f"data: {splits.description}")
+    for note in splits.notes:
+        say(f"warning: {note}")
+
+
+def load_splits(config: FinetuneConfig) -> Splits:
+    """The images of a named data set, a table, shards, class folders or the built-in scenes; none of them is opened.
+
+    Raises:
+        DataError: there are none, or their classes do not fit together.
+        ConfigError: a setting is for shards and there are none, or the other way round.
+    """
+    drawing: dict[str, Any] = {"val_fraction": config.val_fraction, "seed": config.seed}
+    path = None if config.dataset_path is None else expand_home(config.dataset_path)
+    if config.dataset is not None:
+        return load_named(config.dataset, path, tell=say, **drawing)
+    if path is not None and is_sharded(path):
+        return _load_shards(config, path)
+    if config.shard_window:
+        raise ConfigError(
+            f"shard_window = {config.shard_window}: dataset_path = {config.dataset_path!r} holds no shards; leave it "
+            "out"
+        )
+    if path is not None and is_manifest(path):
+        names = SplitNames(config.train_split, config.val_split)
+        drawing |= {"allow_outside": config.allow_outside, "separator": config.label_separator}
+        return load_manifest(path, names=names, **drawing)
+    root = scenes_folder() if path is None else path
+    return load_class_folders(root, train_split=config.train_split, val_split=config.val_split, **drawing)
+
+
+def _load_shards(config: FinetuneConfig, path: Path) -> Splits:
+    for name, usual in (("train_split", "train"), ("val_split", "val")):
+        if getattr(config, name) != usual:
+            raise ConfigError(
+                f"{name} = {getattr(config, name)!r}: has no effect on shards, whose index says what is train's and "
+                "val's; leave it out"
+            )
+    settings = ShardSettings(shard_cache(config), config.shard_window, config.val_fraction, config.seed)
+    return load_shards(path, settings)
+
+
+def choose_bands(config: FinetuneConfig, splits: Splits) -> ChosenBands | None:
+    """Which bands of GeoTIFFs are read; None: images are read as 8-bit RGB.
+
+    Raises:
+        ConfigError: rasterio is not installed.
+        DataError: there are no such bands.
+    """
+    if config.bands is None:
+        return None
+    chosen = find_bands(config.bands, splits.train.paths, config.nodata)
+    say(chosen.description)
+    return chosen
+
+
+def decoder_of_config(config: FinetuneConfig, splits: Splits) -> Decoder:
+    """How images are read before there is a model; missing values of GeoTIFFs are NaN. Raises as ``choose_bands``."""
+    chosen = choose_bands(config, splits)
+    if chosen is not None:
+        return decoder_of_files(chosen.files)
+    levels = choose_levels(config, splits)
+    return RGB_DECODER if levels is None else decoder_of_levels(levels)
+
+
+def choose_levels(config: FinetuneConfig, splits: Splits) -> Levels | None:
+    """The levels by which deep RGB images become 8-bit ones; None: by their high byte.
+
+    Raises:
+        ConfigError: rasterio is not installed.
+        DataError: the images are no deep RGB.
+    """
+    if config.rescale == "none":
+        return None
+    levels = find_levels(splits.train.paths)
+    bounds = zip(RGB, levels.low, levels.high, strict=True)
+    listed = ", ".join(f"{name} {low:.5g} to {high:.5g}" for name, low, high in bounds)
+    say(f"levels (2nd to 98th percentile of the training images, spread over 0 to 255): {listed}")
+    return levels
+
+
+def with_levels(config: FinetuneConfig, splits: Splits, preprocessing: Preprocessing) -> Preprocessing:
+    """The preprocessing with the levels of deep RGB images, where they are rescaled; weights keep their own.
+
+    Raises as ``choose_levels``.
+    """
+    if config.rescale == "none":
+        return replace(preprocessing, levels=None)
+    if preprocessing.levels is not None:
+        say("levels: those that the weights came with")
+        return preprocessing
+    return replace(preprocessing, levels=choose_levels(config, splits))
+
+
+def for_bands(preprocessing: Preprocessing, chosen: ChosenBands | None) -> Preprocessing:
+    """The starting weights' preprocessing for such files; weights that know their values keep their statistics.
+
+    Raises:
+        ConfigError: the weights were trained on other bands.
+    """
+    names = None if chosen is None else chosen.names
+    if preprocessing.files is not None and names != preprocessing.bands:
+        given = "unset" if names is None else ", ".join(names)
+        places = zip(preprocessing.bands, preprocessing.files.bands, strict=True)
+        there = ",".join(f"{name}={place}" for name, place in places)
+        raise ConfigError(
+            f"bands are {given}, and the starting weights were trained on GeoTIFFs with the bands "
+            f"{', '.join(preprocessing.bands)}. Name the same, in this order (there they were --bands {there}), or "
+            "start from other weights"
+        )
+    if chosen is None:
+        return preprocessing
+    are_known = preprocessing.files is not None and _have_same_units(preprocessing.files, chosen.files)
+    return replace(preprocessing, files=chosen.files, scale=1.0 if are_known else Preprocessing.scale)
+
+
+def _have_same_units(first: BandFiles, second: BandFiles) -> bool:
+    return first.dtype == second.dtype and (first.scaling == "tagged") == (second.scaling == "tagged")
+
+
+def with_band_statistics(config: FinetuneConfig, checked: Readable, preprocessing: Preprocessing) -> Preprocessing:
+    """The preprocessing with mean and deviation of each band over the training images, where GeoTIFFs are read.
+
+    Raises:
+        DataError: a band tells nothing.
+    """
+    if preprocessing.files is None:
+        return preprocessing
+    if preprocessing.scale == 1.0:
+        say("band statistics: those that the weights came with")
+        return preprocessing
+    decoder = decoder_of(preprocessing, marks_missing=True)
+    found = measure_bands(
+        checked.splits.train.paths, checked.contents, preprocessing.bands, decoder, computed_cache(config)
+    )
+    say(found.note)
+    for warning in found.warnings:
+        say(f"warning: {warning}")
+    lines = zip(preprocessing.bands, found.mean, found.std, strict=True)
+    say("mean and deviation: " + ", ".join(f"{name} {mean:.5g} ± {std:.5g}" for name, mean, std in lines))
+    return replace(preprocessing, mean=found.mean, std=found.std, scale=1.0)
+
+
+def require_images(
+    config: FinetuneConfig, splits: Splits, decoder: Decoder = RGB_DECODER
+) -> tuple[Splits, list[BadImage]]:
+    """``check_images`` for whoever reads the images once: the splits, and the images that were left out."""
+    checked = check_images(config, splits, decoder)
+    return checked.splits, checked.left_out
+
+
+def check_images(config: FinetuneConfig, splits: Splits, decoder: Decoder = RGB_DECODER) -> Readable:
+    """Decode every image once, look for copies, and say what images there are.
+
+    Raises:
+        DataError: images cannot be read, or the same ones lie in more than one split.
+    """
+    readable = require_readable(
+        splits,
+        config.on_bad_image,
+        max_bad_fraction=config.max_bad_fraction,
+        record=cache_folder() / READABLE_IMAGES,
+        decoder=decoder,
+    )
+    for bad in readable.left_out[:10]:
+        say(f"left out {bad.path}: {bad.reason}")
+    if len(readable.left_out) > 10:
+        say(f"left out {len(readable.left_out) - 10} more; a training lists them in {LEFT_OUT} in log_dir")
+    for note in describe_traits(readable.traits):
+        say(f"note: {note}")
+    settled, notes = settle_copies(readable.splits, readable.contents, config.on_duplicates)
+    tell_data(settled)
+    for note in notes:
+        say(note)
+    return readable._replace(splits=in_shard_order(settled) if config.shard_window else settled)
+
+
+def image_reader(
+    config: FinetuneConfig, checked: Readable, decoder: Decoder = RGB_DECODER
+) -> Callable[[str], Tensor]:
+    """What reads train's and val's images: decoded anew, or if they are 8-bit RGB out of a file of decoded images.
+
+    Raises:
+        ConfigError: there is no room for what ``cache`` asks for.
+    """
+    if decoder != RGB_DECODER:
+        if config.cache != "off":
+            what = "the GeoTIFFs anew (only 8-bit RGB images are kept)" if config.bands else "and rescales them anew"
+            say(f"decoded images: not kept, every epoch reads {what}")
+        return decoder.read
+    paths = [*checked.splits.train.paths, *checked.splits.val.paths]
+    solves_probe = config.strategy == "linear_probe" and config.probe_solver == "exact"
+    reader = keep_decoded(
+        config.cache,
+        lay_out(paths, checked.contents, checked.sizes),
+        computed_cache(config),
+        is_read_once=config.num_epochs == 1 or solves_probe,
+    )
+    if reader.note is not None:
+        say(reader.note)
+    return reader.read
+
+
+def computed_cache(config: FinetuneConfig) -> BoundedCache:
+    """Where decoded images and features are kept."""
+    return BoundedCache(cache_folder() / COMPUTED, int(config.cache_gib * 2**30))
+
+
+def shard_cache(config: FinetuneConfig) -> BoundedCache:
+    """Where fetched shards are kept: apart, as decoded images and features are made while shards come and go."""
+    return BoundedCache(cache_folder() / SHARDS, int(config.cache_gib * 2**30))
+
+
+@contextmanager
+def explained_losses(config: FinetuneConfig) -> Iterator[None]:
+    """Say of what a run can lose on its way (an image, the device's memory) what to do about it."""
+    try:
+        yield
+    except DataError as error:  # one that comes from a worker process carries that process's trace
+        reason = str(error).rpartition("DataError: ")[2].strip()
+        raise LostImageError(
+            f"{reason}. It could be read when the training began; put it back, or remove it and begin anew with "
+            "--resume never. The checkpoints from before are untouched"
+        ) from None
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise DeviceMemoryError(
+                "the memory is too small for a step, however few images go through the model at once "
+                f"({(str(error).splitlines() or ['no memory'])[0]}). Use a smaller --image_size or backbone, or "
+                "freeze stages; the checkpoints are untouched"
+            ) from error
+        # torch has no class of its own for what happens to its workers
+        lost = why_loading_failed(error) if isinstance(error, RuntimeError) else None
+        if lost is None:
+            raise
+        raise LoadingError(f"{lost}. The checkpoints are untouched: the same command goes on") from error

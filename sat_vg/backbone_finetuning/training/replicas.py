@@ -1,0 +1,146 @@
+"""How the processes of a training keep their copies of the model alike; one alone has nothing to keep."""
+
+import gc
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from sat_vg.backbone_finetuning.data.loading.loaders import Batch
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.training.batch_sources import SizedBatches
+from sat_vg.backbone_finetuning.training.interrupts import InterruptRequest
+from sat_vg.backbone_finetuning.utils.ranks import OneRank
+
+# Rank 0's buffers are not handed round before each step: they have been averaged. The argument has a new name.
+_NAMES = inspect.signature(DistributedDataParallel).parameters
+_KEEP_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broadcast_buffers": False
+}
+
+Outputs = Callable[[Tensor, int], tuple[tuple[float, Tensor], ...]]
+
+
+class OneReplica:
+    """The model of a single process.
+
+    Args:
+        outputs: ``(values, stages behind them) ->`` what ``FineTuneModel.training_outputs`` gives.
+        ranks: the processes that train together; unset: this one alone.
+
+    Attributes:
+        ranks: as given.
+    """
+
+    def __init__(self, outputs: Outputs, ranks: OneRank | None = None) -> None:
+        self._outputs, self.ranks = outputs, ranks or OneRank()
+
+    def enter_phase(self) -> None:
+        """Get ready for the stages that the model is now set to."""
+
+    def outputs(self, values: Tensor, start: int) -> tuple[tuple[float, Tensor], ...]:
+        """Weighted logits of this process's images, or of features that lie behind the first ``start`` stages."""
+        return self._outputs(values, start)
+
+    def accumulating(self, is_last: bool) -> AbstractContextManager[None]:
+        """The context of a part of the batch; with the last one the gradients are added up over the processes."""
+        return nullcontext()
+
+    def settle(self) -> None:
+        """Make alike what a step has changed beside the weights, before these are changed."""
+
+    def images_to_divide(self, own: int, num_images: int) -> int:
+        """Of so many images the number of parts is chosen in which they go through the model.
+
+        Args:
+            own: images of this process's share of a batch.
+            num_images: of the whole batch.
+        """
+        return own
+
+    def in_step(self, batches: SizedBatches, interrupt: InterruptRequest) -> Iterator[Batch]:
+        """This process's batches, which the model is run on without gradients, until a stop is asked for."""
+        for batch in batches:
+            yield batch
+            if interrupt.requested:
+                return
+
+
+class _TrainingOutputs(nn.Module):
+    """A model with its outputs in training as the forward pass."""
+
+    def __init__(self, model: FineTuneModel, outputs: Outputs) -> None:
+        super().__init__()
+        self.model, self._outputs = model, outputs
+
+    def forward(self, values: Tensor, start: int) -> tuple[tuple[float, Tensor], ...]:
+        return self._outputs(values, start)
+
+
+class DataParallelReplica(OneReplica):
+    """One of several copies that each compute a share of every batch (Li et al., 2020).
+
+    The gradients are means over the processes, so each process's loss must count ``ranks.count`` times. Batch norm
+    normalises with the images of its own process; its running statistics are the means over the processes.
+
+    Args:
+        model: on its device.
+        outputs: as of ``OneReplica``.
+        ranks: the processes.
+    """
+
+    def __init__(self, model: FineTuneModel, outputs: Outputs, ranks: OneRank) -> None:
+        super().__init__(outputs, ranks)
+        self._model = model
+        self._wrapped: DistributedDataParallel | None = None
+
+    def enter_phase(self) -> None:
+        """Let go of the copy that waits for the gradients of stages which were trained in the phase before."""
+        self._wrapped = None
+        gc.collect()  # its hooks on the parameters go with it, and it refers to itself
+
+    @property
+    def _copy(self) -> DistributedDataParallel:
+        """The model, wrapped for the stages that are trained now. Made by the first step: some phases have none."""
+        if self._wrapped is None:
+            self._wrapped = DistributedDataParallel(
+                _TrainingOutputs(self._model, self._outputs), gradient_as_bucket_view=True, **_KEEP_BUFFERS
+            )
+        return self._wrapped
+
+    def outputs(self, values: Tensor, start: int) -> tuple[tuple[float, Tensor], ...]:
+        """Weighted logits of this process's images, or of features that lie behind the first ``start`` stages."""
+        logits: tuple[tuple[float, Tensor], ...] = self._copy(values, start)
+        return logits
+
+    def accumulating(self, is_last: bool) -> AbstractContextManager[None]:
+        """The context of a part of the batch; with the last one the gradients are added up over the processes."""
+        return nullcontext() if is_last else self._copy.no_sync()
+
+    def settle(self) -> None:
+        """Average the running statistics that this step has moved."""
+        average_statistics(self._model, self.ranks)
+
+
+@torch.no_grad()
+def average_statistics(model: nn.Module, ranks: OneRank) -> None:
+    """Average over the processes the running statistics of batch norm that a step has moved, in one message."""
+    statistics = [
+        buffer
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.training and module.running_mean is not None
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]
+    if not statistics:
+        return
+    flat = torch.cat([buffer.flatten() for buffer in statistics])
+    ranks.add(flat)
+    flat /= ranks.count
+    parts = flat.split([buffer.numel() for buffer in statistics])
+    torch._foreach_copy_(statistics, [part.view_as(b) for part, b in zip(parts, statistics, strict=True)])

@@ -1,0 +1,141 @@
+"""Whether a run would have come to where it stands with other settings as well: then it may go on with them."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
+from sat_vg.backbone_finetuning.models.networks.table import find_backbone
+from sat_vg.backbone_finetuning.training.phases import Phase
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
+
+PhasesOf = Callable[[FinetuneConfig], Sequence[Phase]]
+# What they decide shows in the images themselves, their classes and splits, which are compared.
+_SEEN_IN_THE_IMAGES = frozenset({"num_classes", "on_bad_image", "val_fraction", "train_split", "val_split"})
+# What they decide shows in the phases, which are compared.
+_SEEN_IN_THE_PHASES = frozenset({"num_epochs", "phase_epochs", "strategy", "last_layers", "probe_solver"})
+
+
+def config_of_run(content: Mapping[str, Any], path: object) -> FinetuneConfig:
+    """The settings that a run was saved with; a field that came with a later version has its default's meaning.
+
+    Raises:
+        CheckpointError: they are not sound.
+    """
+    known = {name: content["config"][name] for name in FinetuneConfig.field_names() if name in content["config"]}
+    try:
+        return FinetuneConfig.from_dict(known)
+    except ConfigError as error:
+        raise CheckpointError(f"{str(path)!r} holds settings that no run can have: {error}") from error
+
+
+def changed_course(
+    of_run: FinetuneConfig, now: FinetuneConfig, state: Mapping[str, Any], phases_of: PhasesOf | None = None
+) -> list[str]:
+    """The settings with which the run would not have come to where it stands, a line for each; none: it may go on.
+
+    Args:
+        of_run: settings that it was saved with.
+        now: settings that it is to go on with.
+        state: of the run, as plain data.
+        phases_of: the phases that settings give; unset: all that they depend on is compared by itself.
+    """
+    free = FIELDS_FREE_ON_RESUME | _SEEN_IN_THE_IMAGES | (_SEEN_IN_THE_PHASES if phases_of else frozenset())
+    then, values = _meaning(of_run), _meaning(now)
+    if not (of_run.early_stopping_patience and now.early_stopping_patience):
+        free |= {"early_stopping_min_delta"}
+    changed = [name for name in values if name not in free and then[name] != values[name]]
+    if not _stopped_alike(of_run, now, state):
+        changed.append("early_stopping_patience")
+    lines = [_difference(of_run, now, name) for name in changed]
+    if phases_of is not None:
+        reason = _why_phases_differ(of_run, now, phases_of, state)
+        differing = [name for name in _SEEN_IN_THE_PHASES if getattr(of_run, name) != getattr(now, name)]
+        if reason is not None:
+            lines += [f"{_difference(of_run, now, name)} ({reason})" for name in sorted(differing)]
+    return lines
+
+
+def reopened_place(then: Sequence[Phase], now: Sequence[Phase], state: Mapping[str, Any]) -> int | None:
+    """The epochs of the last phase that a finished run has done, where more of them are asked for now.
+
+    None where there is nothing to go on with: no more are asked for, or it stopped before its time.
+    """
+    is_whole = _number(state, "epoch") == sum(phase.epochs for phase in then)
+    return then[-1].epochs if is_whole and now[-1].epochs > then[-1].epochs else None
+
+
+def _difference(of_run: FinetuneConfig, now: FinetuneConfig, name: str) -> str:
+    before, after = of_run.to_dict()[name], now.to_dict()[name]
+    return f"{name}: the run has {before!r}, now {after!r}"
+
+
+def _meaning(config: FinetuneConfig) -> dict[str, Any]:
+    """The settings with those alike that mean the same, and without those that mean nothing beside others."""
+    values = config.to_dict()
+    row = find_backbone(config.backbone)
+    best = row.family.weights(row.name).get("DEFAULT")
+    named = config.weights or "DEFAULT"
+    values["backbone"] = row.name
+    values["weights"] = (best.name if best else "none") if named == "DEFAULT" else named
+    values["weights"] = values["weights"] if config.pretrained else "none"
+    values["augmentation"] = config.augmentation if config.augments else "none"
+    values["best_weights"] = "trained" if config.best_weights == "trained" and config.ema_decay else "auto"
+    values["micro_batch_size"] = config.micro_batch_size or config.batch_size
+    unused = ["pretrained", "use_augmentation", "early_stopping_patience"]
+    if config.optimizer != "sgd":
+        unused.append("momentum")
+    if config.lr_scheduler == "cosine":
+        unused += ["lr_step_size", "lr_gamma"]
+    return values | dict.fromkeys(unused)
+
+
+def _stopped_alike(of_run: FinetuneConfig, now: FinetuneConfig, state: Mapping[str, Any]) -> bool:
+    """Whether another patience would not have ended the run, or a phase of it, sooner or later."""
+    before, after = (config.early_stopping_patience or math.inf for config in (of_run, now))
+    if before == after or _number(state, "epoch") < min(before, after):
+        return True
+    return after > before and not state.get("finished") and not _number(state, "phase")
+
+
+def _why_phases_differ(
+    of_run: FinetuneConfig, now: FinetuneConfig, phases_of: PhasesOf, state: Mapping[str, Any]
+) -> str | None:
+    """Why the phases behind the run, or the one that it is in, would have been others; None: they would not."""
+    then, wanted = list(phases_of(of_run)), list(phases_of(now))
+    if then == wanted:
+        return None
+    place, done = _number(state, "phase"), _number(state, "epoch_in_phase")
+    if state.get("finished"):
+        reopened = reopened_place(then, wanted, state)
+        if reopened is None or len(wanted) != len(then):
+            return "it has finished"
+        if state.get("phase_best") is None:
+            return "it has finished, and was saved by a version of sat_vg that kept too little to go on"
+        place, done = len(then) - 1, reopened
+    if then[:place] != wanted[:place] or len(wanted) <= place:
+        return "phases that are behind it would be others"
+    begun = done + (_number(state, "step_in_epoch") > 0)
+    return _why_phase_differs(then[place], wanted[place], now, begun) if begun else None
+
+
+def _why_phase_differs(running: Phase, other: Phase, now: FinetuneConfig, begun: int) -> str | None:
+    """Why the first ``begun`` epochs of a phase would have been others in another one."""
+    if running == other:
+        return None
+    if replace(running, epochs=other.epochs) != other or running.method != "gradient":
+        return "the phase that it is in would be another"
+    if other.epochs < begun:
+        return f"epoch {begun} of this phase has begun"
+    warmups = [min(now.warmup_epochs, phase.epochs / 2) for phase in (running, other)]
+    if now.lr_scheduler == "cosine" or warmups[0] != warmups[1]:
+        return "the learning rate of the epochs so far would be another"
+    if now.train_image_size is not None and len(now.train_image_size) > 1:
+        return "the image sizes of the epochs so far would be others"
+    return None
+
+
+def _number(state: Mapping[str, Any], name: str) -> int:
+    value = state.get(name)
+    return value if isinstance(value, int) else 0

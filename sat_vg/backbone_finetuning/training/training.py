@@ -1,0 +1,96 @@
+"""What the loop trains with, put together once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sat_vg.backbone_finetuning.data.loading.mixing import Mixing
+from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan
+from sat_vg.backbone_finetuning.evaluation.metrics import MetricName
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.training.batch_sources import Feeds
+from sat_vg.backbone_finetuning.training.checkpoint import RunTensors
+from sat_vg.backbone_finetuning.training.ema import NoAverage
+from sat_vg.backbone_finetuning.training.micro_batches import MicroBatches
+from sat_vg.backbone_finetuning.training.optim import Schedule, in_groups_of_today
+from sat_vg.backbone_finetuning.training.profiling import NoProfile
+from sat_vg.backbone_finetuning.training.replicas import OneReplica
+from sat_vg.backbone_finetuning.training.resizing import Resizing, keep_size
+from sat_vg.backbone_finetuning.training.wise_ft import NoOrigin
+from sat_vg.backbone_finetuning.utils.precision import Precision
+from sat_vg.backbone_finetuning.utils.ranks import OneRank
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the loop trains with. Made once, changed by nobody but the optimizer.
+
+    Attributes:
+        model: on its device.
+        optimizer: over all of its parameters.
+        scaler: of the loss; hands through but in float16.
+        precision: device and number formats.
+        schedule: of the learning rate.
+        mixing: Mixup and CutMix.
+        plan: which images form which training batch.
+        feeds: what each phase is fed with.
+        seed: the run's.
+        loss: ``(logits, targets) ->`` sum over the batch, fp32.
+        gradient_clip: largest norm; infinite where clipping is off.
+        micro_batches: how many images go through the model at once.
+        replica: computes the model's outputs, and keeps it like those of other processes.
+        ranks: the processes that train together.
+        average: of the weights, which is validated and saved in their place.
+        origin: the weights that the running phase began with.
+        profile: takes the times of steps.
+        resizing: gives the training images the size of their step.
+    """
+
+    model: FineTuneModel
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    precision: Precision
+    schedule: Schedule
+    mixing: Mixing
+    plan: BatchPlan
+    feeds: Feeds
+    seed: int
+    loss: Callable[[Tensor, Tensor], Tensor]
+    gradient_clip: float
+    micro_batches: MicroBatches
+    replica: OneReplica
+    ranks: OneRank = field(default_factory=OneRank)
+    average: NoAverage = field(default_factory=NoAverage)
+    origin: NoOrigin = field(default_factory=NoOrigin)
+    profile: NoProfile = field(default_factory=NoProfile)
+    resizing: Resizing = keep_size
+
+    @property
+    def tensors(self) -> RunTensors:
+        """What a checkpoint captures."""
+        regroup = partial(in_groups_of_today, model=self.model, optimizer=self.optimizer)
+        return RunTensors(self.model.network, self.optimizer, self.scaler, self.average, self.origin, regroup)
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """What "best" means and when to stop before the last epoch.
+
+    Attributes:
+        metric: of the validation.
+        patience: epochs of a phase without improvement; 0: never stop early.
+        min_delta: for patience alone: by how much the metric must be exceeded to count as improved.
+    """
+
+    metric: MetricName
+    patience: int
+    min_delta: float
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether the best is the highest value."""
+        return self.metric != "val_loss"

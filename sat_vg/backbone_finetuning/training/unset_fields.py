@@ -1,0 +1,102 @@
+"""What nobody set, and what only the images, the backbone or an earlier run can say: settled here, told in a line."""
+
+from dataclasses import dataclass
+
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.data.sources.splits import Splits
+from sat_vg.backbone_finetuning.data.sources.torchvision_datasets import DATASETS
+from sat_vg.backbone_finetuning.evaluation.tasks import task_of
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.models.networks.table import TIMM_PREFIX, find_backbone, takes_image_size, usual_size
+from sat_vg.backbone_finetuning.training.batch_size import largest_batch
+from sat_vg.backbone_finetuning.training.run_folder import EarlierRun
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError
+from sat_vg.backbone_finetuning.utils.precision import Precision
+from sat_vg.backbone_finetuning.utils.terminal import say
+
+_ENOUGH_FOR_SMALL_IMAGES = 224
+
+
+@dataclass(frozen=True)
+class ImageSize:
+    """An image size that was chosen for the user, and why."""
+
+    pixels: int
+    reason: str
+
+
+def settle_images(config: FinetuneConfig, earlier: EarlierRun | None = None) -> FinetuneConfig:
+    """The configuration with an image size and an augmentation: those set, an earlier run's, or the usual ones.
+
+    Raises:
+        ConfigError: the backbone is unknown.
+    """
+    changes = {name: None for name in ("image_size", "augmentation") if getattr(config, name) is None}
+    if earlier is not None:
+        changes = {name: earlier.content["config"].get(name) for name in changes}
+        config = config.replace(**changes)
+    size = choose_image_size(config)
+    if size is not None:
+        say(f"image_size: {size.pixels}, {size.reason}")
+        config = config.replace(image_size=size.pixels)
+    if config.augmentation is None:
+        if config.dataset is not None and config.use_augmentation:
+            dataset = DATASETS[config.dataset]
+            say(f"augmentation: {dataset.augmentation}, as suits {dataset.title}")
+        name = "satellite" if config.dataset is None else DATASETS[config.dataset].augmentation
+        config = config.replace(augmentation=name)
+    return config
+
+
+def choose_image_size(config: FinetuneConfig) -> ImageSize | None:
+    """The image size that goes with backbone, weights and data set; None where one was set that can stay.
+
+    Raises:
+        ConfigError: the backbone is unknown.
+    """
+    row = find_backbone(config.backbone)
+    published = usual_size(row, config.weights)
+    if config.image_size is not None:  # set, or the built-in scenes' own
+        if "image_size" in config.given or takes_image_size(row, config.image_size):
+            return None
+        return ImageSize(published, f"as {row.name} does not take {config.image_size}, that of the built-in scenes")
+    largest = max(config.train_image_size or (0,))
+    if largest > published:
+        return ImageSize(largest, "the largest of train_image_size")
+    dataset = None if config.dataset is None else DATASETS[config.dataset]
+    is_small = dataset is not None and dataset.is_small and not row.name.startswith(TIMM_PREFIX)
+    if is_small and published > _ENOUGH_FOR_SMALL_IMAGES and takes_image_size(row, _ENOUGH_FOR_SMALL_IMAGES):
+        assert dataset is not None
+        reason = f"as the images of {dataset.title} are small; that of {row.name} is {published}"
+        return ImageSize(_ENOUGH_FOR_SMALL_IMAGES, reason)
+    return ImageSize(published, f"the usual one of {row.name}")
+
+
+def settle_metric(config: FinetuneConfig, splits: Splits) -> FinetuneConfig:
+    """The configuration with a metric that says what "best" means for such images.
+
+    Raises:
+        ConfigError: the configured one says nothing of them.
+    """
+    metric = task_of(splits.train.is_multi_label).metric(config.early_stopping_metric)
+    return config.replace(early_stopping_metric=metric)
+
+
+def settle_batch_size(
+    config: FinetuneConfig, num_images: int, model: FineTuneModel, precision: Precision, earlier: EarlierRun | None
+) -> FinetuneConfig:
+    """The configuration with a batch size that is a number: measured, or an earlier run's."""
+    if config.batch_size != "auto":
+        return config
+    if earlier is not None:
+        of_run = earlier.content["config"].get("batch_size")
+        if type(of_run) is not int or of_run < 1:
+            raise CheckpointError(
+                f"{str(earlier.path)!r} cannot be gone on with: its batch_size is {of_run!r}, and a run saves the "
+                "number that it has found; use an earlier checkpoint"
+            )
+        return config.replace(batch_size=of_run)
+    precision.place_model(model)
+    images, reason = largest_batch(model, precision, num_images)
+    say(f"batch_size: {images} ({reason})")
+    return config.replace(batch_size=images)

@@ -1,0 +1,74 @@
+"""What is shown of the best model: which images are looked at, and that they are the right ones."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageDataset, Workers
+from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, Part
+from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.training import run_pictures
+from sat_vg.backbone_finetuning.training.checkpoint import RunState
+from sat_vg.backbone_finetuning.training.run_pictures import look_over, show_mistakes
+from sat_vg.backbone_finetuning.training.tracking import Tracker
+from sat_vg.backbone_finetuning.utils.precision import Precision
+
+
+@pytest.fixture
+def parts(class_folders):
+    splits = load_class_folders(class_folders)
+    model = FineTuneModel("resnet18", 3, False, image_size=32, class_names=splits.class_names, dropout=0.5)
+    geometry = model.preprocessing.geometry()
+    datasets = {part: ImageDataset(splits.train, geometry, 0) for part in Part}
+    datasets[Part.VALIDATION] = ImageDataset(splits.val, geometry, 0)
+    cpu = torch.device("cpu")
+    batches = ImageBatches(datasets, BatchPlan(len(splits.train), 6, 0), in_order_size=4, workers=Workers(0, cpu))
+    return model, batches, Precision(cpu, torch.float32)
+
+
+@pytest.mark.parametrize(("most", "places"), [(1000, list(range(9))), (9, list(range(9))), (5, [0, 2, 4, 6, 8])])
+def test_images_at_equal_distances_are_looked_at(parts, monkeypatch, most, places):
+    monkeypatch.setattr(run_pictures, "MOST_IMAGES", most)
+    model, batches, _ = parts
+    look = look_over(*parts)
+    assert look.indices == places
+    dataset = batches.parts[Part.VALIDATION]
+    assert look.targets.float().argmax(1).tolist() == [dataset.split.labels[place] for place in places]
+    assert (look.targets.sum(1) == 1).all()
+    images = torch.stack([dataset[0, place][0] for place in places])
+    assert look.thumbnails.shape == (len(places), 3, 48, 48)
+    for thumbnail, image in zip(look.thumbnails, images, strict=True):
+        difference = thumbnail.float().mean((1, 2)) - image.float().mean((1, 2))
+        assert difference.abs().max() < 1
+    model.eval()
+    with torch.no_grad():
+        wanted = model(model.preprocessing.normalise(images)).softmax(1)
+    assert torch.allclose(look.probabilities, wanted, atol=1e-5)
+
+
+def test_without_mistakes_there_is_no_picture_of_them(parts, tmp_path):
+    model, batches, _ = parts
+    look = look_over(*parts)
+    for targets, is_drawn in ((look.given, False), (look.given.roll(1, dims=1), True)):
+        changed = replace(look, targets=targets)
+        with Tracker(tmp_path / str(is_drawn), RunState()) as tracker:
+            show_mistakes(model, changed, batches, tracker, 0)
+        assert (tmp_path / str(is_drawn) / "mistakes.png").exists() is is_drawn
+
+
+def test_of_several_classes_the_wrong_ones_are_named_the_worst_first():
+    names = ("bare\nsoil", "cars", "trees", "grass", "sea")
+    model = FineTuneModel("resnet18", 5, False, image_size=32, class_names=names, task="multi_label")
+    targets = torch.zeros(9, 5, dtype=torch.bool)
+    targets[:, :2] = True
+    shares = torch.tensor([[0.1, 0.7, 0.9, 0.2, 0.6]]).repeat(9, 1)
+    look = run_pictures.Look(list(range(9)), targets, shares >= 0.5, shares, torch.rand(9), torch.rand(9, 4), None)
+    shown = run_pictures._MISTAKES_OF["multi_label"]
+    assert shown.title(model, look, 0) == "lacks bare\\nsoil 10 %\nadds trees 90 %\nadds sea 60 %"
+    five = replace(look, given=~targets)
+    assert shown.title(model, five, 0).endswith("\nand 2 more")
+    assert run_pictures._names(model, targets[0]) == "bare\\nsoil, cars"
+    assert run_pictures._names(model, torch.zeros(5)) == "(none)"
+    assert torch.equal(shown.severity(look), look.losses)
