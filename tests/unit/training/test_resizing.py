@@ -103,7 +103,10 @@ SOUND = {"image_size": 64, "num_epochs": 4}
         ({"train_image_size": (64, 96)}, "96 is above image_size = 64"),
         ({"train_image_size": (32, 40, 48, 56, 64)}, "5 sizes need as many epochs, but num_epochs = 4"),
         ({"train_image_size": (32, 64), "cached_views": 2, "strategy": "last_layers"}, "images of one size"),
-        ({"train_image_size": (32, 64), "strategy": "linear_probe"}, "set probe_solver to sgd"),
+        (
+            {"train_image_size": (32, 64), "strategy": "linear_probe", "probe_solver": "exact"},
+            "set probe_solver to sgd",
+        ),
         ({"train_image_size": ()}, "a list of different whole numbers, 16 to 4096"),
         ({"train_image_size": (32, 32)}, "different whole numbers"),
         ({"train_image_size": (8, 32)}, "16 to 4096"),
