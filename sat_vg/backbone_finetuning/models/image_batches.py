@@ -43,7 +43,10 @@ def require_normalised(images: object, num_channels: int, network: nn.Module) ->
             "the extractor and of model.preprocessing"
         )
     # A tracer takes one type and compiles for it. Autocast and FSDP convert the weights by themselves.
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(images.device.type):
+    device = images.device.type
+    if torch.compiler.is_compiling() or (
+        torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # the meta device knows none
+    ):
         return
     weight = next(network.parameters(), None)
     is_plain = weight is not None and weight.is_floating_point() and not hasattr(weight, "_is_flat_param")
