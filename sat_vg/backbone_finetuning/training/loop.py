@@ -27,6 +27,7 @@ from sat_vg.backbone_finetuning.training.step_results import REMEDY, PendingStep
 from sat_vg.backbone_finetuning.training.training import Stopping, Training
 from sat_vg.backbone_finetuning.utils.errors import NonFiniteLossError
 from sat_vg.backbone_finetuning.utils.precision import Precision
+from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, seed_default_generator, torch_generator
 from sat_vg.backbone_finetuning.utils.terminal import progress, say
 
@@ -70,7 +71,7 @@ def fit(training: Training, phases: Sequence[Phase], stopping: Stopping, outputs
                         save_best(training, outputs, validation, state)
                 state.end_epoch()
                 if stopping.patience and state.epochs_without_improvement >= stopping.patience:
-                    say(f"stopped early: no better {stopping.metric} for {stopping.patience} epochs")
+                    say(f"stopped early: no better {stopping.metric} for {counted(stopping.patience, 'epoch')}")
                     break
                 if state.epoch % outputs.save_frequency == 0 and state.epoch < num_epochs:
                     outputs.save(state, training)

@@ -63,6 +63,7 @@ from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
+from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.backbone_finetuning.utils.ranks import OneRank, joined
 from sat_vg.backbone_finetuning.utils.terminal import say
 
@@ -181,7 +182,7 @@ def move_in(config: FinetuneConfig, earlier: EarlierRun | None, state: RunState,
             say("The same one anew: --resume never, which moves this one aside")
             say(way_to_train_on(config, earlier))
         else:
-            say(f"going on with {earlier.path}: {state.epoch} epochs done, step {state.step}")
+            say(f"going on with {earlier.path}: {counted(state.epoch, 'epoch')} done, step {state.step}")
     return state
 
 
@@ -382,7 +383,7 @@ def show_plan(config: FinetuneConfig, precision: Precision, ranks: OneRank) -> N
     for number, phase in enumerate(phases, start=1):
         trained = counts_of_phase(model, phase)
         rows = [(name, f"{count:,}", _part_of(trained[name], count)) for name, count in counts.items()]
-        say(f"\nphase {number}, {phase.name}: {phase.epochs} epochs")
+        say(f"\nphase {number}, {phase.name}: {counted(phase.epochs, 'epoch')}")
         say(text_table(("stage", "parameters", phase.deed), rows))
         stored = training.feeds.describe(phase)
         if stored:

@@ -27,7 +27,7 @@ from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.training.preparation import choose_bands, choose_levels, computed_cache, load_splits
 from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
-from sat_vg.backbone_finetuning.utils.printable import one_line
+from sat_vg.backbone_finetuning.utils.printable import counted, one_line
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 _LISTED = 10
@@ -194,7 +194,7 @@ def _count(findings: Findings, examined: Examined) -> None:
 def _judge_copies(findings: Findings, contents: dict[str, int]) -> None:
     findings.splits, copies, moved = with_copies_together(findings.splits, contents)
     if moved:
-        findings.warnings.append(f"copies lie in train and val as drawn; a training moves {moved} images")
+        findings.warnings.append(f"copies lie in train and val as drawn; a training moves {counted(moved, 'image')}")
     findings.copies = copies
     across = [group for group in copies if group.across]
     if across:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits
 from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.backbone_finetuning.utils.printable import counted
 
 _LISTED = 5
 _BANDS = 8  # of 16 bits each: hashes that differ in fewer bits than there are bands agree in one
@@ -107,7 +108,9 @@ def settle_copies(
     splits, copies, moved = with_copies_together(splits, contents)
     notes = []
     if moved:
-        notes.append(f"copies (the same pixels) are kept on one side of the split: {moved} images changed sides")
+        notes.append(
+            f"copies (the same pixels) are kept on one side of the split: {counted(moved, 'image')} changed sides"
+        )
     conflicts = [group for group in copies if group.conflicting]
     if conflicts:
         notes.append(f"warning: {len(conflicts)} images occur with different labels:\n{list_copies(conflicts)}")
