@@ -43,7 +43,7 @@ def test_train_and_evaluate(train_here, with_copies, tmp_path, capfd):
     run = train_here("--dataset_path", with_copies, *LENIENT, "--num_epochs", 1, *TINY)
     assert run.code == 0, run.err
     total, train, val = numbers(run.out)
-    assert "images changed sides" in run.out
+    assert " changed sides" in run.out
     assert numbers(told) == [total, train, val]
     assert total == train + val == 29
     assert "; 1 more left out" in run.out
