@@ -73,6 +73,13 @@ _SEPARATOR = Rule(
     "one or more characters that are no letters or digits",
     'for example "|", "," or " "',
 )
+_FOLDER_NAME = Rule(
+    lambda value: (
+        isinstance(value, str) and value.strip() not in ("", ".", "..") and not set(value) & {"/", "\\", "\0"}
+    ),
+    "the name of a folder in dataset_path, without slashes",
+    "for example val",
+)
 _SWITCH = Rule(lambda value: isinstance(value, bool), "true or false", "true or false")
 _SWITCH_OR_UNSET = Rule(lambda value: value is None or isinstance(value, bool), "true, false or null", "leave it out")
 _STAGES = Rule(
@@ -124,8 +131,8 @@ RULES: dict[str, Rule] = {
     ),
     "allow_outside": _SWITCH,
     "label_separator": _SEPARATOR,
-    "train_split": _text("for example train"),
-    "val_split": _text("for example val"),
+    "train_split": _FOLDER_NAME,
+    "val_split": _FOLDER_NAME,
     "val_fraction": _real("above 0 and below 1", lambda value: 0 < value < 1, 0.2),
     "num_classes": _whole(2, 10, or_unset=True),
     "on_bad_image": _one_of("error", "skip"),

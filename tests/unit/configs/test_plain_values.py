@@ -20,7 +20,8 @@ class Name(str, enum.Enum):
     ("given", "stored"),
     [
         *(({name: Path("a/b")}, "a/b") for name in
-          ("dataset_path", "weights", "log_dir", "checkpoint_dir", "resume", "train_split", "val_split")),
+          ("dataset_path", "weights", "log_dir", "checkpoint_dir", "resume")),
+        *(({name: Path("a")}, "a") for name in ("train_split", "val_split")),
         ({"dataset_path": np.str_("a")}, "a"),
         ({"backbone": Name.RESNET}, "resnet18"),
         ({"num_epochs": np.int64(5)}, 5),
