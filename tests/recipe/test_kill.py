@@ -28,7 +28,7 @@ EPOCHS = 16  # of three steps
 FLAGS = [
     "--backbone", "shufflenet_v2_x0_5", "--pretrained", "false", "--image_size", "32", "--batch_size", "6",
     "--micro_batch_size", "3", "--warmup_epochs", "0", "--learning_rate", "3e-3", "--lr_scheduler", "plateau",
-    "--lr_step_size", "2", "--early_stopping_patience", "0", "--early_stopping_metric", "val_loss", "--mixup_alpha",
+    "--lr_step_size", "1", "--early_stopping_patience", "0", "--early_stopping_metric", "val_loss", "--mixup_alpha",
     "0.4", "--dropout", "0.3", "--log_every", "2", "--save_every_steps", "2", "--save_frequency", "2",
     "--strategy", "progressive", "--ema_decay", "0.9", "--log_dir", "logs", "--checkpoint_dir", "ckpt",
 ]  # fmt: skip
