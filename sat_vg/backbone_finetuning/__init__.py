@@ -20,7 +20,7 @@ _HOMES = {
     "create_resnet": "models.factories",
     "create_vit": "models.factories",
     "create_efficientnet": "models.factories",
-    "finetune": "recipe",
+    "finetune": "training.run",
 }
 
 __all__ = [

@@ -15,6 +15,7 @@ from sklearn.metrics import average_precision_score, f1_score, log_loss
 
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.cli import COMMANDS
 
 pytestmark = pytest.mark.recipe
 
@@ -60,7 +61,7 @@ def command(tmp_path, monkeypatch, capfd):
 
     def run(name: str, *arguments: object) -> tuple[int, str, str]:
         capfd.readouterr()
-        code = import_module(f"sat_vg.backbone_finetuning.{name}").main([str(argument) for argument in arguments])
+        code = import_module(COMMANDS[name].module).main([str(argument) for argument in arguments])
         return code, *capfd.readouterr()
 
     return run

@@ -118,3 +118,10 @@ def test_importing_the_package_imports_no_torch():
     code = "import sys, sat_vg.backbone_finetuning as s; print('torch' in sys.modules, s.FineTuneModel.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "FineTuneModel"]
+
+
+def test_every_public_name_is_there():
+    import sat_vg.backbone_finetuning as public
+
+    assert len(public.__all__) >= 7
+    assert all(getattr(public, name).__name__ == name for name in public.__all__)
