@@ -139,7 +139,9 @@ class TestImages:
             *TINY, "--dataset_path", images, "--on_bad_image", "skip", "--max_bad_fraction", 1, "--num_epochs", 1
         )
         assert run.code == 0, run.err
-        assert run.out.count("left out") == 11  # ten and the number of the others
+        assert sum(line.startswith("left out ") for line in run.out.splitlines()) == 11  # ten, and how many others
+        assert f"left out {bad - 10} more" in run.out
+        assert f"; {bad} more left out" in run.out  # in the line of the data
         listed = (run.folder / "logs/skipped_images.txt").read_text(encoding="utf-8")
         assert len(listed.splitlines()) == bad
         for name, (_, says) in BAD_IMAGES.items():

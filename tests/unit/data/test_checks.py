@@ -22,7 +22,7 @@ from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.utils.errors import DataError, WriteError
 
 # Whatever it is asked to decode is bad: what passes was not decoded.
-REFUSES = Decoder(decode_rgb, lambda path: "it was not to be decoded")
+REFUSES = Decoder(decode_rgb, *2 * [lambda path: "it was not to be decoded"])
 
 
 @pytest.fixture
