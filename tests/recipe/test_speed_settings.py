@@ -125,6 +125,8 @@ def fit(*arguments):
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_AS, (before + limit, resource.RLIM_INFINITY))
     result = sound(*arguments)
+    # What comes after, the pictures, was not measured and is not limited.
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     if limit is None:
         Path("needed").write_text(str(bytes_now("VmPeak") - before))
     return result
