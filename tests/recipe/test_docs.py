@@ -269,9 +269,9 @@ def test_quickstart(shown, tmp_path, threads):
     command = [sys.executable, *shlex.split(TRAIN)[1:]]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=given)
     assert done.returncode == 0, done.stderr
-    first_line = done.stdout.splitlines()[0]
-    assert "built-in scenes" in first_line
-    assert "--dataset_path" in first_line
+    first_lines = done.stdout.splitlines()[:2]
+    assert first_lines[0].startswith("settings of the built-in scenes: ")
+    assert first_lines[1].startswith("no --dataset_path DIR was given: training on the built-in scenes")
     for part in ("done: validation accuracy", "checkpoints/quickstart/best_model.pt", "stride 32", "tensorboard"):
         assert part in done.stdout, part
     logs = tmp_path / "logs/quickstart"
