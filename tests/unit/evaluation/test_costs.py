@@ -58,7 +58,7 @@ def test_speed_is_in_images_per_second():
     precision = Precision(torch.device("cpu"), torch.float32)
     networks = {
         key: Network(FineTuneModel("squeezenet1_1", 3, pretrained=False, image_size=size), size, precision)
-        for key, size in {"small": 32, "large": 128}.items()
+        for key, size in {"small": 32, "large": 224}.items()
     }
     speeds = images_per_second(networks, Timing(batch_size=4, rounds=3, seconds=0.02))
     assert list(speeds) == ["small", "large"]
