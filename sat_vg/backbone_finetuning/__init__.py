@@ -34,7 +34,13 @@ __all__ = [
 ]
 
 
+# The commands' modules, which stood here before each had a folder; these names go with the next version.
+_COMMANDS = ("check", "compare", "evaluate", "export", "extract", "predict", "shard")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _COMMANDS:
+        return import_module(f"{__name__}.commands.{name}.cli")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
