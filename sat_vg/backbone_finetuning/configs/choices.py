@@ -1,0 +1,39 @@
+"""The names that settings choose among, each list once: field types, checks and the tables of functions follow these.
+
+Free of torch. The functions behind the names stand in tables elsewhere (``training/phases.py`` for strategies, and so
+on); ``tests/unit/configs/test_choices.py`` holds each table against its names here.
+"""
+
+from typing import Literal, get_args
+
+# Those that torchvision reads; data/sources/torchvision_datasets.py says how.
+Dataset = Literal[
+    "eurosat", "mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn", "stl10", "caltech101", "caltech256",
+    "imagenet", "inaturalist", "flowers102", "food101", "oxford_iiit_pet", "dtd", "gtsrb",
+]  # fmt: skip
+OnDuplicates = Literal["error", "warn", "ignore"]
+Rescale = Literal["none", "percentile"]
+Cache = Literal["auto", "ram", "disk", "off"]
+
+Strategy = Literal["full", "linear_probe", "last_layers", "progressive", "lp_ft"]
+ProbeSolver = Literal["exact", "sgd"]
+Optimizer = Literal["adamw", "sgd"]
+Scheduler = Literal["cosine", "step", "plateau"]
+ClassWeights = Literal["none", "balanced", "effective"]
+Sampler = Literal["uniform", "weighted", "class_balanced"]
+Metric = Literal["val_accuracy", "val_loss", "val_macro_f1", "val_map"]
+AutocastDtype = Literal["auto", "bf16", "fp16"]
+
+Augmentation = Literal[
+    "satellite", "none", "turns", "basic", "randaugment", "trivialaugment", "autoaugment", "advanced", "crops"
+]
+# The other augmentations change colours in ways that are defined for 8-bit red, green and blue only.
+AUGMENTATIONS_OF_ANY_BANDS = ("satellite", "turns", "crops", "basic")
+
+ExportFormat = Literal["torchvision", "detr", "safetensors", "onnx", "pt2"]
+ExportPart = Literal["classifier", "extractor"]
+
+DATASETS: tuple[Dataset, ...] = get_args(Dataset)
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+EXPORT_PARTS: tuple[ExportPart, ...] = get_args(ExportPart)

@@ -1,0 +1,172 @@
+"""Types of settings that say which values are allowed: ``learning_rate: PositiveFloat = 3e-4``.
+
+The check of a field and its message are derived from its type, for any dataclass of settings. Free of torch.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+_LARGEST = sys.float_info.max  # neither infinite nor NaN, nor a whole number that no float can hold
+
+
+@dataclass(frozen=True)
+class Range:
+    """Limits of a number, as part of its type: ``Annotated[float, Range(above=0, example=0.1)]``.
+
+    Attributes:
+        example: an allowed value, for the message where the field's default is none.
+        lowest: the smallest allowed value.
+        highest: the largest allowed value.
+        above: every value above this one is allowed.
+        below: every value below this one is allowed.
+    """
+
+    example: float
+    lowest: float | None = None
+    highest: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __contains__(self, number: float) -> bool:
+        return (
+            (self.lowest is None or number >= self.lowest)
+            and (self.highest is None or number <= self.highest)
+            and (self.above is None or number > self.above)
+            and (self.below is None or number < self.below)
+        )
+
+    def __str__(self) -> str:
+        """The limits in words, to be put after "a number" or "a whole number"."""
+        if self.lowest is not None and self.highest is not None:
+            return f" from {self.lowest} to {self.highest}"
+        if self.lowest is not None:
+            up_to = "" if self.below is None else f" up to but not including {self.below}"
+            return f" from {self.lowest}{up_to}" if up_to else f" of {self.lowest} or more"
+        lower = [f"above {self.above}"] if self.above is not None else []
+        upper = [f"below {self.below}"] if self.below is not None else []
+        upper += [f"up to {self.highest}"] if self.highest is not None else []
+        return " " + " and ".join(lower + upper) if lower + upper else ""
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What to write instead of a wrong value, as part of a type: ``Annotated[str, Remedy("auto or cpu")]``."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a field may hold; written into its type where no other type says it.
+
+    Attributes:
+        holds: tells whether a value is allowed; called with any value at all.
+        allowed: the same in words, for the message.
+        example: an allowed value.
+        remedy: what to write instead, where an example does not say it.
+    """
+
+    holds: Callable[[Any], bool]
+    allowed: str
+    example: Any = None
+    remedy: str | None = None
+
+    def problem(self, name: str, value: Any) -> str:
+        """One line on an invalid value: field, value, what is allowed, and the remedy."""
+        remedy = "leave it out" if self.example is None else f"for example {self.example}"
+        return f"{name} = {value!r}: must be {self.allowed}; {self.remedy or remedy}"
+
+
+PositiveInt = Annotated[int, Range(lowest=1, example=8)]
+WholeNumber = Annotated[int, Range(lowest=0, example=4)]
+PositiveFloat = Annotated[float, Range(above=0, example=3e-4)]
+NonNegativeFloat = Annotated[float, Range(lowest=0, example=0.1)]
+Fraction = Annotated[float, Range(above=0, below=1, example=0.2)]
+Probability = Annotated[float, Range(lowest=0, below=1, example=0.1)]
+ImageSize = Annotated[int, Range(lowest=16, highest=4096, example=224)]
+
+
+@cache
+def rules_of(settings: type) -> Mapping[str, Rule]:
+    """The rule of each field of a dataclass, derived from its type; the example in its message is its default."""
+    hints = get_type_hints(settings, include_extras=True)
+    rules = {field.name: (rule_of(hints[field.name]), field.default) for field in fields(settings)}
+    # 0 mostly switches something off, so it is no useful example.
+    return {
+        name: replace(rule, example=default) if default and rule.holds(default) else rule
+        for name, (rule, default) in rules.items()
+    }
+
+
+def rule_of(kind: Any) -> Rule:
+    """What a value of a type may be, such as ``PositiveInt | None`` or ``Literal["a", "b"]``.
+
+    Raises:
+        TypeError: settings are of no such type.
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _annotated(parts[0], parts[1:])
+    if origin is Literal:
+        return Rule(lambda value: isinstance(value, str) and value in parts, " or ".join(parts), parts[0])
+    if origin in (Union, UnionType):  # the first of several types gives the example
+        return _union(parts)
+    if origin in (tuple, list):
+        return _list(rule_of(parts[0]))
+    if kind is bool:
+        return Rule(lambda value: isinstance(value, bool), "true or false", remedy="true or false")
+    if kind in (int, float):
+        return _number(kind, Range(example=1))
+    if kind is str:
+        return Rule(_is_text, "a text that is not empty")
+    raise TypeError(f"a field of settings cannot be a {kind}")
+
+
+def _annotated(kind: Any, extras: tuple[Any, ...]) -> Rule:
+    rule: Rule | None = None
+    for extra in extras:
+        if isinstance(extra, Rule):
+            rule = extra
+        elif isinstance(extra, Range):
+            rule = _number(kind, extra)
+        elif isinstance(extra, Remedy):
+            rule = replace(rule or rule_of(kind), remedy=extra.text)
+    return rule or rule_of(kind)
+
+
+def _number(kind: type, limits: Range) -> Rule:
+    def holds(value: Any) -> bool:
+        is_number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+        return is_number and abs(value) <= _LARGEST and value in limits
+
+    return Rule(holds, f"a {'whole ' if kind is int else ''}number{limits}", limits.example)
+
+
+def _union(parts: tuple[Any, ...]) -> Rule:
+    rules = [rule_of(part) for part in parts if part is not NoneType]
+    or_unset = len(rules) < len(parts)
+    allowed = ", or ".join(rule.allowed for rule in rules) + (" or null" if or_unset else "")
+    return replace(
+        rules[0],
+        holds=lambda value: or_unset if value is None else any(rule.holds(value) for rule in rules),
+        allowed=allowed.replace(" or null", ", or null") if "list" in allowed else allowed,
+    )
+
+
+def _list(entry: Rule) -> Rule:
+    plural = (
+        entry.allowed.removeprefix("a ").replace("number", "numbers", 1).replace("text that is", "texts that are")
+    )
+    return replace(
+        entry,
+        holds=lambda value: isinstance(value, (tuple, list)) and len(value) > 0 and all(map(entry.holds, value)),
+        allowed=f"a list of {plural}",
+    )
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != "" and "\0" not in value
