@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sat_vg.backbone_finetuning.commands.check.image_stats import Looks, RgbLooks, looks_of
+from sat_vg.backbone_finetuning.commands.check.options import CheckOptions
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.checks.duplicates import (
     Copies,
@@ -34,39 +35,6 @@ _LISTED = 10
 _FLAT = 16  # thumbnails of a smaller range of greys look alike whatever they show
 _IMBALANCE = 10
 _FEW = 10
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be checked.
-
-    Attributes:
-        data: class folders, or a table; with ``dataset`` the folder of a copy, or None.
-        dataset: name of a data set that torchvision reads.
-        bands: of GeoTIFFs, with commas between; unset: images are read as 8-bit RGB.
-        nodata: a value in them that stands for none.
-        rescale: how the values of 8-bit RGB are made of deeper ones.
-        allow_outside: a table may name images outside its own folder.
-        train_split: name of the train folder.
-        val_split: name of the val folder.
-        val_fraction: share of each class that becomes val where there is none.
-        seed: of that split.
-        label_separator: between the classes of an image in a table's column ``labels``.
-        as_json: print a JSON object instead of a text.
-    """
-
-    data: str | None = None
-    dataset: str | None = None
-    bands: str | None = None
-    nodata: float | None = None
-    rescale: str = FinetuneConfig.rescale
-    allow_outside: bool = False
-    train_split: str = FinetuneConfig.train_split
-    val_split: str = FinetuneConfig.val_split
-    val_fraction: float = FinetuneConfig.val_fraction
-    seed: int = FinetuneConfig.seed
-    label_separator: str = FinetuneConfig.label_separator
-    as_json: bool = False
 
 
 @dataclass
@@ -119,47 +87,37 @@ class Findings:
         }
 
 
-def check(request: Request) -> None:
+def check(options: CheckOptions) -> None:
     """Check a data set and print what was found.
 
     Raises:
         ConfigError: an option is out of range or contradicts another, or rasterio is not installed.
         DataError: the folder, the table or the copy is no data set, or the data have errors.
     """
-    config = settings_of(request)
-    # A program reads the one object on standard output; what is told on the way goes to the person beside it.
-    with redirect_stdout(sys.stderr) if request.as_json else nullcontext():
+    config = training_config(options)
+    # A program reads the one object on standard output; all other lines are for the person beside it.
+    with redirect_stdout(sys.stderr) if options.json else nullcontext():
         splits = load_splits(config)
         bands, levels = choose_bands(config, splits), choose_levels(config, splits)
         findings = examine(splits, looks_of(bands, levels, computed_cache(config)))
-    say(json.dumps(findings.to_dict(), indent=1) if request.as_json else report(findings))
+    say(json.dumps(findings.to_dict(), indent=1) if options.json else report(findings))
     if findings.errors:
-        raise DataError(
-            f"the data have {_counted(len(findings.errors), 'error')}; a training would stop or be spoilt"
-        )
+        raise DataError(f"the data have {counted(len(findings.errors), 'error')}; a training would stop or be spoilt")
 
 
-def settings_of(request: Request) -> FinetuneConfig:
-    """What a training on these images would be told of them.
+def training_config(options: CheckOptions) -> FinetuneConfig:
+    """The configuration of a training on these images.
 
     Raises:
         ConfigError: nothing is named, an option is out of range, or options contradict one another.
     """
-    if request.data is None and request.dataset is None:
+    if options.data is None and options.dataset is None:
         raise ConfigError(
             "there is nothing to check: name a folder of images or a .csv table, or a known data set, such as "
             "--dataset eurosat"
         )
-    bands = None if request.bands is None else tuple(map(_band, request.bands.split(",")))
-    splitting = ("train_split", "val_split", "val_fraction", "seed", "label_separator")
-    same = ("dataset", "allow_outside", *splitting, "nodata", "rescale")
-    given = {name: getattr(request, name) for name in same}
-    return FinetuneConfig(dataset_path=request.data, bands=bands, **given)
-
-
-def _band(text: str) -> int | str:
-    """A band as the training's configuration holds it: a number where it is one."""
-    return int(text) if text.strip().isascii() and text.strip().isdigit() else text.strip()
+    shared = {name: value for name, value in vars(options).items() if name not in ("data", "json")}
+    return FinetuneConfig(dataset_path=options.data, **shared)
 
 
 def examine(splits: Splits, looks: Looks) -> Findings:
@@ -202,14 +160,14 @@ def _judge_copies(findings: Findings, contents: dict[str, int]) -> None:
     conflicts = [group for group in copies if group.conflicting]
     if conflicts:
         findings.errors.append(
-            f"{_counted(len(conflicts), 'image')} with more than one label; keep the right one:\n"
+            f"{counted(len(conflicts), 'image')} with more than one label; keep the right one:\n"
             f"{list_copies(conflicts)}"
         )
     within = [group for group in copies if not group.across and not group.conflicting]
     if within:
         extra = sum(len(group.places) - 1 for group in within)
         findings.warnings.append(
-            f"{_counted(extra, 'superfluous copy', 'superfluous copies')}:\n{list_copies(within)}"
+            f"{counted(extra, 'superfluous copy', 'superfluous copies')}:\n{list_copies(within)}"
         )
 
 
@@ -231,7 +189,7 @@ def _judge_near_copies(findings: Findings, examined: Examined) -> None:
         across = sum(split_of[one] != split_of[other] for one, other in findings.near)
         listed = "".join(f"\n  {one!r} ~ {other!r}" for one, other in findings.near[:_LISTED])
         findings.warnings.append(
-            f"{_counted(len(findings.near), 'pair')} of images look alike, {across} of them across splits; they "
+            f"{counted(len(findings.near), 'pair')} of images look alike, {across} of them across splits; they "
             f"may be copies that were compressed or resized{listed}{_more(len(findings.near), _LISTED)}"
         )
 
@@ -279,12 +237,8 @@ def report(findings: Findings) -> str:
         ]
     kinds = Counter({"error": len(findings.errors), "warning": len(findings.warnings)})
     lines += ["", *(f"error: {text}" for text in findings.errors), *(f"warning: {t}" for t in findings.warnings)]
-    lines.append(", ".join(_counted(kinds[kind], kind) for kind in ("error", "warning")))
+    lines.append(", ".join(counted(kinds[kind], kind) for kind in ("error", "warning")))
     return "\n".join(lines)
-
-
-def _counted(number: int, one: str, many: str | None = None) -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def _more(number: int, listed: int) -> str:

@@ -1,0 +1,38 @@
+"""The options of ``sat-vg check``."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """Options of ``sat-vg check``; those with the name of a training field mean the same."""
+
+    data: str | None = None
+    """Class folders, or train/ and val/ with class folders, or a .csv table; with --dataset the folder of a copy, or
+    nothing."""
+    dataset: str | None = None
+    """A data set that torchvision reads, such as eurosat or cifar10. What DATA (unset: the cache folder) lacks of it
+    is downloaded."""
+    bands: tuple[int | str, ...] | None = None
+    """Read GeoTIFFs, and these bands of them, such as red=4,green=3,blue=2,nir=8. Unset: 8-bit RGB."""
+    nodata: float | None = None
+    """With bands: a value that stands for no value, beside those that the files declare."""
+    rescale: Literal["none", "percentile"] = FinetuneConfig.rescale
+    """How 16-bit RGB images become 8-bit ones: by their high byte, or from the 2nd to the 98th percentile."""
+    allow_outside: bool = False
+    """A table may name images outside its own folder."""
+    train_split: str = FinetuneConfig.train_split
+    """Name of the training folder."""
+    val_split: str = FinetuneConfig.val_split
+    """Name of the validation folder."""
+    val_fraction: float = FinetuneConfig.val_fraction
+    """Share of each class that becomes val where the data have none."""
+    seed: int = FinetuneConfig.seed
+    """Seed of that split."""
+    label_separator: str = FinetuneConfig.label_separator
+    """What stands between the classes of an image in a table's column labels."""
+    json: bool = False
+    """Print one JSON object that leaves nothing out."""

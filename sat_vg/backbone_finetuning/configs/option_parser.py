@@ -1,0 +1,213 @@
+"""The command line of a command, made from the dataclass of its options."""
+
+import difflib
+import json
+import re
+import sys
+from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+
+from sat_vg.backbone_finetuning.configs.plain_values import as_argument
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Options = TypeVar("Options", bound="DataclassInstance")
+_NEGATIVE_NUMBER = re.compile(r"-\.?\d")
+_INTEGER = re.compile(r"-?\d+", re.ASCII)
+
+
+def parse_options(
+    kind: type[Options],
+    arguments: Sequence[str] | None,
+    prog: str,
+    description: str,
+    positionals: Mapping[str, str] | None = None,
+    renamed: Mapping[str, str] | None = None,
+    usage: str | None = None,
+) -> Options:
+    """Read a command line. ``--help`` prints and leaves through ``SystemExit(0)``.
+
+    Args:
+        kind: a dataclass with a docstring under each field. A boolean option without a value is true; a list has
+            commas between its entries.
+        arguments: without the program's name; None: those of this process.
+        prog: the command's name, such as ``sat-vg check``.
+        description: for the help; ``%(prog)s`` stands for the name.
+        positionals: fields that are given by position, with the word that stands for each in the help. A tuple takes
+            one or more values; one with a default may be left out.
+        renamed: spellings of the version before, which still work with a hint on standard error: ``{"old": "new"}``,
+            ``{"old": "new=value"}``, ``{"name=old": "name=new"}``.
+        usage: first line of the help, where it is not the usual one.
+
+    Raises:
+        ConfigError: an option is unknown (the nearest known one is named) or has a wrong value.
+    """
+    positionals, types = positionals or {}, get_type_hints(kind)
+    flags, words = _split(sys.argv[1:] if arguments is None else arguments, types, positionals, renamed or {}, prog)
+    parser = _build_parser(kind, types, prog, description, positionals)
+    parser.usage = usage or parser.usage
+    required = [positionals[field.name] for field in fields(kind) if field.default is MISSING]
+    if len(words) < len(required) and "--help" not in flags:
+        raise ConfigError(f"{prog} needs {' and '.join(required)}; {prog} --help lists all options")
+    try:
+        namespace = parser.parse_args([*flags, "--", *words] if words else flags)
+    except ArgumentError as error:
+        raise ConfigError(_explain(str(error), flags, types, prog)) from None
+    values = {name: namespace[name] for name in types}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Keeps the description's line breaks; prints an option's text and its default, but no Python types."""
+
+    def _get_help_string(self, action: Action) -> str:
+        if not action.option_strings or action.dest == "help" or action.default is None:
+            return action.help or ""
+        return f"{action.help} (default: {as_argument(action.default)})"
+
+
+def _build_parser(
+    kind: type[Any], types: Mapping[str, Any], prog: str, description: str, positionals: Mapping[str, str]
+) -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    with_texts = ArgumentParser()
+    with_texts.add_class_arguments(kind, None, as_group=False)
+    texts = {action.dest: action.help for action in with_texts._actions}
+    parser = ArgumentParser(
+        prog=prog, description=description, exit_on_error=False, print_config=None, formatter_class=_Formatter
+    )
+    usage = ["%(prog)s"]
+    for field in (field for field in fields(kind) if field.name in positionals):
+        word, many, optional = positionals[field.name], _is_list(types[field.name]), field.default is not MISSING
+        more: dict[str, Any] = {"nargs": "*" if optional else "+"} if many else {"nargs": "?"} if optional else {}
+        parser.add_argument(field.name, metavar=word, type=str, help=texts[field.name], **more)
+        usage.append(f"[{word}]" if optional else f"{word} ..." if many else word)
+    parser.usage = " ".join([*usage, "[--OPTION VALUE ...]"])
+    parser.add_class_arguments(kind, None, as_group=False, skip=set(positionals))
+    for action in parser._actions:
+        if action.dest in types and action.option_strings:
+            if _is_list(types[action.dest]):
+                action.metavar = "A,B"
+            elif _base(types[action.dest]) is bool:
+                action.metavar = "{true,false}"
+    return parser
+
+
+def _split(
+    arguments: Sequence[str],
+    types: Mapping[str, Any],
+    positionals: Mapping[str, str],
+    renamed: Mapping[str, str],
+    prog: str,
+) -> tuple[list[str], list[str]]:
+    """Options, all in the form ``--name=value``, and what is given by position."""
+    flags: list[str] = []
+    words: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument == "--":
+            return flags, words + rest
+        if argument in ("-h", "--help"):
+            flags.append("--help")
+            continue
+        if not argument.startswith("--"):
+            words.append(argument)
+            continue
+        name, has_value, value = argument[2:].partition("=")
+        new = renamed.get(name, name)
+        known = [*renamed, *(option for option in types if option not in positionals)]
+        if name not in known:
+            raise ConfigError(_unknown(name, known, prog))
+        is_switch = "=" in new or _base(types[new]) is bool
+        if not has_value and rest and _is_value(rest[0], is_switch):
+            has_value, value = "=", rest.pop(0)
+        elif not has_value and is_switch:
+            value = "true"
+        elif not has_value:
+            raise ConfigError(f"--{name} needs a value: it must be {_allowed(types[new])}")
+        new, value = _current_spelling(name, value, positionals, renamed)
+        if new in positionals:
+            words.append(value)
+        else:
+            flags.append(f"--{new}={_as_json(value, types[new]) if _is_list(types[new]) else value}")
+    return flags, words
+
+
+def _is_value(argument: str, is_switch: bool) -> bool:
+    """Whether an argument behind an option is its value."""
+    if is_switch:
+        return argument.lower() in ("true", "false", "null")
+    return not argument.startswith("-") or argument == "-" or _NEGATIVE_NUMBER.match(argument) is not None
+
+
+def _current_spelling(
+    name: str, value: str, positionals: Mapping[str, str], renamed: Mapping[str, str]
+) -> tuple[str, str]:
+    """Name and value of an option in the spelling of this version, with a hint where that is another one."""
+    new = renamed.get(name, renamed.get(f"{name}={value}"))
+    if new is None:
+        return name, value
+    new_name, has_value, new_value = new.partition("=")
+    old = f"--{name} {value}" if name == new_name else f"--{name}"
+    now = f"{positionals[new]}, without a flag" if new in positionals else f"--{new.replace('=', ' ')}"
+    sys.stderr.write(f"{old} is now {now}; the old spelling works for one more version\n")
+    return new_name, new_value if has_value else value
+
+
+def _as_json(value: str, kind: Any) -> str:
+    """``layer3,layer4`` as the parser reads it: with quotes and brackets."""
+    if value == "null" or value.startswith("["):
+        return value
+    numbers = int in _parts(get_args(_base(kind))[0])
+    parts = [part.strip() for part in value.split(",")]
+    return json.dumps([int(part) if numbers and _INTEGER.fullmatch(part) else part for part in parts])
+
+
+def _explain(message: str, flags: Sequence[str], types: Mapping[str, Any], prog: str) -> str:
+    """The parser's message in one sentence with option, value, and what is allowed."""
+    key = re.search(r'key "(\w+)"', message)
+    if key and key.group(1) in types:
+        name = key.group(1)
+        value = next(flag for flag in reversed(flags) if flag.startswith(f"--{name}=")).partition("=")[2]
+        return f"--{name} {value}: must be {_allowed(types[name])}"
+    return f"{message}; {prog} --help lists all options"
+
+
+def _unknown(name: str, known: Sequence[str], prog: str) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f": did you mean --{near[0]}?" if near else ";"
+    return f"{prog} has no option --{name}{hint} {prog} --help lists all options"
+
+
+def _allowed(kind: Any) -> str:
+    """What an option may be, with an example."""
+    base = _base(kind)
+    if get_origin(base) is Literal:
+        return f"{' or '.join(map(str, get_args(base)))}, for example {get_args(base)[0]}"
+    if _is_list(base):
+        what, example = ("whole numbers", "0,1") if _parts(get_args(base)[0]) == (int,) else ("names", "A,B")
+        return f"{what} with commas between, for example {example}"
+    words = {bool: "true or false", int: "a whole number, for example 8", float: "a number, for example 0.5"}
+    return words.get(base, "a text")
+
+
+def _parts(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _base(kind: Any) -> Any:
+    """The type without None."""
+    parts = [part for part in _parts(kind) if part is not NoneType]
+    return parts[0] if len(parts) == 1 else kind
+
+
+def _is_list(kind: Any) -> bool:
+    return get_origin(_base(kind)) is tuple
