@@ -30,6 +30,15 @@ def write_image(path: Path, colour: tuple[int, int, int], seed: int, size: int =
     Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(path)
 
 
+def write_classes(root: Path, train: int = 9, val: int = 3) -> Path:
+    """Three classes of PNG files: batches of 5 and 6 where ``batch_size`` is 6."""
+    for number, (name, colour) in enumerate(COLOURS.items()):
+        for split, count, first in (("train", train, 0), ("val", val, 50)):
+            for index in range(count):
+                write_image(root / split / name / f"{index}.png", colour, 100 * number + first + index)
+    return root
+
+
 @pytest.fixture
 def class_folders(tmp_path: Path) -> Path:
     """train/ and val/ with three classes: 9 + 3 images each, JPEG and PNG."""
