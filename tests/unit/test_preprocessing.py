@@ -3,8 +3,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
+from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 from sat_vg.backbone_finetuning.utils.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
@@ -46,6 +47,62 @@ def test_transforms_take_pil_images_and_tensors_and_can_be_pickled():
     assert torch.equal(transforms(Image.fromarray(array)), from_tensor)
     assert torch.equal(from_tensor, preprocessing.normalise(preprocessing.geometry()(tensor)[None])[0])
     assert transforms(Image.fromarray(array[..., 0])).shape == (3, 24, 24)
+
+
+def bars() -> np.ndarray:
+    """Smooth, of three colours, without symmetry."""
+    rows, columns = np.mgrid[0:40, 0:56]
+    return np.stack([rows * 6, columns * 4, (rows + columns) * 2], axis=-1).astype(np.uint8)
+
+
+def with_alpha(mode: str) -> Image.Image:
+    image = Image.fromarray(bars()).convert(mode)
+    image.putalpha(Image.fromarray((bars()[..., 1] > 99).astype(np.uint8) * 255))
+    return image
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
+def test_a_pil_image_is_turned_as_its_file_is_in_the_training(tmp_path, ending, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(bars()).save(tmp_path / f"a.{ending}", exif=exif)
+    assert_as_in_the_training(tmp_path / f"a.{ending}")
+
+
+@pytest.mark.parametrize(
+    ("name", "image"),
+    [
+        ("rgba.png", with_alpha("RGB")),
+        ("grey_and_alpha.png", with_alpha("L")),
+        ("rgba.webp", with_alpha("RGB")),
+        ("rgba.tif", with_alpha("RGB")),
+        ("grey.png", Image.fromarray(bars()[..., 0])),
+        ("palette.png", Image.fromarray(bars()).quantize(20)),
+        ("palette_with_transparency.png", with_alpha("RGB").quantize(20)),
+        ("one_bit.png", Image.fromarray(bars()[..., 0] > 90)),
+        ("cmyk.jpg", Image.fromarray(bars()).convert("CMYK")),
+    ],
+)
+def test_a_pil_image_has_the_colours_of_its_file_in_the_training(tmp_path, name, image):
+    image.save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
+    assert_as_in_the_training(tmp_path / name)
+
+
+def test_alpha_by_its_mark_alone_is_ignored_as_in_the_training(tmp_path):
+    near_infrared = np.concatenate([bars(), bars()[..., :1]], axis=-1)
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[339] = (1, 1, 1, 1)  # what software for geodata writes and image editors leave out
+    Image.fromarray(near_infrared).save(tmp_path / "a.tif", tiffinfo=tags)
+    assert_as_in_the_training(tmp_path / "a.tif")
+    assert torch.equal(decode_rgb(tmp_path / "a.tif"), torch.from_numpy(bars()).permute(2, 0, 1))
+
+
+def assert_as_in_the_training(path) -> None:
+    transforms = Preprocessing(image_size=32).transforms()
+    with Image.open(path) as image:
+        assert torch.equal(transforms(image), transforms(decode_rgb(path)))
+        assert torch.equal(transforms(image), transforms(decode_rgb(path))), "the image was changed"
 
 
 def test_the_middle_of_a_very_long_image():

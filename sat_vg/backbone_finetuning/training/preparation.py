@@ -23,9 +23,11 @@ from sat_vg.backbone_finetuning.data.checks.readable import (
 from sat_vg.backbone_finetuning.data.loading.loaders import (
     why_loading_failed,
 )
+from sat_vg.backbone_finetuning.data.reading.bands import ChosenBands, find_bands
 from sat_vg.backbone_finetuning.data.reading.decoded_cache import keep_decoded, lay_out
-from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER, Decoder
-from sat_vg.backbone_finetuning.data.reading.geo import ChosenBands, decoder_of, decoder_of_files, find_bands
+from sat_vg.backbone_finetuning.data.reading.decoder import Decoder
+from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER
+from sat_vg.backbone_finetuning.data.reading.geo import decoder_of, decoder_of_files
 from sat_vg.backbone_finetuning.data.reading.levels import decoder_of_levels, find_levels
 from sat_vg.backbone_finetuning.data.shards.source import ShardSettings, in_shard_order, is_sharded, load_shards
 from sat_vg.backbone_finetuning.data.sources.named_datasets import load_named

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, UserError
+from sat_vg.backbone_finetuning.utils.pil_pixels import CONVERT, rgb_of, upright
+from sat_vg.backbone_finetuning.utils.tiff_layouts import layout_of_image, require_picture, why_not_pillow
+from sat_vg.backbone_finetuning.utils.unreadable import Unreadable
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -247,7 +250,8 @@ class Preprocessing:
 class ToPixels(nn.Module):
     """A PIL image or a tensor → pixels ``[C, H, W]`` with the channels of the training.
 
-    Where these are red, green and blue, grey and CMYK images become so; other bands are taken as they are.
+    Where these are red, green and blue, PIL images are read as the files of the training are: turned by their EXIF
+    orientation, transparency on black, grey and CMYK as RGB. Other bands are taken as they are.
     """
 
     def __init__(self, preprocessing: Preprocessing) -> None:
@@ -265,17 +269,39 @@ class ToPixels(nn.Module):
                 f"image of type {type(image).__name__}: give a PIL image or a tensor [C, H, W]; of a path "
                 "PIL.Image.open(path), of an array [H, W, 3] PIL.Image.fromarray(array)"
             )
-        if self.preprocessing.bands == RGB:
-            if isinstance(image, Image.Image) and image.mode.startswith(("I", "F")):
-                raise UserError(
-                    f"PIL image of mode {image.mode!r}: its values do not fit into 8 bits, and Pillow would cut them "
-                    "off; scale them to 0 … 255 first"
-                )
-            if isinstance(image, Image.Image) or (image.ndim >= 3 and image.shape[-3] == 1):
-                image = v2.RGB()(image)
-        pixels: Tensor = v2.functional.pil_to_tensor(image) if isinstance(image, Image.Image) else image
+        pixels: Tensor
+        if isinstance(image, Image.Image):
+            is_rgb = self.preprocessing.bands == RGB
+            pixels = _rgb_pixels(image) if is_rgb else v2.functional.pil_to_tensor(upright(image))
+        elif self.preprocessing.bands == RGB and image.ndim >= 3 and image.shape[-3] == 1:
+            pixels = v2.RGB()(image)
+        else:
+            pixels = image
         self.preprocessing._require_pixels(pixels)
         return pixels
+
+
+def _rgb_pixels(image: Image.Image) -> Tensor:
+    """uint8 ``[3, H, W]`` of a PIL image, as the training reads its file.
+
+    Raises:
+        UserError: its values have no plain 8-bit reading, or Pillow misreads such a file.
+    """
+    if image.mode.startswith(("I", "F")):
+        raise UserError(
+            f"PIL image of mode {image.mode!r}: its values do not fit into 8 bits, and Pillow would cut them "
+            "off; scale them to 0 … 255 first"
+        )
+    layout = layout_of_image(image)
+    try:
+        if layout is not None:
+            require_picture(layout)
+            if (why := why_not_pillow(layout)) is not None:
+                raise Unreadable(f"it is a TIFF with {why}, which Pillow misreads", CONVERT)
+        pixels, _ = rgb_of(upright(image), layout, image.format)
+    except Unreadable as problem:
+        raise UserError(f"PIL image of mode {image.mode!r}: {problem.reason}; {problem.remedy}") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 class MiddleOfLong(nn.Module):

@@ -17,12 +17,20 @@ from sat_vg.backbone_finetuning.data.checks.readable import (
     require_readable,
     write_left_out,
 )
-from sat_vg.backbone_finetuning.data.reading.decoding import Decoder, decode_rgb
+from sat_vg.backbone_finetuning.data.reading import threads as reading_threads
+from sat_vg.backbone_finetuning.data.reading.decoding import RgbDecoder
 from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.utils.errors import DataError, WriteError
 
 # Whatever it is asked to decode is bad: what passes was not decoded.
-REFUSES = Decoder(decode_rgb, *2 * [lambda path: "it was not to be decoded"])
+
+
+class Refuses(RgbDecoder):
+    def examine(self, path):
+        return "it was not to be decoded"
+
+
+REFUSES = Refuses()
 
 
 @pytest.fixture
@@ -64,7 +72,7 @@ class TestFindUnreadable:
 
     @pytest.mark.parametrize("threads", [1, 3, None])
     def test_in_order_with_reasons(self, paths, threads, monkeypatch):
-        monkeypatch.setattr(checks, "_BATCH", 3)
+        monkeypatch.setattr(reading_threads, "_BATCH", 3)
         cut(paths[31])
         Path(paths[7]).write_bytes(b"")
         asked = [*paths[::-1], paths[0] + ".gone"]
@@ -85,9 +93,9 @@ class TestFindUnreadable:
                     yield path
 
         counting = Counting()
-        batches = checks.run_in_order(counting, len, threads=2)
-        assert next(batches) == [len(path) for path in paths * 2][: checks._BATCH]
-        assert counting.taken <= 4 * checks._BATCH
+        batches = reading_threads.run_in_order(counting, len, threads=2)
+        assert next(batches) == [len(path) for path in paths * 2][: reading_threads._BATCH]
+        assert counting.taken <= 4 * reading_threads._BATCH
         batches.close()
 
     def test_silent_without_terminal(self, paths, capfd):
@@ -177,7 +185,7 @@ class TestRecord:
                 yield from super().__iter__()
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(checks, "_BATCH", 2)
+        monkeypatch.setattr(reading_threads, "_BATCH", 2)
         with pytest.raises(KeyboardInterrupt):
             find_unreadable(Interrupting(paths), record=tmp_path / "record", threads=1)
         assert checks._key(paths[0]) in checks._read_record(tmp_path / "record")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile, ImageOps
 
-from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb, why_unreadable
+from sat_vg.backbone_finetuning.data.reading.decoding import decode_or_reason, decode_rgb
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -357,7 +357,7 @@ class TestRefusals:
         image = Image.fromarray(noise).convert({"grey.jpg": "L", "cmyk.jpg": "CMYK"}.get(name, "RGB"))
         image.save(path, **({"progressive": True} if name == "progressive.jpg" else {}))
         whole = path.read_bytes()
-        assert why_unreadable(path) is None
+        assert isinstance(decode_or_reason(path), torch.Tensor)
         # The last bytes of a PNG are checksums and its end mark, without which all pixels are there.
         for length in (len(whole) - (30 if name == "a.png" else 1), len(whole) * 9 // 10, len(whole) // 2, 200):
             path.write_bytes(whole[:length])
@@ -373,7 +373,7 @@ class TestRefusals:
         path = tmp_path / f"a.{ending}"
         Image.fromarray(RGB).save(path)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", RGB.size // 3)
-        assert why_unreadable(path) is None
+        assert isinstance(decode_or_reason(path), torch.Tensor)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", RGB.size // 6 - 1)  # at twice as many Pillow itself refuses
         with pytest.raises(DataError, match=r"too large.*smaller tiles"):
             decode_rgb(path)
@@ -391,7 +391,7 @@ class TestRefusals:
 def test_reason_has_no_path(tmp_path):
     path = Path(tmp_path / "a.jpg")
     path.write_bytes(b"")
-    assert why_unreadable(path) == "the file is empty (0 bytes)"
+    assert decode_or_reason(path) == "the file is empty (0 bytes)"
 
 
 def test_no_warnings(tmp_path):

@@ -14,7 +14,8 @@ from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.checks.band_statistics import measure_bands
 from sat_vg.backbone_finetuning.data.checks.image_traits import Traits, describe_traits
 from sat_vg.backbone_finetuning.data.checks.readable import examine_images
-from sat_vg.backbone_finetuning.data.reading.geo import GeoReader, decoder_of, decoder_of_files, find_bands
+from sat_vg.backbone_finetuning.data.reading.bands import find_bands
+from sat_vg.backbone_finetuning.data.reading.geo import GeoReader, decoder_of, decoder_of_files
 from sat_vg.backbone_finetuning.training.preparation import check_images, load_splits
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache
 from sat_vg.backbone_finetuning.utils.errors import ConfigError

@@ -11,7 +11,8 @@ from PIL import Image
 from sat_vg.backbone_finetuning.data.checks.band_statistics import combined, measure_bands, moments_of
 from sat_vg.backbone_finetuning.data.checks.readable import examine_images
 from sat_vg.backbone_finetuning.data.loading.transforms import RandomColours, training_transform
-from sat_vg.backbone_finetuning.data.reading.geo import GeoReader, decoder_of, decoder_of_files, find_bands
+from sat_vg.backbone_finetuning.data.reading.bands import find_bands
+from sat_vg.backbone_finetuning.data.reading.geo import GeoReader, decoder_of, decoder_of_files
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.preprocessing import BandFiles, Preprocessing

@@ -7,8 +7,8 @@ import pytest
 from geotiffs import rasterio, write_geotiff
 from PIL import Image
 
-from sat_vg.backbone_finetuning.data.reading import geo, large_images, tiff_headers
-from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb, why_unreadable
+from sat_vg.backbone_finetuning.data.reading import geo, limits
+from sat_vg.backbone_finetuning.data.reading.decoding import decode_or_reason, decode_rgb
 from sat_vg.backbone_finetuning.data.reading.geo import GeoReader
 from sat_vg.backbone_finetuning.utils.preprocessing import BandFiles
 
@@ -29,7 +29,7 @@ class TestGeoTIFFs:
         path = write_geotiff(tmp_path / "scene.tif", DEEP, nodata=int(DEEP[0, 10, 22]))
         whole = GeoReader(DEEP_FILES).read(str(path)).numpy()
         monkeypatch.setattr(geo, "_MOST_VALUES", DEEP.size // 3)
-        large_images.tell_reduced.cache_clear()
+        limits.tell_reduced.cache_clear()
         image = GeoReader(DEEP_FILES).read(str(path)).numpy()
         assert image.shape == (3, 11, 20)
         assert set(image[~np.isnan(image)].tolist()) <= set(whole[~np.isnan(whole)].tolist())  # no value is a mixture
@@ -104,7 +104,7 @@ class TestRGB:
 
     def test_a_hollow_one_is_refused(self, tmp_path):
         Image.new("RGB", (5000, 5000)).save(tmp_path / "hollow.webp", lossless=True)
-        assert "5000 x 5000 pixels, 71 MiB, in a file of" in str(why_unreadable(tmp_path / "hollow.webp"))
+        assert "5000 x 5000 pixels, 71 MiB, in a file of" in str(decode_or_reason(tmp_path / "hollow.webp"))
 
 
 def tiff_of_pages(count, big=False):
@@ -123,7 +123,7 @@ def tiff_of_pages(count, big=False):
 
 def why_not_both(path):
     """What the readers of RGB and of bands say of it."""
-    return str(why_unreadable(path)), str(GeoReader(BandFiles((1,), "uint8", 1)).read_or_reason(str(path)))
+    return str(decode_or_reason(path)), str(GeoReader(BandFiles((1,), "uint8", 1)).read_or_reason(str(path)))
 
 
 class TestTIFFHeaders:
@@ -153,5 +153,5 @@ class TestTIFFHeaders:
             path = tmp_path / f"{number}.tif"
             path.write_bytes(data)
             with path.open("rb") as file:
-                tiff_headers.require_bounded_tiff(file)
+                limits.require_bounded_tiff(file)
                 assert file.tell() == 0

@@ -10,8 +10,8 @@ import pytest
 from geotiffs import rasterio
 from PIL import Image
 
-from sat_vg.backbone_finetuning.data.reading import gdal_files
-from sat_vg.backbone_finetuning.data.reading.decoding import decode_or_reason, decode_rgb, examine_or_reason
+from sat_vg.backbone_finetuning.data.reading import gdal
+from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER, decode_or_reason, decode_rgb
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 ROWS, COLUMNS = np.mgrid[0:48, 0:64]
@@ -188,7 +188,7 @@ def test_what_has_no_reading_as_rgb_is_refused_by_name(tmp_path, values, options
 def test_without_rasterio_a_layout_that_needs_it_is_refused_by_name(tmp_path, monkeypatch, values, options, words):
     path = write(tmp_path / "a.tif", values, **options)
     monkeypatch.setitem(sys.modules, "rasterio", None)
-    gdal_files.require_rasterio.cache_clear()
+    gdal.require_rasterio.cache_clear()
     with pytest.raises(DataError, match=words) as caught:
         decode_rgb(path)
     for remedy in ("pip install 'sat_vg[geo]'", "--bands", "convert it to 8-bit RGB"):
@@ -204,7 +204,7 @@ class TestAlpha:
             assert file.colorinterp[3].name == "alpha"
             expected = file.read((1, 2, 3))
         np.testing.assert_array_equal(decoded(path), expected)
-        assert examine_or_reason(path).traits.alpha == "ignored"
+        assert RGB_DECODER.examine(path).traits.alpha == "ignored"
 
     def test_of_water_too_where_near_infrared_is_nearly_0(self, tmp_path):
         dark = (ROWS % 3).astype(np.uint8)[None]
@@ -231,13 +231,13 @@ class TestAlpha:
         Image.fromarray(rgba).save(path, **({"lossless": True} if ending == "webp" else {}))
         expected = np.floor(COLOURS.astype(float) * NEAR_INFRARED / 255 + 0.5)
         np.testing.assert_array_equal(decoded(path), expected)
-        assert examine_or_reason(path).traits.alpha == "soft"
+        assert RGB_DECODER.examine(path).traits.alpha == "soft"
 
     def test_full_alpha_is_nothing_to_speak_of(self, tmp_path):
         opaque = np.concatenate([COLOURS, np.full_like(GREY, 255)])
         path = write(tmp_path / "a.tif", opaque)
         np.testing.assert_array_equal(decoded(path), COLOURS)
-        assert examine_or_reason(path).traits.alpha == ""
+        assert RGB_DECODER.examine(path).traits.alpha == ""
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])

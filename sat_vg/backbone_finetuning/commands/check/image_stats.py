@@ -15,8 +15,10 @@ from sat_vg.backbone_finetuning.data.checks.band_statistics import measure_bands
 from sat_vg.backbone_finetuning.data.checks.duplicates import thumbnail
 from sat_vg.backbone_finetuning.data.checks.readable import Examined
 from sat_vg.backbone_finetuning.data.checks.statistics import Statistics, look_at, summarise_looks
-from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER, Decoder
-from sat_vg.backbone_finetuning.data.reading.geo import ChosenBands, decoder_of_files
+from sat_vg.backbone_finetuning.data.reading.bands import ChosenBands
+from sat_vg.backbone_finetuning.data.reading.decoder import Decoder
+from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER
+from sat_vg.backbone_finetuning.data.reading.geo import decoder_of_files
 from sat_vg.backbone_finetuning.data.reading.levels import decoder_of_levels
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, Levels, Preprocessing

@@ -25,8 +25,8 @@ from sat_vg.backbone_finetuning.data.features.files import (
     write_features,
 )
 from sat_vg.backbone_finetuning.data.features.spool import Spool, hash_of_images
-from sat_vg.backbone_finetuning.data.reading.band_reading import read_in_order
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
+from sat_vg.backbone_finetuning.data.reading.threads import read_in_order
 from sat_vg.backbone_finetuning.data.sources.image_lists import ImageList, list_images
 from sat_vg.backbone_finetuning.evaluation.nearest_neighbours import knn_accuracy
 from sat_vg.backbone_finetuning.models.artifact import current_versions

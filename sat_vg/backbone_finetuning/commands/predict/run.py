@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sat_vg.backbone_finetuning.data.reading.band_reading import read_in_order
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
+from sat_vg.backbone_finetuning.data.reading.threads import read_in_order
 from sat_vg.backbone_finetuning.data.sources.image_lists import images_of
 from sat_vg.backbone_finetuning.data.sources.left_out import describe_left_out
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sat_vg.backbone_finetuning.data.checks.readable import run_in_order
-from sat_vg.backbone_finetuning.data.reading.decoding import Decoder
+from sat_vg.backbone_finetuning.data.reading.decoder import Decoder
+from sat_vg.backbone_finetuning.data.reading.threads import run_in_order
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.json_reading import read_json

@@ -1,61 +1,15 @@
 """What images say of their values beside the values, and in what the images of a data set differ in that."""
 
-import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from sat_vg.backbone_finetuning.data.reading.decoder import Traits
 from sat_vg.backbone_finetuning.utils.printable import one_line
 
 _LISTED = 3
 _FEW_LEVELS = 64
-
-
-class Traits(NamedTuple):
-    """What an image's file says of its values.
-
-    Attributes:
-        depth: what the values are: ``8-bit``, ``16-bit``; of chosen bands their type.
-        alpha: empty: there is none, or it is 0 or full everywhere. ``soft``: it has values in between, by which the
-            colours were made darker. ``ignored``: a band that is marked as alpha, and is none by its values.
-        scaling: scale and offset by band; empty where all are 1 and 0.
-        is_scaled: whether scale and offset were applied.
-        nodata: by chosen band.
-        names: descriptions of the bands that were chosen by their number.
-        levels: how many levels of grey deep pixels have as 8 bits, at most; 0: they are no deep pixels.
-        fills: values that were taken for "no value" though no tag says so.
-    """
-
-    depth: str = "8-bit"
-    alpha: str = ""
-    scaling: tuple[tuple[float, float], ...] = ()
-    is_scaled: bool = False
-    nodata: tuple[float | None, ...] = ()
-    names: tuple[str | None, ...] = ()
-    levels: int = 0
-    fills: tuple[float, ...] = ()
-
-    def to_json(self) -> str:
-        """The traits as a text, for a file."""
-        return json.dumps(self)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Traits":
-        """Restore what ``to_json`` gave.
-
-        Raises:
-            ValueError: it is none.
-        """
-        try:
-            depth, alpha, scaling, is_scaled, nodata, names, levels, fills = json.loads(text)
-            pairs = tuple((float(scale), float(offset)) for scale, offset in scaling)
-            numbers = tuple(map(float, fills))
-            return cls(
-                str(depth), str(alpha), pairs, bool(is_scaled), tuple(nodata), tuple(names), int(levels), numbers
-            )
-        except (TypeError, RecursionError) as error:
-            raise ValueError(f"no traits: {error}") from None
 
 
 def describe_traits(traits: Mapping[str, Traits]) -> list[str]:

@@ -9,14 +9,11 @@ import math
 import os
 import zipfile
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import PIL
@@ -24,19 +21,17 @@ import torchvision
 from torch import Tensor
 from tqdm import tqdm
 
-from sat_vg.backbone_finetuning.data.checks.image_traits import Traits
-from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER, Decoder
-from sat_vg.backbone_finetuning.data.shards.paths import ShardPath
+from sat_vg.backbone_finetuning.data.reading.decoder import Decoder, Traits, content_of
+from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER
+from sat_vg.backbone_finetuning.data.reading.files import stamp_of_image
+from sat_vg.backbone_finetuning.data.reading.threads import run_in_order
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
-from sat_vg.backbone_finetuning.utils.cores import usable_cores
 from sat_vg.backbone_finetuning.utils.errors import DataError, WriteError
-from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
 from sat_vg.backbone_finetuning.utils.printable import one_line
 from sat_vg.backbone_finetuning.utils.regular_files import open_regular
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
 from sat_vg.backbone_finetuning.utils.torch_archives import DamagedFileError, RefusedFileError, require_plain_zip
 
-_BATCH = 64  # images per task: a task costs some 50 microseconds of bookkeeping, a small JPEG 100
 _LISTED = 10
 READABLE_IMAGES = "readable_images.npz"  # in the cache folder
 LEFT_OUT = "skipped_images.txt"  # in the log folder
@@ -46,9 +41,6 @@ _GDAL = "with" if find_spec("rasterio") else "without"
 _RECORD_FORMAT = (
     f"sat_vg readable images 5; pillow {PIL.__version__}; torchvision {torchvision.__version__}; {_GDAL} rasterio"
 )
-
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -238,37 +230,9 @@ def write_left_out(path: Path, left_out: Sequence[BadImage]) -> None:
         raise WriteError(f"{str(path)!r} cannot be written ({error.strerror or error}); make room there") from error
 
 
-def content_of(image: Tensor) -> int:
-    """A fingerprint of size and pixels of an image: 63 bits of a hash.
-
-    Of the pixels and not of the file, so that a copy with other metadata or in another lossless format is one.
-    Two different images in a million share one with a chance of 1 in 10**7.
-
-    Args:
-        image: uint8 ``[3, H, W]``, or float32 ``[C, H, W]`` in which NaN is a missing value.
-    """
-    pixels = image.permute(1, 2, 0).contiguous().numpy()
-    digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=8)
-    digest.update(pixels.reshape(-1).data)  # numbers of another type take more bytes, so none are taken for these
-    return int.from_bytes(digest.digest(), "little") >> 1
-
-
 def _listing(bad: Sequence[BadImage]) -> str:
     lines = [f"  {image.path!r}: {image.reason}" for image in bad[:_LISTED]]
     return "\n".join(lines + ([f"  and {len(bad) - _LISTED} more"] if len(bad) > _LISTED else []))
-
-
-def run_in_order(paths: Iterable[str], work: Callable[[str], T], threads: int | None = None) -> Iterator[list[T]]:
-    """Work on images in threads; results come in batches, in order, and few batches are held at a time."""
-    remaining, threads = iter(paths), threads or min(32, usable_cores())
-    waiting: deque[Future[list[T]]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="check-images") as pool:
-        while True:
-            while len(waiting) < 2 * threads and (batch := list(islice(remaining, _BATCH))):
-                waiting.append(pool.submit(lambda batch: [work(path) for path in batch], batch))
-            if not waiting:
-                return
-            yield waiting.popleft().result()
 
 
 def _check(
@@ -292,7 +256,7 @@ def _key(path: str, decoder: Decoder = RGB_DECODER) -> int | None:
     A million images take 8 MB as such; that a bad image passes for a known one has a chance of 1 in 10**13.
     """
     try:
-        stamp = path.stamp() if isinstance(path, ShardPath) else stamp_of(path)
+        stamp = stamp_of_image(path)
     except (OSError, ValueError):
         return None
     text = os.fsencode(Path(path).absolute()) + b"\0" + stamp.encode()

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from sat_vg.backbone_finetuning.data.reading.files import stamp_of_image
 from sat_vg.backbone_finetuning.data.sources.image_lists import ImageList
-from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
 from sat_vg.backbone_finetuning.utils.json_reading import read_json
 from sat_vg.backbone_finetuning.utils.safe_files import remove_unfinished, write_text
 
@@ -68,7 +68,7 @@ def hash_of_images(images: ImageList, count: int | None = None) -> str:
 def _chained(before: str, images: ImageList, place: int) -> str:
     path, label = images.paths[place], images.labels[place] if images.labels else None
     try:
-        found = stamp_of(path)
+        found = stamp_of_image(path)
     except (OSError, ValueError):
         found = None
     text = f"{before}\n{(path, label, found)!r}"

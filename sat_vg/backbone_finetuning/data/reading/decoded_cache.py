@@ -23,8 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sat_vg.backbone_finetuning.data.checks.readable import content_of, run_in_order
+from sat_vg.backbone_finetuning.data.reading.decoder import content_of
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_or_reason, decode_rgb
+from sat_vg.backbone_finetuning.data.reading.threads import run_in_order
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.machine_memory import machine_memory

@@ -5,7 +5,6 @@ Of uint16 images that hold values up to 3000 the high byte leaves ten levels. He
 applied. GDAL reads them, as Pillow gives the high bytes of 16-bit RGB only.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
@@ -13,38 +12,29 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
-from sat_vg.backbone_finetuning.data.checks.image_traits import Traits
-from sat_vg.backbone_finetuning.data.checks.readable import run_in_order
-from sat_vg.backbone_finetuning.data.reading.decoding import (
-    Decoder,
-    Picture,
-    image_or_reason,
-    read_image,
+from sat_vg.backbone_finetuning.data.reading.decoder import Decoder, Picture, Scaling, Traits
+from sat_vg.backbone_finetuning.data.reading.files import opened
+from sat_vg.backbone_finetuning.data.reading.gdal import (
+    colours_of,
+    gdal_versions,
+    require_rasterio,
+    scaling_of,
+    turned,
+    with_gdal,
 )
-from sat_vg.backbone_finetuning.data.reading.gdal_files import require_rasterio, with_gdal
-from sat_vg.backbone_finetuning.data.reading.gdal_pictures import colours_of, is_transparency, upright
-from sat_vg.backbone_finetuning.data.reading.large_images import (
-    one_large_at_a_time,
-    refuse_bomb,
-    refuse_hollow,
-    step_within,
-    tell_reduced,
-)
-from sat_vg.backbone_finetuning.data.reading.tiff_headers import TIFF_MAGIC, require_bounded_tiff
-from sat_vg.backbone_finetuning.data.reading.tiff_layouts import require_picture, tiff_layout
-from sat_vg.backbone_finetuning.data.reading.unreadable import Unreadable
+from sat_vg.backbone_finetuning.data.reading.limits import TIFF_MAGIC, require_bounded_tiff
+from sat_vg.backbone_finetuning.data.reading.threads import run_in_order
 from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.backbone_finetuning.utils.pil_pixels import is_transparency
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, Levels
 from sat_vg.backbone_finetuning.utils.terminal import progress
+from sat_vg.backbone_finetuning.utils.tiff_layouts import TiffLayout, require_picture, tiff_layout
+from sat_vg.backbone_finetuning.utils.unreadable import Unreadable
 
 _PERCENTILES = (2, 98)
 _MOST = 2**16
 _DRIVERS = ("GTiff", "PNG", "JP2OpenJPEG")
-
-Scaling = tuple[tuple[float, float], ...]
 
 
 class _Deep(NamedTuple):
@@ -57,29 +47,18 @@ class _Deep(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LevelsReader:
-    """Reads deep RGB images as 8 bits by the levels of a model; what is missing or transparent is black."""
+class LevelsReader(Decoder):
+    """Reads deep RGB images as uint8 ``[3, H, W]`` by the levels of a model; missing or transparent is black."""
 
     levels: Levels
 
-    def read(self, path: str) -> Tensor:
-        """The image, uint8 ``[3, H, W]``.
+    @property
+    def key(self) -> str:
+        """See ``Decoder``."""
+        return f"{self.levels}, {gdal_versions()}"
 
-        Raises:
-            DataError: the file cannot be read, or has no values of more than 8 bits.
-        """
-        return read_image(path, self._decode).pixels
-
-    def read_or_reason(self, path: str) -> Tensor | str:
-        """The same, or the reason why the file cannot be read, without its path."""
-        picture = self.examine(path)
-        return picture if isinstance(picture, str) else picture.pixels
-
-    def examine(self, path: str) -> Picture | str:
-        """The same, with what the file says of its values."""
-        return image_or_reason(path, self._decode)
-
-    def _decode(self, file: BinaryIO) -> Picture:
+    def decode(self, file: BinaryIO) -> Picture:
+        """See ``Decoder``."""
         deep = _read(file)
         scale, offset = (np.array(column, np.float64) for column in zip(*deep.scaling, strict=True))
         values = torch.from_numpy(deep.values * scale + offset).permute(2, 0, 1)
@@ -94,9 +73,8 @@ def decoder_of_levels(levels: Levels) -> Decoder:
     Raises:
         ConfigError: rasterio is not installed.
     """
-    rasterio, reader = require_rasterio(), LevelsReader(levels)
-    versions = f"rasterio {rasterio.__version__}, GDAL {rasterio.__gdal_version__}"
-    return Decoder(reader.read, reader.read_or_reason, reader.examine, f"{levels}, {versions}")
+    require_rasterio()
+    return LevelsReader(levels)
 
 
 def find_levels(paths: Sequence[str]) -> Levels:
@@ -109,11 +87,11 @@ def find_levels(paths: Sequence[str]) -> Levels:
     require_rasterio()
     units, reason = None, ""
     for path in paths:
-        first = image_or_reason(path, _read)
-        if not isinstance(first, str):
-            units = first.scaling
+        try:
+            units = opened(path, _read).scaling
             break
-        reason = reason or f" (the first, {path!r}: {first})"
+        except Unreadable as problem:
+            reason = reason or f" (the first, {path!r}: {problem.reason})"
     if units is None:
         raise DataError(
             f"rescale = 'percentile': none of the {len(paths)} training images can be read as deep RGB{reason}; "
@@ -146,8 +124,9 @@ def _levels_of(counts: NDArray[np.int64], units: Scaling) -> Levels:
 
 def _count(path: str, units: Scaling) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """By band the values of an image in the units of the first one, and how often there are."""
-    deep = image_or_reason(path, _read)
-    if isinstance(deep, str):  # the check names it
+    try:
+        deep = opened(path, _read)
+    except Unreadable:  # the check names it
         return []
     counted = []
     for band, ((scale, offset), (unit, zero)) in enumerate(zip(deep.scaling, units, strict=True)):
@@ -161,49 +140,39 @@ def _count(path: str, units: Scaling) -> list[tuple[NDArray[np.int64], NDArray[n
 
 
 def _read(file: BinaryIO) -> _Deep:
-    head, num_bytes = file.read(4), file.seek(0, io.SEEK_END)
+    head = file.read(4)
     require_bounded_tiff(file)
     layout = tiff_layout(file) if head in TIFF_MAGIC else None
     if layout is not None:
         require_picture(layout)
+    return with_gdal(file, lambda source, num_bytes: _deep_of(source, num_bytes, layout), _DRIVERS)
 
-    def read(source: Any) -> _Deep:
-        if set(source.dtypes) != {"uint16"}:
-            raise _shallow()
-        refuse_bomb(source.width, source.height)
-        refuse_hollow(num_bytes, source.width, source.height, 2 * source.count)
-        step = step_within(source.width * source.height, Image.MAX_IMAGE_PIXELS)
-        if step > 1:
-            tell_reduced(source.width, source.height, step)
-        with one_large_at_a_time(source.width * source.height):
-            colours = colours_of(source, layout is not None and layout.inverts, step)
-        if colours.bits <= 8:
-            raise _shallow()
-        missing = np.zeros(colours.values.shape[:2], bool)
-        kind = ""
-        if colours.alpha is not None:
-            full = (1 << colours.bits) - 1
-            if layout is None or is_transparency(colours.alpha, full) or not layout.is_geodata:
-                missing |= colours.alpha == 0
-            else:
-                kind = "ignored"
-        if source.nodata is not None:
-            missing |= (colours.values == source.nodata).all(axis=-1)
-        scaling = tuple((float(s), float(o) + 0.0) for s, o in zip(source.scales, source.offsets, strict=True))
-        scaling = scaling[:3] if len(scaling) >= 3 else scaling[:1] * 3
-        if not np.isfinite(scaling).all() or any(scale == 0 for scale, _ in scaling):
-            raise Unreadable("its scale and offset tags are no numbers to scale with", "correct these tags")
-        said = scaling if set(scaling) != {(1.0, 0.0)} else ()
-        turn = layout.orientation if layout is not None else 1
-        both = upright(np.concatenate([colours.values, missing[..., None]], axis=-1), turn)
-        return _Deep(
-            both[..., :3],
-            both[..., 3].astype(bool),
-            scaling,
-            Traits(f"{colours.bits}-bit", kind, said, is_scaled=True),
-        )
 
-    return with_gdal(file, read, _DRIVERS)
+def _deep_of(source: Any, num_bytes: int, layout: TiffLayout | None) -> _Deep:
+    if set(source.dtypes) != {"uint16"}:
+        raise _shallow()
+    colours = colours_of(source, num_bytes, inverts=layout is not None and layout.inverts)
+    if colours.bits <= 8:
+        raise _shallow()
+    missing = np.zeros(colours.values.shape[:2], bool)
+    kind = ""
+    if colours.alpha is not None:
+        full = (1 << colours.bits) - 1
+        if layout is None or is_transparency(colours.alpha, full) or not layout.is_geodata:
+            missing |= colours.alpha == 0
+        else:
+            kind = "ignored"
+    if source.nodata is not None:
+        missing |= (colours.values == source.nodata).all(axis=-1)
+    scaling = scaling_of(source)
+    scaling = scaling[:3] if len(scaling) >= 3 else scaling[:1] * 3
+    if not np.isfinite(scaling).all() or any(scale == 0 for scale, _ in scaling):
+        raise Unreadable("its scale and offset tags are no numbers to scale with", "correct these tags")
+    listed = scaling if set(scaling) != {(1.0, 0.0)} else ()
+    orientation = layout.orientation if layout is not None else 1
+    both = turned(np.concatenate([colours.values, missing[..., None]], axis=-1), orientation)
+    traits = Traits(f"{colours.bits}-bit", kind, listed, is_scaled=True)
+    return _Deep(both[..., :3], both[..., 3].astype(bool), scaling, traits)
 
 
 def _shallow() -> Unreadable:

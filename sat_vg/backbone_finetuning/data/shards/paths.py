@@ -10,7 +10,8 @@ import zlib
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
-from sat_vg.backbone_finetuning.data.reading.unreadable import Unreadable
+from sat_vg.backbone_finetuning.data.reading.files import PathInArchive
+from sat_vg.backbone_finetuning.utils.unreadable import Unreadable
 
 
 class ShardStore(Protocol):
@@ -48,7 +49,7 @@ class Shard:
     store: ShardStore
 
 
-class ShardPath(str):
+class ShardPath(PathInArchive):
     """The path of an image in a shard.
 
     Args:
@@ -59,7 +60,7 @@ class ShardPath(str):
         crc: CRC-32 of the image's bytes.
     """
 
-    __slots__ = ("crc", "offset", "shard", "size")
+    __slots__ = ("crc", "offset", "shard")
 
     def __new__(cls, text: str, shard: Shard, offset: int, size: int, crc: int) -> "ShardPath":
         """See the class."""
@@ -69,7 +70,6 @@ class ShardPath(str):
 
     shard: Shard
     offset: int
-    size: int
     crc: int
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -14,8 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from sat_vg.backbone_finetuning.data.reading.decoding import opened
-from sat_vg.backbone_finetuning.data.reading.unreadable import Unreadable
+from sat_vg.backbone_finetuning.data.reading.files import opened
 from sat_vg.backbone_finetuning.data.shards.index import ListedShard, Sample
 from sat_vg.backbone_finetuning.data.shards.paths import ShardPath
 from sat_vg.backbone_finetuning.data.shards.scan import LABEL, LABELS, ScannedShard, label_set_of
@@ -23,6 +22,7 @@ from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, torch_generator
+from sat_vg.backbone_finetuning.utils.unreadable import Unreadable
 
 _LONGEST_KEY = 80  # bytes; tar's first format holds names of 100
 _TAR_BLOCK = 512

@@ -8,10 +8,9 @@ import re
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from PIL import TiffImagePlugin
+from PIL import Image, TiffImagePlugin
 
-from sat_vg.backbone_finetuning.data.reading.gdal_files import INSTALL
-from sat_vg.backbone_finetuning.data.reading.unreadable import Unreadable
+from sat_vg.backbone_finetuning.utils.unreadable import Unreadable
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _KINDS = {_PALETTE: "palette", _CMYK: "CMYK", _YCBCR: "YCbCr"}
@@ -88,23 +87,35 @@ def tiff_layout(file: BinaryIO) -> TiffLayout | None:
         tags = TiffImagePlugin.ImageFileDirectory_v2(header)
         file.seek(tags.next)
         tags.load(file)
-        bands = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
-        return TiffLayout(
-            bands=bands,
-            bits=_numbers(tags.get(TiffImagePlugin.BITSPERSAMPLE, 1)),
-            kinds=frozenset(_numbers(tags.get(TiffImagePlugin.SAMPLEFORMAT, 1))),
-            photometric=int(tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0)),
-            extra=_numbers(tags.get(TiffImagePlugin.EXTRASAMPLES, ())),
-            compression=int(tags.get(TiffImagePlugin.COMPRESSION, 1)),
-            is_planar=int(tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1)) == 2,
-            orientation=int(tags.get(0x0112, 1)),
-            is_geodata=any(tag in tags for tag in (*_GEO_TAGS, TiffImagePlugin.SAMPLEFORMAT)),
-            scaling=_scaling(str(tags.get(_GDAL_METADATA, "")), bands),
-        )
+        return _layout_of(tags)
     except _TAG_ERRORS:
         return None
     finally:
         file.seek(0)
+
+
+def layout_of_image(image: Image.Image) -> TiffLayout | None:
+    """The layout of a TIFF that Pillow has opened; None of other images, and where its tags cannot be parsed."""
+    try:
+        return _layout_of(image.tag_v2) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
+    except _TAG_ERRORS:
+        return None
+
+
+def _layout_of(tags: TiffImagePlugin.ImageFileDirectory_v2) -> TiffLayout:
+    bands = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
+    return TiffLayout(
+        bands=bands,
+        bits=_numbers(tags.get(TiffImagePlugin.BITSPERSAMPLE, 1)),
+        kinds=frozenset(_numbers(tags.get(TiffImagePlugin.SAMPLEFORMAT, 1))),
+        photometric=int(tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0)),
+        extra=_numbers(tags.get(TiffImagePlugin.EXTRASAMPLES, ())),
+        compression=int(tags.get(TiffImagePlugin.COMPRESSION, 1)),
+        is_planar=int(tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1)) == 2,
+        orientation=int(tags.get(0x0112, 1)),
+        is_geodata=any(tag in tags for tag in (*_GEO_TAGS, TiffImagePlugin.SAMPLEFORMAT)),
+        scaling=_scaling(str(tags.get(_GDAL_METADATA, "")), bands),
+    )
 
 
 def require_picture(layout: TiffLayout) -> None:
@@ -151,13 +162,6 @@ def why_not_pillow(layout: TiffLayout) -> str | None:
     if bits not in depths or (bits < 8 and layout.compression in _JPEG):
         return f"{bits}-bit {kind or 'grey' if layout.photometric != _RGB else 'RGB'} pixels"
     return "16-bit pixels in which 0 is white" if layout.inverts and bits == 16 else None
-
-
-def refuse_without_gdal(why: str) -> Unreadable:
-    """What is said of a layout that needs GDAL where there is none."""
-    return Unreadable(
-        f"it is a TIFF with {why}, which Pillow does not read; with rasterio it is read ({INSTALL})", NAME_BANDS
-    )
 
 
 def _is_grey(layout: TiffLayout) -> bool:

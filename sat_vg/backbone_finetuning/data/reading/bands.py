@@ -1,0 +1,228 @@
+"""What a GeoTIFF says of itself, and which of its bands a configuration means."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sat_vg.backbone_finetuning.configs.band_choice import BandChoice, parse_band
+from sat_vg.backbone_finetuning.data.reading.decoder import Scaling
+from sat_vg.backbone_finetuning.data.reading.files import opened
+from sat_vg.backbone_finetuning.data.reading.gdal import require_rasterio, scaling_of, with_gdal
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
+from sat_vg.backbone_finetuning.utils.preprocessing import RGB, BandFiles
+from sat_vg.backbone_finetuning.utils.printable import counted, one_line
+from sat_vg.backbone_finetuning.utils.unreadable import Unreadable
+
+_LISTED = 20
+# What bands of this name are in the files of Sentinel-2 and of HLS.
+_COLOURS = {**{colour: colour for colour in (*RGB, "nir")}, "b02": "blue", "b03": "green", "b04": "red"}
+_LONGEST_NAME = 60  # characters
+
+
+class ChosenBands(NamedTuple):
+    """The bands of a run.
+
+    Attributes:
+        names: what the model calls them.
+        files: where they lie.
+        description: a line for the user.
+        warnings: what in the names and numbers contradicts the files' descriptions, a line each.
+    """
+
+    names: tuple[str, ...]
+    files: BandFiles
+    description: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself; ``nodata``, ``descriptions`` and ``scaling`` (scale and offset) by band."""
+
+    count: int
+    dtype: str
+    width: int
+    height: int
+    nodata: tuple[float | None, ...]
+    descriptions: tuple[str | None, ...]
+    scaling: Scaling
+
+
+def header_of(source: Any) -> Header:
+    """The header of a file that rasterio has opened.
+
+    Raises:
+        Unreadable: its values are no real numbers, or of several types.
+    """
+    dtypes = set(source.dtypes)
+    if len(dtypes) > 1 or np.dtype(source.dtypes[0]).kind not in "uif":
+        raise Unreadable(f"its values are {' and '.join(sorted(dtypes))}", "convert it to float32 or integers")
+    return Header(
+        source.count,
+        source.dtypes[0],
+        source.width,
+        source.height,
+        source.nodatavals,
+        source.descriptions,
+        scaling_of(source),
+    )
+
+
+def find_bands(bands: Sequence[int | str], paths: Sequence[str], nodata: float | None = None) -> ChosenBands:
+    """The bands that a configuration names, as the first of the files that can be read has them.
+
+    Args:
+        bands: as in the configuration.
+        paths: GeoTIFFs.
+        nodata: a value that stands for none, beside those that the files name.
+
+    Raises:
+        ConfigError: rasterio is not installed, or the files cannot hold ``nodata``.
+        DataError: there is no such band, or none of the files is a GeoTIFF.
+    """
+    require_rasterio()
+    first: tuple[str, str] | None = None
+    for path in paths:
+        try:
+            header = opened(path, lambda file: with_gdal(file, lambda source, _: header_of(source)))
+            return _choose([parse_band(band) for band in bands], header, path, nodata)
+        except Unreadable as problem:
+            first = first or (path, problem.reason)
+    why = f"the first, {first[0]!r}: {first[1]}" if first else "there are none"
+    raise DataError(
+        f"bands = {list(bands)}: none of the {len(paths)} training images is a GeoTIFF that can be read ({why}). "
+        "Leave bands out for 8-bit RGB images"
+    )
+
+
+def _choose(choices: Sequence[BandChoice], header: Header, path: str, nodata: float | None) -> ChosenBands:
+    for choice in choices:
+        if isinstance(choice.source, int) and choice.source > header.count:
+            raise DataError(
+                f"{path!r} has {counted(header.count, 'band')}, so there is none of number {choice.source}; "
+                f"{known_bands(header.descriptions)}"
+            )
+    numbers = [_number_of(choice.source, header.descriptions) for choice in choices]
+    if None in numbers:
+        wanted = choices[numbers.index(None)].source
+        raise DataError(f"{path!r} has no single band that is called {wanted!r}; {known_bands(header.descriptions)}")
+    found = [
+        choice.name or _as_name(header.descriptions[number - 1])
+        for choice, number in zip(choices, numbers, strict=True)
+        if number is not None
+    ]
+    names = tuple(
+        name if choice.name or (name and found.count(name) == 1) else f"band{number}"
+        for choice, name, number in zip(choices, found, numbers, strict=True)
+    )
+    for what, few in (("band", numbers), ("name", names)):
+        twice = [one for place, one in enumerate(few) if one in few[:place]]
+        if twice:
+            raise DataError(
+                f"{path!r}: the {what} {twice[0]!r} would come twice; choose every band once, with a name"
+            )
+    if nodata is not None and not holds(header.dtype, nodata):
+        raise ConfigError(
+            f"nodata = {nodata:g}: {path!r} holds {header.dtype}, which has no such value; leave it out"
+        )
+    scaling = [header.scaling[number - 1] for number in numbers if number is not None]
+    is_tagged = any(scale != 1 for scale, _ in scaling)
+    sources = tuple(choice.source for choice in choices)
+    files = BandFiles(sources, header.dtype, header.count, nodata, "tagged" if is_tagged else "plain")
+    listed = ", ".join(f"{one_line(name)} ({number})" for name, number in zip(names, numbers, strict=True))
+    description = (
+        f"bands: {listed} of {header.count}, {header.dtype}, {_about_nodata(header, nodata)}"
+        f"{_about_scaling(scaling)}, as {one_line(path)!r} has them"
+    )
+    return ChosenBands(names, files, description, tuple(_contradictions(choices, header, path)))
+
+
+def _about_nodata(header: Header, nodata: float | None) -> str:
+    known = sorted({f"{value:g}" for value in (*header.nodata, nodata) if value is not None})
+    return f"nodata {' or '.join(known)}" if known else "no nodata value"
+
+
+def _about_scaling(scaling: Sequence[tuple[float, float]]) -> str:
+    pairs = dict.fromkeys(scaling)
+    if set(pairs) == {(1.0, 0.0)}:
+        return ""
+    return ", with " + " or ".join(f"scale {scale:g} and offset {offset:g}" for scale, offset in pairs) + " applied"
+
+
+def _contradictions(choices: Sequence[BandChoice], header: Header, path: str) -> list[str]:
+    """Names given to bands by number that the file's descriptions give to others."""
+    found = []
+    for choice in choices:
+        if choice.name is None or not isinstance(choice.source, int):
+            continue
+        name, own = choice.name.casefold(), (header.descriptions[choice.source - 1] or "").strip()
+        others = [
+            number
+            for number, text in enumerate(header.descriptions, 1)
+            if number != choice.source and (text or "").strip().casefold() == name
+        ]
+        is_other_colour = {_COLOURS.get(name), _COLOURS.get(own.casefold())} - {None, _COLOURS.get(name)}
+        if own.casefold() != name and (others or (name in _COLOURS and is_other_colour)):
+            where = f", and {choice.name!r} its band {others[0]}" if others else ""
+            found.append(
+                f"bands: {choice.name}={choice.source}, but {path!r} calls its band {choice.source} "
+                f"{one_line(own)!r}{where}; check the numbers"
+            )
+    return found
+
+
+def _as_name(description: str | None) -> str:
+    """A band's description as the model's name of it (Red is red); empty where it has none."""
+    text = one_line((description or "").strip())[:_LONGEST_NAME]
+    return text.lower() if text.lower() in RGB else text
+
+
+def _number_of(source: int | str, descriptions: Sequence[str | None]) -> int | None:
+    """The number of a band that is named by its description; None where there is none, or more than one."""
+    if isinstance(source, int):
+        return source
+    wanted = source.casefold()
+    found = [number for number, one in enumerate(descriptions, 1) if one and one.strip().casefold() == wanted]
+    return found[0] if len(found) == 1 else None
+
+
+def known_bands(descriptions: Sequence[str | None]) -> str:
+    """The names of a file's bands, in words."""
+    named = [f"{number} {one_line(text)!r}" for number, text in enumerate(descriptions, 1) if text]
+    if not named:
+        return "its bands have no names, so choose them by their numbers, from 1"
+    return f"its bands are {', '.join(named[:_LISTED])}" + (" …" if len(named) > _LISTED else "")
+
+
+def numbers_in(header: Header, files: BandFiles) -> list[int]:
+    """The numbers of the chosen bands in a file.
+
+    Raises:
+        Unreadable: it is of another kind than the others.
+    """
+    apart = "keep images of different kinds apart, or convert them"
+    if header.dtype != files.dtype:
+        raise Unreadable(
+            f"its values are {header.dtype}, and {files.dtype} in the first image of the training", apart
+        )
+    by_number = any(isinstance(band, int) for band in files.bands)
+    if by_number and header.count != files.count:
+        reason = f"it has {counted(header.count, 'band')}, and the first image of the training {files.count}"
+        raise Unreadable(f"{reason}, so the numbers may mean others", apart)
+    numbers = [_number_of(band, header.descriptions) for band in files.bands]
+    if None in numbers:
+        wanted = files.bands[numbers.index(None)]
+        raise Unreadable(
+            f"it has no single band that is called {wanted!r}; {known_bands(header.descriptions)}", apart
+        )
+    return [number for number in numbers if number is not None]
+
+
+def holds(dtype: Any, value: float) -> bool:
+    """Whether values of a type can be ``value``."""
+    if np.dtype(dtype).kind == "f":
+        return True
+    limits = np.iinfo(dtype)
+    return float(value).is_integer() and limits.min <= value <= limits.max

@@ -1,0 +1,118 @@
+"""What a file becomes: an image with the traits of its values, by a decoder."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from torch import Tensor
+
+from sat_vg.backbone_finetuning.data.reading.files import opened
+from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.backbone_finetuning.utils.unreadable import Unreadable
+
+Scaling = tuple[tuple[float, float], ...]
+
+
+class Traits(NamedTuple):
+    """What an image's file says of its values.
+
+    Attributes:
+        depth: kind of the values: ``8-bit``, ``16-bit``; of chosen bands their type.
+        alpha: empty: there is none, or it is 0 or full everywhere. ``soft``: it has values in between, by which the
+            colours were made darker. ``ignored``: a band that is marked as alpha, and is none by its values.
+        scaling: scale and offset by band; empty where all are 1 and 0.
+        is_scaled: whether scale and offset were applied.
+        nodata: by chosen band.
+        names: descriptions of the bands that were chosen by their number.
+        levels: how many levels of grey deep pixels have as 8 bits, at most; 0: they are no deep pixels.
+        fills: values that were taken for "no value" though no tag says so.
+    """
+
+    depth: str = "8-bit"
+    alpha: str = ""
+    scaling: Scaling = ()
+    is_scaled: bool = False
+    nodata: tuple[float | None, ...] = ()
+    names: tuple[str | None, ...] = ()
+    levels: int = 0
+    fills: tuple[float, ...] = ()
+
+    def to_json(self) -> str:
+        """The traits as a text, for a file."""
+        return json.dumps(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Traits":
+        """Restore what ``to_json`` gave.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            depth, alpha, scaling, is_scaled, nodata, names, levels, fills = json.loads(text)
+            pairs = tuple((float(scale), float(offset)) for scale, offset in scaling)
+            numbers = tuple(map(float, fills))
+            return cls(
+                str(depth), str(alpha), pairs, bool(is_scaled), tuple(nodata), tuple(names), int(levels), numbers
+            )
+        except (TypeError, RecursionError) as error:
+            raise ValueError(f"no traits: {error}") from None
+
+
+class Picture(NamedTuple):
+    """A decoded image ``[C, H, W]``, and what its file says of its values."""
+
+    pixels: Tensor
+    traits: Traits = Traits()
+
+
+class Decoder:
+    """Makes images of files; subclasses are frozen dataclasses, so that equal ones read alike."""
+
+    @property
+    def key(self) -> str:
+        """What the images depend on beside the file, as a text; empty for 8-bit RGB."""
+        return ""
+
+    def decode(self, file: BinaryIO) -> Picture:
+        """The image of an open file. Raises Unreadable."""
+        raise NotImplementedError
+
+    def read(self, path: str | Path) -> Tensor:
+        """The image ``[C, H, W]``.
+
+        Raises:
+            DataError: the file cannot be read; names file, reason and remedy.
+        """
+        try:
+            return opened(path, self.decode).pixels
+        except Unreadable as problem:
+            raise DataError(f"cannot read the image {str(path)!r}: {problem.reason}; {problem.remedy}") from None
+
+    def examine(self, path: str | Path) -> Picture | str:
+        """The image with its traits, or the reason why the file cannot be read, without its path."""
+        try:
+            return opened(path, self.decode)
+        except Unreadable as problem:
+            return problem.reason
+
+    def read_or_reason(self, path: str | Path) -> Tensor | str:
+        """The image, or the reason why the file cannot be read, without its path."""
+        picture = self.examine(path)
+        return picture if isinstance(picture, str) else picture.pixels
+
+
+def content_of(image: Tensor) -> int:
+    """A fingerprint of size and pixels of an image: 63 bits of a hash.
+
+    Of the pixels and not of the file, so that a copy with other metadata or in another lossless format is one.
+    Two different images in a million share one with a chance of 1 in 10**7.
+
+    Args:
+        image: uint8 ``[3, H, W]``, or float32 ``[C, H, W]`` in which NaN is a missing value.
+    """
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=8)
+    digest.update(pixels.reshape(-1).data)  # numbers of another type take more bytes, so none are taken for these
+    return int.from_bytes(digest.digest(), "little") >> 1
