@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.training.fsdp import ShardedReplica, shard, units
-from sat_vg.backbone_finetuning.training.fsdp_tensors import held
+from sat_vg.backbone_finetuning.training.fsdp import FSDPReplica, apply_fsdp, units
+from sat_vg.backbone_finetuning.training.fsdp_tensors import local_shard
 from sat_vg.backbone_finetuning.training.optim import build_optimizer, set_learning_rate
-from sat_vg.backbone_finetuning.training.replicas import DataParallelReplica, OneReplica
+from sat_vg.backbone_finetuning.training.replicas import DataParallelReplica, Replica
 from sat_vg.backbone_finetuning.utils.cores import usable_cores
-from sat_vg.backbone_finetuning.utils.ranks import OneRank, joined
+from sat_vg.backbone_finetuning.utils.ranks import Ranks, joined
 
 STEPS = 4
 COLUMNS = ("weights", "gradients", "optimizer", "together", "before the model", "peak resident", "seconds a step")
@@ -33,7 +33,7 @@ GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**17), "MALLOC_TRIM_THRESHOLD_": st
 
 
 def num_bytes(tensors: list[Tensor]) -> int:
-    return sum(held(tensor).numel() * tensor.element_size() for tensor in tensors)
+    return sum(local_shard(tensor).numel() * tensor.element_size() for tensor in tensors)
 
 
 def resident(name: str) -> int:
@@ -41,14 +41,14 @@ def resident(name: str) -> int:
     return next(2**10 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def measure(kind: str, backbone: str, image_size: int, ranks: OneRank) -> tuple[float, ...]:
+def measure(kind: str, backbone: str, image_size: int, ranks: Ranks) -> tuple[float, ...]:
     """Bytes of each column, and seconds, of this process."""
     device = torch.device("cpu")
     before = resident("VmRSS")
     model = FineTuneModel(backbone, 21, pretrained=False, image_size=image_size)
     if kind == "in shards":
-        shard(model, device, ranks)
-        replica: OneReplica = ShardedReplica(model, device, ranks)
+        apply_fsdp(model, device, ranks)
+        replica: Replica = FSDPReplica(model, device, ranks)
     else:
         replica = DataParallelReplica(model, model.training_outputs, ranks)
     optimizer = build_optimizer(model, "adamw", 1e-3, 0.9)
@@ -58,7 +58,7 @@ def measure(kind: str, backbone: str, image_size: int, ranks: OneRank) -> tuple[
     replica.enter_phase()
     for step in range(STEPS):
         if step == 1:
-            ranks.gather(None)
+            ranks.all_gather(None)
             clock = time.perf_counter()
         sum(weight * logits.sum() for weight, logits in replica.outputs(images, 0)).backward()
         parameters = list(model.parameters())
@@ -79,7 +79,7 @@ def show(kind: str, backbone: str, image_size: int) -> None:
     """What one of the processes does."""
     torch.set_num_threads(1)
     with joined() as ranks:
-        rows = ranks.gather(measure(kind, backbone, image_size, ranks))
+        rows = ranks.all_gather(measure(kind, backbone, image_size, ranks))
         if not ranks.is_first:
             return
         for rank, (*sizes, seconds) in enumerate(rows):

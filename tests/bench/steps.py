@@ -26,8 +26,8 @@ from sat_vg.backbone_finetuning.training.phases import PhasePlan, full
 from sat_vg.backbone_finetuning.training.preparation import check_images, choose_hardware, find_images, image_reader
 from sat_vg.backbone_finetuning.training.record import Outputs
 from sat_vg.backbone_finetuning.training.save_schedule import SaveSchedule
-from sat_vg.backbone_finetuning.training.tracking import Tracker
-from sat_vg.backbone_finetuning.utils.ranks import OneRank
+from sat_vg.backbone_finetuning.training.tracking import FileTracker
+from sat_vg.backbone_finetuning.utils.ranks import SingleProcess
 
 
 def bare(training, batch_size: int, size: int, steps: int) -> float:
@@ -59,7 +59,7 @@ def ours(training, outputs: Outputs) -> float:
     phase = full(PhasePlan(training.model.stage_names, 1))[0]
     state = RunState()
     with InterruptRequest() as interrupt:
-        loop._train_epoch(training, phase, training.feeds.of_images(), outputs, state, interrupt)
+        loop._train_epoch(training, phase, training.sources.image_source(), outputs, state, interrupt)
     return state.train_images / state.train_seconds
 
 
@@ -87,9 +87,9 @@ def main() -> None:
         precision = choose_hardware(config)
         images = check_images(config, find_images(config))
         model = FineTuneModel(config.backbone, len(images.splits.class_names), False, image_size=options.size)
-        training = assemble(config, images, model, precision, image_reader(config, images), OneRank())
+        training = assemble(config, images, model, precision, image_reader(config, images), SingleProcess())
         identity = RunIdentity(config.to_dict(), "", {})
-        with Tracker(Path(folder), RunState()) as tracker:
+        with FileTracker(Path(folder), RunState()) as tracker:
             outputs = Outputs(
                 Path(folder),
                 identity,
@@ -117,7 +117,7 @@ def _cut(training, steps: int):
 
     plan = training.plan
     plan = replace(plan, num_samples=min(plan.num_samples, steps * plan.batch_size))
-    batches = training.feeds.batches
+    batches = training.sources.batches
     batches.plan = plan
     return replace(training, plan=plan)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.training import run as recipe
 from sat_vg.backbone_finetuning.training.fsdp import units
-from sat_vg.backbone_finetuning.training.fsdp_tensors import held
+from sat_vg.backbone_finetuning.training.fsdp_tensors import local_shard
 from sat_vg.backbone_finetuning.training.interrupts import InterruptRequest
 from sat_vg.backbone_finetuning.training.loop import evaluate
 
@@ -26,13 +26,15 @@ def watched_fit(training, phases, stopping, outputs, state):
     fit(training, phases, stopping, outputs, state)
     interrupt, ranks = InterruptRequest(), training.ranks
     interrupt.requested = ranks.rank == ranks.count - 1
-    validation = training.feeds.of_images().validation()
+    validation = training.sources.image_source().validation()
     states = [tensor for of in training.optimizer.state.values() for tensor in of.values()]
     line = {
         "run": running[0],
         "rank": ranks.rank,
-        "weights": sum(held(p).numel() for p in training.model.parameters()),
-        "optimizer": sum(held(tensor).numel() for tensor in states if isinstance(tensor, Tensor) and tensor.ndim),
+        "weights": sum(local_shard(p).numel() for p in training.model.parameters()),
+        "optimizer": sum(
+            local_shard(tensor).numel() for tensor in states if isinstance(tensor, Tensor) and tensor.ndim
+        ),
         "units": len(units(training.model)),
         "batches": len(validation),
         "stopped": evaluate(training.model, validation, training.precision, interrupt, replica=training.replica)

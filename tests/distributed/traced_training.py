@@ -15,12 +15,12 @@ from sat_vg.backbone_finetuning.training import loop
 take_step = loop.train_step
 
 
-def traced(training, feed, batch, learning_rate, step, *more):
+def traced(training, source, batch, learning_rate, step, *more):
     ranks = training.ranks
     line = {"rank": ranks.rank, "count": ranks.count, "pid": os.getpid(), "step": step}
     with Path(os.environ["TRACE"]).open("a") as file:  # a short line, appended at once: processes do not get mixed
         file.write(json.dumps({**line, "indices": batch.indices.tolist()}) + "\n")
-    return take_step(training, feed, batch, learning_rate, step, *more)
+    return take_step(training, source, batch, learning_rate, step, *more)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ from torch._dynamo.utils import counters
 from sat_vg.backbone_finetuning.data.loading.loaders import Batch
 from sat_vg.backbone_finetuning.data.loading.mixing import Mixing
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.training.batch_sources import ImageFeed
+from sat_vg.backbone_finetuning.training.batch_sources import ImageSource
 from sat_vg.backbone_finetuning.training.loop import train_step
 from sat_vg.backbone_finetuning.training.losses import CrossEntropy
 from sat_vg.backbone_finetuning.training.micro_batches import MicroBatches
 from sat_vg.backbone_finetuning.training.optim import Schedule, build_optimizer
-from sat_vg.backbone_finetuning.training.replicas import OneReplica
+from sat_vg.backbone_finetuning.training.replicas import SingleReplica
 from sat_vg.backbone_finetuning.training.training import Training
 from sat_vg.backbone_finetuning.utils.precision import Precision
 
@@ -83,20 +83,20 @@ def losses(backbone: str, dtype: torch.dtype = torch.float32, compiled: bool = F
             schedule=Schedule("cosine", 1e-3, 0.0, 1, 0.1, 0.0),
             mixing=Mixing(0.4, 1.0, seed=5),
             plan=None,
-            feeds=None,
+            sources=None,
             seed=5,
             loss=CrossEntropy(label_smoothing=0.1),
             gradient_clip=1.0,
             micro_batches=MicroBatches(4),
-            replica=OneReplica(outputs),
+            replica=SingleReplica(outputs),
         )
-        feed, found = ImageFeed(model, precision, batches=None), []
+        source, found = ImageSource(model, precision, batches=None), []
         for step in range(6):
             generator = torch.Generator().manual_seed(step)
             images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8, generator=generator)
             batch = Batch(images, torch.eye(4)[torch.arange(8) % 4], torch.arange(8))
             rate = training.schedule.at((step + 0.5) / 6, 1)
-            found.append(train_step(training, feed, batch, rate, step).loss.item() / 8)
+            found.append(train_step(training, source, batch, rate, step).loss.item() / 8)
         return found
     finally:
         torch.set_num_threads(threads)

@@ -278,8 +278,8 @@ def test_a_gradient_that_leaves_the_numbers_is_never_saved(train_here, class_fol
 
     sound = loop.train_step
 
-    def train_step(training, feed, batch, learning_rate, step, *more):
-        result = sound(training, feed, batch, learning_rate, step, *more)
+    def train_step(training, source, batch, learning_rate, step, *more):
+        result = sound(training, source, batch, learning_rate, step, *more)
         return result._replace(gradient_norm=result.gradient_norm * math.nan) if step == 7 else result
 
     monkeypatch.setattr(loop, "train_step", train_step)

@@ -11,37 +11,38 @@ from sat_vg.backbone_finetuning.data.loading.sampling import Part
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.data.sources.splits import Split, load_class_folders
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.training.assembly import batch_plan, feeds_of, image_batches
+from sat_vg.backbone_finetuning.training.assembly import batch_plan, batch_sources_of, image_batches
 from sat_vg.backbone_finetuning.training.run import choose_phases
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.precision import Precision
-from sat_vg.backbone_finetuning.utils.ranks import OneRank
+from sat_vg.backbone_finetuning.utils.ranks import SingleProcess
 
 CPU = Precision(torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture
-def feeds(class_folders, tmp_path, monkeypatch):
+def sources(class_folders, tmp_path, monkeypatch):
     monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
     images = require_readable(load_class_folders(class_folders), "error", max_bad_fraction=0.0)
     model = FineTuneModel("squeezenet1_1", 3, pretrained=False, image_size=32, freeze_layers=2)
 
     def make(**settings):
         config = FinetuneConfig(image_size=32, num_workers=0, **settings)
-        batches = image_batches(config, images, model, CPU, decode_rgb, OneRank())
-        return feeds_of(config, images, model, CPU, batches, OneRank())
+        batches = image_batches(config, images, model, CPU, decode_rgb, SingleProcess())
+        return batch_sources_of(config, images, model, CPU, batches, SingleProcess())
 
     return make
 
 
-def test_stored_features_go_by_the_augmentation(feeds):
+def test_stored_features_go_by_the_augmentation(sources):
     named = {
-        name: feeds(augmentation=name) for name in ("none", "basic", "satellite", "turns", "randaugment", "advanced")
+        name: sources(augmentation=name)
+        for name in ("none", "basic", "satellite", "turns", "randaugment", "advanced")
     }
     keys = {name: one.images_key for name, one in named.items()}
     assert len(set(keys.values())) == len(keys)
-    assert keys["satellite"] == feeds().images_key
-    assert keys["none"] == feeds(use_augmentation=False).images_key
+    assert keys["satellite"] == sources().images_key
+    assert keys["none"] == sources(use_augmentation=False).images_key
     assert [one.num_views for one in named.values()] == [1, 0, 0, 0, 0, 0]
     plain = repr(named["none"].batches.parts[Part.VALIDATION].transform)
     for name, one in named.items():
@@ -50,21 +51,21 @@ def test_stored_features_go_by_the_augmentation(feeds):
         assert (repr(one.batches.parts[Part.TRAINING].transform) == plain) == (name == "none")
 
 
-def test_nothing_is_stored_of_images_that_change_their_size(feeds):
-    assert feeds(augmentation="none").cache is not None
-    assert feeds(augmentation="none", train_image_size=(24, 32)).cache is None
+def test_nothing_is_stored_of_images_that_change_their_size(sources):
+    assert sources(augmentation="none").cache is not None
+    assert sources(augmentation="none", train_image_size=(24, 32)).cache is None
 
 
 def test_classes_cannot_take_turns_where_an_image_has_several():
     several = Split("train", ("a", "b", "c"), (0, 1, 2), ("x", "y"), ((0,), (0, 1), ()))
     with pytest.raises(ConfigError, match=r"sampler = 'class_balanced'.*several of them or none; use weighted"):
-        batch_plan(FinetuneConfig(sampler="class_balanced"), several, OneRank())
+        batch_plan(FinetuneConfig(sampler="class_balanced"), several, SingleProcess())
     for sampler in ("uniform", "weighted"):
-        assert sum(map(len, batch_plan(FinetuneConfig(sampler=sampler), several, OneRank()).batches(0))) == 3
+        assert sum(map(len, batch_plan(FinetuneConfig(sampler=sampler), several, SingleProcess()).batches(0))) == 3
 
 
 def test_a_batch_that_is_too_small_for_so_many_processes_is_refused():
-    class OneOfTwo(OneRank):
+    class OneOfTwo(SingleProcess):
         count = 2
 
     split = Split("train", tuple("abcdefgh"), (0, 1) * 4, ("x", "y"))

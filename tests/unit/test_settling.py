@@ -10,7 +10,7 @@ from sat_vg.backbone_finetuning.configs.image_sources import DATASET_NAMES
 from sat_vg.backbone_finetuning.data.loading.augmentation import PRESETS
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training.run_folder import EarlierRun
-from sat_vg.backbone_finetuning.training.unset_fields import settle_images
+from sat_vg.backbone_finetuning.training.unset_fields import resolve_image_settings
 
 OWN = {"dataset_path": "x"}
 
@@ -37,7 +37,7 @@ OWN = {"dataset_path": "x"}
     ],
 )
 def test_the_size_is_the_published_one_unless_one_was_set(capsys, given, size, told):
-    config = settle_images(FinetuneConfig(**given))
+    config = resolve_image_settings(FinetuneConfig(**given))
     out = capsys.readouterr().out
     assert config.image_size == size
     assert told in out
@@ -47,8 +47,8 @@ def test_the_size_is_the_published_one_unless_one_was_set(capsys, given, size, t
 @pytest.mark.parametrize(("name", "size"), [("timm:test_vit.r160_in1k", 160), ("timm:efficientnet_b1_pruned", 240)])
 def test_a_network_of_timm_has_the_size_of_its_own_weights(name, size):
     pytest.importorskip("timm")
-    assert settle_images(FinetuneConfig(**OWN, backbone=name)).image_size == size
-    assert settle_images(FinetuneConfig(dataset="mnist", backbone=name)).image_size == size
+    assert resolve_image_settings(FinetuneConfig(**OWN, backbone=name)).image_size == size
+    assert resolve_image_settings(FinetuneConfig(dataset="mnist", backbone=name)).image_size == size
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,14 @@ def test_a_network_of_timm_has_the_size_of_its_own_weights(name, size):
     [("resnet18", 64, ""), ("maxvit_t", 224, "image_size: 224, as maxvit_t does not take 64")],
 )
 def test_the_scenes_keep_theirs_where_the_backbone_takes_it(capsys, backbone, size, told):
-    config = settle_images(FinetuneConfig.of({"backbone": backbone}, SCENES_DEFAULTS))
+    config = resolve_image_settings(FinetuneConfig.of({"backbone": backbone}, SCENES_DEFAULTS))
     assert config.image_size == size
     assert told in capsys.readouterr().out
 
 
 def test_an_earlier_run_goes_on_with_its_own(capsys):
     earlier = EarlierRun(Path("last.pt"), {"config": {"image_size": 224, "augmentation": "satellite"}})
-    config = settle_images(FinetuneConfig(dataset="mnist", backbone="efficientnet_b3"), earlier)
+    config = resolve_image_settings(FinetuneConfig(dataset="mnist", backbone="efficientnet_b3"), earlier)
     assert (config.image_size, config.augmentation) == (224, "satellite")
     assert capsys.readouterr().out == ""
 
@@ -80,7 +80,7 @@ OVERHEAD = {"eurosat"}
 
 @pytest.mark.parametrize("name", DATASET_NAMES)
 def test_each_named_data_set_is_augmented_as_its_classes_bear(name, capsys):
-    config = settle_images(FinetuneConfig(dataset=name, image_size=32))
+    config = resolve_image_settings(FinetuneConfig(dataset=name, image_size=32))
     assert f"augmentation: {config.augmentation}, as suits " in capsys.readouterr().out
     preset = PRESETS[str(config.augmentation)](32, "bilinear")
     up, left = torch.zeros(2, 3, 32, 32, dtype=torch.uint8).unbind()
@@ -106,6 +106,9 @@ def _bright_side(image: torch.Tensor) -> str:
 
 
 def test_own_images_and_an_augmentation_that_was_set_are_as_before(capsys):
-    assert settle_images(FinetuneConfig(**OWN, image_size=32)).augmentation == "satellite"
-    assert settle_images(FinetuneConfig(dataset="mnist", image_size=32, augmentation="turns")).augmentation == "turns"
+    assert resolve_image_settings(FinetuneConfig(**OWN, image_size=32)).augmentation == "satellite"
+    assert (
+        resolve_image_settings(FinetuneConfig(dataset="mnist", image_size=32, augmentation="turns")).augmentation
+        == "turns"
+    )
     assert "augmentation" not in capsys.readouterr().out

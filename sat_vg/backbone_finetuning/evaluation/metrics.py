@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from sat_vg.backbone_finetuning.utils.ranks import OneRank
+from sat_vg.backbone_finetuning.utils.ranks import Ranks
 
 MetricName = Literal["val_accuracy", "val_loss", "val_macro_f1", "val_map"]
 
@@ -78,7 +78,7 @@ class Sums(Protocol):
     def add(self, logits: Tensor, targets: Tensor, loss_sum: Tensor) -> None:
         """Add a batch: logits and targets ``[B, num_classes]`` and the batch's summed loss."""
 
-    def gather(self, ranks: OneRank) -> None:
+    def gather(self, ranks: Ranks) -> None:
         """Put those of all processes together; all of them have to."""
 
     def result(self) -> Validation:
@@ -99,9 +99,9 @@ class ValidationSums:
         self.confusion.scatter_add_(0, cells, torch.ones_like(cells))  # bincount would wait for the device
         self.loss_sum += loss_sum
 
-    def gather(self, ranks: OneRank) -> None:
+    def gather(self, ranks: Ranks) -> None:
         """Put those of all processes together; all of them have to."""
-        ranks.add(self.confusion, self.loss_sum)
+        ranks.all_reduce_sum(self.confusion, self.loss_sum)
 
     def result(self) -> Validation:
         """Divide the sums."""
@@ -133,10 +133,10 @@ class MultiLabelSums:
         self.logits.append(logits)
         self.has_class.append(has_class)
 
-    def gather(self, ranks: OneRank) -> None:
+    def gather(self, ranks: Ranks) -> None:
         """Put those of all processes together; all of them have to."""
-        ranks.add(self.counts, self.num_right, self.loss_sum)
-        parts = ranks.gather(
+        ranks.all_reduce_sum(self.counts, self.num_right, self.loss_sum)
+        parts = ranks.all_gather(
             [(logits.cpu(), has.cpu()) for logits, has in zip(self.logits, self.has_class, strict=True)]
         )
         self.logits, self.has_class = map(list, zip(*(pair for part in parts for pair in part), strict=True))

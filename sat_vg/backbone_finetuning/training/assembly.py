@@ -24,9 +24,9 @@ from sat_vg.backbone_finetuning.data.shards.order import ShardWindows
 from sat_vg.backbone_finetuning.data.sources.splits import Split
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.freezing import choose_trainable
-from sat_vg.backbone_finetuning.training.batch_sources import Feeds
-from sat_vg.backbone_finetuning.training.ema import MovingAverage, NoAverage, UnusedAverage
-from sat_vg.backbone_finetuning.training.fsdp import ShardedReplica, fewest_at_once, ready_for_shards, shard
+from sat_vg.backbone_finetuning.training.batch_sources import BatchSources
+from sat_vg.backbone_finetuning.training.ema import MovingAverage, NullAverage, UnusedAverage, WeightAverage
+from sat_vg.backbone_finetuning.training.fsdp import FSDPReplica, apply_fsdp, fewest_at_once, precision_for_fsdp
 from sat_vg.backbone_finetuning.training.losses import (
     BinaryCrossEntropy,
     CrossEntropy,
@@ -37,15 +37,15 @@ from sat_vg.backbone_finetuning.training.micro_batches import MicroBatches
 from sat_vg.backbone_finetuning.training.optim import Schedule, build_optimizer
 from sat_vg.backbone_finetuning.training.phases import STRATEGIES, Phase, PhasePlan, single_phase, then_mixed
 from sat_vg.backbone_finetuning.training.preparation import choose_hardware, computed_cache
-from sat_vg.backbone_finetuning.training.profiling import NoProfile, Profile
-from sat_vg.backbone_finetuning.training.replicas import DataParallelReplica, OneReplica
+from sat_vg.backbone_finetuning.training.profiling import NullProfiler, StepProfiler
+from sat_vg.backbone_finetuning.training.replicas import DataParallelReplica, Replica, SingleReplica
 from sat_vg.backbone_finetuning.training.resizing import GrowingImages, Resizing, keep_size, require_sizes
 from sat_vg.backbone_finetuning.training.training import Training
-from sat_vg.backbone_finetuning.training.wise_ft import NoOrigin, Origin
+from sat_vg.backbone_finetuning.training.wise_ft import NullStartWeights, PhaseStartWeights, StartWeights
 from sat_vg.backbone_finetuning.utils.cores import usable_cores
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_num_workers
-from sat_vg.backbone_finetuning.utils.ranks import OneRank
+from sat_vg.backbone_finetuning.utils.ranks import Ranks
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 
@@ -55,7 +55,7 @@ def assemble(
     model: FineTuneModel,
     precision: Precision,
     read: Callable[[str], Tensor],
-    ranks: OneRank,
+    ranks: Ranks,
 ) -> Training:
     """Put images, optimizer and schedule together.
 
@@ -94,7 +94,7 @@ def assemble(
         schedule=schedule_of(config),
         mixing=Mixing(config.mixup_alpha, config.cutmix_alpha, config.seed),
         plan=plan,
-        feeds=feeds_of(
+        sources=batch_sources_of(
             config, images, model, precision, image_batches(config, images, model, precision, read, ranks), ranks
         ),
         seed=config.seed,
@@ -102,34 +102,34 @@ def assemble(
         gradient_clip=config.gradient_clip or float("inf"),
         micro_batches=MicroBatches(micro_batch_size, may_shrink=ranks.count == 1),
         average=average_of(config, model),
-        origin=origin_of(config, model),
+        start_weights=start_weights_of(config, model),
         replica=replica,
         ranks=ranks,
-        profile=Profile(precision.device) if config.profile and ranks.is_first else NoProfile(),
+        profile=StepProfiler(precision.device) if config.profile and ranks.is_first else NullProfiler(),
         resizing=resizing_of(config, model, precision, plan),
     )
 
 
-def hardware_of(config: FinetuneConfig, ranks: OneRank) -> Precision:
+def hardware_of(config: FinetuneConfig, ranks: Ranks) -> Precision:
     """Device and number formats of a training, for one of ``ranks``.
 
     Raises:
         ConfigError: there is no such device, no such backbone, or no way to divide its weights.
     """
     precision = choose_hardware(config, ranks)
-    return ready_for_shards(precision, ranks) if config.shard_weights else precision
+    return precision_for_fsdp(precision, ranks) if config.shard_weights else precision
 
 
-def replica_of(config: FinetuneConfig, model: FineTuneModel, precision: Precision, ranks: OneRank) -> OneReplica:
+def replica_of(config: FinetuneConfig, model: FineTuneModel, precision: Precision, ranks: Ranks) -> Replica:
     """What keeps the processes' models alike. It comes before the optimizer, which gets the weights in shards."""
     if config.shard_weights:
-        shard(model, precision.device, ranks)
-        return ShardedReplica(model, precision.device, ranks)
+        apply_fsdp(model, precision.device, ranks)
+        return FSDPReplica(model, precision.device, ranks)
     outputs = torch.compile(model.training_outputs) if config.compile else model.training_outputs
-    return OneReplica(outputs) if ranks.count == 1 else DataParallelReplica(model, outputs, ranks)
+    return SingleReplica(outputs) if ranks.count == 1 else DataParallelReplica(model, outputs, ranks)
 
 
-def share_statistics(model: FineTuneModel, device: torch.device, ranks: OneRank) -> None:
+def share_statistics(model: FineTuneModel, device: torch.device, ranks: Ranks) -> None:
     """Let batch norm normalise with the images of all processes; its weights and their names stay what they are.
 
     Raises:
@@ -180,20 +180,20 @@ def plan_phases(config: FinetuneConfig, model: FineTuneModel) -> list[Phase]:
     return then_mixed(phases) if config.wise_ft else phases
 
 
-def average_of(config: FinetuneConfig, model: FineTuneModel) -> NoAverage:
+def average_of(config: FinetuneConfig, model: FineTuneModel) -> WeightAverage:
     """The moving average of the weights, if there is one, and whether it is what is validated."""
     if not config.ema_decay:
-        return NoAverage()
+        return NullAverage()
     kind = UnusedAverage if config.best_weights == "trained" else MovingAverage
     return kind(model.network, config.ema_decay)
 
 
-def origin_of(config: FinetuneConfig, model: FineTuneModel) -> NoOrigin:
+def start_weights_of(config: FinetuneConfig, model: FineTuneModel) -> StartWeights:
     """What remembers the weights that a phase begins with, if they are to be mixed with its last ones."""
     if not config.wise_ft:
-        return NoOrigin()
+        return NullStartWeights()
     assert config.early_stopping_metric is not None, "it is settled once the data are known"
-    return Origin(model.network, config.early_stopping_metric)
+    return PhaseStartWeights(model.network, config.early_stopping_metric)
 
 
 _ORDERS: dict[str, Callable[[Split], Order]] = {
@@ -203,7 +203,7 @@ _ORDERS: dict[str, Callable[[Split], Order]] = {
 }
 
 
-def batch_plan(config: FinetuneConfig, split: Split, ranks: OneRank) -> BatchPlan:
+def batch_plan(config: FinetuneConfig, split: Split, ranks: Ranks) -> BatchPlan:
     """Which training images form which batch, and which of them are this process's.
 
     Raises:
@@ -254,7 +254,7 @@ def image_batches(
     model: FineTuneModel,
     precision: Precision,
     read: Callable[[str], Tensor],
-    ranks: OneRank,
+    ranks: Ranks,
 ) -> ImageBatches:
     """Training images, augmented if so configured and not, and validation images, as batches.
 
@@ -278,20 +278,20 @@ def image_batches(
     )
 
 
-def feeds_of(
+def batch_sources_of(
     config: FinetuneConfig,
     images: Readable,
     model: FineTuneModel,
     precision: Precision,
     batches: ImageBatches,
-    ranks: OneRank,
-) -> Feeds:
+    ranks: Ranks,
+) -> BatchSources:
     """What phases are fed with: stored features where nothing that changes lies before the trained stages."""
     changes = config.mixup_alpha > 0 or config.cutmix_alpha > 0 or config.train_image_size is not None
     is_stored = config.cache != "off" and not changes and not config.shard_weights  # processes compute them in turns
     contents = [[images.contents[path] for path in split.paths] for split in (images.splits.train, images.splits.val)]
     settings = (config.seed, config.augments, model.preprocessing.to_dict(), sat_vg.__version__)
-    return Feeds(
+    return BatchSources(
         model,
         precision,
         batches,

@@ -21,7 +21,7 @@ from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training.phases import Phase
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
 from sat_vg.backbone_finetuning.utils.precision import Precision
-from sat_vg.backbone_finetuning.utils.ranks import OneRank
+from sat_vg.backbone_finetuning.utils.ranks import Ranks, SingleProcess
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 
@@ -35,7 +35,7 @@ def image_values(model: FineTuneModel, precision: Precision, batch: Batch) -> Te
 
 
 @dataclass(frozen=True)
-class ImageFeed:
+class ImageSource:
     """Images, which go through the whole model.
 
     Attributes:
@@ -84,7 +84,7 @@ class FeaturePass:
 
 
 @dataclass(frozen=True)
-class FeatureFeed:
+class FeatureSource:
     """Stored outputs of the frozen stages, which the rest of the model is run on.
 
     Attributes:
@@ -118,7 +118,7 @@ class FeatureFeed:
         return FeaturePass(self.stored[part], targets, view, indices)
 
 
-Feed = ImageFeed | FeatureFeed
+BatchSource = ImageSource | FeatureSource
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class FeaturePlan:
 
 
 @dataclass(frozen=True)
-class Feeds:
+class BatchSources:
     """Chooses what each phase is fed with.
 
     Attributes:
@@ -157,19 +157,21 @@ class Feeds:
     num_views: int
     cache: BoundedCache | None
     images_key: str
-    ranks: OneRank = field(default_factory=OneRank)
+    ranks: Ranks = field(default_factory=SingleProcess)
 
-    def of(self, phase: Phase, should_stop: Callable[[], bool]) -> Feed | None:
-        """The feed of a phase, whose stages the model is set to; None where it was stopped on the way."""
-        images = self.of_images()
+    def for_phase(self, phase: Phase, should_stop: Callable[[], bool]) -> BatchSource | None:
+        """The source of a phase, whose stages the model is set to; None where it was stopped on the way."""
+        images = self.image_source()
         plan = self.plan(phase)
         if isinstance(plan, str):
             return images
-        say(f"phase {phase.name}: {self._told(plan, phase)}")
+        say(f"phase {phase.name}: {self._describe_plan(plan, phase)}")
         stored = {}
         for part, views in ((Part.TRAINING, self.num_views), (Part.VALIDATION, 1)):
             features = self._features(plan, part, views, should_stop)
-            was_stopped, not_kept = self.ranks.largest(features is None, isinstance(features, (NoRoom, NotKept)))
+            was_stopped, not_kept = self.ranks.all_reduce_max(
+                features is None, isinstance(features, (NoRoom, NotKept))
+            )
             if was_stopped:
                 return None
             if not_kept:  # if only on another machine: all processes are fed with the same
@@ -180,12 +182,12 @@ class Feeds:
                 return images
             assert isinstance(features, StoredFeatures)
             stored[part] = features
-        return FeatureFeed(self.batches, stored, plan.start)
+        return FeatureSource(self.batches, stored, plan.start)
 
-    def of_images(self) -> ImageFeed:
-        """The feed that runs the whole model, with the stages that it is set to."""
+    def image_source(self) -> ImageSource:
+        """The source that runs the whole model, with the stages that it is set to."""
         views = self.num_views if self.model.num_frozen_stages else 0
-        return ImageFeed(self.model, self.precision, self.batches, views)
+        return ImageSource(self.model, self.precision, self.batches, views)
 
     def plan(self, phase: Phase) -> FeaturePlan | str:
         """What will be stored for a phase, whose stages the model is set to; or why nothing is."""
@@ -209,9 +211,9 @@ class Feeds:
         plan = self.plan(phase)
         if isinstance(plan, str):
             return plan and f"frozen stages run in every epoch: {plan}"
-        return self._told(plan, phase)
+        return self._describe_plan(plan, phase)
 
-    def _told(self, plan: FeaturePlan, phase: Phase) -> str:
+    def _describe_plan(self, plan: FeaturePlan, phase: Phase) -> str:
         assert self.cache is not None
         times = "once" if self.num_views == 1 else f"{self.num_views} times"
         shape, kind = "x".join(map(str, plan.shape.shape)), str(plan.shape.dtype).removeprefix("torch.")
@@ -227,7 +229,7 @@ class Feeds:
         key = self._key(plan.start, part, num_views)
         machine, num_images = self.ranks.on_machine, len(self.batches.parts[part])
         found = find_features(self.cache, key, plan.shape, num_images, num_views)
-        if not any(machine.largest(found is None)):
+        if not any(machine.all_reduce_max(found is None)):
             return found
         passes = [self.batches.in_order(part, view) for view in range(num_views)]
         try:

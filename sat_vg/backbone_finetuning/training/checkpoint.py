@@ -20,12 +20,12 @@ from sat_vg.backbone_finetuning.training.checkpoint_checks import (
     wrong_scaler,
     wrong_tensors,
 )
-from sat_vg.backbone_finetuning.training.ema import NoAverage
+from sat_vg.backbone_finetuning.training.ema import NullAverage, WeightAverage
 from sat_vg.backbone_finetuning.training.fsdp_tensors import gathered, parts_of_optimizer, parts_of_weights
 from sat_vg.backbone_finetuning.training.run_course import PhasesOf, changed_course, config_of_run
-from sat_vg.backbone_finetuning.training.wise_ft import NoOrigin
+from sat_vg.backbone_finetuning.training.wise_ft import NullStartWeights, StartWeights
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
-from sat_vg.backbone_finetuning.utils.ranks import OneRank
+from sat_vg.backbone_finetuning.utils.ranks import Ranks, SingleProcess
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_tensors
 from sat_vg.backbone_finetuning.utils.terminal import say
 
@@ -186,8 +186,8 @@ class RunTensors:
     network: nn.Module
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
-    average: NoAverage = field(default_factory=NoAverage)
-    origin: NoOrigin = field(default_factory=NoOrigin)
+    average: WeightAverage = field(default_factory=NullAverage)
+    start_weights: StartWeights = field(default_factory=NullStartWeights)
     regroup: Callable[[dict[str, Any]], dict[str, Any]] = _as_saved
 
 
@@ -224,7 +224,7 @@ def save_run(
     tensors: RunTensors,
     identity: RunIdentity,
     keep: int,
-    ranks: OneRank | None = None,
+    ranks: Ranks | None = None,
 ) -> Path:
     """Write the state of a run; ``last.pt`` becomes another name of the new file.
 
@@ -240,7 +240,7 @@ def save_run(
     Raises:
         WriteError: the folder cannot be written to or the disk is full; the files from before are untouched.
     """
-    ranks = ranks or OneRank()
+    ranks = ranks or SingleProcess()
     path = folder / f"step_{state.step:08d}.pt"
     content = {
         "format": FORMAT,
@@ -251,14 +251,14 @@ def save_run(
         "optimizer": gathered(tensors.optimizer.state_dict(), ranks),
         "scaler": tensors.scaler.state_dict(),
         "average": gathered(tensors.average.state_dict(), ranks),
-        "origin": gathered(tensors.origin.state_dict(), ranks),
+        "origin": gathered(tensors.start_weights.state_dict(), ranks),
         "config": identity.config,
         "data_fingerprint": identity.data_fingerprint,
         "preprocessing": identity.preprocessing,
         "image_contents": identity.image_contents,
         "resumed_from": identity.resumed_from,
     }
-    ranks.first_does(lambda: _write_run(path, content, keep))
+    ranks.run_on_rank0(lambda: _write_run(path, content, keep))
     return path
 
 
@@ -412,7 +412,7 @@ def restore_run(content: Mapping[str, Any], tensors: RunTensors) -> RunState:
             *wrong_tensors("the network", content["network"], tensors.network.state_dict()),
             *wrong_optimizer(optimizer, tensors.optimizer),
             *wrong_tensors("the average", average, tensors.average.state_dict()),
-            *(wrong_tensors("the start of the phase", origin, tensors.origin.own) if origin != {} else ()),
+            *(wrong_tensors("the start of the phase", origin, tensors.start_weights.own) if origin != {} else ()),
         ]
     )
     if tensors.scaler.is_enabled() and content["scaler"]:  # it was not, where the run was on another device
@@ -422,7 +422,7 @@ def restore_run(content: Mapping[str, Any], tensors: RunTensors) -> RunState:
     tensors.network.load_state_dict(network, strict=True)
     tensors.optimizer.load_state_dict(parts_of_optimizer(optimizer, tensors.optimizer))
     tensors.average.load_state_dict(average)
-    tensors.origin.load_state_dict(origin)
+    tensors.start_weights.load_state_dict(origin)
     known = {entry.name for entry in fields(RunState)}
     numbers = {name: value for name, value in content["state"].items() if name in known}
     if "phase_best" not in numbers and numbers["epoch_in_phase"]:  # came with a later version

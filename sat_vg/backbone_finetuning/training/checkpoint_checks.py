@@ -68,7 +68,7 @@ def wrong_numbers(state: Mapping[Any, Any], defaults: Mapping[str, Any], later: 
         else:
             is_sound = _is_number(value) or (value is None and default is None)
         if not is_sound:
-            yield f"{name} is {_shown(value)}"
+            yield f"{name} is {_format(value)}"
 
 
 def wrong_settings(config: Mapping[Any, Any]) -> Iterator[str]:
@@ -76,7 +76,7 @@ def wrong_settings(config: Mapping[Any, Any]) -> Iterator[str]:
     for name, value in config.items():
         parts = value if isinstance(value, list) else [value]
         if not isinstance(name, str) or not all(isinstance(part, _PLAIN) for part in parts):
-            yield f"the setting {_shown(name)} is {_shown(value)}"
+            yield f"the setting {_format(name)} is {_format(value)}"
 
 
 def wrong_tensors(what: str, found: Any, own: Mapping[str, Any]) -> Iterator[str]:
@@ -88,12 +88,12 @@ def wrong_tensors(what: str, found: Any, own: Mapping[str, Any]) -> Iterator[str
         own: those whose places they take, by the same names.
     """
     if not isinstance(found, Mapping):
-        yield f"{what} is {_shown(found)}"
+        yield f"{what} is {_format(found)}"
         return
     for name in [name for name in own if name not in found]:
         yield f"{what} lacks {name}"
     for name in [name for name in found if name not in own]:
-        yield f"{what} has {_shown(name)}, which the model has not"
+        yield f"{what} has {_format(name)}, which the model has not"
     for name, tensor in own.items():
         if name in found:
             yield from _wrong_tensor(f"{what}: {name}", found[name], tensor.shape, tensor.dtype)
@@ -103,19 +103,19 @@ def wrong_optimizer(found: Mapping[str, Any], optimizer: Optimizer) -> Iterator[
     """What is wrong with the state of an optimizer: its groups, and what it keeps for each parameter."""
     own_groups, groups = optimizer.state_dict()["param_groups"], found.get("param_groups")
     if not isinstance(groups, list) or len(groups) != len(own_groups):
-        count = len(groups) if isinstance(groups, list) else _shown(groups)
+        count = len(groups) if isinstance(groups, list) else _format(groups)
         yield f"the optimizer has {len(own_groups)} groups of parameters, the checkpoint {count}"
         return
     for own, group in zip(own_groups, groups, strict=True):
         yield from _wrong_group(own, group)
     state = found.get("state")
     if not isinstance(state, dict):
-        yield f"the optimizer's state is {_shown(state)}"
+        yield f"the optimizer's state is {_format(state)}"
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for place, entries in state.items():
         if type(place) is not int or not 0 <= place < len(parameters) or not isinstance(entries, dict):
-            yield f"the optimizer's state has {_shown(place)}, which is none of its {len(parameters)} parameters"
+            yield f"the optimizer's state has {_format(place)}, which is none of its {len(parameters)} parameters"
             continue
         yield from _wrong_entries(f"the optimizer's parameter {place}", entries, parameters[place], optimizer)
 
@@ -123,13 +123,13 @@ def wrong_optimizer(found: Mapping[str, Any], optimizer: Optimizer) -> Iterator[
 def wrong_scaler(found: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with the state of loss scaling; of none there is nothing to say."""
     if set(found) != set(own):
-        yield f"loss scaling has {_names(found)}, and needs {_names(own)}"
+        yield f"loss scaling has {_format_names(found)}, and needs {_format_names(own)}"
         return
     for name, value in own.items():
         is_free = name in ("scale", "_growth_tracker")
         is_sound = _is_number(found[name]) and (found[name] >= 0 if is_free else found[name] == value)
         if not is_sound or (name == "scale" and found[name] == 0) or (name == "_growth_tracker" and found[name] % 1):
-            yield f"loss scaling's {name} is {_shown(found[name])}"
+            yield f"loss scaling's {name} is {_format(found[name])}"
 
 
 def _wrong_group(own: Mapping[str, Any], group: Any) -> Iterator[str]:
@@ -139,10 +139,10 @@ def _wrong_group(own: Mapping[str, Any], group: Any) -> Iterator[str]:
         return
     lr: Any = group.get("lr")
     if not _is_number(lr) or lr < 0:
-        yield f"the optimizer's group {name!r} has the learning rate {_shown(lr)}"
+        yield f"the optimizer's group {name!r} has the learning rate {_format(lr)}"
     for key in ("name", "weight_decay", "lr_scale", "betas", "eps", "momentum", "nesterov"):
         if key in own and not _same_plain(group.get(key), own[key]):
-            yield f"the optimizer's group {name!r} has {key} = {_shown(group.get(key))}, here it is {own[key]!r}"
+            yield f"the optimizer's group {name!r} has {key} = {_format(group.get(key))}, here it is {own[key]!r}"
 
 
 def _same_plain(found: Any, own: Any) -> bool:
@@ -156,7 +156,7 @@ def _wrong_entries(where: str, entries: Mapping[Any, Any], parameter: Tensor, op
     is_adam = isinstance(optimizer, torch.optim.AdamW)
     needed = ("step", "exp_avg", "exp_avg_sq") if is_adam else ("momentum_buffer",)
     if set(entries) != set(needed):
-        yield f"{where} has {_names(entries)}, and needs {', '.join(needed)}"
+        yield f"{where} has {_format_names(entries)}, and needs {', '.join(needed)}"
         return
     for name, value in entries.items():
         if name != "step":
@@ -165,12 +165,12 @@ def _wrong_entries(where: str, entries: Mapping[Any, Any], parameter: Tensor, op
         is_one = isinstance(value, Tensor) and value.shape == () and not value.is_complex()
         steps = float(value) if is_one else math.nan
         if not (math.isfinite(steps) and steps >= 1 and steps % 1 == 0):
-            yield f"{where}: step is {_shown(value)}"
+            yield f"{where}: step is {_format(value)}"
 
 
 def _wrong_tensor(where: str, found: Any, shape: Sequence[int], dtype: torch.dtype) -> Iterator[str]:
     if not isinstance(found, Tensor):
-        yield f"{where} is {_shown(found)} and no tensor"
+        yield f"{where} is {_format(found)} and no tensor"
     elif tuple(found.shape) != tuple(shape):
         yield f"{where} has the shape {list(found.shape)}, here it is {list(shape)}"
     elif found.dtype != dtype:
@@ -198,10 +198,10 @@ def _is_number(value: Any) -> bool:
     return abs(value) < 2**63 if type(value) is int else type(value) is float and math.isfinite(value)
 
 
-def _names(found: Mapping[Any, Any]) -> str:
-    return _shown(", ".join(map(str, found))) if found else "nothing"
+def _format_names(found: Mapping[Any, Any]) -> str:
+    return _format(", ".join(map(str, found))) if found else "nothing"
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     text = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"

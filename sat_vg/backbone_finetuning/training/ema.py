@@ -1,38 +1,57 @@
 """A moving average of the weights, which is validated and saved in their place."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from sat_vg.backbone_finetuning.training.fsdp_tensors import held, part_of
+from sat_vg.backbone_finetuning.training.fsdp_tensors import local_shard, shard_like
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 
 
-class NoAverage:
-    """The weights are used as they are."""
+class WeightAverage(Protocol):
+    """An average of the weights over the steps."""
 
     def update(self, step: int) -> None:
-        """Nothing to take in."""
+        """Take in the weights after optimizer step ``step``, counted from 0."""
 
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """The network as it is."""
-        yield
+    def applied(self) -> AbstractContextManager[None]:
+        """The network computes with the average for as long as the context lasts."""
 
     def restart(self) -> None:
-        """Nothing to begin with."""
+        """Start over from the current weights."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The average by the network's names."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore an average; raises CheckpointError where it belongs to another network."""
+
+
+class NullAverage(WeightAverage):
+    """No average: the weights are used as they are."""
+
+    def update(self, step: int) -> None:
+        """Do nothing."""
+
+    def applied(self) -> AbstractContextManager[None]:
+        """The network as it is."""
+        return nullcontext()
+
+    def restart(self) -> None:
+        """Do nothing."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Nothing to keep."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to put back."""
+        """Do nothing."""
 
 
-class MovingAverage(NoAverage):
+class MovingAverage(WeightAverage):
     """Exponential moving average of a network's weights (Polyak & Juditsky, 1992; Tarvainen & Valpola, 2017).
 
     Floating-point buffers are averaged too: batch norm's statistics must fit the averaged weights. In the first steps
@@ -54,7 +73,7 @@ class MovingAverage(NoAverage):
         """Take in the weights after optimizer step ``step``, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         # The tensors behind the parameters are looked up anew: checkpoints put others in their place.
-        average, own = ([held(tensor) for tensor in of.values()] for of in (self._average, self._own))
+        average, own = ([local_shard(tensor) for tensor in of.values()] for of in (self._average, self._own))
         torch._foreach_lerp_(average, own, 1 - decay)
 
     @contextmanager
@@ -69,7 +88,7 @@ class MovingAverage(NoAverage):
     def _swap(self) -> None:
         # By value: weights in shards are put together from the very memory that they had at first.
         for name, own in self._own.items():
-            weights, average = held(own), held(self._average[name])
+            weights, average = local_shard(own), local_shard(self._average[name])
             kept = weights.clone()
             weights.copy_(average)
             average.copy_(kept)
@@ -96,7 +115,7 @@ class MovingAverage(NoAverage):
                 + (f"; missing: {missing[0]}" if missing else "")
             )
         for name, tensor in self._average.items():
-            tensor.copy_(part_of(state[name], tensor))
+            tensor.copy_(shard_like(state[name], tensor))
 
 
 class UnusedAverage(MovingAverage):

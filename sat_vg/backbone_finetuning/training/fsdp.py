@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -18,15 +18,15 @@ from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.stages import find_member
 from sat_vg.backbone_finetuning.training.batch_sources import SizedBatches
 from sat_vg.backbone_finetuning.training.interrupts import InterruptRequest
-from sat_vg.backbone_finetuning.training.replicas import OneReplica, average_statistics
+from sat_vg.backbone_finetuning.training.replicas import Replica, average_statistics
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.precision import Precision
-from sat_vg.backbone_finetuning.utils.ranks import OneRank, Share
+from sat_vg.backbone_finetuning.utils.ranks import Ranks, Share
 
 _SMALLEST_UNIT = 10_000  # weights; fewer travel with the rest of the model
 
 
-def ready_for_shards(precision: Precision, ranks: OneRank) -> Precision:
+def precision_for_fsdp(precision: Precision, ranks: Ranks) -> Precision:
     """The formats of a run whose weights are in shards.
 
     Raises:
@@ -46,7 +46,7 @@ def ready_for_shards(precision: Precision, ranks: OneRank) -> Precision:
     return replace(precision, memory_format=torch.contiguous_format, process=process)  # FSDP divides no channels_last
 
 
-def shard(model: FineTuneModel, device: torch.device, ranks: OneRank) -> None:
+def apply_fsdp(model: FineTuneModel, device: torch.device, ranks: Ranks) -> None:
     """Divide a model's weights among the processes and move this one's part to its device.
 
     A GPU never holds more of them whole than one module's.
@@ -88,7 +88,7 @@ def _links(module: nn.Module) -> Iterator[nn.Module]:
         yield from _links(child)
 
 
-class ShardedReplica(OneReplica):
+class FSDPReplica(Replica):
     """The model of one of several processes that hold its weights together.
 
     Gradients are means over the processes, as with ``DataParallelReplica``. Every pass through the model puts weights
@@ -100,14 +100,20 @@ class ShardedReplica(OneReplica):
         ranks: the processes.
     """
 
-    def __init__(self, model: FineTuneModel, device: torch.device, ranks: OneRank) -> None:
-        super().__init__(model.training_outputs, ranks)
-        self._model, self._device = model, device
+    def __init__(self, model: FineTuneModel, device: torch.device, ranks: Ranks) -> None:
+        self._model, self._device, self.ranks = model, device, ranks
+
+    def enter_phase(self) -> None:
+        """Do nothing."""
+
+    def outputs(self, values: Tensor, start: int) -> tuple[tuple[float, Tensor], ...]:
+        """Weighted logits of this process's images, or of features that lie behind the first ``start`` stages."""
+        return self._model.training_outputs(values, start)
 
     # Gradients are added up over the processes with every part of a batch: until then they are whole, and to wait
     # for the last part would keep all of them so.
 
-    def settle(self) -> None:
+    def sync_buffers(self) -> None:
         """Average the running statistics that this step has moved."""
         average_statistics(self._model, self.ranks)
 
@@ -118,13 +124,13 @@ class ShardedReplica(OneReplica):
     def in_step(self, batches: SizedBatches, interrupt: InterruptRequest) -> Iterator[Batch]:
         """This process's batches, and as many passes more as others need its shards for."""
         own = iter(batches)
-        (most,) = self.ranks.largest(len(batches))
+        (most,) = self.ranks.all_reduce_max(len(batches))
         for number in range(most):
             if number < len(batches):
                 yield next(own)
             else:
                 self._pass_idly()
-            if any(self.ranks.largest(interrupt.requested)):
+            if any(self.ranks.all_reduce_max(interrupt.requested)):
                 return
 
     def _pass_idly(self) -> None:

@@ -13,20 +13,20 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
-from sat_vg.backbone_finetuning.utils.ranks import OneRank
+from sat_vg.backbone_finetuning.utils.ranks import Ranks
 
 
-def held(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """The part that this process holds, without a graph and with the tensor's own memory; it may be empty."""
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The tensor put together from all processes' parts; all of them have to ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def part_of(value: Any, like: Tensor) -> Any:
+def shard_like(value: Any, like: Tensor) -> Any:
     """This process's part of a whole tensor, divided as ``like`` is; whatever is not of its shape stays as it is."""
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
@@ -37,14 +37,14 @@ def part_of(value: Any, like: Tensor) -> Any:
 
 def square_sum(tensors: Sequence[Tensor]) -> Tensor:
     """The sum of all elements' squares, fp32; all processes have to ask."""
-    total = torch.stack([held(tensor).float().square().sum() for tensor in tensors]).sum()
+    total = torch.stack([local_shard(tensor).float().square().sum() for tensor in tensors]).sum()
     meshes = [tensor.device_mesh for tensor in tensors if isinstance(tensor, DTensor)]
     if meshes:
         dist.all_reduce(total, group=meshes[0].get_group())
     return total
 
 
-def gathered(state: dict[str, Any], ranks: OneRank) -> dict[str, Any]:
+def gathered(state: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """A state whose tensors are whole, on rank 0's host; elsewhere None is in their place. All processes have to ask.
 
     One tensor after another is put together, so a device holds no more than one of them at once. A state without
@@ -53,7 +53,7 @@ def gathered(state: dict[str, Any], ranks: OneRank) -> dict[str, Any]:
     found = copy.copy(state)  # with what torch keeps beside weights
     for name, value in state.items():
         if isinstance(value, DTensor):
-            full = whole(value.detach())
+            full = full_tensor(value.detach())
             found[name] = full.cpu() if ranks.is_first else None
         elif isinstance(value, dict):
             found[name] = gathered(value, ranks)
@@ -62,7 +62,7 @@ def gathered(state: dict[str, Any], ranks: OneRank) -> dict[str, Any]:
 
 def parts_of_weights(state: Mapping[str, Any], likes: Mapping[str, Tensor]) -> dict[str, Any]:
     """This process's parts of whole tensors, divided as the tensors of the same names are."""
-    return {name: part_of(value, likes[name]) if name in likes else value for name, value in state.items()}
+    return {name: shard_like(value, likes[name]) if name in likes else value for name, value in state.items()}
 
 
 def parts_of_optimizer(state: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def parts_of_optimizer(state: Mapping[str, Any], optimizer: Optimizer) -> dict[s
     parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
     own = {
         place: {
-            name: _beside(part_of(value, parameters[place]), parameters[place]) for name, value in entries.items()
+            name: _beside(shard_like(value, parameters[place]), parameters[place]) for name, value in entries.items()
         }
         for place, entries in state["state"].items()
     }

@@ -21,7 +21,7 @@ from sat_vg.backbone_finetuning.models.probabilities import TaskName
 from sat_vg.backbone_finetuning.training.batch_sources import image_values
 from sat_vg.backbone_finetuning.training.interrupts import InterruptRequest
 from sat_vg.backbone_finetuning.utils.precision import Precision
-from sat_vg.backbone_finetuning.utils.ranks import OneRank
+from sat_vg.backbone_finetuning.utils.ranks import Ranks, SingleProcess
 from sat_vg.backbone_finetuning.utils.terminal import progress
 
 # Strengths of the L2 penalty per image, as a share of the loss's own scale (Kornblith et al., 2019, try 45 of them).
@@ -59,7 +59,7 @@ def pooled_features(
     batches: Pass,
     precision: Precision,
     interrupt: InterruptRequest | None = None,
-    ranks: OneRank | None = None,
+    ranks: Ranks | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """What the classifier sees of all images of ``batches``, in their order; None where a stop was asked for.
 
@@ -74,7 +74,7 @@ def pooled_features(
         ``(features [N, D], targets [N, num_classes])``, both float32, on the model's device.
     """
     model.eval()
-    ranks, interrupt = ranks or OneRank(), interrupt or InterruptRequest()
+    ranks, interrupt = ranks or SingleProcess(), interrupt or InterruptRequest()
     own: list[tuple[Tensor, Tensor]] = []
     for batch in progress(batches.shared(ranks.share), desc="features", unit="batch"):
         with precision.autocast():
@@ -82,9 +82,9 @@ def pooled_features(
             own.append((model.forward_pooled(values).float().cpu(), batch.targets))
         if interrupt.requested:
             break
-    if any(ranks.largest(interrupt.requested)):
+    if any(ranks.all_reduce_max(interrupt.requested)):
         return None
-    in_turns = zip_longest(*ranks.gather(own))  # as the batches were shared out
+    in_turns = zip_longest(*ranks.all_gather(own))  # as the batches were shared out
     features, targets = zip(*(few for turn in in_turns for few in turn if few is not None), strict=True)
     return torch.cat(features).to(precision.device), torch.cat(targets).to(precision.device)
 

@@ -13,16 +13,16 @@ from sat_vg.backbone_finetuning.data.loading.sampling import Part
 from sat_vg.backbone_finetuning.evaluation.metrics import Validation
 from sat_vg.backbone_finetuning.evaluation.tasks import TASKS
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.training.batch_sources import Feed, SizedBatches, image_values
+from sat_vg.backbone_finetuning.training.batch_sources import BatchSource, SizedBatches, image_values
 from sat_vg.backbone_finetuning.training.checkpoint import RunState
-from sat_vg.backbone_finetuning.training.fsdp_tensors import whole
+from sat_vg.backbone_finetuning.training.fsdp_tensors import full_tensor
 from sat_vg.backbone_finetuning.training.interrupts import InterruptRequest
 from sat_vg.backbone_finetuning.training.linear_probe import GOALS, pooled_features, solve_linear_probe
-from sat_vg.backbone_finetuning.training.micro_batches import way_back
+from sat_vg.backbone_finetuning.training.micro_batches import restore_point
 from sat_vg.backbone_finetuning.training.optim import set_learning_rate
 from sat_vg.backbone_finetuning.training.phases import Phase
 from sat_vg.backbone_finetuning.training.record import Outputs, note_epoch, note_spikes, note_step, save_best
-from sat_vg.backbone_finetuning.training.replicas import OneReplica
+from sat_vg.backbone_finetuning.training.replicas import Replica, SingleReplica
 from sat_vg.backbone_finetuning.training.step_results import REMEDY, PendingSteps, StepResult
 from sat_vg.backbone_finetuning.training.training import Stopping, Training
 from sat_vg.backbone_finetuning.utils.errors import NonFiniteLossError
@@ -46,20 +46,20 @@ def fit(training: Training, phases: Sequence[Phase], stopping: Stopping, outputs
             phase = phases[state.phase]
             training.model.set_trainable(phase.trainable_stages, phase.keeps_statistics)
             training.replica.enter_phase()
-            training.origin.enter(phase, state.begins_phase)
-            feed = training.feeds.of(phase, lambda: interrupt.requested)
-            if feed is None:
+            training.start_weights.enter(phase, state.begins_phase)
+            source = training.sources.for_phase(phase, lambda: interrupt.requested)
+            if source is None:
                 raise outputs.interrupted(state, training, interrupt)
             while state.epoch_in_phase < phase.epochs:
-                _EPOCHS[phase.method](training, phase, feed, outputs, state, interrupt)
+                _EPOCHS[phase.method](training, phase, source, outputs, state, interrupt)
                 with training.average.applied(), training.profile.span("validation"):
                     validation = evaluate(
                         training.model,
-                        feed.validation(),
+                        source.validation(),
                         training.precision,
                         interrupt,
-                        feed.values,
-                        feed.start,
+                        source.values,
+                        source.start,
                         training.replica,
                     )
                 if validation is None:
@@ -81,7 +81,12 @@ def fit(training: Training, phases: Sequence[Phase], stopping: Stopping, outputs
 
 
 def _train_epoch(
-    training: Training, phase: Phase, feed: Feed, outputs: Outputs, state: RunState, interrupt: InterruptRequest
+    training: Training,
+    phase: Phase,
+    source: BatchSource,
+    outputs: Outputs,
+    state: RunState,
+    interrupt: InterruptRequest,
 ) -> None:
     """Train the rest of the running epoch."""
     plan = training.plan
@@ -91,13 +96,13 @@ def _train_epoch(
     wholes = plan.batches(state.epoch)  # of which this process computes its share
     clock = time.perf_counter()
     with bar:
-        for batch in training.profile.waiting(feed.training(state.epoch, state.step_in_epoch)):
+        for batch in training.profile.waiting(source.training(state.epoch, state.step_in_epoch)):
             whole = wholes[state.step_in_epoch]
             # The middle of the step, so that the first one of a warm-up is not lost to a rate of zero.
             position = state.epoch_in_phase + (state.step_in_epoch + 0.5) / plan.num_batches
             lowest = training.schedule.lowest(position, phase.epochs)
             rate = max(lowest, phase.lr_scale * training.schedule.at(position, phase.epochs, state.plateau_factor))
-            result = train_step(training, feed, batch, rate, state.step, len(whole), lowest)
+            result = train_step(training, source, batch, rate, state.step, len(whole), lowest)
             state.micro_batch_size = training.micro_batches.size
             pending.add(state.step, rate, result, whole)
             state.step += 1
@@ -105,10 +110,10 @@ def _train_epoch(
             state.train_images += len(whole)
             bar.update(len(whole))
             must_log = state.step % outputs.log_every == 0
-            must_stop, is_due = training.ranks.largest(interrupt.requested, outputs.saves.is_due(state.step))
+            must_stop, is_due = training.ranks.all_reduce_max(interrupt.requested, outputs.saves.is_due(state.step))
             must_save = must_stop or is_due
             if must_log or must_save or state.step_in_epoch == plan.num_batches:
-                note_spikes(outputs.tracker, phase, state, pending.settle(state))
+                note_spikes(outputs.tracker, phase, state, pending.flush(state))
                 now = time.perf_counter()
                 state.train_seconds += now - clock
                 clock = now
@@ -122,18 +127,23 @@ def _train_epoch(
 
 
 def _solve_head(
-    training: Training, phase: Phase, feed: Feed, outputs: Outputs, state: RunState, interrupt: InterruptRequest
+    training: Training,
+    phase: Phase,
+    source: BatchSource,
+    outputs: Outputs,
+    state: RunState,
+    interrupt: InterruptRequest,
 ) -> None:
     """Put the exact linear probe on the frozen features in the classifier's place."""
     clock = time.perf_counter()
-    images = training.feeds.batches.in_order(Part.PLAIN_TRAINING)
+    images = training.sources.batches.in_order(Part.PLAIN_TRAINING)
     found = pooled_features(training.model, images, training.precision, interrupt, training.ranks)
     if found is None:
         raise outputs.interrupted(state, training, interrupt)
     generator = torch_generator(derive_seed(training.seed, Purpose.HELD_OUT, state.step))
     features, targets = found
     model, task = training.model, TASKS[training.model.task]
-    probe = training.ranks.from_first(
+    probe = training.ranks.broadcast_from_rank0(
         lambda: solve_linear_probe(
             features, task.labels(targets), model.num_classes, generator, model.classifier_has_bias, task.name
         )
@@ -150,7 +160,12 @@ def _solve_head(
 
 
 def _mix_weights(
-    training: Training, phase: Phase, feed: Feed, outputs: Outputs, state: RunState, interrupt: InterruptRequest
+    training: Training,
+    phase: Phase,
+    source: BatchSource,
+    outputs: Outputs,
+    state: RunState,
+    interrupt: InterruptRequest,
 ) -> None:
     """Put the best weights between the start and the end of the phase before in their place."""
     clock = time.perf_counter()
@@ -159,12 +174,12 @@ def _mix_weights(
         return evaluate(training.model, batches, training.precision, interrupt, replica=training.replica)
 
     if state.wise_ft_share is None:  # or else what came after was interrupted
-        mixed = training.origin.mix(training.average, lambda: look(feed.validation()))
+        mixed = training.start_weights.mix(training.average, lambda: look(source.validation()))
         if mixed is None:
             raise outputs.interrupted(state, training, interrupt)
         state.wise_ft_share = mixed.share
-        say(f"phase {phase.name}: {mixed.described}")
-    images = training.feeds.batches.in_order(Part.PLAIN_TRAINING)
+        say(f"phase {phase.name}: {mixed.description}")
+    images = training.sources.batches.in_order(Part.PLAIN_TRAINING)
     found = look(images.shared(training.ranks.share))
     if found is None:
         raise outputs.interrupted(state, training, interrupt)
@@ -177,7 +192,7 @@ _EPOCHS = {"gradient": _train_epoch, "exact_head": _solve_head, "mix": _mix_weig
 
 def train_step(
     training: Training,
-    feed: Feed,
+    source: BatchSource,
     batch: Batch,
     learning_rate: float,
     step: int,
@@ -188,8 +203,8 @@ def train_step(
 
     Args:
         training: what to train with.
-        feed: where the batch comes from.
-        batch: as it left the feed: this process's share.
+        source: where the batch comes from.
+        batch: as it left the source: this process's share.
         learning_rate: of this step.
         step: its number, from 0.
         num_images: of the whole batch; unset: this process computes all of it.
@@ -201,25 +216,25 @@ def train_step(
     seed = derive_seed(training.seed, Purpose.STEP, step, *training.ranks.share.stream)
     with training.profile.span("copy and mix"):
         batch = batch.to(training.precision.device)
-        values = training.resizing(feed.values(batch), step)
+        values = training.resizing(source.values(batch), step)
         values, targets = training.mixing(values, batch.targets, step)
     num_images = num_images or len(targets)
-    loss = training.micro_batches.attempt(
+    loss = training.micro_batches.run_with_oom_retry(
         training.replica.images_to_divide(len(targets), num_images),
         lambda parts: _add_gradients(
             training,
-            feed.start,
+            source.start,
             seed,
             num_images,
             values.tensor_split(parts),
             targets.tensor_split(parts),
         ),
-        undo=way_back(training.model, training.optimizer),
+        undo=restore_point(training.model, training.optimizer),
     )
     with training.profile.span("optimizer"):
-        training.replica.settle()
+        training.replica.sync_buffers()
         training.scaler.unscale_(training.optimizer)
-        norm = whole(torch.nn.utils.clip_grad_norm_(training.model.parameters(), training.gradient_clip))
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_(training.model.parameters(), training.gradient_clip))
         set_learning_rate(training.optimizer, learning_rate, lowest_rate)
         training.scaler.step(training.optimizer)
         training.scaler.update()
@@ -265,7 +280,7 @@ def evaluate(
     interrupt: InterruptRequest | None = None,
     values: Callable[[Batch], Tensor] | None = None,
     start: int = 0,
-    replica: OneReplica | None = None,
+    replica: Replica | None = None,
 ) -> Validation | None:
     """Loss, accuracy and scores by class over all batches of all processes; None where a stop was asked for.
 
@@ -279,7 +294,7 @@ def evaluate(
         replica: of the processes that share the batches; unset: this one is alone.
     """
     model.eval()
-    replica = replica or OneReplica(model.training_outputs)
+    replica = replica or SingleReplica(model.training_outputs)
     interrupt = interrupt or InterruptRequest()
     values = values or partial(image_values, model, precision)
     task = TASKS[model.task]
@@ -289,7 +304,7 @@ def evaluate(
         with precision.autocast():
             logits = model(values(batch), start).float()
         sums.add(logits, batch.targets, task.loss(logits, batch.targets))
-    if any(replica.ranks.largest(interrupt.requested)):
+    if any(replica.ranks.all_reduce_max(interrupt.requested)):
         return None
     sums.gather(replica.ranks)
     return sums.result()

@@ -30,7 +30,7 @@ class MicroBatches:
     def __init__(self, size: int, may_shrink: bool = True) -> None:
         self.size, self._may_shrink = size, may_shrink
 
-    def attempt(self, batch_size: int, run: Callable[[int], Result], undo: Callable[[], None]) -> Result:
+    def run_with_oom_retry(self, batch_size: int, run: Callable[[int], Result], undo: Callable[[], None]) -> Result:
         """Run a batch in parts; where the memory is too small, undo, halve the parts, and run it again.
 
         Args:
@@ -68,7 +68,7 @@ class MicroBatches:
             )
 
 
-def way_back(model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
+def restore_point(model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
     """What undoes forward and backward passes from now on: gradients, and what the model's buffers gather.
 
     Dropout needs nothing: every attempt at a step seeds its generators anew.

@@ -35,12 +35,12 @@ class Phase:
     wins_ties: bool = False
 
     @property
-    def deed(self) -> str:
+    def verb(self) -> str:
         """What is done to its stages and the classifier, in one word."""
         return {"gradient": "trained", "exact_head": "solved for", "mix": "mixed"}[self.method]
 
     @property
-    def manner(self) -> str:
+    def details(self) -> str:
         """What is unlike other phases, to be said after what is trained; empty where nothing is."""
         rate = "" if self.lr_scale == 1 else f" at {self.lr_scale:g} of the learning rate"
         return rate + (", batch norm keeps its statistics" if self.keeps_statistics else "")

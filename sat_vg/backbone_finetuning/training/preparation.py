@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.checks.band_statistics import measure_bands
-from sat_vg.backbone_finetuning.data.checks.duplicates import settle_copies
+from sat_vg.backbone_finetuning.data.checks.duplicates import resolve_copies
 from sat_vg.backbone_finetuning.data.checks.image_traits import describe_traits
 from sat_vg.backbone_finetuning.data.checks.manifests import SplitNames, is_manifest, load_manifest
 from sat_vg.backbone_finetuning.data.checks.readable import (
@@ -53,13 +53,13 @@ from sat_vg.backbone_finetuning.utils.precision import (
     set_up_process,
 )
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, BandFiles, Levels, Preprocessing
-from sat_vg.backbone_finetuning.utils.ranks import OneRank
+from sat_vg.backbone_finetuning.utils.ranks import Ranks
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 COMPUTED, SHARDS = "computed", "shards"  # in the cache folder: what cache_gib bounds, each of them
 
 
-def choose_hardware(config: FinetuneConfig, ranks: OneRank | None = None) -> Precision:
+def choose_hardware(config: FinetuneConfig, ranks: Ranks | None = None) -> Precision:
     """Device and number formats, for one of ``ranks``.
 
     Raises:
@@ -264,7 +264,7 @@ def check_images(config: FinetuneConfig, splits: Splits, decoder: Decoder = RGB_
         say(f"left out {len(readable.left_out) - 10} more; a training lists them in {LEFT_OUT} in log_dir")
     for note in describe_traits(readable.traits):
         say(f"note: {note}")
-    settled, notes = settle_copies(readable.splits, readable.contents, config.on_duplicates)
+    settled, notes = resolve_copies(readable.splits, readable.contents, config.on_duplicates)
     tell_data(settled)
     for note in notes:
         say(note)

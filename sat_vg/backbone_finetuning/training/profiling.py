@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -16,15 +17,28 @@ TRACE, TABLE = "profile_trace.json", "profile.txt"
 _MOST_EVENTS = 200_000
 
 
-class NoProfile:
-    """Takes no times."""
+class Profiler(Protocol):
+    """Measures where a run's time goes."""
 
     def span(self, name: str) -> AbstractContextManager[None]:
-        """A stretch of work by name."""
+        """Context of a named part of the work; parts do not overlap."""
+
+    def waiting(self, batches: Iterable[Batch]) -> Iterable[Batch]:
+        """The batches, with the time that each was waited for."""
+
+    def write(self, folder: Path) -> str | None:
+        """Write table and trace; returns the table, if there is one."""
+
+
+class NullProfiler(Profiler):
+    """Measures nothing."""
+
+    def span(self, name: str) -> AbstractContextManager[None]:
+        """An empty context."""
         return nullcontext()
 
     def waiting(self, batches: Iterable[Batch]) -> Iterable[Batch]:
-        """Batches as they come."""
+        """The batches as they are."""
         return batches
 
     def write(self, folder: Path) -> str | None:
@@ -32,7 +46,7 @@ class NoProfile:
         return None
 
 
-class Profile(NoProfile):
+class StepProfiler(Profiler):
     """Takes the time of every named stretch, for which it waits for the device, so the run is a little slower.
 
     Args:

@@ -13,13 +13,13 @@ from sat_vg.backbone_finetuning.models.artifact import write_artifact
 from sat_vg.backbone_finetuning.models.saving import artifact_of
 from sat_vg.backbone_finetuning.training.checkpoint import BEST_MODEL, LAST, RunIdentity, RunState, save_run
 from sat_vg.backbone_finetuning.training.epoch_curves import epoch_curves, run_rate
-from sat_vg.backbone_finetuning.training.fsdp_tensors import gathered, held
+from sat_vg.backbone_finetuning.training.fsdp_tensors import gathered, local_shard
 from sat_vg.backbone_finetuning.training.interrupts import InterruptRequest
 from sat_vg.backbone_finetuning.training.phases import Phase
 from sat_vg.backbone_finetuning.training.run_description import code, describe_phase
 from sat_vg.backbone_finetuning.training.save_schedule import SaveSchedule
 from sat_vg.backbone_finetuning.training.step_results import REMEDY, LossSpike
-from sat_vg.backbone_finetuning.training.tracking import NoTracker
+from sat_vg.backbone_finetuning.training.tracking import Tracker
 from sat_vg.backbone_finetuning.training.training import Stopping, Training
 from sat_vg.backbone_finetuning.utils.errors import InterruptedRun, NonFiniteLossError
 from sat_vg.backbone_finetuning.utils.terminal import say
@@ -46,7 +46,7 @@ class Outputs:
     keep: int
     saves: SaveSchedule
     log_every: int
-    tracker: NoTracker
+    tracker: Tracker
     path_of: Callable[[int], str]
 
     def save(self, state: RunState, training: Training) -> None:
@@ -56,8 +56,10 @@ class Outputs:
             NonFiniteLossError: the weights are no longer finite, so they were not saved.
             WriteError: the disk is full or the folder cannot be written to.
         """
-        finite = torch.stack([held(p).isfinite().all() for p in training.model.parameters()]).all()
-        if any(training.ranks.largest(not finite)):  # if only in the part of the weights that another process holds
+        finite = torch.stack([local_shard(p).isfinite().all() for p in training.model.parameters()]).all()
+        if any(
+            training.ranks.all_reduce_max(not finite)
+        ):  # if only in the part of the weights that another process holds
             raise NonFiniteLossError(
                 f"the weights are no longer finite after step {state.step} (epoch {state.epoch + 1}), so they were "
                 f"not saved. The checkpoints from before are untouched. {REMEDY}"
@@ -69,7 +71,7 @@ class Outputs:
 
     def interrupted(self, state: RunState, training: Training, interrupt: InterruptRequest) -> InterruptedRun:
         """Save the state; the exception to raise says where."""
-        (number,) = training.ranks.largest(interrupt.number if interrupt.requested else 0)
+        (number,) = training.ranks.all_reduce_max(interrupt.number if interrupt.requested else 0)
         interrupt.note(number)
         self.save(state, training)
         return InterruptedRun(
@@ -79,7 +81,7 @@ class Outputs:
         )
 
 
-def note_spikes(tracker: NoTracker, phase: Phase, state: RunState, spikes: Sequence[LossSpike]) -> None:
+def note_spikes(tracker: Tracker, phase: Phase, state: RunState, spikes: Sequence[LossSpike]) -> None:
     """Report losses far above those before them."""
     for spike in spikes:
         # The line's step counts those that are done, as in the other lines.
@@ -91,7 +93,7 @@ def note_spikes(tracker: NoTracker, phase: Phase, state: RunState, spikes: Seque
         )
 
 
-def note_step(tracker: NoTracker, phase: Phase, state: RunState, rate: float, gradient_norm: float | None) -> None:
+def note_step(tracker: Tracker, phase: Phase, state: RunState, rate: float, gradient_norm: float | None) -> None:
     """Record the steps since the last time."""
     numbers = {
         "phase": phase.name,
@@ -170,4 +172,4 @@ def save_best(training: Training, outputs: Outputs, validation: Validation, stat
         write_artifact(outputs.folder / BEST_MODEL, artifact)
         outputs.tracker.figure(task.figure, task.draw(validation, model.class_names), state.step)
 
-    training.ranks.first_does(write)
+    training.ranks.run_on_rank0(write)

@@ -4,7 +4,7 @@ import gc
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from sat_vg.backbone_finetuning.data.loading.loaders import Batch
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training.batch_sources import SizedBatches
 from sat_vg.backbone_finetuning.training.interrupts import InterruptRequest
-from sat_vg.backbone_finetuning.utils.ranks import OneRank
+from sat_vg.backbone_finetuning.utils.ranks import Ranks, SingleProcess
 
 # Rank 0's buffers are not handed round before each step: they have been averaged. The argument has a new name.
 _NAMES = inspect.signature(DistributedDataParallel).parameters
@@ -26,36 +26,30 @@ _KEEP_BUFFERS: dict[str, Any] = {
 Outputs = Callable[[Tensor, int], tuple[tuple[float, Tensor], ...]]
 
 
-class OneReplica:
-    """The model of a single process.
-
-    Args:
-        outputs: ``(values, stages behind them) ->`` what ``FineTuneModel.training_outputs`` gives.
-        ranks: the processes that train together; unset: this one alone.
+class Replica(Protocol):
+    """One process's model, and what keeps it like those of the others; the bodies here suit one that is alone.
 
     Attributes:
-        ranks: as given.
+        ranks: the processes that train together.
     """
 
-    def __init__(self, outputs: Outputs, ranks: OneRank | None = None) -> None:
-        self._outputs, self.ranks = outputs, ranks or OneRank()
+    ranks: Ranks
 
     def enter_phase(self) -> None:
-        """Get ready for the stages that the model is now set to."""
+        """Rebuild what depends on which parameters are trained."""
 
     def outputs(self, values: Tensor, start: int) -> tuple[tuple[float, Tensor], ...]:
         """Weighted logits of this process's images, or of features that lie behind the first ``start`` stages."""
-        return self._outputs(values, start)
 
     def accumulating(self, is_last: bool) -> AbstractContextManager[None]:
-        """The context of a part of the batch; with the last one the gradients are added up over the processes."""
+        """Context of a part of the batch; with the last one the gradients are averaged over the processes."""
         return nullcontext()
 
-    def settle(self) -> None:
-        """Make alike what a step has changed beside the weights, before these are changed."""
+    def sync_buffers(self) -> None:
+        """Average over the processes the running statistics that this step has moved."""
 
     def images_to_divide(self, own: int, num_images: int) -> int:
-        """Of so many images the number of parts is chosen in which they go through the model.
+        """Number of images from which the number of micro-batches follows.
 
         Args:
             own: images of this process's share of a batch.
@@ -71,6 +65,27 @@ class OneReplica:
                 return
 
 
+class SingleReplica(Replica):
+    """The model of a single process.
+
+    Args:
+        outputs: ``(values, stages behind them) ->`` what ``FineTuneModel.training_outputs`` gives.
+    """
+
+    def __init__(self, outputs: Outputs) -> None:
+        self._outputs, self.ranks = outputs, SingleProcess()
+
+    def enter_phase(self) -> None:
+        """Do nothing."""
+
+    def sync_buffers(self) -> None:
+        """Do nothing."""
+
+    def outputs(self, values: Tensor, start: int) -> tuple[tuple[float, Tensor], ...]:
+        """Weighted logits of images, or of features that lie behind the first ``start`` stages."""
+        return self._outputs(values, start)
+
+
 class _TrainingOutputs(nn.Module):
     """A model with its outputs in training as the forward pass."""
 
@@ -82,7 +97,7 @@ class _TrainingOutputs(nn.Module):
         return self._outputs(values, start)
 
 
-class DataParallelReplica(OneReplica):
+class DataParallelReplica(Replica):
     """One of several copies that each compute a share of every batch (Li et al., 2020).
 
     The gradients are means over the processes, so each process's loss must count ``ranks.count`` times. Batch norm
@@ -90,13 +105,12 @@ class DataParallelReplica(OneReplica):
 
     Args:
         model: on its device.
-        outputs: as of ``OneReplica``.
+        outputs: as of ``SingleReplica``.
         ranks: the processes.
     """
 
-    def __init__(self, model: FineTuneModel, outputs: Outputs, ranks: OneRank) -> None:
-        super().__init__(outputs, ranks)
-        self._model = model
+    def __init__(self, model: FineTuneModel, outputs: Outputs, ranks: Ranks) -> None:
+        self._model, self._outputs, self.ranks = model, outputs, ranks
         self._wrapped: DistributedDataParallel | None = None
 
     def enter_phase(self) -> None:
@@ -122,13 +136,13 @@ class DataParallelReplica(OneReplica):
         """The context of a part of the batch; with the last one the gradients are added up over the processes."""
         return nullcontext() if is_last else self._copy.no_sync()
 
-    def settle(self) -> None:
+    def sync_buffers(self) -> None:
         """Average the running statistics that this step has moved."""
         average_statistics(self._model, self.ranks)
 
 
 @torch.no_grad()
-def average_statistics(model: nn.Module, ranks: OneRank) -> None:
+def average_statistics(model: nn.Module, ranks: Ranks) -> None:
     """Average over the processes the running statistics of batch norm that a step has moved, in one message."""
     statistics = [
         buffer
@@ -140,7 +154,7 @@ def average_statistics(model: nn.Module, ranks: OneRank) -> None:
     if not statistics:
         return
     flat = torch.cat([buffer.flatten() for buffer in statistics])
-    ranks.add(flat)
+    ranks.all_reduce_sum(flat)
     flat /= ranks.count
     parts = flat.split([buffer.numel() for buffer in statistics])
     torch._foreach_copy_(statistics, [part.view_as(b) for part, b in zip(parts, statistics, strict=True)])

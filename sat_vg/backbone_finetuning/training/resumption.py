@@ -98,7 +98,7 @@ def _wrong_parts(
         if found.get(place, 0) > state.step:
             yield f"its optimizer took {found[place]} steps with {name}, and the run {state.step}"
     begun = [phase for phase in phases[: state.phase] if phase.method == "gradient"] or state.step
-    if training.origin.own and begun and not content.get("origin"):
+    if training.start_weights.own and begun and not content.get("origin"):
         yield "it does not hold the weights that the phase began with"
 
 

@@ -55,16 +55,20 @@ from sat_vg.backbone_finetuning.training.run_folder import (
 )
 from sat_vg.backbone_finetuning.training.run_pictures import show_best_model
 from sat_vg.backbone_finetuning.training.save_schedule import SaveSchedule
-from sat_vg.backbone_finetuning.training.tracking import NoTracker, Tracker
+from sat_vg.backbone_finetuning.training.tracking import FileTracker, NullTracker, Tracker
 from sat_vg.backbone_finetuning.training.training import Stopping, Training
 from sat_vg.backbone_finetuning.training.training_on import epochs_to_reopen, way_to_train_on
-from sat_vg.backbone_finetuning.training.unset_fields import settle_batch_size, settle_images, settle_metric
+from sat_vg.backbone_finetuning.training.unset_fields import (
+    resolve_batch_size,
+    resolve_image_settings,
+    resolve_metric,
+)
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 from sat_vg.backbone_finetuning.utils.printable import counted
-from sat_vg.backbone_finetuning.utils.ranks import OneRank, joined
+from sat_vg.backbone_finetuning.utils.ranks import Ranks, joined
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 
@@ -96,10 +100,10 @@ def finetune(config: FinetuneConfig) -> TrainingResult:
     with joined() as ranks, ExitStack() as stack:
         tell_notes(config)
         precision = hardware_of(config, ranks)
-        found = ranks.from_first(lambda: find_images(config))
+        found = ranks.broadcast_from_rank0(lambda: find_images(config))
         folders = own_folders(expand_home(config.checkpoint_dir), expand_home(config.log_dir))
-        ranks.from_first(lambda: stack.enter_context(folders))
-        return begin_or_go_on(config, precision, found, ranks)
+        ranks.broadcast_from_rank0(lambda: stack.enter_context(folders))
+        return run_or_resume(config, precision, found, ranks)
 
 
 def tell_notes(config: FinetuneConfig) -> None:
@@ -108,23 +112,27 @@ def tell_notes(config: FinetuneConfig) -> None:
         say(note)
 
 
-def begin_or_go_on(config: FinetuneConfig, precision: Precision, found: Splits, ranks: OneRank) -> TrainingResult:
+def run_or_resume(config: FinetuneConfig, precision: Precision, found: Splits, ranks: Ranks) -> TrainingResult:
     """What ``finetune`` does once the run's folders are its own.
 
     What lies on a disk rank 0 finds out for all; what every process needs there comes from the first on its machine.
     """
     checkpoint_dir, log_dir = expand_home(config.checkpoint_dir), expand_home(config.log_dir)
-    config = settle_metric(config, found)
-    earlier = ranks.from_first(lambda: find_run(checkpoint_dir, config.resume))
-    config = settle_images(config, earlier)
+    config = resolve_metric(config, found)
+    earlier = ranks.broadcast_from_rank0(lambda: find_run(checkpoint_dir, config.resume))
+    config = resolve_image_settings(config, earlier)
     model = ranks.in_turn(lambda: build_model(config, found, earlier))
     phases = choose_phases(config, model)
-    say(f"device: {precision.description}{described(ranks)}")
+    say(f"device: {precision.description}{describe_ranks(ranks)}")
     decoder = decoder_of(model.preprocessing, marks_missing=True)
-    images = ranks.from_first(lambda: check_images(config, found, decoder))
+    images = ranks.broadcast_from_rank0(lambda: check_images(config, found, decoder))
     splits = images.splits
-    model.preprocessing = ranks.from_first(lambda: with_band_statistics(config, images, model.preprocessing))
-    config = ranks.from_first(lambda: settle_batch_size(config, len(splits.train), model, precision, earlier))
+    model.preprocessing = ranks.broadcast_from_rank0(
+        lambda: with_band_statistics(config, images, model.preprocessing)
+    )
+    config = ranks.broadcast_from_rank0(
+        lambda: resolve_batch_size(config, len(splits.train), model, precision, earlier)
+    )
     identity = RunIdentity(
         config.to_dict(),
         fingerprint_of(splits),
@@ -146,12 +154,12 @@ def begin_or_go_on(config: FinetuneConfig, precision: Precision, found: Splits, 
         if reopened is not None:
             state.reopen(reopened)
         training.micro_batches.size = state.micro_batch_size or training.micro_batches.size
-    state = ranks.from_first(lambda: move_in(config, earlier, state, images))
+    state = ranks.broadcast_from_rank0(lambda: prepare_run_dirs(config, earlier, state, images))
     if earlier is not None and not earlier.lives_in(checkpoint_dir):  # from now on it does
         save_run(checkpoint_dir, state, training.tensors, identity, config.max_checkpoints, ranks)
     if state.finished:
-        return ranks.from_first(lambda: summarise(config))
-    with Tracker(log_dir, state) if ranks.is_first else NoTracker() as tracker:
+        return ranks.broadcast_from_rank0(lambda: summarise(config))
+    with FileTracker(log_dir, state) if ranks.is_first else NullTracker() as tracker:
         if tracker.is_empty:
             show_run(config, training, phases, splits, tracker)
         outputs = Outputs(
@@ -166,10 +174,12 @@ def begin_or_go_on(config: FinetuneConfig, precision: Precision, found: Splits, 
         )
         with explained_losses(config):
             fit(training, phases, stopping_of(config), outputs, state)
-            return ranks.from_first(lambda: show_end(config, training, tracker, state))
+            return ranks.broadcast_from_rank0(lambda: show_end(config, training, tracker, state))
 
 
-def move_in(config: FinetuneConfig, earlier: EarlierRun | None, state: RunState, images: Readable) -> RunState:
+def prepare_run_dirs(
+    config: FinetuneConfig, earlier: EarlierRun | None, state: RunState, images: Readable
+) -> RunState:
     """Get the run's folders ready, and say what it goes on with; the state it begins with."""
     checkpoint_dir, log_dir = expand_home(config.checkpoint_dir), expand_home(config.log_dir)
     moves_in = earlier is None or not earlier.lives_in(checkpoint_dir)
@@ -186,9 +196,9 @@ def move_in(config: FinetuneConfig, earlier: EarlierRun | None, state: RunState,
     return state
 
 
-def show_end(config: FinetuneConfig, training: Training, tracker: NoTracker, state: RunState) -> TrainingResult:
+def show_end(config: FinetuneConfig, training: Training, tracker: Tracker, state: RunState) -> TrainingResult:
     """Complete the record: pictures of the best model, the profile, learning curves, and what the run gave."""
-    assert isinstance(tracker, Tracker), "it is the process that writes"
+    assert isinstance(tracker, FileTracker), "it is the process that writes"
     log_dir = expand_home(config.log_dir)
     show_best_model(training, expand_home(config.checkpoint_dir) / BEST_MODEL, tracker, state.step)
     profile = training.profile.write(log_dir)
@@ -202,7 +212,7 @@ def show_end(config: FinetuneConfig, training: Training, tracker: NoTracker, sta
     return result
 
 
-def described(ranks: OneRank) -> str:
+def describe_ranks(ranks: Ranks) -> str:
     """How many processes there are, behind what the device is; nothing for one alone."""
     return f"; {ranks.count} processes, each computes its share of every batch" if ranks.count > 1 else ""
 
@@ -298,7 +308,7 @@ def choose_phases(config: FinetuneConfig, model: FineTuneModel) -> list[Phase]:
     last = [phase for phase in phases if phase.method != "mix"][-1]  # the most that is ever trained
     described = [
         f"{phase.name} for {phase.epochs} epoch{'' if phase.epochs == 1 else 's'}, "
-        f"{sum(counts_of_phase(model, phase).values()) / 1e6:.2f} M {phase.deed}{phase.manner}"
+        f"{sum(counts_of_phase(model, phase).values()) / 1e6:.2f} M {phase.verb}{phase.details}"
         for phase in phases
     ]
     say(f"phases: {'; '.join(described)}")
@@ -313,7 +323,7 @@ def counts_of_phase(model: FineTuneModel, phase: Phase) -> dict[str, int]:
 
 
 def show_run(
-    config: FinetuneConfig, training: Training, phases: list[Phase], splits: Splits, tracker: NoTracker
+    config: FinetuneConfig, training: Training, phases: list[Phase], splits: Splits, tracker: Tracker
 ) -> None:
     """Begin the record: settings, what is trained on what, and the first images."""
     tracker.text("config", code(config.as_yaml().splitlines()))
@@ -322,9 +332,9 @@ def show_run(
     show_training_images(training, splits, tracker)
 
 
-def show_training_images(training: Training, splits: Splits, tracker: NoTracker) -> None:
+def show_training_images(training: Training, splits: Splits, tracker: Tracker) -> None:
     """Draw the first images of the run as the augmentation hands them to the model."""
-    dataset = training.feeds.batches.parts[Part.TRAINING]
+    dataset = training.sources.batches.parts[Part.TRAINING]
     samples = [dataset[0, index] for index in training.plan.batches(epoch=0)[0][:16]]
     images = training.model.preprocessing.pictures(torch.stack([image for image, _, _ in samples]))
     titles = [in_lines(splits.train.name_of(label)) for _, label, _ in samples]
@@ -365,17 +375,19 @@ def _part_of(trained: int, count: int) -> str:
     return "yes" if trained == count else f"{trained:,}"
 
 
-def show_plan(config: FinetuneConfig, precision: Precision, ranks: OneRank) -> None:
+def show_plan(config: FinetuneConfig, precision: Precision, ranks: Ranks) -> None:
     """What ``dry_run`` says."""
-    found = ranks.from_first(lambda: find_images(config))
-    config = settle_images(settle_metric(config, found))
+    found = ranks.broadcast_from_rank0(lambda: find_images(config))
+    config = resolve_image_settings(resolve_metric(config, found))
     model = ranks.in_turn(lambda: build_model(config, found, earlier=None))
     phases = choose_phases(config, model)
-    say(f"device: {precision.description}{described(ranks)}")
+    say(f"device: {precision.description}{describe_ranks(ranks)}")
     decoder = decoder_of(model.preprocessing, marks_missing=True)
-    images = ranks.from_first(lambda: check_images(config, found, decoder))
+    images = ranks.broadcast_from_rank0(lambda: check_images(config, found, decoder))
     splits = images.splits
-    config = ranks.from_first(lambda: settle_batch_size(config, len(splits.train), model, precision, earlier=None))
+    config = ranks.broadcast_from_rank0(
+        lambda: resolve_batch_size(config, len(splits.train), model, precision, earlier=None)
+    )
     training = assemble(config, images, model, precision, decoder.read, ranks)
     class_counts = zip(splits.class_names, splits.train.class_counts(), splits.val.class_counts(), strict=True)
     say("\n" + text_table(("class", "train", "val"), list(class_counts)))
@@ -384,8 +396,8 @@ def show_plan(config: FinetuneConfig, precision: Precision, ranks: OneRank) -> N
         trained = counts_of_phase(model, phase)
         rows = [(name, f"{count:,}", _part_of(trained[name], count)) for name, count in counts.items()]
         say(f"\nphase {number}, {phase.name}: {counted(phase.epochs, 'epoch')}")
-        say(text_table(("stage", "parameters", phase.deed), rows))
-        stored = training.feeds.describe(phase)
+        say(text_table(("stage", "parameters", phase.verb), rows))
+        stored = training.sources.describe(phase)
         if stored:
             say(stored)
     plan, size = training.plan, config.image_size

@@ -33,7 +33,7 @@ def describe_phase(phase: Phase) -> str:
         return f"{phase.name}, {epochs}, the head solved for"
     if phase.method == "mix":
         return f"{phase.name}, {epochs}, mixes the first and the last weights of the phase before"
-    return f"{phase.name}, {epochs}, trains {', '.join((*phase.trainable_stages, 'head'))}{phase.manner}"
+    return f"{phase.name}, {epochs}, trains {', '.join((*phase.trainable_stages, 'head'))}{phase.details}"
 
 
 def code(lines: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ from sat_vg.backbone_finetuning.reports.figures import draw_image_grid
 from sat_vg.backbone_finetuning.reports.projector import Embedding, principal_components
 from sat_vg.backbone_finetuning.training.batch_sources import image_values
 from sat_vg.backbone_finetuning.training.epoch_curves import MOST_CLASSES, chart_names
-from sat_vg.backbone_finetuning.training.tracking import Tracker
+from sat_vg.backbone_finetuning.training.tracking import FileTracker
 from sat_vg.backbone_finetuning.training.training import Training
 from sat_vg.backbone_finetuning.utils.precision import Precision
 from sat_vg.backbone_finetuning.utils.printable import one_line
@@ -52,7 +52,7 @@ class Look:
     thumbnails: Tensor
 
 
-def show_best_model(training: Training, best_model: Path, tracker: Tracker, step: int) -> None:
+def show_best_model(training: Training, best_model: Path, tracker: FileTracker, step: int) -> None:
     """Show curves of precision over recall, the most confident mistakes, and the vectors of validation images.
 
     One pass over the validation images, or over 1000 of them.
@@ -69,9 +69,9 @@ def show_best_model(training: Training, best_model: Path, tracker: Tracker, step
     """
     model = FineTuneModel.load_checkpoint(best_model)
     training.precision.place_model(model)
-    look = look_over(model, training.feeds.batches, training.precision)
+    look = look_over(model, training.sources.batches, training.precision)
     show_precision_recall(model, look, tracker, step)
-    show_mistakes(model, look, training.feeds.batches, tracker, step)
+    show_mistakes(model, look, training.sources.batches, tracker, step)
     columns = {
         "class": [_names(model, row) for row in look.targets],
         "predicted": [_names(model, row) for row in look.given],
@@ -105,7 +105,7 @@ def look_over(model: FineTuneModel, batches: ImageBatches, precision: Precision)
     return Look([index for few in images.indices for index in few], *columns)
 
 
-def show_precision_recall(model: FineTuneModel, look: Look, tracker: Tracker, step: int) -> None:
+def show_precision_recall(model: FineTuneModel, look: Look, tracker: FileTracker, step: int) -> None:
     """Show a curve of all classes together, and one of each class that has images, unless there are very many."""
     is_class, shares = look.targets.numpy(), look.probabilities.numpy()
     tracker.precision_recall("precision_recall/all classes", is_class.ravel(), shares.ravel(), step)
@@ -116,7 +116,7 @@ def show_precision_recall(model: FineTuneModel, look: Look, tracker: Tracker, st
             tracker.precision_recall(f"precision_recall_by_class/{name}", is_class[:, label], shares[:, label], step)
 
 
-def show_mistakes(model: FineTuneModel, look: Look, batches: ImageBatches, tracker: Tracker, step: int) -> None:
+def show_mistakes(model: FineTuneModel, look: Look, batches: ImageBatches, tracker: FileTracker, step: int) -> None:
     """Draw the images that the model is most wrong about; where none is wrong, nothing."""
     shown = _MISTAKES_OF[model.task]
     hits = (look.given == look.targets).all(1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sat_vg.backbone_finetuning.training.checkpoint import RunState
 from sat_vg.backbone_finetuning.utils.errors import NonFiniteLossError
-from sat_vg.backbone_finetuning.utils.ranks import OneRank
+from sat_vg.backbone_finetuning.utils.ranks import Ranks
 
 REMEDY = "Lower --learning_rate, raise --warmup_epochs, or try --mixed_precision false"
 _SPIKE_FACTOR, _SPIKES_REPORTED = 10.0, 3  # an epoch
@@ -66,7 +66,7 @@ class PendingSteps:
         gradient_norm: of the last step that was looked at; None where its step was left out.
     """
 
-    def __init__(self, path_of: Callable[[int], str], scales_loss: bool, ranks: OneRank) -> None:
+    def __init__(self, path_of: Callable[[int], str], scales_loss: bool, ranks: Ranks) -> None:
         self.gradient_norm: float | None = None
         self._path_of, self._scales_loss, self._ranks = path_of, scales_loss, ranks
         self._pending: list[_Pending] = []
@@ -75,7 +75,7 @@ class PendingSteps:
         """Take in a step's results as they are, on the device."""
         self._pending.append(_Pending(step, learning_rate, result, indices))
 
-    def settle(self, state: RunState) -> list[LossSpike]:
+    def flush(self, state: RunState) -> list[LossSpike]:
         """Bring the results over from the device, all at once, check them and add them up in ``state``.
 
         Returns:
@@ -87,7 +87,7 @@ class PendingSteps:
         if not self._pending:
             return []
         losses, norms = (torch.stack(parts) for parts in zip(*(entry.result for entry in self._pending), strict=True))
-        self._ranks.add(losses)
+        self._ranks.all_reduce_sum(losses)
         numbers = torch.stack([losses, norms], dim=1).cpu().tolist()
         spikes = []
         for entry, (loss, norm) in zip(self._pending, numbers, strict=True):

@@ -7,8 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -45,43 +44,68 @@ _CHARTS = {
 }
 
 
-class NoTracker:
-    """Records nothing: what a process does that trains beside the one that writes.
+class Tracker(Protocol):
+    """The record of a run.
 
     Attributes:
         is_empty: whether nothing of the run had been recorded before.
     """
 
-    is_empty = False
+    is_empty: bool
 
-    def __enter__(self) -> "NoTracker":
+    def __enter__(self) -> "Tracker":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing to close."""
+    def __exit__(self, *error: object) -> None:
+        """Close the record."""
 
     def numbers(self, numbers: Mapping[str, Any], step: int, group: str) -> None:
-        """No line."""
+        """Record a line of numbers, ``group`` being ``step``, ``epoch`` or ``event``."""
 
     def curves(self, values: Mapping[str, float], step: int) -> None:
-        """No scalars."""
+        """Record scalars."""
 
     def text(self, name: str, text: str, step: int = 0) -> None:
-        """No text."""
+        """Record a Markdown text."""
 
     def figure(self, name: str, figure: Figure, step: int) -> None:
-        """No picture."""
+        """Record a figure."""
 
     def charts(self) -> None:
-        """No charts."""
+        """Lay out charts of several curves."""
 
     def sync(self) -> None:
-        """Nothing to bring onto the disk."""
+        """Bring everything onto the disk."""
 
 
-class Tracker(NoTracker):
+class NullTracker(Tracker):
+    """Records nothing; for the processes that train beside the one that writes."""
+
+    is_empty = False
+
+    def __exit__(self, *error: object) -> None:
+        """Do nothing."""
+
+    def numbers(self, numbers: Mapping[str, Any], step: int, group: str) -> None:
+        """Do nothing."""
+
+    def curves(self, values: Mapping[str, float], step: int) -> None:
+        """Do nothing."""
+
+    def text(self, name: str, text: str, step: int = 0) -> None:
+        """Do nothing."""
+
+    def figure(self, name: str, figure: Figure, step: int) -> None:
+        """Do nothing."""
+
+    def charts(self) -> None:
+        """Do nothing."""
+
+    def sync(self) -> None:
+        """Do nothing."""
+
+
+class FileTracker(Tracker):
     """Writes the same numbers to TensorBoard and, one JSON object a line, to metrics.jsonl.
 
     Lines of a run that went on after ``state`` was saved are dropped first, so a resumed run leaves no doubles.
@@ -112,9 +136,7 @@ class Tracker(NoTracker):
             for entry in of_this_step if within_epoch else ():
                 self._scalars(entry, state.step, "event" if "event" in entry else "step")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         with suppress(OSError):  # what could not be flushed was reported where it was written
             self._lines.close()
         with suppress(OSError):

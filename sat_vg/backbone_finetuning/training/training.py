@@ -12,17 +12,17 @@ from sat_vg.backbone_finetuning.data.loading.mixing import Mixing
 from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan
 from sat_vg.backbone_finetuning.evaluation.metrics import MetricName
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.training.batch_sources import Feeds
+from sat_vg.backbone_finetuning.training.batch_sources import BatchSources
 from sat_vg.backbone_finetuning.training.checkpoint import RunTensors
-from sat_vg.backbone_finetuning.training.ema import NoAverage
+from sat_vg.backbone_finetuning.training.ema import NullAverage, WeightAverage
 from sat_vg.backbone_finetuning.training.micro_batches import MicroBatches
 from sat_vg.backbone_finetuning.training.optim import Schedule, in_groups_of_today
-from sat_vg.backbone_finetuning.training.profiling import NoProfile
-from sat_vg.backbone_finetuning.training.replicas import OneReplica
+from sat_vg.backbone_finetuning.training.profiling import NullProfiler, Profiler
+from sat_vg.backbone_finetuning.training.replicas import Replica
 from sat_vg.backbone_finetuning.training.resizing import Resizing, keep_size
-from sat_vg.backbone_finetuning.training.wise_ft import NoOrigin
+from sat_vg.backbone_finetuning.training.wise_ft import NullStartWeights, StartWeights
 from sat_vg.backbone_finetuning.utils.precision import Precision
-from sat_vg.backbone_finetuning.utils.ranks import OneRank
+from sat_vg.backbone_finetuning.utils.ranks import Ranks, SingleProcess
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Training:
         schedule: of the learning rate.
         mixing: Mixup and CutMix.
         plan: which images form which training batch.
-        feeds: what each phase is fed with.
+        sources: what each phase is fed with.
         seed: the run's.
         loss: ``(logits, targets) ->`` sum over the batch, fp32.
         gradient_clip: largest norm; infinite where clipping is off.
@@ -45,7 +45,7 @@ class Training:
         replica: computes the model's outputs, and keeps it like those of other processes.
         ranks: the processes that train together.
         average: of the weights, which is validated and saved in their place.
-        origin: the weights that the running phase began with.
+        start_weights: those that the running phase began with.
         profile: takes the times of steps.
         resizing: gives the training images the size of their step.
     """
@@ -57,23 +57,23 @@ class Training:
     schedule: Schedule
     mixing: Mixing
     plan: BatchPlan
-    feeds: Feeds
+    sources: BatchSources
     seed: int
     loss: Callable[[Tensor, Tensor], Tensor]
     gradient_clip: float
     micro_batches: MicroBatches
-    replica: OneReplica
-    ranks: OneRank = field(default_factory=OneRank)
-    average: NoAverage = field(default_factory=NoAverage)
-    origin: NoOrigin = field(default_factory=NoOrigin)
-    profile: NoProfile = field(default_factory=NoProfile)
+    replica: Replica
+    ranks: Ranks = field(default_factory=SingleProcess)
+    average: WeightAverage = field(default_factory=NullAverage)
+    start_weights: StartWeights = field(default_factory=NullStartWeights)
+    profile: Profiler = field(default_factory=NullProfiler)
     resizing: Resizing = keep_size
 
     @property
     def tensors(self) -> RunTensors:
         """What a checkpoint captures."""
         regroup = partial(in_groups_of_today, model=self.model, optimizer=self.optimizer)
-        return RunTensors(self.model.network, self.optimizer, self.scaler, self.average, self.origin, regroup)
+        return RunTensors(self.model.network, self.optimizer, self.scaler, self.average, self.start_weights, regroup)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class ImageSize:
     reason: str
 
 
-def settle_images(config: FinetuneConfig, earlier: EarlierRun | None = None) -> FinetuneConfig:
+def resolve_image_settings(config: FinetuneConfig, earlier: EarlierRun | None = None) -> FinetuneConfig:
     """The configuration with an image size and an augmentation: those set, an earlier run's, or the usual ones.
 
     Raises:
@@ -72,7 +72,7 @@ def choose_image_size(config: FinetuneConfig) -> ImageSize | None:
     return ImageSize(published, f"the usual one of {row.name}")
 
 
-def settle_metric(config: FinetuneConfig, splits: Splits) -> FinetuneConfig:
+def resolve_metric(config: FinetuneConfig, splits: Splits) -> FinetuneConfig:
     """The configuration with a metric that says what "best" means for such images.
 
     Raises:
@@ -82,7 +82,7 @@ def settle_metric(config: FinetuneConfig, splits: Splits) -> FinetuneConfig:
     return config.replace(early_stopping_metric=metric)
 
 
-def settle_batch_size(
+def resolve_batch_size(
     config: FinetuneConfig, num_images: int, model: FineTuneModel, precision: Precision, earlier: EarlierRun | None
 ) -> FinetuneConfig:
     """The configuration with a batch size that is a number: measured, or an earlier run's."""

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sat_vg.backbone_finetuning.evaluation.metrics import MetricName, Validation
-from sat_vg.backbone_finetuning.training.ema import NoAverage
-from sat_vg.backbone_finetuning.training.fsdp_tensors import held, part_of
+from sat_vg.backbone_finetuning.training.ema import WeightAverage
+from sat_vg.backbone_finetuning.training.fsdp_tensors import local_shard, shard_like
 from sat_vg.backbone_finetuning.training.phases import Phase
 
 SHARES = tuple(tenths / 10 for tenths in range(11))
@@ -30,7 +31,7 @@ class Mixed:
     values: tuple[float, ...]
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """The choice, beside start and end, in one line."""
         found = dict(zip(SHARES, self.values, strict=True))
         chosen, start, end = (
@@ -43,19 +44,39 @@ class Mixed:
         )
 
 
-class NoOrigin:
-    """The weights that a phase begins with are not remembered."""
+class StartWeights(Protocol):
+    """The weights that the newest phase of gradient steps began with."""
 
     @property
     def own(self) -> Mapping[str, Tensor]:
-        """Of what is remembered: the network's own tensors; nothing here."""
+        """The network's own tensors, of those that are remembered."""
+
+    def enter(self, phase: Phase, at_its_start: bool) -> None:
+        """Remember the weights if a phase of gradient steps begins now."""
+
+    def mix(self, average: WeightAverage, look: Callable[[], Validation | None]) -> Mixed | None:
+        """Put the best of the weights between start and end into the network; None where a stop was asked for."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The remembered weights by the network's names."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore remembered weights of this network."""
+
+
+class NullStartWeights(StartWeights):
+    """Remembers no weights."""
+
+    @property
+    def own(self) -> Mapping[str, Tensor]:
+        """Nothing is remembered."""
         return {}
 
     def enter(self, phase: Phase, at_its_start: bool) -> None:
-        """Nothing to remember."""
+        """Do nothing."""
 
-    def mix(self, average: NoAverage, look: Callable[[], Validation | None]) -> Mixed | None:
-        """Mixing is a phase of its own, which only a run that remembers has."""
+    def mix(self, average: WeightAverage, look: Callable[[], Validation | None]) -> Mixed | None:
+        """Mixing is a phase of its own, which only a run that remembers weights has."""
         raise AssertionError("no weights were remembered")
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -63,10 +84,10 @@ class NoOrigin:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to put back."""
+        """Do nothing."""
 
 
-class Origin(NoOrigin):
+class PhaseStartWeights(StartWeights):
     """The weights that the newest phase of gradient steps began with, batch norm's statistics among them.
 
     Args:
@@ -90,7 +111,7 @@ class Origin(NoOrigin):
         if phase.method == "gradient" and at_its_start:
             self._start = self._copy()
 
-    def mix(self, average: NoAverage, look: Callable[[], Validation | None]) -> Mixed | None:
+    def mix(self, average: WeightAverage, look: Callable[[], Validation | None]) -> Mixed | None:
         """Put the best of the weights between start and end into the network, and into the average of its weights.
 
         Args:
@@ -124,14 +145,16 @@ class Origin(NoOrigin):
         return (-value if self._metric == "val_loss" else value), -found.loss
 
     def _between(self, end: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-        return {name: torch.lerp(held(start), held(end[name]), share) for name, start in self._start.items()}
+        return {
+            name: torch.lerp(local_shard(start), local_shard(end[name]), share) for name, start in self._start.items()
+        }
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: own.detach().clone() for name, own in self._own.items()}
 
     def _put(self, values: Mapping[str, Tensor]) -> None:
         for name, own in self._own.items():
-            held(own).copy_(held(values[name]))
+            local_shard(own).copy_(local_shard(values[name]))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The remembered weights by the network's names; empty before the first phase of gradient steps."""
@@ -141,4 +164,4 @@ class Origin(NoOrigin):
         """Put remembered weights of this network back."""
         self._start = self._copy() if state else {}
         for name, tensor in self._start.items():
-            tensor.copy_(part_of(state[name], tensor))
+            tensor.copy_(shard_like(state[name], tensor))

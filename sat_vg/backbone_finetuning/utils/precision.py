@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sat_vg.backbone_finetuning.utils.allocator import keep_freed_memory
 from sat_vg.backbone_finetuning.utils.cores import usable_cores
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
-from sat_vg.backbone_finetuning.utils.ranks import OneRank
+from sat_vg.backbone_finetuning.utils.ranks import Ranks
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -83,7 +83,7 @@ class Precision:
         return f"{name}, {str(self.autocast_dtype).removeprefix('torch.')}, {layout}"
 
 
-def choose_device(wanted: str, ranks: OneRank | None = None) -> torch.device:
+def choose_device(wanted: str, ranks: Ranks | None = None) -> torch.device:
     """The device by name; ``auto`` takes a GPU where there is one. Of several processes each has a GPU of its own.
 
     Raises:
@@ -110,7 +110,7 @@ def choose_device(wanted: str, ranks: OneRank | None = None) -> torch.device:
     return device
 
 
-def _of_rank(wanted: str, ranks: OneRank) -> str:
+def _of_rank(wanted: str, ranks: Ranks) -> str:
     """The device of one of several processes, by name."""
     if wanted in ("cpu", "mps") or (wanted == "auto" and not torch.cuda.is_available()):
         return "cpu"

@@ -1,7 +1,7 @@
 """The processes that train together, as ``torchrun`` starts them: who they are, and what they agree on.
 
-One explicit context is handed to whoever needs it. A training in a single process has ``OneRank``, for which all of
-this is nothing; so nobody asks how many there are.
+One explicit context is handed to all that need it. A training in a single process has ``SingleProcess``, so no other
+code asks how many processes there are.
 """
 
 import io
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -64,8 +64,8 @@ WHOLE = Share()
 _meetings = itertools.count()  # of this process, which may train more than once
 
 
-class OneRank:
-    """A training in a single process.
+class Ranks(Protocol):
+    """The processes of a training, as one of them sees them.
 
     Attributes:
         rank: of this process among all of them, from 0.
@@ -74,12 +74,14 @@ class OneRank:
         local_count: of processes on its machine.
     """
 
-    rank = local_rank = 0
-    count = local_count = 1
+    rank: int
+    count: int
+    local_rank: int
+    local_count: int
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes and draws."""
+        """Whether this process has rank 0, which writes and draws."""
         return self.rank == 0
 
     @property
@@ -88,36 +90,62 @@ class OneRank:
         return Share(self.rank, self.count)
 
     @property
-    def on_machine(self) -> "OneRank":
+    def on_machine(self) -> "Ranks":
         """Those on the same machine, among whom they share its disk."""
-        return self
 
-    def largest(self, *numbers: int) -> list[int]:
-        """Each number's largest value over the processes; all of them have to ask."""
-        return list(numbers)
+    def all_reduce_max(self, *numbers: int) -> list[int]:
+        """Each number's maximum over the processes; collective."""
 
-    def add(self, *tensors: Tensor) -> None:
-        """Add up tensors over the processes, in place; all of them get the sums."""
+    def all_reduce_sum(self, *tensors: Tensor) -> None:
+        """Sum tensors over the processes, in place; collective."""
 
-    def gather(self, value: T) -> list[T]:
-        """The value of each process, by rank; all of them get the list. Tensors cross on the CPU and stay there."""
-        return [value]
+    def all_gather(self, value: T) -> list[T]:
+        """The value of each process, by rank; collective. Tensors cross on the CPU and stay there."""
 
-    def from_first(self, make: Callable[[], T]) -> T:
-        """What rank 0 makes; the others wait for it, and get its tensors on the CPU.
+    def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
+        """What rank 0 makes; the others wait for it, and get its tensors on the CPU; collective.
 
         Raises:
             OtherRankError: on the others, where rank 0 could not; there the error itself is raised.
         """
-        return make()
 
-    def first_does(self, action: Callable[[], object]) -> None:
+    def run_on_rank0(self, action: Callable[[], object]) -> None:
         """Let rank 0 do something that the others do not wait for."""
         if self.is_first:
             action()
 
     def in_turn(self, make: Callable[[], T]) -> T:
         """What each process makes, the first of the machine before the others, who find what it left on the disk."""
+
+
+class SingleProcess(Ranks):
+    """A training in a single process, for which all of this is nothing."""
+
+    rank = local_rank = 0
+    count = local_count = 1
+
+    @property
+    def on_machine(self) -> Ranks:
+        """This process alone."""
+        return self
+
+    def all_reduce_max(self, *numbers: int) -> list[int]:
+        """The numbers as they are."""
+        return list(numbers)
+
+    def all_reduce_sum(self, *tensors: Tensor) -> None:
+        """Do nothing."""
+
+    def all_gather(self, value: T) -> list[T]:
+        """This process's value."""
+        return [value]
+
+    def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
+        """What this process makes."""
+        return make()
+
+    def in_turn(self, make: Callable[[], T]) -> T:
+        """What this process makes."""
         return make()
 
 
@@ -140,7 +168,7 @@ def _unpickled(content: bytes) -> Any:
     return pickle.loads(content)  # noqa: S301 from a process of the same training
 
 
-class Ranks(OneRank):
+class DistributedProcess(Ranks):
     """A training in several processes.
 
     Args:
@@ -150,35 +178,37 @@ class Ranks(OneRank):
         machine: the processes of this machine; None: they are this group.
     """
 
-    def __init__(self, group: dist.ProcessGroup, rank: int, count: int, machine: "Ranks | None" = None) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup, rank: int, count: int, machine: "DistributedProcess | None" = None
+    ) -> None:
         self._group, self.rank, self.count, self._machine = group, rank, count, machine
         self.local_rank, self.local_count = (rank, count) if machine is None else (machine.rank, machine.count)
 
     @property
-    def on_machine(self) -> OneRank:
+    def on_machine(self) -> Ranks:
         """Those on the same machine, among whom they share its disk."""
         return self if self._machine is None else self._machine
 
-    def largest(self, *numbers: int) -> list[int]:
+    def all_reduce_max(self, *numbers: int) -> list[int]:
         """Each number's largest value over the processes; all of them have to ask."""
         values = torch.tensor([int(number) for number in numbers])
         dist.all_reduce(values, dist.ReduceOp.MAX, group=self._group)
         return [int(value) for value in values]
 
-    def add(self, *tensors: Tensor) -> None:
+    def all_reduce_sum(self, *tensors: Tensor) -> None:
         """Add up tensors over the processes, in place; all of them get the sums."""
         assert self.count == dist.get_world_size(), "those of one machine have no group for tensors"
         for tensor in tensors:
             # The default group has a backend for each kind of device.
             dist.all_reduce(tensor)
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """The value of each process, by rank; all of them get the list. Tensors cross on the CPU and stay there."""
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, _pickled(value), group=self._group)
         return [_unpickled(one) for one in values]
 
-    def from_first(self, make: Callable[[], T]) -> T:
+    def broadcast_from_rank0(self, make: Callable[[], T]) -> T:
         """What rank 0 makes; the others wait for it, and get its tensors on the CPU.
 
         Raises:
@@ -201,15 +231,15 @@ class Ranks(OneRank):
         """What each process makes, the first of the machine before the others, who find what it left on the disk."""
         machine = self.on_machine
         if not machine.is_first:
-            machine.from_first(lambda: None)
+            machine.broadcast_from_rank0(lambda: None)
             return make()
         made: list[T] = []
-        machine.from_first(lambda: made.append(make()))
+        machine.broadcast_from_rank0(lambda: made.append(make()))
         return made[0]
 
 
 @contextmanager
-def joined() -> Iterator[OneRank]:
+def joined() -> Iterator[Ranks]:
     """The processes that ``torchrun`` started, this one among them; without torchrun this one alone.
 
     Raises:
@@ -217,14 +247,14 @@ def joined() -> Iterator[OneRank]:
         LostRankError: another one died meanwhile.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
-        yield OneRank()
+        yield SingleProcess()
         return
     rank, count, local_rank, local_count = map(_of_torchrun, ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     speak_as(rank)
     ranks = _meet(rank, count, local_rank, local_count)
     try:
         yield ranks
-        ranks.gather(None)  # none leaves before all have done their part
+        ranks.all_gather(None)  # none leaves before all have done their part
     except RuntimeError as error:
         if not is_lost_rank(error):
             raise
@@ -247,7 +277,7 @@ def _of_torchrun(name: str) -> int:
     return int(value)
 
 
-def _meet(rank: int, count: int, local_rank: int, local_count: int) -> Ranks:
+def _meet(rank: int, count: int, local_rank: int, local_count: int) -> DistributedProcess:
     try:
         store, _, _ = next(rendezvous("env://"))
         # torchrun may hand the same store to the processes that it starts again; in it are the addresses of the dead.
@@ -256,7 +286,7 @@ def _meet(rank: int, count: int, local_rank: int, local_count: int) -> Ranks:
         dist.init_process_group(backend, store=dist.PrefixStore(attempt, store), rank=rank, world_size=count)
         group = _new_group(range(count))
         if local_count == count:
-            return Ranks(group, rank, count)
+            return DistributedProcess(group, rank, count)
         # Every process has to make the groups of all machines, its own one among them.
         machines = [_new_group(range(first, first + local_count)) for first in range(0, count, local_count)]
     except (RuntimeError, ValueError) as error:  # no common class: DistError, and ValueError for a lacking variable
@@ -266,7 +296,9 @@ def _meet(rank: int, count: int, local_rank: int, local_count: int) -> Ranks:
             f"rank {rank} of {count} did not find the others at {place} ({reason}). Start all of them by torchrun, "
             "with the same --rdzv_endpoint on every machine, and see that they reach each other"
         ) from error
-    return Ranks(group, rank, count, Ranks(machines[rank // local_count], local_rank, local_count))
+    return DistributedProcess(
+        group, rank, count, DistributedProcess(machines[rank // local_count], local_rank, local_count)
+    )
 
 
 def _new_group(ranks: range) -> dist.ProcessGroup:

@@ -16,7 +16,7 @@ from sat_vg.backbone_finetuning.data.checks.duplicates import (
     find_near,
     keep_together,
     perceptual_hash,
-    settle_copies,
+    resolve_copies,
     thumbnail,
 )
 from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits
@@ -45,13 +45,13 @@ def contents_of(splits, *groups):
 class TestSettle:
     def test_nothing_to_settle(self):
         splits = splits_of(["a/1", "b/1"], ["a/2", "b/2"], drawn=True)
-        assert settle_copies(splits, contents_of(splits), "error") == (splits, [])
+        assert resolve_copies(splits, contents_of(splits), "error") == (splits, [])
 
     def test_given_splits(self):
         splits = splits_of(["a/1", "a/2", "b/1"], ["a/3", "b/3"], ["a/5", "b/5"])
         contents = contents_of(splits, ("a/2", "a/3"), ("b/1", "b/5"))
         with pytest.raises(DataError) as caught:
-            settle_copies(splits, contents, "error")
+            resolve_copies(splits, contents, "error")
         message = str(caught.value)
         for part in (
             "1 in train and val, 1 in train and test",
@@ -60,37 +60,37 @@ class TestSettle:
             "sat-vg check",
         ):
             assert part in message
-        warned, (note,) = settle_copies(splits, contents, "warn")
+        warned, (note,) = resolve_copies(splits, contents, "warn")
         assert warned == splits
         assert note.startswith("warning: ")
-        assert settle_copies(splits, contents, "ignore") == (splits, [])
+        assert resolve_copies(splits, contents, "ignore") == (splits, [])
 
     def test_drawn_split_keeps_copies_together(self):
         splits = splits_of(["a/1", "a/4", "b/1", "b/4"], ["a/2", "a/3", "b/3"], drawn=True)
         contents = contents_of(splits, ("a/1", "a/2"), ("a/3", "a/4"))
-        settled, (note,) = settle_copies(splits, contents, "error")
+        settled, (note,) = resolve_copies(splits, contents, "error")
         assert settled.train.paths == ("a/1", "a/2", "b/1", "b/4")
         assert settled.val.paths == ("a/3", "a/4", "b/3")
         assert settled.val.labels == (0, 0, 1)
         assert settled.val.name == "val"
         assert "2 images changed sides" in note
-        assert settle_copies(splits, contents, "ignore") == (splits, [])
+        assert resolve_copies(splits, contents, "ignore") == (splits, [])
 
     def test_a_test_folder_is_never_settled_by_moving(self):
         splits = splits_of(["a/1", "b/1"], ["a/2", "b/2"], ["a/9"], drawn=True)
         with pytest.raises(DataError, match="1 in train and test"):
-            settle_copies(splits, contents_of(splits, ("a/1", "a/9")), "error")
+            resolve_copies(splits, contents_of(splits, ("a/1", "a/9")), "error")
 
     def test_conflicting_labels_are_told(self):
         splits = splits_of(["a/1", "b/1"], ["a/2", "b/2"])
-        settled, (note,) = settle_copies(splits, contents_of(splits, ("a/1", "b/1")), "error")
+        settled, (note,) = resolve_copies(splits, contents_of(splits, ("a/1", "b/1")), "error")
         assert settled == splits
         assert "different labels" in note
 
     def test_nothing_left_for_val(self):
         splits = splits_of(["a/1", "b/1"], ["a/2", "b/2"], drawn=True)
         with pytest.raises(DataError, match="no image is left for val"):
-            settle_copies(splits, contents_of(splits, ("a/1", "a/2"), ("b/1", "b/2")), "error")
+            resolve_copies(splits, contents_of(splits, ("a/1", "a/2"), ("b/1", "b/2")), "error")
 
 
 @given(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sat_vg.backbone_finetuning.training.ema import MovingAverage, NoAverage, UnusedAverage
+from sat_vg.backbone_finetuning.training.ema import MovingAverage, NullAverage, UnusedAverage
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 
 
@@ -77,7 +77,7 @@ def test_its_state_goes_on_where_it_was(network):
     for name, value in average.state_dict().items():
         assert torch.equal(value, other.state_dict()[name])
     with pytest.raises(CheckpointError, match="an average of 0 tensors, the network has 6"):
-        average.load_state_dict(NoAverage().state_dict())
+        average.load_state_dict(NullAverage().state_dict())
 
 
 def test_an_optimizer_goes_on_after_a_swap(network):
@@ -109,7 +109,7 @@ def test_an_unused_average_is_kept_while_the_weights_are_validated(network):
 
 def test_no_average_is_nothing(network):
     raw = values(network)
-    none = NoAverage()
+    none = NullAverage()
     none.update(0)
     none.load_state_dict({})
     with none.applied():

@@ -9,13 +9,13 @@ from torch.nn import functional
 from sat_vg.backbone_finetuning.data.loading.loaders import Batch
 from sat_vg.backbone_finetuning.data.loading.mixing import Mixing
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.training.batch_sources import ImageFeed
-from sat_vg.backbone_finetuning.training.ema import MovingAverage, NoAverage
+from sat_vg.backbone_finetuning.training.batch_sources import ImageSource
+from sat_vg.backbone_finetuning.training.ema import MovingAverage, NullAverage
 from sat_vg.backbone_finetuning.training.loop import train_step
 from sat_vg.backbone_finetuning.training.losses import BinaryCrossEntropy, CrossEntropy
 from sat_vg.backbone_finetuning.training.micro_batches import MicroBatches
 from sat_vg.backbone_finetuning.training.optim import Schedule, build_optimizer
-from sat_vg.backbone_finetuning.training.replicas import OneReplica
+from sat_vg.backbone_finetuning.training.replicas import SingleReplica
 from sat_vg.backbone_finetuning.training.resizing import GrowingImages
 from sat_vg.backbone_finetuning.training.training import Training
 from sat_vg.backbone_finetuning.utils.precision import Precision
@@ -39,12 +39,12 @@ def make_training(**changes):
         schedule=Schedule("cosine", 0.1, 0.0, 1, 0.1, 0.0),
         mixing=Mixing(0.0, 0.0, seed=0),
         plan=None,
-        feeds=None,
+        sources=None,
         seed=0,
         loss=CrossEntropy(),
         gradient_clip=1.0,
         micro_batches=MicroBatches(32),
-        replica=OneReplica(model.training_outputs),
+        replica=SingleReplica(model.training_outputs),
     )
     return replace(plain, **changes)
 
@@ -57,8 +57,8 @@ def a_batch(step, num_images=8):
 
 def take_steps(training, count=3, num_images=8):
     """Some steps; returns their losses and the state they led to."""
-    feed = ImageFeed(training.model, training.precision, batches=None)
-    losses = [train_step(training, feed, a_batch(step, num_images), 1e-3, step).loss for step in range(count)]
+    source = ImageSource(training.model, training.precision, batches=None)
+    losses = [train_step(training, source, a_batch(step, num_images), 1e-3, step).loss for step in range(count)]
     results = {f"loss {step}": loss for step, loss in enumerate(losses)}
     return {**results, **{name: tensor.clone() for name, tensor in training.model.network.state_dict().items()}}
 
@@ -91,7 +91,7 @@ def test_four_times_8_images_are_once_32(optimizer):
             optimizer=build_optimizer(model, optimizer, 0.05, 0.9),
             micro_batches=MicroBatches(size),
             mixing=Mixing(0.4, 1.0, seed=0),
-            replica=OneReplica(lambda values, start, model=model: model.training_outputs(values.double(), start)),
+            replica=SingleReplica(lambda values, start, model=model: model.training_outputs(values.double(), start)),
         )
         found.append(take_steps(training, num_images=32))
     for name, tensor in found[0].items():
@@ -149,7 +149,7 @@ def test_an_average_with_decay_0_is_the_weights_themselves(plain):
     with training.average.applied():
         averaged = training.model.network.state_dict()
         assert all(torch.equal(tensor, plain[name]) for name, tensor in averaged.items())
-    with NoAverage().applied():
+    with NullAverage().applied():
         assert all(torch.equal(tensor, plain[name]) for name, tensor in training.model.network.state_dict().items())
 
 

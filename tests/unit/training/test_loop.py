@@ -7,12 +7,12 @@ from sat_vg.backbone_finetuning.data.loading.loaders import Batch
 from sat_vg.backbone_finetuning.data.loading.mixing import Mixing
 from sat_vg.backbone_finetuning.evaluation.metrics import ValidationSums
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.training.batch_sources import ImageFeed
+from sat_vg.backbone_finetuning.training.batch_sources import ImageSource
 from sat_vg.backbone_finetuning.training.loop import train_step
 from sat_vg.backbone_finetuning.training.losses import CrossEntropy
 from sat_vg.backbone_finetuning.training.micro_batches import MicroBatches
 from sat_vg.backbone_finetuning.training.optim import Schedule, build_optimizer
-from sat_vg.backbone_finetuning.training.replicas import OneReplica
+from sat_vg.backbone_finetuning.training.replicas import SingleReplica
 from sat_vg.backbone_finetuning.training.training import Training
 from sat_vg.backbone_finetuning.utils.precision import Precision
 
@@ -30,17 +30,17 @@ def make_training(micro_batch_size, mixup_alpha=0.0, clip=float("inf"), backbone
         schedule=Schedule("cosine", 0.1, 0.0, 1, 0.1, 0.0),
         mixing=Mixing(mixup_alpha, 0.0, seed=0),
         plan=None,
-        feeds=None,
+        sources=None,
         seed=0,
         loss=CrossEntropy(),
         gradient_clip=clip,
         micro_batches=MicroBatches(micro_batch_size),
-        replica=OneReplica(model.training_outputs),
+        replica=SingleReplica(model.training_outputs),
     )
 
 
 def feed_of(training):
-    return ImageFeed(training.model, training.precision, batches=None)
+    return ImageSource(training.model, training.precision, batches=None)
 
 
 def a_batch(count=32):

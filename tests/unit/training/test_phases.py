@@ -62,14 +62,14 @@ def test_mixing_comes_after_the_last_phase_and_wins_ties():
     found = then_mixed(phases("lp_ft", probe_is_exact=True))
     assert found[:-1] == phases("lp_ft", probe_is_exact=True)
     assert found[-1] == Phase("wise_ft", 1, STAGES, method="mix", wins_ties=True)
-    assert [p.deed for p in found] == ["solved for", "trained", "mixed"]
+    assert [p.verb for p in found] == ["solved for", "trained", "mixed"]
 
 
 @pytest.mark.parametrize("is_exact", [True, False])
 def test_lp_ft_is_careful_with_the_head_that_it_has_fitted(is_exact):
     found = phases("lp_ft", probe_is_exact=is_exact)
     assert [(p.keeps_statistics, p.lr_scale) for p in found] == [(False, 1.0), (True, 0.3)]
-    assert [p.manner for p in found] == ["", " at 0.3 of the learning rate, batch norm keeps its statistics"]
+    assert [p.details for p in found] == ["", " at 0.3 of the learning rate, batch norm keeps its statistics"]
     random_weights = phases("lp_ft", probe_is_exact=is_exact, is_pretrained=False)
     assert all(not p.keeps_statistics and p.lr_scale == 1 for p in random_weights)  # there is nothing to keep
     assert not any(p.keeps_statistics for name in STRATEGIES if name != "lp_ft" for p in phases(name))

@@ -8,15 +8,15 @@ from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training.assembly import share_statistics
 from sat_vg.backbone_finetuning.training.replicas import DataParallelReplica
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
-from sat_vg.backbone_finetuning.utils.ranks import OneRank
+from sat_vg.backbone_finetuning.utils.ranks import SingleProcess
 
 
-class OneOfTwo(OneRank):
+class OneOfTwo(SingleProcess):
     """Adds what the other process would: ones."""
 
     count = 2
 
-    def add(self, *tensors):
+    def all_reduce_sum(self, *tensors):
         for tensor in tensors:
             tensor += 1
 
@@ -28,7 +28,7 @@ def statistics_of(model):
 def test_statistics_that_a_step_moves_become_means_and_frozen_ones_stay():
     model = FineTuneModel("resnet18", 3, pretrained=False, image_size=32, freeze_layers=2).train()
     before = statistics_of(model)
-    DataParallelReplica(model, model.training_outputs, OneOfTwo()).settle()
+    DataParallelReplica(model, model.training_outputs, OneOfTwo()).sync_buffers()
     after = statistics_of(model)
     frozen = [name for name in before if not model.network.get_submodule(name.rpartition(".")[0]).training]
     assert 0 < len(frozen) < len(before)
@@ -38,7 +38,7 @@ def test_statistics_that_a_step_moves_become_means_and_frozen_ones_stay():
 
 def test_shared_statistics_need_gpus_and_other_processes():
     model = FineTuneModel("resnet18", 3, pretrained=False, image_size=32)
-    for device, ranks in (("cpu", OneOfTwo()), ("cuda", OneRank())):
+    for device, ranks in (("cpu", OneOfTwo()), ("cuda", SingleProcess())):
         with pytest.raises(ConfigError, match=r"sync_batch_norm = true.*vit_b_16"):
             share_statistics(model, torch.device(device), ranks)
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.training.replicas import OneReplica
+from sat_vg.backbone_finetuning.training.replicas import SingleReplica
 from sat_vg.backbone_finetuning.training.resizing import GrowingImages, keep_size, require_sizes
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.precision import Precision
@@ -63,7 +63,7 @@ def test_a_step_shows_the_model_its_size():
         seen.append(tuple(values.shape))
         return training.model.training_outputs(values, start)
 
-    take_steps(replace(training, resizing=GrowingImages((24, 32), 2, 2), replica=OneReplica(outputs)), count=4)
+    take_steps(replace(training, resizing=GrowingImages((24, 32), 2, 2), replica=SingleReplica(outputs)), count=4)
     assert seen == [(8, 3, 24, 24)] * 2 + [(8, 3, 32, 32)] * 2
 
 

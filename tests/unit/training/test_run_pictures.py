@@ -12,7 +12,7 @@ from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training import run_pictures
 from sat_vg.backbone_finetuning.training.checkpoint import RunState
 from sat_vg.backbone_finetuning.training.run_pictures import look_over, show_mistakes
-from sat_vg.backbone_finetuning.training.tracking import Tracker
+from sat_vg.backbone_finetuning.training.tracking import FileTracker
 from sat_vg.backbone_finetuning.utils.precision import Precision
 
 
@@ -53,7 +53,7 @@ def test_without_mistakes_there_is_no_picture_of_them(parts, tmp_path):
     look = look_over(*parts)
     for targets, is_drawn in ((look.given, False), (look.given.roll(1, dims=1), True)):
         changed = replace(look, targets=targets)
-        with Tracker(tmp_path / str(is_drawn), RunState()) as tracker:
+        with FileTracker(tmp_path / str(is_drawn), RunState()) as tracker:
             show_mistakes(model, changed, batches, tracker, 0)
         assert (tmp_path / str(is_drawn) / "mistakes.png").exists() is is_drawn
 

@@ -21,13 +21,13 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.reports.projector import Embedding
 from sat_vg.backbone_finetuning.training.checkpoint import RunState
-from sat_vg.backbone_finetuning.training.tracking import METRICS, Tracker
+from sat_vg.backbone_finetuning.training.tracking import METRICS, FileTracker
 from sat_vg.backbone_finetuning.utils.errors import WriteError
 
 
 def write_until(folder, state, last_step, steps_per_epoch=4):
     """Log every second step and every epoch, from ``state`` to ``last_step``; the validation of it included."""
-    with Tracker(folder, state) as tracker:
+    with FileTracker(folder, state) as tracker:
         if state.step_in_epoch == steps_per_epoch:
             write_epoch(tracker, state.step, steps_per_epoch)
         for step in range(state.step + 1, last_step + 1):
@@ -175,11 +175,11 @@ def test_a_log_that_is_no_file_is_said(tmp_path):
         (tmp_path / name).mkdir()
         make(tmp_path / name / METRICS)
         with pytest.raises(WriteError, match="no file"):
-            Tracker(tmp_path / name, RunState())
+            FileTracker(tmp_path / name, RunState())
 
 
 def test_the_record_is_on_the_disk_before_a_state_is(tmp_path):
-    tracker = Tracker(tmp_path, RunState())
+    tracker = FileTracker(tmp_path, RunState())
     for step in (2, 4, 6):
         tracker.numbers({"epoch": 1, "step": step, "train_loss": 0.5}, step, "step")
         tracker.sync()
@@ -194,13 +194,13 @@ def test_a_run_that_is_stopped_before_its_first_step_describes_itself_once(tmp_p
     seconds = count(2_000_000_000)
     monkeypatch.setattr("time.time", lambda: float(next(seconds)))
     for _ in range(3):
-        with Tracker(tmp_path, RunState()) as tracker:
+        with FileTracker(tmp_path, RunState()) as tracker:
             assert tracker.is_empty
             tracker.text("config", "    seed: 0")
             tracker.charts()
-    with Tracker(tmp_path, RunState(step=3, epoch=1)) as tracker:
+    with FileTracker(tmp_path, RunState(step=3, epoch=1)) as tracker:
         assert not tracker.is_empty
-    with Tracker(tmp_path / "elsewhere", RunState(step=3, epoch=1)) as tracker:
+    with FileTracker(tmp_path / "elsewhere", RunState(step=3, epoch=1)) as tracker:
         assert tracker.is_empty
     page = PageAccumulator(str(tmp_path))
     page.Reload()
@@ -214,9 +214,9 @@ def test_an_exact_probe_that_was_validated_and_then_killed_is_there_once(tmp_pat
     seconds = count(2_000_000_000)
     monkeypatch.setattr("time.time", lambda: float(next(seconds)))
     for state in (RunState(), RunState()):  # solved for without a step, and killed before a state was saved
-        with Tracker(tmp_path, state) as tracker:
+        with FileTracker(tmp_path, state) as tracker:
             tracker.numbers({"epoch": 1, "step": 0, "val_accuracy": 0.5}, 0, "epoch")
-    with Tracker(tmp_path, RunState(epoch=1)) as tracker:  # saved after it
+    with FileTracker(tmp_path, RunState(epoch=1)) as tracker:  # saved after it
         tracker.numbers({"epoch": 2, "step": 4, "val_accuracy": 0.6}, 4, "epoch")
     curves, steps, lines = content(tmp_path)
     assert [step for step, _ in curves["epoch/val_accuracy"]] == steps["epoch/val_accuracy"] == [0, 4]
@@ -224,7 +224,7 @@ def test_an_exact_probe_that_was_validated_and_then_killed_is_there_once(tmp_pat
 
 
 def test_a_figure_is_a_sharp_file_and_a_picture_of_a_cards_width(tmp_path):
-    with Tracker(tmp_path, RunState()) as tracker:
+    with FileTracker(tmp_path, RunState()) as tracker:
         tracker.figure("curves", Figure(figsize=(6, 3)), 7)
     events = EventAccumulator(str(tmp_path))
     events.Reload()
@@ -238,7 +238,7 @@ def test_a_figure_is_a_sharp_file_and_a_picture_of_a_cards_width(tmp_path):
 
 def test_the_table_of_hyperparameters_begins_with_what_tells_runs_apart(tmp_path):
     config = FinetuneConfig(weights="/home/somebody/secret/weights.pth", log_dir="/home/somebody/logs")
-    with Tracker(tmp_path, RunState()) as tracker:
+    with FileTracker(tmp_path, RunState()) as tracker:
         tracker.hyperparameters(config.to_dict(), {"val_accuracy": 0.75, "best_epoch": 3}, step=9)
     assert len(list(tmp_path.glob("events*"))) == 1  # TensorBoard follows the newest file of a run only
     events = EventAccumulator(str(tmp_path))
@@ -264,7 +264,7 @@ def test_the_projector_reads_what_is_written(tmp_path):
     names = ["sea", "<script>", "a\tb\nc", "sea", "sea"]
     thumbnails = np.stack([np.full((4, 4, 3), 40 * place, np.uint8) for place in range(5)])
     vectors = np.arange(15.0).reshape(5, 3)
-    with Tracker(tmp_path, RunState()) as tracker:
+    with FileTracker(tmp_path, RunState()) as tracker:
         for _ in range(2):  # once more leaves one
             tracker.embedding(Embedding("best_model", vectors, {"class": names, "predicted": names}, thumbnails))
     config = text_format.Parse((tmp_path / "projector_config.pbtxt").read_text(), ProjectorConfig())
@@ -281,5 +281,5 @@ def test_the_projector_reads_what_is_written(tmp_path):
 
 def test_a_log_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "projector").write_text("a file in place of the folder")
-    with Tracker(tmp_path, RunState()) as tracker, pytest.raises(WriteError, match="make room"):
+    with FileTracker(tmp_path, RunState()) as tracker, pytest.raises(WriteError, match="make room"):
         tracker.embedding(Embedding("best_model", np.ones((2, 2)), {"class": ["a", "b"]}, np.ones((2, 4, 4, 3))))

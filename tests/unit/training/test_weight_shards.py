@@ -17,9 +17,15 @@ from sat_vg.backbone_finetuning.training.checkpoint import (
     save_run,
 )
 from sat_vg.backbone_finetuning.training.fsdp import fewest_at_once, share_sizes, units
-from sat_vg.backbone_finetuning.training.fsdp_tensors import gathered, held, part_of, square_sum, whole
+from sat_vg.backbone_finetuning.training.fsdp_tensors import (
+    full_tensor,
+    gathered,
+    local_shard,
+    shard_like,
+    square_sum,
+)
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
-from sat_vg.backbone_finetuning.utils.ranks import OneRank
+from sat_vg.backbone_finetuning.utils.ranks import SingleProcess
 
 
 def take_step(network: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
@@ -52,14 +58,14 @@ def test_a_run_goes_on_in_another_memory_format(tmp_path):
 
 def test_plain_tensors_are_handed_through():
     tensor = nn.Parameter(torch.randn(3, 2))
-    assert whole(tensor) is tensor and part_of(tensor, torch.zeros(3, 2)) is tensor
-    assert held(tensor).data_ptr() == tensor.data_ptr() and not held(tensor).requires_grad
+    assert full_tensor(tensor) is tensor and shard_like(tensor, torch.zeros(3, 2)) is tensor
+    assert local_shard(tensor).data_ptr() == tensor.data_ptr() and not local_shard(tensor).requires_grad
     torch.testing.assert_close(square_sum([tensor, tensor]), 2 * tensor.detach().square().sum())
     state = nn.BatchNorm2d(2).state_dict()
-    found = gathered(state, OneRank())
+    found = gathered(state, SingleProcess())
     assert found._metadata == state._metadata and list(found) == list(state)
     assert all(found[name] is state[name] for name in state)
-    assert gathered(copy.deepcopy({"a": {"b": 1}, "c": None}), OneRank()) == {"a": {"b": 1}, "c": None}
+    assert gathered(copy.deepcopy({"a": {"b": 1}, "c": None}), SingleProcess()) == {"a": {"b": 1}, "c": None}
 
 
 def test_all_processes_divide_their_shares_alike_and_none_has_an_empty_part():

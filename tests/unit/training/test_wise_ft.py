@@ -14,9 +14,9 @@ from sat_vg.backbone_finetuning.training.checkpoint import (
     restore_run,
     save_run,
 )
-from sat_vg.backbone_finetuning.training.ema import MovingAverage, NoAverage
+from sat_vg.backbone_finetuning.training.ema import MovingAverage, NullAverage
 from sat_vg.backbone_finetuning.training.phases import EXACT_PROBE, Phase, then_mixed
-from sat_vg.backbone_finetuning.training.wise_ft import SHARES, NoOrigin, Origin
+from sat_vg.backbone_finetuning.training.wise_ft import SHARES, NullStartWeights, PhaseStartWeights
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 
 FULL = Phase("full", 3, ("stem",))
@@ -54,13 +54,13 @@ def looking_for(network, wanted):
 
 
 def test_the_best_share_is_found_for_weights_and_statistics(network):
-    origin = Origin(network, "val_accuracy")
+    origin = PhaseStartWeights(network, "val_accuracy")
     origin.enter(FULL, at_its_start=True)
     start = values(network)
     train(network)
     end = values(network)
     wanted = {n: torch.lerp(start[n], end[n], 0.3) if v.is_floating_point() else end[n] for n, v in start.items()}
-    mixed = origin.mix(NoAverage(), looking_for(network, wanted))
+    mixed = origin.mix(NullAverage(), looking_for(network, wanted))
     assert mixed.share == 0.3
     assert len(mixed.values) == len(SHARES) == 11
     assert mixed.values[3] == max(mixed.values)
@@ -68,19 +68,19 @@ def test_the_best_share_is_found_for_weights_and_statistics(network):
         torch.testing.assert_close(value, wanted[name])
     assert not torch.equal(network[1].running_mean, end["1.running_mean"])
     assert network[1].num_batches_tracked == 1
-    assert "0.3 of the trained weights and 0.7 of those before them" in mixed.described
+    assert "0.3 of the trained weights and 0.7 of those before them" in mixed.description
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_start_and_end_are_met_to_the_bit(network, share):
-    origin = Origin(network, "val_accuracy")
+    origin = PhaseStartWeights(network, "val_accuracy")
     origin.enter(FULL, at_its_start=True)
     ends = [values(network)]
     train(network)
     ends.append(values(network))
     wanted = ends[int(share)]
     counted = {**wanted, "1.num_batches_tracked": ends[1]["1.num_batches_tracked"]}
-    assert origin.mix(NoAverage(), looking_for(network, counted)).share == share
+    assert origin.mix(NullAverage(), looking_for(network, counted)).share == share
     for name, value in values(network).items():
         assert torch.equal(value, counted[name]), name
 
@@ -89,13 +89,15 @@ def test_the_metric_decides_and_then_the_loss(network):
     found = {0.2: seen(0.9, 0.5), 0.5: seen(0.9, 0.4), 0.8: seen(0.8, 0.1), 1.0: seen(float("nan"), float("nan"))}
     for metric, expected in (("val_accuracy", 0.5), ("val_loss", 0.8)):
         shares = iter(SHARES)
-        origin = Origin(network, metric)
+        origin = PhaseStartWeights(network, metric)
         origin.enter(FULL, at_its_start=True)
-        assert origin.mix(NoAverage(), lambda shares=shares: found.get(next(shares), seen(0.1, 9))).share == expected
+        assert (
+            origin.mix(NullAverage(), lambda shares=shares: found.get(next(shares), seen(0.1, 9))).share == expected
+        )
 
 
 def test_a_stop_leaves_everything_as_it_was(network):
-    origin, average = Origin(network, "val_accuracy"), MovingAverage(network, 0.5)
+    origin, average = PhaseStartWeights(network, "val_accuracy"), MovingAverage(network, 0.5)
     origin.enter(FULL, at_its_start=True)
     train(network)
     average.update(0)
@@ -107,7 +109,7 @@ def test_a_stop_leaves_everything_as_it_was(network):
 
 
 def test_with_an_average_its_weights_are_the_end(network):
-    origin, average = Origin(network, "val_accuracy"), MovingAverage(network, 0.5)
+    origin, average = PhaseStartWeights(network, "val_accuracy"), MovingAverage(network, 0.5)
     origin.enter(FULL, at_its_start=True)
     train(network)
     average.update(0)
@@ -121,7 +123,7 @@ def test_with_an_average_its_weights_are_the_end(network):
 
 
 def test_only_the_start_of_a_phase_of_gradient_steps_is_remembered(network):
-    origin = Origin(network, "val_accuracy")
+    origin = PhaseStartWeights(network, "val_accuracy")
     origin.enter(EXACT_PROBE, at_its_start=True)
     assert origin.state_dict() == {}
     origin.enter(FULL, at_its_start=True)
@@ -137,23 +139,23 @@ def test_only_the_start_of_a_phase_of_gradient_steps_is_remembered(network):
 
 def tensors(network, origin):
     optimizer = torch.optim.AdamW(network.parameters())
-    return RunTensors(network, optimizer, torch.amp.GradScaler("cpu", enabled=False), origin=origin)
+    return RunTensors(network, optimizer, torch.amp.GradScaler("cpu", enabled=False), start_weights=origin)
 
 
 def test_a_checkpoint_holds_what_is_remembered(network, tmp_path):
-    origin = Origin(network, "val_accuracy")
+    origin = PhaseStartWeights(network, "val_accuracy")
     origin.enter(FULL, at_its_start=True)
     train(network)
     identity = RunIdentity(FinetuneConfig().to_dict(), "d", {})
     path = save_run(tmp_path, RunState(phase=1, wise_ft_share=0.4), tensors(network, origin), identity, keep=1)
-    fresh = Origin(network, "val_accuracy")
+    fresh = PhaseStartWeights(network, "val_accuracy")
     assert restore_run(read_run(path), tensors(network, fresh)).wise_ft_share == 0.4
     assert origin.state_dict().keys() == fresh.state_dict().keys()
     assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in origin.state_dict().items())
 
     content = read_run(path)
     del content["origin"], content["state"]["wise_ft_share"]  # as written before they came
-    assert restore_run(content, tensors(network, NoOrigin())).wise_ft_share is None
+    assert restore_run(content, tensors(network, NullStartWeights())).wise_ft_share is None
     for damaged in ({"0.weight": torch.zeros(1)}, {**origin.state_dict(), "0.weight": torch.zeros(1)}, [1], 7):
         content["origin"] = damaged
         with pytest.raises(CheckpointError, match="the checkpoint does not fit the model"):

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sat_vg.backbone_finetuning.utils.errors import OtherRankError
-from sat_vg.backbone_finetuning.utils.ranks import Ranks
+from sat_vg.backbone_finetuning.utils.ranks import DistributedProcess
 
 
 class OnAGpu(Tensor):
@@ -42,7 +42,7 @@ def probe():
 
 def test_tensors_cross_on_the_cpu_wherever_they_stand_in_what_is_said(group):
     assert type(pickle.loads(pickle.dumps(probe())).weight) is OnAGpu, "what torch does by itself"
-    (heard,) = Ranks(group, 0, 1).gather(probe())
+    (heard,) = DistributedProcess(group, 0, 1).all_gather(probe())
     tensors = [heard.weight, *heard.more["bias"]]
     assert [type(tensor) for tensor in tensors] == [Tensor] * 3
     assert [tensor.device.type for tensor in tensors] == ["cpu"] * 3
@@ -55,8 +55,8 @@ def test_what_rank_0_made_reaches_the_others_on_the_cpu(group, monkeypatch):
     monkeypatch.setattr(
         dist, "broadcast_object_list", lambda sent, **more: (said.extend(sent), broadcast(sent, **more))
     )
-    ranks, made = Ranks(group, 0, 1), probe()
-    assert ranks.from_first(lambda: made) is made
+    ranks, made = DistributedProcess(group, 0, 1), probe()
+    assert ranks.broadcast_from_rank0(lambda: made) is made
     assert type(pickle.loads(said[0]).weight) is Tensor
 
 
@@ -67,14 +67,14 @@ def test_what_cannot_be_said_is_an_error_of_rank_0_for_which_nobody_waits(group,
         dist, "broadcast_object_list", lambda sent, **more: (said.extend(sent), broadcast(sent, **more))
     )
     with pytest.raises((pickle.PicklingError, AttributeError)):
-        Ranks(group, 0, 1).from_first(lambda: lambda: None)
+        DistributedProcess(group, 0, 1).broadcast_from_rank0(lambda: lambda: None)
     assert said == [None]
     with pytest.raises(ZeroDivisionError):
-        Ranks(group, 0, 1).from_first(lambda: 1 // 0)
+        DistributedProcess(group, 0, 1).broadcast_from_rank0(lambda: 1 // 0)
     assert said == [None, None]
 
 
 def test_the_others_are_told_that_rank_0_could_not_go_on(group, monkeypatch):
     monkeypatch.setattr(dist, "broadcast_object_list", lambda sent, **more: None)
     with pytest.raises(OtherRankError, match="rank 0 could not go on"):
-        Ranks(group, 1, 2).from_first(lambda: 1)
+        DistributedProcess(group, 1, 2).broadcast_from_rank0(lambda: 1)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sat_vg.backbone_finetuning.data.loading.mixing import neighbours
 from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
-from sat_vg.backbone_finetuning.utils.ranks import OneRank, Share, joined
+from sat_vg.backbone_finetuning.utils.ranks import Share, SingleProcess, joined
 
 
 @given(size=st.integers(1, 300), count=st.integers(1, 70))
@@ -62,9 +62,9 @@ def test_variables_that_torchrun_has_not_set_are_named(monkeypatch, variables, n
 def test_one_process_has_nobody_to_ask(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with joined() as ranks:
-        assert type(ranks) is OneRank
-        assert ranks.largest(3, False) == [3, False]
-        assert ranks.gather("x") == ["x"]
-        assert ranks.from_first(lambda: 4) == ranks.in_turn(lambda: 4) == 4
+        assert type(ranks) is SingleProcess
+        assert ranks.all_reduce_max(3, False) == [3, False]
+        assert ranks.all_gather("x") == ["x"]
+        assert ranks.broadcast_from_rank0(lambda: 4) == ranks.in_turn(lambda: 4) == 4
         assert ranks.share == Share(0, 1)
         assert ranks.on_machine is ranks

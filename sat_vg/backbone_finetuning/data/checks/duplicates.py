@@ -86,7 +86,7 @@ def with_copies_together(splits: Splits, contents: Mapping[str, int]) -> tuple[S
     return (together, find_copies(together, contents), moved) if moved else (splits, copies, 0)
 
 
-def settle_copies(
+def resolve_copies(
     splits: Splits, contents: Mapping[str, int], policy: Literal["error", "warn", "ignore"]
 ) -> tuple[Splits, list[str]]:
     """Keep copies from lying on both sides of a split.

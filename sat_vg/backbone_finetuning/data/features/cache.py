@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sat_vg.backbone_finetuning.data.loading.loaders import Batch, Pass
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
-from sat_vg.backbone_finetuning.utils.ranks import OneRank
+from sat_vg.backbone_finetuning.utils.ranks import Ranks
 from sat_vg.backbone_finetuning.utils.regular_files import open_regular
 from sat_vg.backbone_finetuning.utils.terminal import progress
 
@@ -110,7 +110,7 @@ def compute_features(
     passes: Sequence[Pass],
     function: Callable[[Batch], Tensor],
     should_stop: Callable[[], bool],
-    machine: OneRank,
+    machine: Ranks,
 ) -> StoredFeatures | NoRoom | NotKept | None:
     """Run a function over all images in all views, and store what it gives; the machine's processes share the work.
 
@@ -134,13 +134,13 @@ def compute_features(
     try:
         with ExitStack() as stack:
             building = cache.building(key, num_bytes)
-            folder = machine.from_first(lambda: _begin(stack, building, num_bytes))
+            folder = machine.broadcast_from_rank0(lambda: _begin(stack, building, num_bytes))
             if not isinstance(folder, Path):
                 return folder
             stored = StoredFeatures(folder / _FILE, shape, num_images, num_views, writable=True)
             own = [batches.shared(machine.share) for batches in passes]
             was_stopped = not _fill(stored, own, function, should_stop)
-            if any(machine.largest(was_stopped)):
+            if any(machine.all_reduce_max(was_stopped)):
                 raise _Stopped
     except _Stopped:
         return None

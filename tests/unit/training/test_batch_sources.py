@@ -10,7 +10,7 @@ from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, Part
 from sat_vg.backbone_finetuning.data.loading.transforms import training_transform
 from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.training.batch_sources import FeatureFeed, FeaturePlan, Feeds, ImageFeed
+from sat_vg.backbone_finetuning.training.batch_sources import BatchSources, FeaturePlan, FeatureSource, ImageSource
 from sat_vg.backbone_finetuning.training.loop import evaluate
 from sat_vg.backbone_finetuning.training.phases import Phase
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache
@@ -20,7 +20,9 @@ CPU = torch.device("cpu")
 NEVER = lambda: False  # noqa: E731
 
 
-def make_feeds(root, folder, trained, num_views=2, dtype=torch.float32, backbone="resnet18", max_bytes=2**30, seed=0):
+def make_sources(
+    root, folder, trained, num_views=2, dtype=torch.float32, backbone="resnet18", max_bytes=2**30, seed=0
+):
     torch.manual_seed(0)
     splits = load_class_folders(root)
     model = FineTuneModel(backbone, 3, pretrained=False, image_size=32)
@@ -40,15 +42,17 @@ def make_feeds(root, folder, trained, num_views=2, dtype=torch.float32, backbone
         Part.PLAIN_TRAINING: ImageDataset(splits.train, plain, seed),
     }
     batches = ImageBatches(parts, BatchPlan(len(splits.train), 5, seed), 4, Workers(0, CPU))
-    return Feeds(model, precision, batches, num_views, BoundedCache(folder, max_bytes), f"images of seed {seed}")
+    return BatchSources(
+        model, precision, batches, num_views, BoundedCache(folder, max_bytes), f"images of seed {seed}"
+    )
 
 
-def outputs(feeds, feed, epoch):
+def outputs(sources, source, epoch):
     found = []
-    for batch in feed.training(epoch, 1):
+    for batch in source.training(epoch, 1):
         torch.manual_seed(epoch)  # Swin's trained stages drop whole paths
-        with feeds.precision.autocast():
-            (_, logits), *_ = feeds.model.training_outputs(feed.values(batch), feed.start)
+        with sources.precision.autocast():
+            (_, logits), *_ = sources.model.training_outputs(source.values(batch), source.start)
         found.append((logits, batch.targets, batch.indices))
     return found
 
@@ -66,101 +70,103 @@ def outputs(feeds, feed, epoch):
     ],
 )
 def test_with_and_without_the_cache_to_the_bit(class_folders, tmp_path, backbone, trained, num_views, dtype):
-    feeds = make_feeds(class_folders, tmp_path, trained, num_views, dtype, backbone)
-    phase = Phase("some", 5, feeds.model.trainable_stages)
-    stored, images = feeds.of(phase, NEVER), feeds.of_images()
-    assert isinstance(stored, FeatureFeed)
-    assert stored.start == len(feeds.model.stages) - trained + (trained == 0)
+    sources = make_sources(class_folders, tmp_path, trained, num_views, dtype, backbone)
+    phase = Phase("some", 5, sources.model.trainable_stages)
+    stored, images = sources.for_phase(phase, NEVER), sources.image_source()
+    assert isinstance(stored, FeatureSource)
+    assert stored.start == len(sources.model.stages) - trained + (trained == 0)
     for epoch in (1, 4):
-        for mine, theirs in zip(outputs(feeds, stored, epoch), outputs(feeds, images, epoch), strict=True):
+        for mine, theirs in zip(outputs(sources, stored, epoch), outputs(sources, images, epoch), strict=True):
             assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
-    with_it = evaluate(feeds.model, stored.validation(), feeds.precision, None, stored.values, stored.start)
-    without = evaluate(feeds.model, images.validation(), feeds.precision)
+    with_it = evaluate(sources.model, stored.validation(), sources.precision, None, stored.values, stored.start)
+    without = evaluate(sources.model, images.validation(), sources.precision)
     assert with_it.loss == without.loss
     assert torch.equal(with_it.confusion, without.confusion)
 
 
 def test_with_several_classes_an_image_too(class_folders, tmp_path):
-    feeds = make_feeds(class_folders, tmp_path, 0, 1)
-    feeds.model.task = "multi_label"
-    for part in feeds.batches.parts.values():  # the split's labels become combinations of classes
+    sources = make_sources(class_folders, tmp_path, 0, 1)
+    sources.model.task = "multi_label"
+    for part in sources.batches.parts.values():  # the split's labels become combinations of classes
         part.split = replace(part.split, label_sets=((), (0, 2), (0, 1, 2)))
-    feeds = replace(feeds, batches=ImageBatches(feeds.batches.parts, feeds.batches.plan, 4, Workers(0, CPU)))
-    stored, images = feeds.of(Phase("some", 5, ()), NEVER), feeds.of_images()
-    assert isinstance(stored, FeatureFeed)
-    for mine, theirs in zip(outputs(feeds, stored, 1), outputs(feeds, images, 1), strict=True):
+    sources = replace(sources, batches=ImageBatches(sources.batches.parts, sources.batches.plan, 4, Workers(0, CPU)))
+    stored, images = sources.for_phase(Phase("some", 5, ()), NEVER), sources.image_source()
+    assert isinstance(stored, FeatureSource)
+    for mine, theirs in zip(outputs(sources, stored, 1), outputs(sources, images, 1), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
         assert {tuple(row) for row in mine[1].tolist()} <= {(0, 0, 0), (1, 0, 1), (1, 1, 1)}
-    with_it = evaluate(feeds.model, stored.validation(), feeds.precision, None, stored.values, stored.start)
-    without = evaluate(feeds.model, images.validation(), feeds.precision)
+    with_it = evaluate(sources.model, stored.validation(), sources.precision, None, stored.values, stored.start)
+    without = evaluate(sources.model, images.validation(), sources.precision)
     assert with_it.numbers() == without.numbers()
     assert with_it.counts[2].tolist() == [6, 3, 6]
 
 
 def test_views_take_turns(class_folders, tmp_path):
-    feeds = make_feeds(class_folders, tmp_path, 1, num_views=2)
-    feed = feeds.of(Phase("some", 5, feeds.model.trainable_stages), NEVER)
-    stored = feed.stored[Part.TRAINING]
+    sources = make_sources(class_folders, tmp_path, 1, num_views=2)
+    source = sources.for_phase(Phase("some", 5, sources.model.trainable_stages), NEVER)
+    stored = source.stored[Part.TRAINING]
     places = torch.arange(4)
     assert not torch.equal(stored.get(0, places), stored.get(1, places))
-    first, third = (next(iter(feed.training(epoch, 0))) for epoch in (0, 2))
+    first, third = (next(iter(source.training(epoch, 0))) for epoch in (0, 2))
     assert torch.equal(first.images, stored.get(0, first.indices))
     assert torch.equal(third.images, stored.get(0, third.indices))
     assert not torch.equal(first.indices, third.indices)  # the order is each epoch's own
 
 
 def test_found_again_and_only_while_all_is_the_same(class_folders, tmp_path, monkeypatch):
-    def computed(feeds):
+    def computed(sources):
         calls = []
-        run = Feeds._run
-        monkeypatch.setattr(Feeds, "_run", lambda self, batch, start: calls.append(1) or run(self, batch, start))
-        feed = feeds.of(Phase("some", 5, feeds.model.trainable_stages), NEVER)
-        monkeypatch.setattr(Feeds, "_run", run)
-        assert isinstance(feed, FeatureFeed)
+        run = BatchSources._run
+        monkeypatch.setattr(
+            BatchSources, "_run", lambda self, batch, start: calls.append(1) or run(self, batch, start)
+        )
+        source = sources.for_phase(Phase("some", 5, sources.model.trainable_stages), NEVER)
+        monkeypatch.setattr(BatchSources, "_run", run)
+        assert isinstance(source, FeatureSource)
         return len(calls) > 1  # one is for the shape
 
-    assert computed(make_feeds(class_folders, tmp_path, 1))
-    assert not computed(make_feeds(class_folders, tmp_path, 1))
-    assert computed(make_feeds(class_folders, tmp_path, 2))
-    assert computed(make_feeds(class_folders, tmp_path, 1, num_views=3))
-    assert computed(make_feeds(class_folders, tmp_path, 1, seed=1))
+    assert computed(make_sources(class_folders, tmp_path, 1))
+    assert not computed(make_sources(class_folders, tmp_path, 1))
+    assert computed(make_sources(class_folders, tmp_path, 2))
+    assert computed(make_sources(class_folders, tmp_path, 1, num_views=3))
+    assert computed(make_sources(class_folders, tmp_path, 1, seed=1))
     with monkeypatch.context() as other:
         other.setattr(torch.backends.cudnn, "allow_tf32", not torch.backends.cudnn.allow_tf32)
-        assert computed(make_feeds(class_folders, tmp_path, 1))
-    assert not computed(make_feeds(class_folders, tmp_path, 1))
-    other_sizes = make_feeds(class_folders, tmp_path, 1)
+        assert computed(make_sources(class_folders, tmp_path, 1))
+    assert not computed(make_sources(class_folders, tmp_path, 1))
+    other_sizes = make_sources(class_folders, tmp_path, 1)
     other_sizes.batches.in_order_size = 3
     assert computed(other_sizes)
-    altered = make_feeds(class_folders, tmp_path, 1)
+    altered = make_sources(class_folders, tmp_path, 1)
     with torch.no_grad():
         next(iter(altered.model.network.parameters()))[0, 0, 0, 0] += 1e-3
     assert computed(altered)
-    trained_only = make_feeds(class_folders, tmp_path, 1)
+    trained_only = make_sources(class_folders, tmp_path, 1)
     with torch.no_grad():
         trained_only.model.network.layer4[0].conv1.weight[0, 0, 0, 0] += 1  # behind the frozen stages
     assert not computed(trained_only)
     for file in tmp_path.rglob("features.bin"):
         file.write_bytes(file.read_bytes()[:-1])
-    assert computed(make_feeds(class_folders, tmp_path, 1))
+    assert computed(make_sources(class_folders, tmp_path, 1))
 
 
 def test_nothing_is_stored_where_nothing_would_be_gained_or_it_would_not_fit(class_folders, tmp_path, capsys):
-    feeds = make_feeds(class_folders, tmp_path, 1, num_views=2)
-    trained = feeds.model.trainable_stages
-    assert isinstance(feeds.plan(Phase("some", 3, trained)), FeaturePlan)
-    assert feeds.plan(Phase("some", 2, trained)) == ""  # two views in two epochs
-    assert feeds.plan(Phase("some", 1, (), method="exact_head")) == ""
-    feeds.model.set_trainable(feeds.model.stage_names)
-    assert feeds.plan(Phase("full", 9, feeds.model.stage_names)) == ""
-    assert isinstance(feeds.of(Phase("full", 9, feeds.model.stage_names), NEVER), ImageFeed)
-    assert "cached_views" in make_feeds(class_folders, tmp_path, 1, num_views=0).describe(Phase("some", 9, trained))
-    small = make_feeds(class_folders, tmp_path, 1, max_bytes=1000)
+    sources = make_sources(class_folders, tmp_path, 1, num_views=2)
+    trained = sources.model.trainable_stages
+    assert isinstance(sources.plan(Phase("some", 3, trained)), FeaturePlan)
+    assert sources.plan(Phase("some", 2, trained)) == ""  # two views in two epochs
+    assert sources.plan(Phase("some", 1, (), method="exact_head")) == ""
+    sources.model.set_trainable(sources.model.stage_names)
+    assert sources.plan(Phase("full", 9, sources.model.stage_names)) == ""
+    assert isinstance(sources.for_phase(Phase("full", 9, sources.model.stage_names), NEVER), ImageSource)
+    assert "cached_views" in make_sources(class_folders, tmp_path, 1, num_views=0).describe(Phase("some", 9, trained))
+    small = make_sources(class_folders, tmp_path, 1, max_bytes=1000)
     assert "--cache_gib allows" in small.describe(Phase("some", 9, trained))
-    assert isinstance(small.of(Phase("some", 9, trained), NEVER), ImageFeed)
-    assert small.of_images().num_views == 2  # what is trained on does not depend on the disk
+    assert isinstance(small.for_phase(Phase("some", 9, trained), NEVER), ImageSource)
+    assert small.image_source().num_views == 2  # what is trained on does not depend on the disk
 
 
 def test_a_stop_on_the_way_leaves_nothing(class_folders, tmp_path):
-    feeds = make_feeds(class_folders, tmp_path, 1)
-    assert feeds.of(Phase("some", 5, feeds.model.trainable_stages), lambda: True) is None
+    sources = make_sources(class_folders, tmp_path, 1)
+    assert sources.for_phase(Phase("some", 5, sources.model.trainable_stages), lambda: True) is None
     assert not list(tmp_path.rglob("features.bin"))
