@@ -3,14 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from sat_vg.backbone_finetuning.configs.choices import AUGMENTATIONS_OF_ANY_BANDS
+
 _LONGEST_NAME = 60
 EXAMPLE = "red=4,green=3,blue=2,nir=8"
-AUGMENTATIONS_OF_ANY_BANDS = (
-    "satellite",
-    "turns",
-    "crops",
-    "basic",
-)  # the others are made for 8-bit red, green, blue
 
 
 class BandChoice(NamedTuple):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from sat_vg.backbone_finetuning.configs.adapting import SHIPPED, adapt_defaults
+from sat_vg.backbone_finetuning.configs.choices import Augmentation
 from sat_vg.backbone_finetuning.configs.plain_values import as_argument, plain_value
 from sat_vg.backbone_finetuning.configs.validation import (
     check_combinations,
@@ -27,10 +28,6 @@ FIELDS_FREE_ON_RESUME = frozenset(
         "save_frequency", "save_every_steps", "save_every_minutes", "max_checkpoints", "log_every", "resume",
     }
 )  # fmt: skip
-
-Augmentation = Literal[
-    "none", "crops", "basic", "satellite", "turns", "randaugment", "trivialaugment", "autoaugment", "advanced"
-]
 
 
 class _SettingsByName(type):

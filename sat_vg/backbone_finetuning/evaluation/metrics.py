@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from sat_vg.backbone_finetuning.configs.choices import Metric
 from sat_vg.backbone_finetuning.utils.ranks import Ranks
-
-MetricName = Literal["val_accuracy", "val_loss", "val_macro_f1", "val_map"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Validation:
         micro_f1 = 2 * hits / max(given + images, 1)
         return {**numbers, "micro_f1": micro_f1, "val_map": mean_of_known(self.average_precisions)}
 
-    def value_of(self, metric: MetricName) -> float:
+    def value_of(self, metric: Metric) -> float:
         """The number that "best" may mean."""
         return self.numbers()["macro_f1" if metric == "val_macro_f1" else metric]
 

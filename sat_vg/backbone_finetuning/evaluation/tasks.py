@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
+from sat_vg.backbone_finetuning.configs.choices import Metric
 from sat_vg.backbone_finetuning.evaluation.metrics import (
-    MetricName,
     MultiLabelSums,
     Sums,
     Validation,
@@ -42,13 +42,13 @@ class Task:
     loss: Callable[[Tensor, Tensor], Tensor]
     losses: Callable[[Tensor, Tensor], Tensor]
     sums: Callable[[int, torch.device], Sums]
-    metrics: tuple[MetricName, ...]
+    metrics: tuple[Metric, ...]
     labels: Callable[[Tensor], Tensor]
     given: Callable[[Tensor], Tensor]
     draw: Callable[[Validation, Sequence[str]], Figure]
     figure: str
 
-    def metric(self, wanted: MetricName | None) -> MetricName:
+    def metric(self, wanted: Metric | None) -> Metric:
         """What "best" means: as configured, or what fits these images.
 
         Raises:

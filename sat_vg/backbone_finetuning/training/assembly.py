@@ -13,12 +13,9 @@ from sat_vg.backbone_finetuning.data.loading.augmentation import augmentation_of
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageDataset, Workers
 from sat_vg.backbone_finetuning.data.loading.mixing import Mixing
 from sat_vg.backbone_finetuning.data.loading.sampling import (
+    SAMPLERS,
     BatchPlan,
-    ClassBalanced,
-    Order,
     Part,
-    WeightedDraw,
-    shuffled,
 )
 from sat_vg.backbone_finetuning.data.shards.order import ShardWindows
 from sat_vg.backbone_finetuning.data.sources.splits import Split
@@ -196,13 +193,6 @@ def start_weights_of(config: FinetuneConfig, model: FineTuneModel) -> StartWeigh
     return PhaseStartWeights(model.network, config.early_stopping_metric)
 
 
-_ORDERS: dict[str, Callable[[Split], Order]] = {
-    "uniform": lambda split: shuffled,
-    "weighted": WeightedDraw.of,
-    "class_balanced": ClassBalanced.of,
-}
-
-
 def batch_plan(config: FinetuneConfig, split: Split, ranks: Ranks) -> BatchPlan:
     """Which training images form which batch, and which of them are this process's.
 
@@ -215,7 +205,7 @@ def batch_plan(config: FinetuneConfig, split: Split, ranks: Ranks) -> BatchPlan:
             "sampler = 'class_balanced': the classes cannot take turns where an image can have several of them or "
             "none; use weighted, or class_weights = 'balanced'"
         )
-    order = ShardWindows.of(split, config.shard_window) if config.shard_window else _ORDERS[config.sampler](split)
+    order = ShardWindows.of(split, config.shard_window) if config.shard_window else SAMPLERS[config.sampler](split)
     plan = BatchPlan(len(split), config.batch_size, config.seed, order, ranks.share)
     if plan.fewest_images == 0:
         raise ConfigError(

@@ -6,14 +6,14 @@ Mixup and several classes an image go the same way.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sat_vg.backbone_finetuning.configs.choices import ClassWeights
+
 Loss = Callable[[Tensor, Tensor], Tensor]
-ClassWeights = Literal["none", "balanced", "effective"]
 _EFFECTIVE_BETA = 0.999
 _LEAST_SHARE = 1e-8  # a power below 1 of nothing has no gradient
 
@@ -95,18 +95,25 @@ def weights_of_classes(
     Returns:
         float32 ``[num_classes]``; None for ``none``.
     """
-    if kind == "none":
+    size = CLASS_SIZES[kind]
+    if size is None:
         return None
     present = torch.tensor(counts, dtype=torch.float64).clamp_min(1)
     if is_multi_label:
         lacking = (num_images - present).clamp_min(1)
-        if kind == "balanced":
-            return (lacking / present).float()
-        return (_effective(lacking) / _effective(present)).float()
-    weights = 1 / (present if kind == "balanced" else _effective(present))
+        return (size(lacking) / size(present)).float()
+    weights = 1 / size(present)
     mean = (weights * torch.tensor(counts, dtype=torch.float64)).sum() / num_images
     return (weights / mean).float()
 
 
 def _effective(counts: Tensor) -> Tensor:
     return (1 - _EFFECTIVE_BETA**counts) / (1 - _EFFECTIVE_BETA)
+
+
+# Numbers of images, float64 → the sizes by whose inverse classes are weighted; None: classes are not weighted.
+CLASS_SIZES: dict[ClassWeights, Callable[[Tensor], Tensor] | None] = {
+    "none": None,
+    "balanced": lambda counts: counts,
+    "effective": _effective,
+}

@@ -1,14 +1,16 @@
 """Optimizer, its parameter groups by stage, and the learning rate as a function of the epoch."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from sat_vg.backbone_finetuning.configs.choices import Optimizer as OptimizerName
+from sat_vg.backbone_finetuning.configs.choices import Scheduler
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.networks.families import Family
 
@@ -26,7 +28,7 @@ class Schedule:
         min_lr: lower bound after the warm-up, for every stage and phase.
     """
 
-    kind: Literal["cosine", "step", "plateau"]
+    kind: Scheduler
     learning_rate: float
     warmup_epochs: float
     step_size: int
@@ -44,12 +46,7 @@ class Schedule:
         warmup = self._warmup(num_epochs)
         if epoch < warmup:
             return self.learning_rate * epoch / warmup
-        if self.kind == "cosine":
-            share = (epoch - warmup) / max(num_epochs - warmup, 1e-9)
-            return self.min_lr + (self.learning_rate - self.min_lr) * (1 + math.cos(math.pi * min(share, 1))) / 2
-        if self.kind == "step":
-            return max(self.min_lr, self.learning_rate * self.gamma ** math.floor(epoch / self.step_size))
-        return max(self.min_lr, self.learning_rate * plateau_factor)
+        return SCHEDULERS[self.kind](self, epoch, num_epochs, plateau_factor)
 
     def lowest(self, epoch: float, num_epochs: int) -> float:
         """What no factor of a phase, stage or head may bring the learning rate below at a point of a phase."""
@@ -58,10 +55,29 @@ class Schedule:
     def _warmup(self, num_epochs: int) -> float:
         return min(self.warmup_epochs, num_epochs / 2)  # a phase of one epoch shall not end in its warm-up
 
+    def _cosine(self, epoch: float, num_epochs: int, plateau_factor: float) -> float:
+        warmup = self._warmup(num_epochs)
+        share = (epoch - warmup) / max(num_epochs - warmup, 1e-9)
+        return self.min_lr + (self.learning_rate - self.min_lr) * (1 + math.cos(math.pi * min(share, 1))) / 2
+
+    def _step(self, epoch: float, num_epochs: int, plateau_factor: float) -> float:
+        return max(self.min_lr, self.learning_rate * self.gamma ** math.floor(epoch / self.step_size))
+
+    def _plateau(self, epoch: float, num_epochs: int, plateau_factor: float) -> float:
+        return max(self.min_lr, self.learning_rate * plateau_factor)
+
+
+# The learning rate after the warm-up: (schedule, epoch, length of the phase, plateau factor) → rate.
+SCHEDULERS: dict[Scheduler, Callable[[Schedule, float, int, float], float]] = {
+    "cosine": Schedule._cosine,
+    "step": Schedule._step,
+    "plateau": Schedule._plateau,
+}
+
 
 def build_optimizer(
     model: FineTuneModel,
-    name: Literal["adamw", "sgd"],
+    name: OptimizerName,
     weight_decay: float,
     momentum: float,
     layer_decay: float = 1.0,
@@ -72,14 +88,21 @@ def build_optimizer(
     It holds frozen parameters too: they have no gradient, so no optimizer touches them, and what is frozen can
     change from phase to phase without losing the state of what stays trained.
     """
-    groups = parameter_groups(model, weight_decay, layer_decay, head_lr_scale)
-    if name == "sgd":
-        # Not fused: where loss scaling skips the very first step, torch's fused SGD leaves its momentum
-        # buffers allocated but unfilled, and the next step takes them for momentum.
-        return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0)
+    return OPTIMIZERS[name](parameter_groups(model, weight_decay, layer_decay, head_lr_scale), momentum)
+
+
+def _adamw(groups: list[dict[str, Any]], momentum: float) -> Optimizer:
     # The fused kernel updates all parameters in one pass over memory.
-    fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=0.0, fused=fused)
+    return torch.optim.AdamW(groups, lr=0.0, fused=groups[0]["params"][0].device.type in ("cpu", "cuda"))
+
+
+def _sgd(groups: list[dict[str, Any]], momentum: float) -> Optimizer:
+    # Not fused: where loss scaling skips the very first step, torch's fused SGD leaves its momentum buffers allocated
+    # but unfilled, and the next step takes them for momentum.
+    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0)
+
+
+OPTIMIZERS: dict[OptimizerName, Callable[[list[dict[str, Any]], float], Optimizer]] = {"adamw": _adamw, "sgd": _sgd}
 
 
 def parameter_groups(

@@ -1,6 +1,7 @@
 """A fine-tuning strategy as data: an ordered list of phases. The loop knows phases only.
 
-A new strategy is one function here that returns phases, and its name in ``STRATEGIES``.
+A new strategy is one function here that returns phases, its line in ``STRATEGIES``, and its name in
+``configs/choices.py``.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
+from sat_vg.backbone_finetuning.configs.choices import Strategy
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 
@@ -176,7 +178,7 @@ def then_mixed(phases: Sequence[Phase]) -> list[Phase]:
     return [*phases, Phase("wise_ft", 1, phases[-1].trainable_stages, method="mix", wins_ties=True)]
 
 
-STRATEGIES: dict[str, Callable[[PhasePlan], list[Phase]]] = {
+STRATEGIES: dict[Strategy, Callable[[PhasePlan], list[Phase]]] = {
     "full": full,
     "linear_probe": linear_probe,
     "last_layers": last_layers,

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from sat_vg.backbone_finetuning.evaluation.metrics import MetricName, Validation
+from sat_vg.backbone_finetuning.configs.choices import Metric
+from sat_vg.backbone_finetuning.evaluation.metrics import Validation
 from sat_vg.backbone_finetuning.evaluation.tasks import TASKS
 from sat_vg.backbone_finetuning.models.artifact import write_artifact
 from sat_vg.backbone_finetuning.models.saving import artifact_of
@@ -152,7 +153,7 @@ def note_epoch(
     return is_best
 
 
-def _shares_of(validation: Validation, metric: MetricName) -> str:
+def _shares_of(validation: Validation, metric: Metric) -> str:
     """The most telling shares of a validation for the line of its epoch, with the one that says what is best."""
     numbers = validation.numbers()
     names = ["val_map", "micro_f1"] if "val_map" in numbers else ["val_accuracy"]

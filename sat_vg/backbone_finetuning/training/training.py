@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sat_vg.backbone_finetuning.configs.choices import Metric
 from sat_vg.backbone_finetuning.data.loading.mixing import Mixing
 from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan
-from sat_vg.backbone_finetuning.evaluation.metrics import MetricName
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training.batch_sources import BatchSources
 from sat_vg.backbone_finetuning.training.checkpoint import RunTensors
@@ -86,7 +86,7 @@ class Stopping:
         min_delta: for patience alone: by how much the metric must be exceeded to count as improved.
     """
 
-    metric: MetricName
+    metric: Metric
     patience: int
     min_delta: float
 

@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from sat_vg.backbone_finetuning.evaluation.metrics import MetricName, Validation
+from sat_vg.backbone_finetuning.configs.choices import Metric
+from sat_vg.backbone_finetuning.evaluation.metrics import Validation
 from sat_vg.backbone_finetuning.training.ema import WeightAverage
 from sat_vg.backbone_finetuning.training.fsdp_tensors import local_shard, shard_like
 from sat_vg.backbone_finetuning.training.phases import Phase
@@ -27,7 +28,7 @@ class Mixed:
     """
 
     share: float
-    metric: MetricName
+    metric: Metric
     values: tuple[float, ...]
 
     @property
@@ -95,7 +96,7 @@ class PhaseStartWeights(StartWeights):
         metric: of the validation, by which weights are chosen.
     """
 
-    def __init__(self, network: nn.Module, metric: MetricName) -> None:
+    def __init__(self, network: nn.Module, metric: Metric) -> None:
         named = (*network.named_parameters(), *network.named_buffers())
         self._own = {name: tensor for name, tensor in named if tensor.is_floating_point()}
         self._metric = metric

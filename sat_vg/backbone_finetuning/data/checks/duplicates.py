@@ -8,12 +8,12 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sat_vg.backbone_finetuning.configs.choices import OnDuplicates
 from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.printable import counted
@@ -86,9 +86,7 @@ def with_copies_together(splits: Splits, contents: Mapping[str, int]) -> tuple[S
     return (together, find_copies(together, contents), moved) if moved else (splits, copies, 0)
 
 
-def resolve_copies(
-    splits: Splits, contents: Mapping[str, int], policy: Literal["error", "warn", "ignore"]
-) -> tuple[Splits, list[str]]:
+def resolve_copies(splits: Splits, contents: Mapping[str, int], policy: OnDuplicates) -> tuple[Splits, list[str]]:
     """Keep copies from lying on both sides of a split.
 
     Args:

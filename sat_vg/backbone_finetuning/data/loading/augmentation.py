@@ -1,6 +1,7 @@
 """Named augmentations: from a decoded training image to uint8 ``[C, size, size]``.
 
-A preset is a function ``(size, interpolation) -> nn.Module``; a new one is a function here, named in ``PRESETS``.
+A preset is a function ``(size, interpolation) -> nn.Module``; a new one is a function here, its line in
+``PRESETS``, and its name in ``configs/choices.py``.
 All that it draws has to come from torch's default generator, which the dataset seeds by the sample: with Python's or
 NumPy's a run would depend on its workers. What it does has to show in the module's repr, which is part of the key of
 what is kept of frozen stages.
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from sat_vg.backbone_finetuning.configs.band_choice import AUGMENTATIONS_OF_ANY_BANDS
+from sat_vg.backbone_finetuning.configs.choices import AUGMENTATIONS_OF_ANY_BANDS, Augmentation
 from sat_vg.backbone_finetuning.data.loading.transforms import (
     RandomColours,
     RandomQuarterTurn,
@@ -154,7 +155,7 @@ def advanced(size: int, interpolation: str) -> nn.Module:
     )
 
 
-PRESETS: dict[str, Callable[[int, Interpolation], nn.Module]] = {
+PRESETS: dict[Augmentation, Callable[[int, Interpolation], nn.Module]] = {
     "crops": crops,
     "basic": basic,
     "satellite": training_transform,
@@ -166,7 +167,7 @@ PRESETS: dict[str, Callable[[int, Interpolation], nn.Module]] = {
 }
 
 
-def augmentation_of(name: str, preprocessing: Preprocessing) -> nn.Module:
+def augmentation_of(name: Augmentation, preprocessing: Preprocessing) -> nn.Module:
     """The preset of a name for images that are preprocessed so.
 
     Raises:

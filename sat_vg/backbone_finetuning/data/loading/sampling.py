@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from sat_vg.backbone_finetuning.configs.choices import Sampler as SamplerName
 from sat_vg.backbone_finetuning.data.sources.splits import Split
 from sat_vg.backbone_finetuning.utils.ranks import WHOLE, Share
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, torch_generator
@@ -89,6 +90,13 @@ class ClassBalanced:
             turns = [few[torch.randperm(len(few), generator=generator)] for _ in range(-(-rounds // len(few)))]
             found[order == place] = torch.cat(turns)[:rounds]
         return found.flatten()[:count]
+
+
+SAMPLERS: dict[SamplerName, Callable[[Split], Order]] = {
+    "uniform": lambda split: shuffled,
+    "weighted": WeightedDraw.of,
+    "class_balanced": ClassBalanced.of,
+}
 
 
 def num_parts(count: int, size: int) -> int:

@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sat_vg.backbone_finetuning.configs.choices import Cache
 from sat_vg.backbone_finetuning.data.reading.decoder import content_of
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_or_reason, decode_rgb
 from sat_vg.backbone_finetuning.data.reading.threads import run_in_order
@@ -138,9 +139,7 @@ def _reopen(duplicate: Any, index: NDArray[np.int64], rows: Mapping[str, int]) -
     return DecodedImages(duplicate.detach(), index, rows)
 
 
-def keep_decoded(
-    mode: Literal["auto", "ram", "disk", "off"], layout: Layout, cache: BoundedCache, *, is_read_once: bool = False
-) -> Reader:
+def keep_decoded(mode: Cache, layout: Layout, cache: BoundedCache, *, is_read_once: bool = False) -> Reader:
     """Decode all images into one file, unless it is there already.
 
     Args:
@@ -153,14 +152,10 @@ def keep_decoded(
     Raises:
         ConfigError: there is no room for what ``"ram"`` or ``"disk"`` asks for.
     """
-    if mode == "off" or not layout.num_bytes:
+    if not layout.num_bytes:
         return Reader(decode_rgb, None)
     try:
-        if mode == "ram":
-            return _in_memory(layout)
-        if mode == "auto":
-            _require_page_cache(layout.num_bytes)
-        return _on_disk(mode, layout, cache, is_read_once)
+        return CACHES[mode](layout, cache, is_read_once)
     except _NotKeptError as problem:
         return Reader(decode_rgb, f"decoded images: not kept, every epoch decodes them anew ({problem})")
     except OSError as error:
@@ -208,6 +203,11 @@ def _in_memory(layout: Layout) -> Reader:
     return Reader(images, f"decoded images: {in_words(needed)} in memory, made in {time.monotonic() - began:.1f} s")
 
 
+def _where_quicker(layout: Layout, cache: BoundedCache, is_read_once: bool) -> Reader:
+    _require_page_cache(layout.num_bytes)
+    return _on_disk("auto", layout, cache, is_read_once)
+
+
 def _on_disk(mode: Literal["auto", "disk"], layout: Layout, cache: BoundedCache, is_read_once: bool) -> Reader:
     where = f"decoded images: {in_words(layout.num_bytes)} in {cache.folder}"
     found = _find(layout, cache)
@@ -226,6 +226,14 @@ def _on_disk(mode: Literal["auto", "disk"], layout: Layout, cache: BoundedCache,
             # Open before anybody else can see the entry, or remove it.
             images = DecodedImages(os.dup(file.fileno()), layout.index, layout.rows)
     return Reader(images, f"{where}, made in {time.monotonic() - began:.1f} s")
+
+
+CACHES: dict[Cache, Callable[[Layout, BoundedCache, bool], Reader]] = {
+    "auto": _where_quicker,
+    "ram": lambda layout, cache, is_read_once: _in_memory(layout),
+    "disk": partial(_on_disk, "disk"),
+    "off": lambda layout, cache, is_read_once: Reader(decode_rgb, None),
+}
 
 
 def _refuse(mode: Literal["auto", "disk"], no_room: NoRoom, cache: BoundedCache) -> Reader:
