@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -12,7 +10,6 @@ from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.checks.band_statistics import measure_bands
 from sat_vg.backbone_finetuning.data.checks.duplicates import resolve_copies
 from sat_vg.backbone_finetuning.data.checks.image_traits import describe_traits
-from sat_vg.backbone_finetuning.data.checks.manifests import SplitNames, is_manifest, load_manifest
 from sat_vg.backbone_finetuning.data.checks.readable import (
     LEFT_OUT,
     READABLE_IMAGES,
@@ -29,10 +26,10 @@ from sat_vg.backbone_finetuning.data.reading.decoder import Decoder
 from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of, decoder_of_files
 from sat_vg.backbone_finetuning.data.reading.levels import decoder_of_levels, find_levels
-from sat_vg.backbone_finetuning.data.shards.source import ShardSettings, in_shard_order, is_sharded, load_shards
-from sat_vg.backbone_finetuning.data.sources.named_datasets import load_named
-from sat_vg.backbone_finetuning.data.sources.scenes import scenes_folder
-from sat_vg.backbone_finetuning.data.sources.splits import Splits, load_class_folders
+from sat_vg.backbone_finetuning.data.shards.source import in_shard_order
+from sat_vg.backbone_finetuning.data.sources import table
+from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
+from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.models.networks.measuring import has_grouped_convolutions
 from sat_vg.backbone_finetuning.models.networks.table import find_backbone
 from sat_vg.backbone_finetuning.training.micro_batches import is_out_of_memory
@@ -45,7 +42,6 @@ from sat_vg.backbone_finetuning.utils.errors import (
     LoadingError,
     LostImageError,
 )
-from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import (
     Precision,
     choose_device,
@@ -56,7 +52,7 @@ from sat_vg.backbone_finetuning.utils.preprocessing import RGB, BandFiles, Level
 from sat_vg.backbone_finetuning.utils.ranks import Ranks
 from sat_vg.backbone_finetuning.utils.terminal import say
 
-COMPUTED, SHARDS = "computed", "shards"  # in the cache folder: what cache_gib bounds, each of them
+COMPUTED = "computed"  # in the cache folder: what cache_gib bounds, as it bounds the fetched shards
 
 
 def choose_hardware(config: FinetuneConfig, ranks: Ranks | None = None) -> Precision:
@@ -100,40 +96,27 @@ def tell_data(splits: Splits) -> None:
 
 
 def load_splits(config: FinetuneConfig) -> Splits:
-    """The images of a named data set, a table, shards, class folders or the built-in scenes; none of them is opened.
+    """The images of the configuration, from whichever source it names; none of them is opened.
 
     Raises:
         DataError: there are none, or their classes do not fit together.
         ConfigError: a setting is for shards and there are none, or the other way round.
     """
-    drawing: dict[str, Any] = {"val_fraction": config.val_fraction, "seed": config.seed}
-    path = None if config.dataset_path is None else expand_home(config.dataset_path)
-    if config.dataset is not None:
-        return load_named(config.dataset, path, tell=say, **drawing)
-    if path is not None and is_sharded(path):
-        return _load_shards(config, path)
-    if config.shard_window:
-        raise ConfigError(
-            f"shard_window = {config.shard_window}: dataset_path = {config.dataset_path!r} holds no shards; leave it "
-            "out"
-        )
-    if path is not None and is_manifest(path):
-        names = SplitNames(config.train_split, config.val_split)
-        drawing |= {"allow_outside": config.allow_outside, "separator": config.label_separator}
-        return load_manifest(path, names=names, **drawing)
-    root = scenes_folder() if path is None else path
-    return load_class_folders(root, train_split=config.train_split, val_split=config.val_split, **drawing)
-
-
-def _load_shards(config: FinetuneConfig, path: Path) -> Splits:
-    for name, usual in (("train_split", "train"), ("val_split", "val")):
-        if getattr(config, name) != usual:
-            raise ConfigError(
-                f"{name} = {getattr(config, name)!r}: has no effect on shards, whose index says what is train's and "
-                "val's; leave it out"
-            )
-    settings = ShardSettings(shard_cache(config), config.shard_window, config.val_fraction, config.seed)
-    return load_shards(path, settings)
+    query = ImageQuery(
+        path=config.dataset_path,
+        dataset=config.dataset,
+        train_split=config.train_split,
+        val_split=config.val_split,
+        val_fraction=config.val_fraction,
+        seed=config.seed,
+        allow_outside=config.allow_outside,
+        label_separator=config.label_separator,
+        outside_flag="--allow_outside true",
+        shard_window=config.shard_window,
+        cache_gib=config.cache_gib,
+        tell=say,
+    )
+    return table.load_splits(query)
 
 
 def choose_bands(config: FinetuneConfig, splits: Splits) -> ChosenBands | None:
@@ -300,11 +283,6 @@ def image_reader(
 def computed_cache(config: FinetuneConfig) -> BoundedCache:
     """Where decoded images and features are kept."""
     return BoundedCache(cache_folder() / COMPUTED, int(config.cache_gib * 2**30))
-
-
-def shard_cache(config: FinetuneConfig) -> BoundedCache:
-    """Where fetched shards are kept: apart, as decoded images and features are made while shards come and go."""
-    return BoundedCache(cache_folder() / SHARDS, int(config.cache_gib * 2**30))
 
 
 @contextmanager

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from conftest import write_image
 
-from sat_vg.backbone_finetuning.data.sources.image_lists import images_of, list_images
+from sat_vg.backbone_finetuning.data.sources import table
+from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 
@@ -14,6 +15,14 @@ def images(folder: Path, *names: str) -> Path:
     for number, name in enumerate(names):
         write_image(folder / name, (1, 2, 3), number, size=4)
     return folder
+
+
+def list_images(path: str, **more: object) -> ImageList:
+    return table.list_images(ImageQuery(path=path, **more))
+
+
+def images_of(path: str) -> tuple[str, ...]:
+    return list_images(path).paths
 
 
 def relative(found, folder: Path) -> list[str]:
@@ -149,7 +158,7 @@ def test_what_is_not_there(tmp_path):
 def test_labels_are_read_as_in_a_training(tmp_path):
     images(tmp_path, "a.png", "b.png", "c.png")
     (tmp_path / "list.csv").write_text("path,labels\na.png,\"['sea', 'e\u0301']\"\nb.png,[]\nc.png,sea\n")
-    assert list_images(f"{tmp_path}/list.csv", separator=",").labels == ("sea, \u00e9", "(none)", "sea")
+    assert list_images(f"{tmp_path}/list.csv", label_separator=",").labels == ("sea, \u00e9", "(none)", "sea")
 
 
 def test_folders_of_splits_by_other_names_are_no_classes(tmp_path):

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from test_image_lists import images_of, list_images
 
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
-from sat_vg.backbone_finetuning.data.sources.image_lists import images_of, list_images
 from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.utils.errors import DataError
 

@@ -27,7 +27,8 @@ from sat_vg.backbone_finetuning.data.features.files import (
 from sat_vg.backbone_finetuning.data.features.spool import Spool, hash_of_images
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.reading.threads import read_in_order
-from sat_vg.backbone_finetuning.data.sources.image_lists import ImageList, list_images
+from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery
+from sat_vg.backbone_finetuning.data.sources.table import list_images
 from sat_vg.backbone_finetuning.evaluation.nearest_neighbours import knn_accuracy
 from sat_vg.backbone_finetuning.models.artifact import current_versions
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
@@ -135,7 +136,10 @@ def extract_features(request: Request) -> Path:
     """
     target = expand_home(request.out)
     _check(request, target)
-    images = list_images(request.images, request.allow_outside, request.label_separator)
+    query = ImageQuery(
+        path=request.images, allow_outside=request.allow_outside, label_separator=request.label_separator
+    )
+    images = list_images(query)
     if request.knn == "yes" and (request.stages or len(images.class_names) < 2):
         raise ConfigError("--knn yes: needs pooled vectors, so no --stages, and labelled images of two classes")
     checkpoint = expand_home(request.checkpoint)

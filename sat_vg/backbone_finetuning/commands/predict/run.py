@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.reading.threads import read_in_order
-from sat_vg.backbone_finetuning.data.sources.image_lists import images_of
-from sat_vg.backbone_finetuning.data.sources.left_out import describe_left_out
+from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
+from sat_vg.backbone_finetuning.data.sources.table import list_images
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.overlays import draw_overlays
 from sat_vg.backbone_finetuning.utils.errors import (
@@ -188,11 +187,10 @@ def path_groups(arguments: Sequence[str], size: int) -> Iterator[list[Answer]]:
 
 def _expand(source: str) -> list[Answer]:
     try:
-        left_out: Counter[str] = Counter()
-        answers = [Answer(path) for path in images_of(source, left_out)]
-        if left_out:
-            tqdm.write(printable(f"{source!r}{describe_left_out(left_out)}"), file=sys.stderr)
-        return answers
+        images = list_images(ImageQuery(path=source))
+        if images.left_out:
+            tqdm.write(printable(f"{source!r}{images.left_out}"), file=sys.stderr)
+        return [Answer(path) for path in images.paths]
     except (DataError, ValueError) as error:  # ValueError: a NUL in a path
         return [Answer(source, error=str(error))]
 

@@ -23,7 +23,7 @@ from sat_vg.backbone_finetuning.data.shards.index import (
 )
 from sat_vg.backbone_finetuning.data.shards.paths import Shard
 from sat_vg.backbone_finetuning.data.shards.scan import ScannedShard, label_set_of, scan_shard
-from sat_vg.backbone_finetuning.data.shards.source import WRITING
+from sat_vg.backbone_finetuning.data.shards.source import WRITING, shard_cache
 from sat_vg.backbone_finetuning.data.shards.writer import (
     PlannedShard,
     ShardLimit,
@@ -38,7 +38,6 @@ from sat_vg.backbone_finetuning.training.preparation import (
     check_images,
     decoder_of_config,
     load_splits,
-    shard_cache,
 )
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, WriteError
 from sat_vg.backbone_finetuning.utils.folder_lock import LOCK, lock_folder
@@ -157,7 +156,7 @@ def check_shards(given: str) -> None:
     """
     folder = expand_home(given)
     index = read_index(folder / INDEX if folder.is_dir() else folder)
-    store = store_of(folder if folder.is_dir() else folder.parent, shard_cache(FinetuneConfig()))
+    store = store_of(folder if folder.is_dir() else folder.parent, shard_cache(FinetuneConfig().cache_gib))
     problems = []
     for entry in progress(index.shards, desc="reading shards", unit="shard"):
         shard = Shard(entry.name, entry.num_bytes, entry.sha256, store)

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from sat_vg.backbone_finetuning.data.reading.files import stamp_of_image
-from sat_vg.backbone_finetuning.data.sources.image_lists import ImageList
+from sat_vg.backbone_finetuning.data.sources.source import ImageList
 from sat_vg.backbone_finetuning.utils.json_reading import read_json
 from sat_vg.backbone_finetuning.utils.safe_files import remove_unfinished, write_text
 

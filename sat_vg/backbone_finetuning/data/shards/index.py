@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from sat_vg.backbone_finetuning.data.sources.class_names import same_form
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, read_json
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
@@ -162,7 +163,7 @@ def is_sample_name(name: str) -> bool:
 
 
 def _index_of(content: dict[str, Any]) -> ShardIndex:
-    class_names = tuple(_list_of(content, "class_names", str))
+    class_names = tuple(map(same_form, _list_of(content, "class_names", str)))
     if len(class_names) < 2 or len(set(class_names)) < len(class_names) or not all(class_names):
         raise _UnsoundError("class_names are fewer than two, or one of them is there twice or empty")
     sets = content.get("label_sets")

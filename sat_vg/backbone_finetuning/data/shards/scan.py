@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 from sat_vg.backbone_finetuning.data.shards.index import is_sample_name
-from sat_vg.backbone_finetuning.data.sources.splits import IMAGE_ENDINGS
+from sat_vg.backbone_finetuning.data.sources.image_files import IMAGE_ENDINGS
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, parse_json
 from sat_vg.backbone_finetuning.utils.regular_files import open_regular

@@ -15,10 +15,14 @@ from sat_vg.backbone_finetuning.data.reading.decoded_cache import in_words
 from sat_vg.backbone_finetuning.data.shards.cache import SOURCE, FetchedShards, LocalShards, store_of
 from sat_vg.backbone_finetuning.data.shards.index import INDEX, ListedShard, ShardIndex, read_index
 from sat_vg.backbone_finetuning.data.shards.paths import Shard, ShardPath
+from sat_vg.backbone_finetuning.data.sources.image_files import is_image
+from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery, list_splits
 from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits, describe_splits, split_off
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache
+from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 
+_CACHE = "shards"  # in the cache folder
 WRITING = ".writing.json"  # in a folder whose shards are not complete yet
 _LISTED = 10
 
@@ -49,24 +53,61 @@ def is_sharded(path: Path) -> bool:
         DataError: it is a folder of shards whose writing has not ended, or of tar files that nobody knows.
     """
     try:
-        is_folder = path.is_dir()
-    except OSError:  # a name that is too long, or a folder that must not be entered: who lists it says so
+        if not path.is_dir():
+            return path.name == INDEX
+        if (path / INDEX).is_file():
+            return True
+        is_unfinished = (path / WRITING).is_file()
+        holds_archives = any(path.glob("*.tar")) and not any(
+            entry.is_dir() or is_image(entry.name) for entry in path.iterdir()
+        )
+    except OSError:  # a name that is too long, or a folder that must not be entered: listing it says so
         return False
-    if not is_folder:
-        return path.name == INDEX
-    if (path / INDEX).is_file():
-        return True
-    if (path / WRITING).is_file():
+    if is_unfinished:
         raise DataError(
             f"{str(path)!r} holds shards whose writing has not ended; run the same sat-vg shard command again, which "
             "goes on where it was"
         )
-    if not any(entry.is_dir() for entry in path.iterdir()) and any(path.glob("*.tar")):
+    if holds_archives:
         raise DataError(
             f"{str(path)!r} holds tar files without {INDEX}. If they are WebDataset shards, make it: sat-vg shard "
             "--index DIR. Else unpack them"
         )
     return False
+
+
+class Shards:
+    """The source of images in tar files with an index."""
+
+    def takes(self, query: ImageQuery) -> bool:
+        """See ``is_sharded``."""
+        return query.path is not None and is_sharded(query.place)
+
+    def load_splits(self, query: ImageQuery) -> Splits:
+        """See ``load_shards``."""
+        for name, value, usual in (
+            ("train_split", query.train_split, "train"),
+            ("val_split", query.val_split, "val"),
+        ):
+            if value != usual:
+                raise ConfigError(
+                    f"{name} = {value!r}: has no effect on shards, whose index says what is train's and val's; leave "
+                    "it out"
+                )
+        cache = shard_cache(query.cache_gib)
+        return load_shards(query.place, ShardSettings(cache, query.shard_window, query.val_fraction, query.seed))
+
+    def list_images(self, query: ImageQuery) -> ImageList:
+        """See ``Source``."""
+        return list_splits(self.load_splits(query))
+
+
+SHARDS = Shards()
+
+
+def shard_cache(cache_gib: float) -> BoundedCache:
+    """The cache of fetched shards: not that of decoded images and features, as these come while shards go."""
+    return BoundedCache(cache_folder() / _CACHE, int(cache_gib * 2**30))
 
 
 def load_shards(path: Path, settings: ShardSettings) -> Splits:

@@ -1,4 +1,4 @@
-"""Lists of images in files: text with a path a line, or a CSV table with a column ``path`` and maybe others.
+"""Rows of a list of images: text with a path a line, or a CSV table with a column ``path`` and maybe others.
 
 Paths are relative to the file's own folder. A list often comes with a data set from elsewhere and could name any file
 of this machine, so paths that lead out of its folder, through links too, are refused unless that is allowed.

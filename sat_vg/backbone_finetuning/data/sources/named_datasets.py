@@ -5,12 +5,34 @@ from pathlib import Path
 
 from sat_vg.backbone_finetuning.data.sources.dataset_copies import list_files, require_copy, unpacked
 from sat_vg.backbone_finetuning.data.sources.listed_splits import Drawing, ListedImage, splits_of
+from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery, list_splits
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.data.sources.torchvision_datasets import DATASETS, NamedDataset
 from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 COPIES, UNPACKED = "datasets", "unpacked"  # in the cache folder
+
+
+class NamedDatasets:
+    """The source of data sets that torchvision knows by name."""
+
+    def takes(self, query: ImageQuery) -> bool:
+        """See ``Source``."""
+        return query.dataset is not None
+
+    def load_splits(self, query: ImageQuery) -> Splits:
+        """See ``load_named``."""
+        assert query.dataset is not None
+        folder = None if query.path is None else query.place
+        return load_named(query.dataset, folder, val_fraction=query.val_fraction, seed=query.seed, tell=query.tell)
+
+    def list_images(self, query: ImageQuery) -> ImageList:
+        """See ``Source``."""
+        return list_splits(self.load_splits(query))
+
+
+NAMED_DATASETS = NamedDatasets()
 
 
 def load_named(

@@ -5,6 +5,7 @@ share colours, seasons and surroundings on purpose: what tells them apart is tex
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.data.sources import scene_textures as draw
+from sat_vg.backbone_finetuning.data.sources.folders import FOLDERS
 from sat_vg.backbone_finetuning.data.sources.scene_textures import REACH, Array, Canvas, Shape
+from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery
+from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.safe_files import folder_aside
@@ -282,6 +286,25 @@ def write_scenes(
                     path = folder / f"{class_name}_{number:04d}.jpg"
                     Image.fromarray(tile).save(path, quality=_JPEG_QUALITY)
                     bar.update()
+
+
+class Scenes:
+    """The source of the built-in scenes: of a run that names no images."""
+
+    def takes(self, query: ImageQuery) -> bool:
+        """See ``Source``."""
+        return query.path is None and query.dataset is None
+
+    def load_splits(self, query: ImageQuery) -> Splits:
+        """See ``Source``."""
+        return FOLDERS.load_splits(replace(query, path=str(scenes_folder())))
+
+    def list_images(self, query: ImageQuery) -> ImageList:
+        """See ``Source``."""
+        return FOLDERS.list_images(replace(query, path=str(scenes_folder())))
+
+
+SCENES = Scenes()
 
 
 def scenes_folder(

@@ -5,10 +5,10 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from sat_vg.backbone_finetuning.data.sources.class_names import same_form
-from sat_vg.backbone_finetuning.data.sources.folder_entries import (
-    IMAGE_ENDINGS,
+from sat_vg.backbone_finetuning.data.sources.image_files import (
     entries_of,
     is_folder,
+    is_image,
     listing,
     subfolders,
 )
@@ -120,7 +120,7 @@ def _only_one(root: Path, role: str, folders: Sequence[str]) -> str | None:
 def _holds_only_folders(folder: Path) -> bool:
     """Whether there are folders in it and no images directly."""
     entries = entries_of(folder)
-    return any(map(is_folder, entries)) and not any(entry.name.lower().endswith(IMAGE_ENDINGS) for entry in entries)
+    return any(map(is_folder, entries)) and not any(is_image(entry.name) for entry in entries)
 
 
 def unpacked(folder: Path, class_names: Collection[str]) -> Path:

@@ -16,9 +16,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sat_vg.backbone_finetuning.data.sources.class_names import describe_unknown, look_alikes, same_form
-from sat_vg.backbone_finetuning.data.sources.folder_entries import IMAGE_ENDINGS as IMAGE_ENDINGS
-from sat_vg.backbone_finetuning.data.sources.folder_entries import entries_of, is_folder, listing, subfolders
-from sat_vg.backbone_finetuning.data.sources.left_out import count_left_out, describe_left_out
+from sat_vg.backbone_finetuning.data.sources.image_files import (
+    IMAGE_ENDINGS,
+    count_left_out,
+    describe_left_out,
+    entries_of,
+    is_folder,
+    is_image,
+    listing,
+    no_images,
+    subfolders,
+)
 from sat_vg.backbone_finetuning.data.sources.split_folders import (
     describe_folders,
     find_splits,
@@ -246,7 +254,7 @@ def _read_held_out(
         )
     split = as_split(name, classes, class_names)
     if not len(split):
-        raise _no_images(folder, left_out)
+        raise no_images(folder, left_out)
     return split
 
 
@@ -285,10 +293,10 @@ def _images_within(folder: Path, left_out: "Counter[str]") -> list[str]:
             continue
         visited.add(real)
         entries = entries_of(current)
-        images = [e for e in entries if e.name.lower().endswith(IMAGE_ENDINGS) and not is_folder(e)]
-        found += [(prefix + entry.name, entry.path) for entry in images]
         for entry in entries:
-            if not entry.name.lower().endswith(IMAGE_ENDINGS) and not is_folder(entry):
+            if is_image(entry.name) and not is_folder(entry):
+                found.append((prefix + entry.name, entry.path))
+            elif not is_folder(entry):
                 count_left_out(entry.name, left_out)
         # In a fixed order (the last is taken first), as it decides under which name a linked folder is read.
         pending += [(current / e.name, f"{prefix}{e.name}/") for e in reversed(entries) if is_folder(e)]
@@ -321,7 +329,7 @@ def _require_classes(folder: Path, classes: dict[str, list[str]], left_out: "Cou
     if not classes:
         files = [entry.name for entry in entries_of(folder)]
         archives = [name for name in files if name.lower().endswith(_ARCHIVE_ENDINGS)]
-        if any(name.lower().endswith(IMAGE_ENDINGS) for name in files):
+        if any(map(is_image, files)):
             raise DataError(f"{place} holds images but no class folders; sort them as {_LAYOUTS}")
         if archives:
             raise DataError(f"{place} holds no class folders but archives: {listing(archives)}; unpack them")
@@ -331,7 +339,7 @@ def _require_classes(folder: Path, classes: dict[str, list[str]], left_out: "Cou
     if inner is not None:
         raise DataError(f"{place} holds only the folder {only}, a single class; did you mean {str(inner)!r}?")
     if not any(classes.values()):
-        raise _no_images(folder, left_out)
+        raise no_images(folder, left_out)
     if only:
         raise DataError(
             f"{place} holds one class, {only}, but a classifier needs at least two to tell apart; add a "
@@ -355,8 +363,3 @@ def _find_nested(folder: Path) -> Path | None:
         folder = folder / names[0]
         names = subfolders(folder)
     return folder if len(names) > 1 else None
-
-
-def _no_images(folder: Path, left_out: "Counter[str]") -> DataError:
-    looked_for = " ".join(IMAGE_ENDINGS) + describe_left_out(left_out)
-    return DataError(f"{str(folder)!r} holds no images at any depth (looked for {looked_for}); check the path")

@@ -1,18 +1,21 @@
-"""Training from a table: a CSV file with a line for each image, its class or classes, and maybe its split.
+"""Tables of images: a CSV file with a line for each image, its class or classes, and maybe its split.
 
 Column ``path`` is relative to the file's folder. Column ``label`` holds the one class of an image; column ``labels``
 instead of it holds several with ``|`` (or another separator) between, or none. Column ``split`` holds train, val or
-test in every line, or is left out. Other columns are not looked at. What may not be named, ``image_tables`` says.
+test in every line, or is left out. Other columns are not read. Text files with a path a line can be run over, not
+trained on. ``image_tables`` says what may not be named.
 """
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sat_vg.backbone_finetuning.data.sources.class_names import SEPARATOR, judge_cells, names_in
+from sat_vg.backbone_finetuning.data.sources.class_names import SEPARATOR, judge_cells, names_in, same_form
+from sat_vg.backbone_finetuning.data.sources.folders import FOLDERS
 from sat_vg.backbone_finetuning.data.sources.image_tables import (
+    LIST_ENDINGS,
     TABLE_ENDING,
     Filling,
     ImageTable,
@@ -20,6 +23,7 @@ from sat_vg.backbone_finetuning.data.sources.image_tables import (
     read_image_table,
 )
 from sat_vg.backbone_finetuning.data.sources.listed_splits import Drawing, ListedImage, splits_of
+from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery, describe_images
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
@@ -41,12 +45,52 @@ class SplitNames:
 _USUAL_NAMES = SplitNames()
 
 
-def is_manifest(path: Path) -> bool:
-    """Whether a path is meant as that of a table and not of a folder."""
-    return path.suffix.lower() == TABLE_ENDING and not path.is_dir()
+class Tables:
+    """The source of images that are listed in a file."""
+
+    def takes(self, query: ImageQuery) -> bool:
+        """Whether the path is meant as that of a list and not of a folder."""
+        return query.path is not None and query.place.suffix.lower() in LIST_ENDINGS and not query.place.is_dir()
+
+    def load_splits(self, query: ImageQuery) -> Splits:
+        """See ``load_table``."""
+        if query.place.suffix.lower() != TABLE_ENDING and query.place.exists():
+            raise DataError(
+                f"{query.path!r} is a list of paths, without classes; give a table (.csv) with the columns path and "
+                "label, or the folder of the class folders"
+            )
+        return load_table(
+            query.place,
+            names=SplitNames(query.train_split, query.val_split),
+            val_fraction=query.val_fraction,
+            seed=query.seed,
+            allow_outside=query.allow_outside,
+            separator=query.label_separator,
+        )
+
+    def list_images(self, query: ImageQuery) -> ImageList:
+        """Images of a text file are not labelled, nor those of a table without a column of labels."""
+        if not query.place.exists():
+            return FOLDERS.list_images(query)  # a glob such as *.csv, or a name that is not there
+        refuse_outside = None if query.allow_outside else query.outside_flag
+        rows = read_image_table(query.place, ("label", "labels"), _LABELS, refuse_outside).rows
+        labels = tuple(_label_of(row.cells, query.label_separator) for row in rows if row.cells) or None
+        how = f" (by {query.place.name})" if labels else ""
+        return ImageList(tuple(row.path for row in rows), labels, describe_images(labels, len(rows), how))
 
 
-def load_manifest(
+TABLES = Tables()
+_LABELS = Filling(("label",), "; without the column label no image needs one")
+
+
+def _label_of(cells: Mapping[str, str], separator: str) -> str:
+    """The class of an image, or its classes with commas between."""
+    if "label" in cells:
+        return same_form(cells["label"])
+    return ", ".join(sorted(set(map(same_form, names_in(cells["labels"], separator))) - {""})) or "(none)"
+
+
+def load_table(
     path: Path,
     *,
     names: SplitNames = _USUAL_NAMES,

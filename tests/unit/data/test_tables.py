@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from conftest import write_image
 
-from sat_vg.backbone_finetuning.data.checks.manifests import SplitNames, is_manifest, load_manifest
 from sat_vg.backbone_finetuning.data.sources.class_names import judge_cells
+from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
 from sat_vg.backbone_finetuning.data.sources.splits import Split, load_class_folders
+from sat_vg.backbone_finetuning.data.sources.tables import TABLES, SplitNames, load_table
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.printable import printable
 
@@ -26,6 +27,10 @@ def table(folder: Path, *lines: str, name: str = "images.csv") -> Path:
     return path
 
 
+def is_table(path: Path) -> bool:
+    return TABLES.takes(ImageQuery(path=str(path)))
+
+
 def content(split: Split | None, folder: Path) -> list[tuple[str, str]]:
     assert split is not None
     return [
@@ -40,7 +45,7 @@ def test_one_class_an_image_and_a_column_of_splits(tmp_path):
         tmp_path, "size,split,path,label", "1,val,d.png,sea", "2,train,b.png,town", "3,train,a.png,sea", "",
         "4,test,e.png,town", "5,train,deep/c.png,sea",
     )  # fmt: skip
-    splits = load_manifest(path)
+    splits = load_table(path)
     assert splits.class_names == ("sea", "town")
     assert content(splits.train, tmp_path) == [("a.png", "sea"), ("deep/c.png", "sea"), ("b.png", "town")]
     assert content(splits.val, tmp_path) == [("d.png", "sea")]
@@ -57,7 +62,7 @@ def test_several_classes_an_image_or_none(tmp_path):
         tmp_path, "path,labels,split", "a.png,ships| sea ,train", "b.png,,train", "c.png,sea|ships|sea,train",
         "d.png,ships,val", "e.png,sea,test",
     )  # fmt: skip
-    splits = load_manifest(path)
+    splits = load_table(path)
     assert splits.class_names == ("sea", "ships")
     assert splits.train.label_sets == splits.val.label_sets == ((), (0,), (0, 1), (1,))
     assert content(splits.train, tmp_path) == [("b.png", "(none)"), ("a.png", "sea, ships"), ("c.png", "sea, ships")]
@@ -72,17 +77,17 @@ def test_a_split_by_seed_is_that_of_class_folders_whatever_the_order_of_lines(tm
     folders = load_class_folders(tmp_path, seed=3)
     random.Random(0).shuffle(names)
     path = table(tmp_path, "path,label", *(f"{name},{name.partition('/')[0]}" for name in names))
-    listed = load_manifest(path, seed=3)
+    listed = load_table(path, seed=3)
     assert listed.val_is_drawn
     assert (listed.train, listed.val) == (folders.train, folders.val)
     assert listed.description.endswith(", split by seed 3: 24 train, 6 val")
-    assert load_manifest(path, seed=4).val != listed.val
+    assert load_table(path, seed=4).val != listed.val
     # An empty column says as much as none; without a line for val, val comes out of train, and test stays test.
     empty = table(tmp_path, "path,label,split", *(f"{name},{name.partition('/')[0]}," for name in names))
-    assert load_manifest(empty, seed=3).val == listed.val
+    assert load_table(empty, seed=3).val == listed.val
     parts = {name: "test" if name.endswith("9.png") else "train" for name in names}
     held = table(tmp_path, "path,label,split", *(f"{n},{n.partition('/')[0]},{parts[n]}" for n in names))
-    splits = load_manifest(held, val_fraction=0.34)
+    splits = load_table(held, val_fraction=0.34)
     assert [len(split) for split in splits.parts] == [18, 9, 3]
     assert splits.val_is_drawn
     assert "no line says 'val', so val is 34% of 'train' by seed 0" in splits.description
@@ -92,25 +97,25 @@ def test_a_split_by_seed_of_several_classes_is_stratified(tmp_path):
     rows = [("sea", "sea|ships", "", "town|sea")[index % 4] for index in range(80)]
     images(tmp_path, *(f"{index}.png" for index in range(80)))
     lines = [f"{index}.png,{labels}" for index, labels in enumerate(rows)]
-    splits = load_manifest(table(tmp_path, "path,labels", *lines), seed=1)
+    splits = load_table(table(tmp_path, "path,labels", *lines), seed=1)
     assert splits.val.class_counts() == [12, 4, 4]  # of 60, 20 and 20
     assert len(splits.val) == 16
     assert not set(splits.train.paths) & set(splits.val.paths)
     assert len(splits.train) + len(splits.val) == 80
     random.Random(0).shuffle(lines)
-    assert load_manifest(table(tmp_path, "path,labels", *lines), seed=1) == splits
-    assert load_manifest(table(tmp_path, "path,labels", *lines), seed=2).val != splits.val
+    assert load_table(table(tmp_path, "path,labels", *lines), seed=1) == splits
+    assert load_table(table(tmp_path, "path,labels", *lines), seed=2).val != splits.val
 
 
 def test_splits_by_other_names(tmp_path):
     images(tmp_path, "a.png", "b.png", "c.png")
     path = table(tmp_path, "path,label,split", "a.png,x,fit", "b.png,y,fit", "c.png,x,dev")
-    splits = load_manifest(path, names=SplitNames("fit", "dev"))
+    splits = load_table(path, names=SplitNames("fit", "dev"))
     assert [len(split) for split in splits.parts] == [2, 1]
     with pytest.raises(
         DataError, match=r"line 2: there is no split 'fit', only train, val, test; write one of these"
     ):
-        load_manifest(path)
+        load_table(path)
 
 
 def test_as_spreadsheets_and_people_write_it(tmp_path):
@@ -121,8 +126,8 @@ def test_as_spreadsheets_and_people_write_it(tmp_path):
         'grün/été 日本.png,"x\r\nz"\r\n"say ""so"".png",y'
     )
     (tmp_path / "images.CSV").write_bytes(rows.encode("utf-8"))
-    assert is_manifest(tmp_path / "images.CSV")
-    splits = load_manifest(tmp_path / "images.CSV", val_fraction=0.4)
+    assert is_table(tmp_path / "images.CSV")
+    splits = load_table(tmp_path / "images.CSV", val_fraction=0.4)
     assert splits.class_names == ("x", "x\r\nz", "y")
     found = [*content(splits.train, tmp_path), *content(splits.val, tmp_path)]
     assert sorted(found) == sorted(zip(names, ["x", "y", "x\r\nz", "y"], strict=True))
@@ -134,12 +139,12 @@ def test_odd_labels_are_allowed_and_shown_safely(tmp_path):
         tmp_path, "path,label,split", "a.png,<script>,train", "b.png,\x1b[31mred,train", "c.png,\x1b]0;x,val"
     )
     with pytest.raises(DataError, match="val has classes that train lacks") as caught:
-        load_manifest(path)
+        load_table(path)
     assert "\x1b" not in printable(str(caught.value))
     path = table(
         tmp_path, "path,label,split", "a.png,<script>,train", "b.png,\x1b[31mred,train", "c.png,<script>,val"
     )
-    assert load_manifest(path).class_names == ("\x1b[31mred", "<script>")
+    assert load_table(path).class_names == ("\x1b[31mred", "<script>")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +179,7 @@ def test_odd_labels_are_allowed_and_shown_safely(tmp_path):
 def test_what_is_refused(tmp_path, lines, message):
     images(tmp_path, "a.png", "b.png", "c.png")
     with pytest.raises(DataError, match=message):
-        load_manifest(table(tmp_path, *lines))
+        load_table(table(tmp_path, *lines))
 
 
 def test_images_that_are_not_there_are_listed(tmp_path):
@@ -184,7 +189,7 @@ def test_images_that_are_not_there_are_listed(tmp_path):
     missing = ["folder.png", "nowhere.png", f"{'x' * 300}.png", *(f"{index}.png" for index in range(9))]
     path = table(tmp_path, "path,label", "a.png,x", "b.png,y", *(f"{name},x" for name in missing))
     with pytest.raises(DataError) as caught:
-        load_manifest(path)
+        load_table(path)
     message = str(caught.value)
     assert message.startswith(f"12 of the 14 images of {str(path)!r} are not there:\n  line 4: 'folder.png'\n")
     assert "  line 13: '6.png'\n  and 2 more\n" in message
@@ -196,14 +201,14 @@ def test_a_table_names_nothing_outside_its_folder(tmp_path):
     (tmp_path / "data/link").symlink_to(tmp_path)
     (tmp_path / "data/link.png").symlink_to(tmp_path / "secret.png")
     with pytest.raises(DataError, match="leads out of"):
-        load_manifest(table(tmp_path / "data", "path,label", "own.png,x", "..,y"))
+        load_table(table(tmp_path / "data", "path,label", "own.png,x", "..,y"))
     for given in ("../secret.png", f"{tmp_path}/secret.png", "link/secret.png", "link.png", "x/../../secret.png"):
         lines = ("path,label,split", "own.png,x,train", "other.png,y,train", f"{given},y,val")
         path = table(tmp_path / "data", *lines)
         with pytest.raises(DataError, match=r"line 4: .*leads out of the list's folder.*add --allow_outside true"):
-            load_manifest(path)
+            load_table(path)
         if given != "x/../../secret.png":  # which no open() finds, as there is no x
-            assert Path(load_manifest(path, allow_outside=True).val.paths[0]).resolve() == tmp_path / "secret.png"
+            assert Path(load_table(path, allow_outside=True).val.paths[0]).resolve() == tmp_path / "secret.png"
 
 
 def test_relative_and_absolute_paths_go_together(tmp_path, monkeypatch):
@@ -212,22 +217,22 @@ def test_relative_and_absolute_paths_go_together(tmp_path, monkeypatch):
         tmp_path / "data", "path,label,split", "a.png,x,train", f"{tmp_path}/data/b.png,y,train", "c.png,x,val"
     )
     monkeypatch.chdir(tmp_path)
-    relative = load_manifest(path.relative_to(tmp_path))
+    relative = load_table(path.relative_to(tmp_path))
     assert relative.train.paths == (f"{tmp_path}/data/a.png", f"{tmp_path}/data/b.png")
     table(tmp_path / "data", "path,label,split", "a.png,x,train", "b.png,y,train", "c.png,x,val")
-    assert load_manifest(path.relative_to(tmp_path)).train.paths == ("data/a.png", "data/b.png")
+    assert load_table(path.relative_to(tmp_path)).train.paths == ("data/a.png", "data/b.png")
 
 
 def test_what_is_a_table(tmp_path):
     (tmp_path / "folder.csv").mkdir()
-    assert is_manifest(tmp_path / "a.csv")
-    assert not is_manifest(tmp_path / "folder.csv")
-    assert not is_manifest(tmp_path / "a.txt")
+    assert is_table(tmp_path / "a.csv")
+    assert not is_table(tmp_path / "folder.csv")
+    assert not is_table(tmp_path / "a.png")
     with pytest.raises(DataError, match="there is no file"):
-        load_manifest(tmp_path / "a.csv")
+        load_table(tmp_path / "a.csv")
     (tmp_path / "b.csv").write_bytes(b"path,label\n\xff\xfe,x\n")
     with pytest.raises(DataError, match="must be text in UTF-8"):
-        load_manifest(tmp_path / "b.csv")
+        load_table(tmp_path / "b.csv")
 
 
 def cells_in_table(folder: Path, column: str, cells: list[str], times: int = 4) -> Path:
@@ -250,7 +255,7 @@ def cells_in_table(folder: Path, column: str, cells: list[str], times: int = 4) 
     ],
 )
 def test_other_separators_are_read_once_they_are_named(tmp_path, separator, cells):
-    splits = load_manifest(cells_in_table(tmp_path, "labels", cells), separator=separator, val_fraction=0.25)
+    splits = load_table(cells_in_table(tmp_path, "labels", cells), separator=separator, val_fraction=0.25)
     found = Counter(classes for part in splits.parts for _, classes in content(part, tmp_path))
     assert found == {"sea, ships": 8, "(none)": 4, "sea": 4}
     assert splits.class_names == ("sea", "ships")
@@ -284,16 +289,16 @@ def test_spaces_within_names_are_not(cells):
 
 
 def test_doubts_about_cells_are_handed_on(tmp_path):
-    (note,) = load_manifest(cells_in_table(tmp_path, "labels", ["sea,ships", "sea", "ships"])).notes
+    (note,) = load_table(cells_in_table(tmp_path, "labels", ["sea,ships", "sea", "ships"])).notes
     assert "images.csv" in note
     assert "4 cells hold what looks like several classes with ',' between, such as 'sea,ships'" in note
 
 
 def test_several_classes_in_the_column_of_one_are_warned_of(tmp_path):
-    (note,) = load_manifest(cells_in_table(tmp_path, "label", ["a", "a|b", "b"])).notes
+    (note,) = load_table(cells_in_table(tmp_path, "label", ["a", "a|b", "b"])).notes
     assert "4 cells hold what looks like several classes, such as 'a|b'" in note
     assert "call the column labels" in note
-    assert not load_manifest(cells_in_table(tmp_path / "plain", "label", ["harbor, small", "a b", "a", "b"])).notes
+    assert not load_table(cells_in_table(tmp_path / "plain", "label", ["harbor, small", "a b", "a", "b"])).notes
 
 
 def test_both_forms_of_unicode_are_one_class(tmp_path):
@@ -302,6 +307,6 @@ def test_both_forms_of_unicode_are_one_class(tmp_path):
         tmp_path, "path,label,split", "0.png,\u00e9t\u00e9,train", "1.png,e\u0301te\u0301,train", "2.png,sea,train",
         "3.png,e\u0301te\u0301,val",
     )  # fmt: skip
-    splits = load_manifest(path)
+    splits = load_table(path)
     assert splits.class_names == ("sea", "\u00e9t\u00e9")
     assert splits.train.class_counts() == [1, 2]

@@ -1,0 +1,113 @@
+"""A source of images: how it is recognised, and what it gives to a training and to commands that run a model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from sat_vg.backbone_finetuning.data.sources.class_names import SEPARATOR
+from sat_vg.backbone_finetuning.data.sources.splits import Splits
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
+from sat_vg.backbone_finetuning.utils.printable import counted
+
+_CACHE_GIB = 16.0  # as in the configuration
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageQuery:
+    """Where images come from, as a user says it.
+
+    Attributes:
+        path: a folder, file or glob; None: none was given.
+        dataset: name of a data set that torchvision reads.
+        train_split: name of the train folder, or what a table's column ``split`` calls train.
+        val_split: the same of val.
+        val_fraction: share of each class that becomes val where the source gives none, in (0, 1).
+        seed: of that split, which depends on nothing else but paths and classes.
+        allow_outside: a list or table may name files outside its folder.
+        label_separator: text between the classes of an image in a table's column ``labels``.
+        outside_flag: the flag that sets ``allow_outside``, for messages.
+        shard_window: shards whose images are shuffled together; 0: all.
+        cache_gib: the most that the cache of fetched shards takes.
+        tell: called with lines for the user, as a download may take long.
+    """
+
+    path: str | None = None
+    dataset: str | None = None
+    train_split: str = "train"
+    val_split: str = "val"
+    val_fraction: float = 0.2
+    seed: int = 0
+    allow_outside: bool = False
+    label_separator: str = SEPARATOR
+    outside_flag: str = "--allow_outside"
+    shard_window: int = 0
+    cache_gib: float = _CACHE_GIB
+    tell: Callable[[str], None] = lambda line: None
+
+    @property
+    def place(self) -> Path:
+        """The path, which has to be given, with the home folder written out."""
+        assert self.path is not None
+        return expand_home(self.path)
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """Images in order, with what is known of their classes.
+
+    Attributes:
+        paths: files to open: the folder as it was given, and what follows.
+        labels: the class of each image by name; None: they are not labelled.
+        description: one line for the terminal.
+        left_out: files that are no images, in words; begins with its punctuation, empty where there are none.
+    """
+
+    paths: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    description: str
+    left_out: str = ""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, sorted; none where the images are not labelled."""
+        return tuple(sorted(set(self.labels or ())))
+
+
+class Source(Protocol):
+    """One kind of place that images come from; ``table.SOURCES`` lists all."""
+
+    def takes(self, query: ImageQuery) -> bool:
+        """Whether the query means this source. Raises DataError where it is a broken one."""
+
+    def load_splits(self, query: ImageQuery) -> Splits:
+        """Images and labels of train, val and, where there is one, test; none is opened.
+
+        Raises:
+            DataError: there are none, or their classes do not fit together.
+        """
+
+    def list_images(self, query: ImageQuery) -> ImageList:
+        """All images, with their labels if they have some; none is opened.
+
+        Raises:
+            DataError: there are none.
+        """
+
+
+def list_splits(splits: Splits) -> ImageList:
+    """The images of all splits, labelled."""
+    paths = tuple(path for split in splits.parts for path in split.paths)
+    labels = tuple(split.name_of(label) for split in splits.parts for label in split.labels)
+    return ImageList(paths, labels, splits.description)
+
+
+def describe_images(labels: tuple[str, ...] | None, number: int, how: str) -> str:
+    """A line on so many images: their number, and where ``labels`` is given that of their classes and ``how``."""
+    images = counted(number, "image")
+    if labels is None:
+        return f"{images}, not labelled{how}"
+    return f"{images} in {counted(len(set(labels)), 'class', 'classes')}{how}"

@@ -1,0 +1,41 @@
+"""All sources of images, for every command that takes images: a new source is a class and its line here."""
+
+from sat_vg.backbone_finetuning.data.shards.source import SHARDS
+from sat_vg.backbone_finetuning.data.sources.folders import FOLDERS
+from sat_vg.backbone_finetuning.data.sources.named_datasets import NAMED_DATASETS
+from sat_vg.backbone_finetuning.data.sources.scenes import SCENES
+from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery, Source
+from sat_vg.backbone_finetuning.data.sources.splits import Splits
+from sat_vg.backbone_finetuning.data.sources.tables import TABLES
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
+
+# The first one that takes a query is asked.
+SOURCES: tuple[Source, ...] = (NAMED_DATASETS, SCENES, SHARDS, TABLES, FOLDERS)
+
+
+def load_splits(query: ImageQuery) -> Splits:
+    """Images and labels of train, val and, where there is one, test; none of them is opened.
+
+    Raises:
+        DataError: there are none, or their classes do not fit together.
+        ConfigError: a setting is for shards and there are none, or the other way round.
+    """
+    source = _source_of(query)
+    if query.shard_window and source is not SHARDS:
+        raise ConfigError(
+            f"shard_window = {query.shard_window}: dataset_path = {query.path!r} holds no shards; leave it out"
+        )
+    return source.load_splits(query)
+
+
+def list_images(query: ImageQuery) -> ImageList:
+    """The images that a model is run over, with their labels if they have some; none of them is opened.
+
+    Raises:
+        DataError: there are none, or a list that cannot be read or names what it may not.
+    """
+    return _source_of(query).list_images(query)
+
+
+def _source_of(query: ImageQuery) -> Source:
+    return next(source for source in SOURCES if source.takes(query))
