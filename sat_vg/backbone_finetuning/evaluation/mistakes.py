@@ -63,6 +63,6 @@ def look_at(model: FineTuneModel, dataset: ImageDataset, place: int, predicted: 
     if model.row.family.name == "ViT":
         with torch.no_grad():
             weights, grid = attention_on_grid(model.network, model.row, model.stages, normalised, -1)
-            attended = attention_heat(weights, grid, model.row.family.num_prefix_tokens)[0]
+            attended = attention_heat(weights, grid)[0]
         attention = lay_over(image, attended.cpu().numpy())
     return Views(image, lay_over(image, heat.cpu().numpy()), attention)

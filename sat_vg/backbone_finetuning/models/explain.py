@@ -1,4 +1,4 @@
-"""Where in an image a class was seen: Grad-CAM for every backbone, and what transformers attend to."""
+"""Where in an image a class was seen: Grad-CAM for every backbone, and what a ViT attends to."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sat_vg.backbone_finetuning.models.attention import attention_on_grid, in_eval_mode
-from sat_vg.backbone_finetuning.models.freezing import check_stage_names
+from sat_vg.backbone_finetuning.models.attention import attention_on_grid
+from sat_vg.backbone_finetuning.models.freezing import check_stage_names, in_eval_mode
 from sat_vg.backbone_finetuning.models.image_batches import require_batch
 from sat_vg.backbone_finetuning.models.probabilities import PROBABILITIES
 from sat_vg.backbone_finetuning.models.staged_classifier import StagedClassifier
@@ -62,16 +62,12 @@ def grad_cam(
     return heat.to(images.device)
 
 
-def attention_heat(weights: Tensor, grid: tuple[int, int], num_prefix_tokens: int) -> Tensor:
-    """One picture of a block's attention, as the mean over its heads.
-
-    With a class token: what that token attends to. Without one, as in a Swin: how much attention each place gets, as
-    the mean over all tokens.
+def attention_heat(weights: Tensor, grid: tuple[int, int]) -> Tensor:
+    """What the class token attends to in one block, as the mean over the heads.
 
     Args:
-        weights: ``[B, heads, tokens, tokens]``, of ``attention_maps``.
-        grid: height and width of the map that the tokens form.
-        num_prefix_tokens: tokens before those of the map; the first is taken for the class token.
+        weights: ``[B, heads, tokens, tokens]``, of ``attention_maps``; token 0 is the class token.
+        grid: height and width of the map that the other tokens form.
 
     Returns:
         Heat ``[B, height, width]``, float32; the least attended place of each image is 0 and the most attended 1, or
@@ -80,14 +76,13 @@ def attention_heat(weights: Tensor, grid: tuple[int, int], num_prefix_tokens: in
     Raises:
         ConfigError: the tokens do not form this grid.
     """
-    num_tokens = num_prefix_tokens + grid[0] * grid[1]
+    num_tokens = 1 + grid[0] * grid[1]
     if weights.ndim != 4 or tuple(weights.shape[2:]) != (num_tokens, num_tokens):
         raise ConfigError(
-            f"weights of shape {list(weights.shape)} with grid = {grid} and num_prefix_tokens = {num_prefix_tokens}: "
-            f"these make {num_tokens} tokens, so the shape must be [B, heads, {num_tokens}, {num_tokens}]"
+            f"weights of shape {list(weights.shape)} with grid = {grid}: with the class token these make "
+            f"{num_tokens} tokens, so the shape must be [B, heads, {num_tokens}, {num_tokens}]"
         )
-    weights = weights.float()
-    received = weights[:, :, 0, num_prefix_tokens:].mean(1) if num_prefix_tokens else weights.mean((1, 2))
+    received = weights[:, :, 0, 1:].float().mean(1)
     lowest, highest = received.amin(1, keepdim=True), received.amax(1, keepdim=True)
     contrast = highest - lowest
     is_flat = contrast <= _SMALLEST_CONTRAST * highest
@@ -114,7 +109,7 @@ def save_explanation(
         model: the classifier to explain.
         images: ``[B, C, H, W]``: uint8, or normalised floats; of any size that the backbone takes.
         path: of the PNG; it appears whole or not at all.
-        kind: ``grad_cam``, for every backbone; ``attention``, for ViT and Swin.
+        kind: ``grad_cam``, for every backbone; ``attention``, for ViT.
         classes: for Grad-CAM, as there.
         stage: for Grad-CAM, as there.
         layer_idx: for attention: the block, from 0, negative from the end; unset: the last.
@@ -138,7 +133,7 @@ def save_explanation(
         block = -1 if layer_idx is None else layer_idx
         inputs = _as_the_model(model, normalised)
         weights, grid = attention_on_grid(model.network, model.row, model.stages, inputs, block)
-        heat = attention_heat(weights, grid, model.row.family.num_prefix_tokens)
+        heat = attention_heat(weights, grid)
         heading = f"{model.backbone}: attention of {'the last block' if block == -1 else f'block {block}'}"
     titles = _titles(model, normalised, picked)
     # Here and not above: a model is built and loaded without matplotlib.

@@ -116,19 +116,18 @@ class FineTuneModel(StagedClassifier):
         self.set_trainable(choose_trainable(self.stages, freeze_early_layers, unfreeze_layers, freeze_layers))
 
     def get_attention_maps(self, images: Tensor, layer_idx: int = -1) -> Tensor:
-        """Attention of one block of a ViT (Dosovitskiy et al., 2021) or a Swin (Liu et al., 2021 and 2022).
+        """Attention of one block of a ViT (Dosovitskiy et al., 2021).
 
         Args:
             images: ``[B, C, H, W]``, normalised.
             layer_idx: block, from 0 over the whole network; negative from the end.
 
         Returns:
-            ``[B, heads, tokens, tokens]``: row i holds how much token i takes from each token. In a ViT token 0 is
-            the class token and rows sum to 1. In a Swin the windows are joined over the block's whole map, zero
-            between tokens that share no window; what is paid to padding is left out.
+            ``[B, heads, tokens, tokens]``: row i holds how much token i takes from each token and sums to 1. Token 0
+            is the class token.
 
         Raises:
-            ConfigError: the backbone has no attention, or no such block, the images are no normalised batch, or the
+            ConfigError: the backbone is no ViT, or has no such block, the images are no normalised batch, or the
                 result would be larger than 2 GiB.
         """
         require_normalised(images, self.in_channels, self.network)
@@ -165,7 +164,7 @@ class FineTuneModel(StagedClassifier):
         Args:
             images: ``[B, C, H, W]``: uint8, or normalised floats.
             path: of the PNG; it appears whole or not at all.
-            kind: ``grad_cam``, for every backbone; ``attention``, for ViT and Swin.
+            kind: ``grad_cam``, for every backbone; ``attention``, for ViT.
             classes: for Grad-CAM: as in ``explain``.
             stage: for Grad-CAM: as in ``explain``.
             layer_idx: for attention: the block; unset: the last.

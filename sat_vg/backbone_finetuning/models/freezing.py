@@ -1,7 +1,8 @@
 """Which stages are trained. Frozen means: no gradient, no statistics, no dropout, whoever calls ``train()``."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -84,3 +85,15 @@ def keep_in_eval(modules: Iterable[nn.Module]) -> None:
     for module in modules:
         if module.training:
             module.training = False
+
+
+@contextmanager
+def in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put ``module`` into eval mode; afterwards each of its parts is in the mode that it was in before."""
+    was_training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in was_training:
+            part.training = True

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sat_vg.backbone_finetuning.models.attention import in_eval_mode
-from sat_vg.backbone_finetuning.models.freezing import apply_trainable, check_stage_names, keep_in_eval
+from sat_vg.backbone_finetuning.models.freezing import apply_trainable, check_stage_names, in_eval_mode, keep_in_eval
 from sat_vg.backbone_finetuning.models.image_batches import require_normalised
 from sat_vg.backbone_finetuning.models.networks.table import BackboneRow, head_parameters, present_auxiliary_heads
 from sat_vg.backbone_finetuning.models.probabilities import PROBABILITIES, TaskName
