@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +17,9 @@ from torchvision import models
 
 from sat_vg.backbone_finetuning.commands.export import cli as export
 from sat_vg.backbone_finetuning.commands.export.run import Request, export_checkpoint
+from sat_vg.backbone_finetuning.models import exports
 from sat_vg.backbone_finetuning.models.exports import FORMATS
 from sat_vg.backbone_finetuning.models.exports.contract import load_format
-from sat_vg.backbone_finetuning.models.exports.program_archives import require_program
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 
@@ -87,10 +88,27 @@ def in_onnx_runtime(graph, checkpoint, part, images):
     return worst
 
 
+def _commands_shown():
+    page = (REPOSITORY / "docs/exporting.md").read_text()
+    return [
+        shlex.split(line.replace("CKPT/", ""))[2:] for line in page.splitlines() if line.startswith("sat-vg export")
+    ]
+
+
+# Format → the file that docs/exporting.md writes in it.
+SHOWN = {
+    command[command.index("--format") + 1]: command[command.index("--out") + 1]
+    for command in _commands_shown()
+    if "--out" in command
+}
+
+
 def test_every_format_of_the_table_has_a_module():
-    assert len(FORMATS) == 5
+    files = Path(exports.__file__).parent.glob("*.py")
+    assert sorted(FORMATS.values()) == sorted(file.stem for file in files if "\nFORMAT = " in file.read_text())
     for name in FORMATS:
         assert load_format(name).endings
+    assert set(SHOWN) == set(FORMATS), "docs/exporting.md shows one command for each format"
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +116,11 @@ def shown(tmp_path_factory):
     """A folder where every command that docs/exporting.md shows has been run on a ResNet."""
     folder = tmp_path_factory.mktemp("shown")
     checkpoint_of(folder, "resnet18", 64).rename(folder / "best_model.pt")
-    page = (REPOSITORY / "docs/exporting.md").read_text()
-    commands = [line for line in page.splitlines() if line.startswith("sat-vg export ")]
-    assert len(commands) == 6
+    assert SHOWN
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for command in commands:
-            assert export.main(shlex.split(command.replace("CKPT/", ""))[2:]) == 0, command
+        for command in _commands_shown():
+            assert export.main(command) == 0, command
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
     return folder
 
@@ -148,14 +164,14 @@ def test_weights_fit_where_they_should(shown):
 
 def test_files_tell_nothing_of_this_machine(shown):
     files = [path for path in shown.iterdir() if path.name != "best_model.pt"]
-    assert len(files) == 15
+    assert len(files) == 3 * len(FORMATS)  # each with two cards
     for path in files:
         content = path.read_bytes()
         assert str(shown).encode() not in content, path
         assert b".py" not in content, path  # of no source file, and so of no folder
 
 
-@pytest.mark.parametrize("name", ["maps.onnx", "classifier.pt2", "weights.pth", "detr.pth", "weights.safetensors"])
+@pytest.mark.parametrize("name", SHOWN.values())
 def test_a_file_that_is_cut_short_altered_or_of_another_model(shown, name, tmp_path, capfd):
     whole = (shown / name).read_bytes()
     other = checkpoint_of(tmp_path, "resnet18", 64, seed=1, shift=0.01)
@@ -185,44 +201,45 @@ def rewritten(source, target, part, change):
     return target
 
 
-def in_graph(find, put):
-    def change(content):
-        text = content.decode()
-        assert find in text
-        return text.replace(find, put, 1).encode()
-
-    return change
-
-
 EVIL = "__import__('pathlib').Path('run').touch()"
 
 
 @pytest.mark.parametrize(
-    ("part", "change", "message"),
+    ("part", "find", "put"),
     [
-        ("models/model.json", in_graph("torch.ops.aten.conv2d.default", "torch.hub.load"), "calls"),
-        ("models/model.json", in_graph('"expr_str": "', f'"expr_str": "{EVIL} or '), "evaluates"),
-        ("models/model.json", in_graph('"guards_code": ["', f'"guards_code": ["{EVIL} or '), "evaluates"),
-        ("models/model.json", in_graph("builtins.dict", "os.system"), "of the kind"),
-        ("models/model.json", in_graph('"as_tensor"', '"as_custom_obj"'), "argument"),
-        ("model_weights_config.json", in_graph('"use_pickle": false', '"use_pickle": true'), "pickles"),
-        ("sample_inputs/model.pt", lambda content: b"cos\nsystem\n(S'touch run'\ntR.", "pickles"),
-        ("models/model.json", lambda content: b"[" * 100_000, "was not loaded"),
-        ("models/model.json", lambda content: b"{}", "was not loaded"),
+        ("models/model.json", b"torch.ops.aten.conv2d.default", b"torch.hub.load"),
+        ("models/model.json", b'"expr_str": "', f'"expr_str": "{EVIL} or '.encode()),
+        ("sample_inputs/model.pt", b"", b"cos\nsystem\n(S'touch run'\ntR."),
+        ("weights/weight_0", b"", b"0"),
+        ("extra/sat_vg.json", b'"temperature": 1.0', b'"temperature": 1.5'),
     ],
-)  # fmt: skip
-def test_programs_of_strangers_are_not_loaded(shown, part, change, message, tmp_path, monkeypatch):
+)
+def test_programs_of_strangers_are_not_loaded(shown, part, find, put, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.export, "load", lambda *_, **__: pytest.fail("it was loaded"))
+
+    def change(content):
+        assert find in content
+        return content.replace(find, put, 1)
+
     hostile = rewritten(shown / "classifier.pt2", tmp_path / "classifier.pt2", part, change)
-    with pytest.raises(CheckpointError, match=message):
-        require_program(hostile)
+    assert export.main([str(shown / "best_model.pt"), "--verify", str(hostile)]) == 2
+    assert "a new export by torch" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_not_changed_is_let_through(shown, tmp_path):
-    require_program(
-        rewritten(shown / "classifier.pt2", tmp_path / "classifier.pt2", "model.json", lambda content: content)
-    )
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"{}", b"null", b'{"contract": {"format": "pt2", "part": 1}}'])
+def test_a_program_without_a_sound_description_is_refused(shown, content, tmp_path):
+    damaged = rewritten(shown / "classifier.pt2", tmp_path / "m.pt2", "extra/sat_vg.json", lambda _: content)
+    with pytest.raises(CheckpointError, match="no description"):
+        load_format("pt2").require_own(damaged, FineTuneModel.load_checkpoint(shown / "best_model.pt"))
+
+
+def test_the_same_program_is_verified_and_one_of_uint8_at_one_size_too(shown, tmp_path):
+    options = ["--format", "pt2", "--with_normalisation", "--fixed_size", "64", "--part", "extractor"]
+    assert export.main([str(shown / "best_model.pt"), *options, "--out", str(tmp_path / "m.pt2")]) == 0
+    for path in (shown / "classifier.pt2", tmp_path / "m.pt2"):
+        assert export.main([str(shown / "best_model.pt"), "--verify", str(path)]) == 0
 
 
 def test_a_graph_whose_weights_lie_elsewhere_is_refused(shown, tmp_path):

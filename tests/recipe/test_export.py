@@ -14,6 +14,8 @@ import torch
 from conftest import small_disk
 
 from sat_vg.backbone_finetuning.commands.export import cli as export
+from sat_vg.backbone_finetuning.models.exports import FORMATS
+from sat_vg.backbone_finetuning.models.exports.contract import load_format
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
 HOSTILE = ("<script>alert(1)</script>", "a|b\n# c", "[x](javascript:y) \x1b[31m `z` _e_ **f**", "head_conv")
@@ -215,17 +217,13 @@ def test_a_killed_export_leaves_no_card_of_another_file_and_nothing_for_long(tmp
     assert sorted(path.name for path in out.parent.iterdir()) == names
 
 
-@pytest.mark.parametrize("form", ["pt2", "onnx", "safetensors", "torchvision", "detr"])
+@pytest.mark.parametrize("form", FORMATS)
 def test_a_full_disk_is_a_sentence_and_leaves_what_was_there(form, checkpoint, tmp_path, capfd):
     if form == "onnx":
         pytest.importorskip("onnxscript")
     small = checkpoint if form == "detr" else tiny(tmp_path / "m.pt", 1)
     with small_disk(tmp_path / "disk", 1):
-        out = (
-            tmp_path
-            / "disk"
-            / f"m{ {'pt2': '.pt2', 'onnx': '.onnx', 'safetensors': '.safetensors'}.get(form, '.pth') }"
-        )
+        out = tmp_path / "disk" / f"m{load_format(form).endings[0]}"
         out.write_text("from before")
         code, said, err = run(capfd, small, "--format", form, "--out", out)
         assert code == 1, (said, err)

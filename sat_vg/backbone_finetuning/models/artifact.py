@@ -1,7 +1,9 @@
-"""best_model.pt: the self-contained product of a run, as tensors and plain data."""
+"""A model into files and back: best_model.pt, the self-contained product of a run, and the weights alone."""
 
+import json
 import platform
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -12,9 +14,10 @@ from torch import Tensor
 
 import sat_vg
 from sat_vg.backbone_finetuning.models.probabilities import TaskName
-from sat_vg.backbone_finetuning.utils.errors import CheckpointError
+from sat_vg.backbone_finetuning.models.staged_classifier import StagedClassifier
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
-from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_tensors
+from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_safetensors, save_tensors
 
 FORMAT = "sat_vg.best_model"
 SCHEMA = 1
@@ -90,12 +93,12 @@ def write_artifact(path: Path, artifact: Artifact) -> None:
             "config": artifact.config,
             "metrics": artifact.metrics,
             "versions": current_versions(),
-            "state_dict": _on_cpu(artifact.state_dict),
+            "state_dict": on_cpu(artifact.state_dict),
         },
     )
 
 
-def _on_cpu(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+def on_cpu(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
     """The tensors on the CPU, with the layers' version numbers that torch keeps beside them (MNASNet needs its)."""
     moved = OrderedDict((name, value.detach().cpu()) for name, value in state_dict.items())
     moved._metadata = getattr(state_dict, "_metadata", {})  # type: ignore[attr-defined]
@@ -122,30 +125,74 @@ def read_artifact(path: Path) -> Artifact:
             f"{str(path)!r} has schema {content['schema']}; this sat_vg {sat_vg.__version__} reads up to {SCHEMA}. "
             f"It was written by sat_vg {content['versions'].get('sat_vg')!r}: upgrade to that"
         )
-    if not content["class_names"] or not all(isinstance(name, str) for name in content["class_names"]):
-        raise CheckpointError(f"{str(path)!r} has no class names, or ones that are no texts: it is altered")
-    if not all(isinstance(name, str) and isinstance(v, Tensor) for name, v in content["state_dict"].items()):
-        raise CheckpointError(f"{str(path)!r} has weights that are no named tensors: it is altered")
-    if not 0 <= content["dropout"] < 1:
-        raise CheckpointError(f"{str(path)!r} has a dropout of {content['dropout']}: it is altered")
     temperature = content.get("temperature", 1.0)  # files from before calibration have none
-    if not isinstance(temperature, (int, float)) or not 0 < temperature < 1e6:
-        raise CheckpointError(f"{str(path)!r} has a temperature of {temperature!r}: it is altered")
     task = content.get("task", "single_label")  # files from before several classes an image have none
     if task not in get_args(TaskName):
         raise CheckpointError(
             f"{str(path)!r} has the task {task!r}, and this sat_vg {sat_vg.__version__} knows "
             f"{' and '.join(get_args(TaskName))}: it is altered, or of a newer version"
         )
+    class_names = content["class_names"]
+    are_names = class_names and all(isinstance(name, str) for name in class_names)
+    are_named_tensors = all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content["state_dict"].items())
+    for is_sound, fault in (
+        (are_names, "no class names, or ones that are no texts"),
+        (are_named_tensors, "weights that are no named tensors"),
+        (0 <= content["dropout"] < 1, f"a dropout of {content['dropout']}"),
+        (isinstance(temperature, (int, float)) and 0 < temperature < 1e6, f"a temperature of {temperature!r}"),
+    ):
+        if not is_sound:
+            raise CheckpointError(f"{str(path)!r} has {fault}: it is altered")
     return Artifact(
-        backbone=content["backbone"],
-        class_names=tuple(content["class_names"]),
         preprocessing=Preprocessing.from_dict(content["preprocessing"]),
-        state_dict=content["state_dict"],
-        dropout=content["dropout"],
-        config=content["config"],
-        metrics=content["metrics"],
-        versions=content["versions"],
+        class_names=tuple(class_names),
         temperature=float(temperature),
         task=task,
+        **{name: content[name] for name in ("backbone", "state_dict", "dropout", "config", "metrics", "versions")},
     )
+
+
+def artifact_of(model: StagedClassifier, config: Mapping[str, Any], metrics: Mapping[str, float]) -> Artifact:
+    """What best_model.pt holds of a model."""
+    return Artifact(
+        backbone=model.backbone,
+        class_names=model.class_names,
+        preprocessing=model.preprocessing,
+        state_dict=model.network.state_dict(),
+        dropout=model.dropout.p,
+        config=dict(config),
+        metrics=dict(metrics),
+        temperature=model.temperature,
+        task=model.task,
+    )
+
+
+def restore(model: StagedClassifier, artifact: Artifact, path: str | Path) -> None:
+    """Put the weights of an artifact, and what goes with them, into a model of its backbone.
+
+    Raises:
+        CheckpointError: they do not fit.
+    """
+    try:
+        # The very tensors, not copies of their values: their memory layout decides how convolutions round.
+        model.network.load_state_dict(artifact.state_dict, strict=True, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{str(path)!r} does not fit its own backbone {model.backbone}: {error}") from error
+    model.preprocessing, model.temperature = artifact.preprocessing, artifact.temperature
+
+
+def write_safetensors(model: StagedClassifier, path: Path) -> None:
+    """See ``FineTuneModel.save_safetensors``."""
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"path = {str(path)!r}: must end in .safetensors, by which it is known when it is read")
+    save_safetensors(path, model.network.state_dict(), safetensors_metadata_of(model))
+
+
+def safetensors_metadata_of(model: StagedClassifier) -> dict[str, str]:
+    """What stands beside the tensors in a file of safetensors."""
+    return {
+        "backbone": model.backbone,
+        "class_names": json.dumps(model.class_names),
+        "preprocessing": json.dumps(model.preprocessing.to_dict()),
+        "task": model.task,
+    }

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.models.networks.families import EFFICIENTNET, RESNET, VIT, Family
 from sat_vg.backbone_finetuning.models.networks.table import find_backbone
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
@@ -21,26 +20,25 @@ def create_resnet(settings: Mapping[str, Any]) -> FineTuneModel:
     Raises:
         ConfigError: a key is unknown or missing, or the architecture is no ResNet.
     """
-    return _create(settings, RESNET)
+    return _create("ResNet", **settings)
 
 
 def create_vit(settings: Mapping[str, Any]) -> FineTuneModel:
     """A vision transformer from a dictionary; keys as in ``create_resnet``."""
-    return _create(settings, VIT)
+    return _create("ViT", **settings)
 
 
 def create_efficientnet(settings: Mapping[str, Any]) -> FineTuneModel:
     """An EfficientNet from a dictionary; keys as in ``create_resnet``."""
-    return _create(settings, EFFICIENTNET)
+    return _create("EfficientNet", **settings)
 
 
-def _create(settings: Mapping[str, Any], family: Family) -> FineTuneModel:
+def _create(family: str, /, **settings: Any) -> FineTuneModel:
     unknown = [key for key in settings if key not in _KEYS]
     missing = [key for key in ("architecture", "num_classes") if key not in settings]
     if unknown or missing:
         raise ConfigError(f"unknown keys: {unknown}, missing keys: {missing}; known: {', '.join(_KEYS)}")
-    row = find_backbone(settings["architecture"])
-    if row.family is not family:
-        raise ConfigError(f"architecture = {row.name!r} is no {family.name}")
-    options = {key: value for key, value in settings.items() if key not in ("architecture", "num_classes")}
-    return FineTuneModel(row.name, settings["num_classes"], **options)
+    row = find_backbone(settings.pop("architecture"))
+    if row.family.name != family:
+        raise ConfigError(f"architecture = {row.name!r} is no {family}")
+    return FineTuneModel(row.name, **settings)

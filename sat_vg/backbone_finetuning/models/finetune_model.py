@@ -9,23 +9,22 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from sat_vg.backbone_finetuning.models.artifact import read_artifact, write_artifact
+from sat_vg.backbone_finetuning.models.artifact import (
+    artifact_of,
+    read_artifact,
+    restore,
+    write_artifact,
+    write_safetensors,
+)
 from sat_vg.backbone_finetuning.models.attention import attention_maps
 from sat_vg.backbone_finetuning.models.explain import grad_cam
 from sat_vg.backbone_finetuning.models.explain import save_explanation as write_explanation
 from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
-from sat_vg.backbone_finetuning.models.freezing import (
-    choose_trainable,
-)
+from sat_vg.backbone_finetuning.models.freezing import choose_trainable
 from sat_vg.backbone_finetuning.models.image_batches import require_normalised
 from sat_vg.backbone_finetuning.models.input_bands import choose_bands, take_bands
-from sat_vg.backbone_finetuning.models.networks.table import (
-    build_network,
-    find_backbone,
-    usual_size,
-)
+from sat_vg.backbone_finetuning.models.networks.table import build_network, find_backbone, usual_size
 from sat_vg.backbone_finetuning.models.probabilities import PROBABILITIES, TaskName
-from sat_vg.backbone_finetuning.models.saving import artifact_of, put_into, write_weights
 from sat_vg.backbone_finetuning.models.staged_classifier import StagedClassifier
 from sat_vg.backbone_finetuning.models.weights import StartRequest, load_initial_weights
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
@@ -236,7 +235,7 @@ class FineTuneModel(StagedClassifier):
             ConfigError: the name ends otherwise.
             WriteError: the folder cannot be written to or the disk is full.
         """
-        write_weights(self, Path(path))
+        write_safetensors(self, Path(path))
 
     @classmethod
     def load_checkpoint(cls, path: str | Path) -> FineTuneModel:
@@ -256,7 +255,7 @@ class FineTuneModel(StagedClassifier):
             bands=artifact.preprocessing.bands,
             task=artifact.task,
         )
-        put_into(model, artifact, path)
+        restore(model, artifact, path)
         model.weights_report = f"weights: {path}"
         model.provenance = {
             "checkpoint": str(path),

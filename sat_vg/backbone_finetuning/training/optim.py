@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from sat_vg.backbone_finetuning.configs.choices import Optimizer as OptimizerName
 from sat_vg.backbone_finetuning.configs.choices import Scheduler
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.models.networks.families import Family
+from sat_vg.backbone_finetuning.models.networks.families.family import Family
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from sat_vg.backbone_finetuning.models.adapters import export_detr_state_dict
 from sat_vg.backbone_finetuning.models.exports import safetensors_weights, torchvision_weights
-from sat_vg.backbone_finetuning.models.exports.contract import Asked
+from sat_vg.backbone_finetuning.models.exports.contract import ExportOptions
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, WeightsError
 
@@ -339,9 +339,9 @@ def test_what_is_exported_here_is_read_back(tmp_path):
     torch.manual_seed(6)
     model = FineTuneModel("resnet18", 3, pretrained=False, image_size=64, seed=3)
     export_detr_state_dict(model.get_feature_extractor(), tmp_path / "detr.pth")
-    torchvision_weights.write(model, Asked(), tmp_path / "bare.pth")
-    torchvision_weights.write(model, Asked(with_head=True), tmp_path / "head.pth")
-    safetensors_weights.write(model, Asked(), tmp_path / "w.safetensors")
+    torchvision_weights.write(model, ExportOptions(), tmp_path / "bare.pth")
+    torchvision_weights.write(model, ExportOptions(with_head=True), tmp_path / "head.pth")
+    safetensors_weights.write(model, ExportOptions(), tmp_path / "w.safetensors")
     for name in ("detr.pth", "bare.pth", "head.pth", "w.safetensors"):
         again = build(tmp_path / name)
         assert "none missing but the new head" in again.weights_report

@@ -7,7 +7,7 @@ from torchvision import models
 
 from sat_vg.backbone_finetuning.models import weights as weights_module
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.models.networks.families import RESNET
+from sat_vg.backbone_finetuning.models.networks.families.convolutional import RESNET
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, WeightsError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 

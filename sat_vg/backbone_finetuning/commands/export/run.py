@@ -14,9 +14,9 @@ from typing import Any
 from sat_vg.backbone_finetuning.models.exports import FORMATS
 from sat_vg.backbone_finetuning.models.exports.comparing import Difference, compare
 from sat_vg.backbone_finetuning.models.exports.contract import (
-    Asked,
     Contract,
     ExportFailedError,
+    ExportOptions,
     Format,
     load_format,
 )
@@ -26,7 +26,6 @@ from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, WriteError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.safe_files import folder_aside, remove_unfinished, sync_folder, write_text
-from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 _LARGEST_SIDE = 4096  # as in the configuration
@@ -98,14 +97,14 @@ def export_checkpoint(request: Request) -> dict[str, Any]:
     model = FineTuneModel.load_checkpoint(source)
     if out.exists() and out.samefile(source):
         raise ConfigError(f"--out {request.out}: is the checkpoint itself; choose another name")
-    asked = Asked(
+    options = ExportOptions(
         part=request.part or "classifier",
         with_normalisation=request.with_normalisation,
         with_head=request.with_head,
         fixed_size=request.fixed_size,
     )
     with _aside(out) as aside:
-        made = make_export(exporter, model, asked, aside, request.tolerance)
+        made = make_export(exporter, model, options, aside, request.tolerance)
         card = build_card(
             model,
             made.contract,
@@ -143,7 +142,7 @@ def _require_sound(request: Request) -> tuple[Path, Format]:
         raise ConfigError(f"--out {request.out}: is a folder; name a file in it")
     _require_tolerance(request.tolerance)
     superfluous = [
-        name for name in _given(request, tuple(Asked.__dataclass_fields__)) if name not in exporter.options
+        name for name in _given(request, tuple(ExportOptions.__dataclass_fields__)) if name not in exporter.options
     ]
     if superfluous:
         raise ConfigError(
@@ -203,15 +202,17 @@ def _put_in_place(aside: Path, out: Path, endings: Sequence[str]) -> None:
     sync_folder(out.parent)
 
 
-def make_export(exporter: Format, model: FineTuneModel, asked: Asked, path: Path, tolerance: float) -> _Export:
+def make_export(
+    exporter: Format, model: FineTuneModel, options: ExportOptions, path: Path, tolerance: float
+) -> _Export:
     """Write the file to ``path`` and compare it; for images of one size only where it must be so.
 
     Raises:
         CheckpointError: neither way gives the model's numbers.
     """
-    attempts = [(asked, "asked for with --fixed_size" if asked.fixed_size else "")]
-    if "fixed_size" in exporter.options and asked.fixed_size is None:
-        trained = replace(asked, fixed_size=model.preprocessing.image_size)
+    attempts = [(options, "asked for with --fixed_size" if options.fixed_size else "")]
+    if "fixed_size" in exporter.options and options.fixed_size is None:
+        trained = replace(options, fixed_size=model.preprocessing.image_size)
         reason = exporter.why_fixed(model)
         attempts = [(trained, reason)] if reason else [*attempts, (trained, "")]
     failure = ""
@@ -267,6 +268,7 @@ def verify_export(request: Request) -> list[Difference]:
     name = request.format or _format_of(path)
     exporter = load_format(name)
     try:
+        exporter.require_own(path, model)
         reading = exporter.read(path, model)
         differences = compare(model, reading)
         say(_table_of(differences))
@@ -287,10 +289,7 @@ def _format_of(path: Path) -> str:
     fitting = [name for name in FORMATS if path.suffix in load_format(name).endings]
     if not fitting:
         raise ConfigError(f"--verify {path}: ends in none of the endings that exports have; say --format as well")
-    if len(fitting) == 1:
-        return fitting[0]
-    content = load_tensors(path)
-    return "detr" if isinstance(content, dict) and isinstance(content.get("model"), dict) else "torchvision"
+    return next((name for name in reversed(fitting[1:]) if load_format(name).is_own(path)), fitting[0])
 
 
 def _hash(path: Path) -> str:

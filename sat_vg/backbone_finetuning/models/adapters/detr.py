@@ -32,6 +32,7 @@ class MaskedImages(Protocol):
     def __init__(self, tensors: Tensor, mask: Tensor | None) -> None: ...
 
 
+DETR_PREFIX = "backbone.0.body."  # of the names in DETR's checkpoints
 Samples = TypeVar("Samples", bound=MaskedImages)
 
 
@@ -231,7 +232,7 @@ def export_detr_state_dict(extractor: FeatureExtractor, path: str | Path) -> int
             "load none of these weights. Fine-tune a ResNet such as resnet50, or put this backbone in with as_detr"
         )
     tensors = {
-        f"backbone.0.body.{name}": value.detach().cpu().contiguous()
+        DETR_PREFIX + name: value.detach().cpu().contiguous()
         for name, value in state.items()
         if not name.endswith("num_batches_tracked")
     }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sat_vg.backbone_finetuning.models.exports.contract import Contract, ExportFailedError, Reading
+from sat_vg.backbone_finetuning.models.exports.contract import Contract, ExportFailedError, LoadedExport
 from sat_vg.backbone_finetuning.models.exports.tracing import REFUSALS, first_line
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
@@ -36,24 +36,24 @@ class Difference:
     deviation: float
 
 
-def compare(model: FineTuneModel, reading: Reading) -> list[Difference]:
+def compare(model: FineTuneModel, loaded: LoadedExport) -> list[Difference]:
     """Run the file and the model on random images of two batch sizes and, where it takes them, two sizes.
 
     Raises:
         ExportFailedError: the file does not run, or gives other outputs.
     """
-    reference = _reference(model, reading.contract)
+    reference = _reference(model, loaded.contract)
     size = model.preprocessing.image_size
     generator = torch.Generator().manual_seed(0)
     found = []
-    for batch, height, width in trial_shapes(reading.contract, size):
+    for batch, height, width in trial_shapes(loaded.contract, size):
         shape = (batch, model.in_channels, height, width)
         images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
         normalised = model.preprocessing.normalise(images)
         with torch.no_grad():
             expected = reference(normalised)
             try:
-                given = reading.run(images if reading.contract.dtype == "uint8" else normalised)
+                given = loaded.run(images if loaded.contract.dtype == "uint8" else normalised)
             except REFUSALS as error:
                 raise ExportFailedError(
                     f"it does not run on {batch} × {height} × {width}: {first_line(error)}"

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sat_vg.backbone_finetuning.models.exports import FORMATS
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
+from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, parse_json
 
-PARTS_GIVEN = {
+OUTPUT_KINDS = {
     "classifier": "[B, classes], the logits",
     "extractor": "[B, channels, h, w], the feature maps by stage",
     "vector": "[B, D], what the classifier saw",
@@ -26,7 +27,7 @@ class ExportFailedError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class ExportOptions:
     """What an export is to be like.
 
     Attributes:
@@ -73,35 +74,73 @@ class Contract:
         smallest = "" if self.smallest == 1 else f" from {self.smallest} pixels on"
         return f"any height and width{smallest}{multiples}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
-    @classmethod
-    def from_dict(cls, values: Any) -> Contract:
-        """Restore what ``to_dict`` gave.
+def describe(model: FineTuneModel, contract: Contract) -> str:
+    """The description in a file that holds a computation, as JSON."""
+    return json.dumps(
+        {
+            "contract": asdict(contract),
+            "backbone": model.backbone,
+            "class_names": list(model.class_names),
+            "temperature": model.temperature,
+            "task": model.task,
+            "preprocessing": model.preprocessing.to_dict(),
+        }
+    )
 
-        Raises:
-            CheckpointError: the values are not such; the file that they came from is foreign or altered.
-        """
-        try:
-            restored = cls(**{**values, "outputs": tuple(values["outputs"])})
-            numbers = (restored.smallest, restored.multiple, restored.fixed_size or 1)
-            sound = (
-                restored.part in PARTS_GIVEN
-                and restored.dtype in ("float32", "uint8")
-                and all(isinstance(number, int) and 1 <= number <= 4096 for number in numbers)
-                and all(isinstance(name, str) for name in restored.outputs)
-            )
-        except (TypeError, KeyError):
-            sound = False
-        if not sound:
-            raise CheckpointError("the file's own description is not sound: it is altered; export it again")
-        return restored
+
+def read_description(path: Path, text: str | bytes | None) -> Contract:
+    """The contract in the description that was found in a file.
+
+    Raises:
+        CheckpointError: there is no sound description; the file is foreign or altered.
+    """
+    try:
+        values = parse_json(text or "null")["contract"]
+        contract = Contract(**{**values, "outputs": tuple(values["outputs"])})
+        numbers = (contract.smallest, contract.multiple, contract.fixed_size or 1)
+        is_sound = (
+            contract.part in OUTPUT_KINDS
+            and contract.dtype in ("float32", "uint8")
+            and all(isinstance(number, int) and 1 <= number <= 4096 for number in numbers)
+            and all(isinstance(name, str) for name in contract.outputs)
+        )
+    except (UnsoundJSONError, TypeError, KeyError):
+        is_sound = False
+    if not is_sound:
+        raise CheckpointError(
+            f"{str(path)!r} is no export of sat_vg: it has no description of its own that is sound; export it again"
+        )
+    return contract
+
+
+def trained_size_only(model: FineTuneModel) -> int | None:
+    """The size of the training in pixels, where the network itself takes no other; else None."""
+    size, family = model.preprocessing.image_size, model.row.family
+    is_built_for_size = not {"image_size", "input_size"}.isdisjoint(family.builder_options(size))
+    return size if is_built_for_size or family.fixed_image_size(model.network) else None
+
+
+def put_weights(
+    network: nn.Module, state: Mapping[str, Tensor], path: Path, backbone: str, strict: bool = True
+) -> list[str]:
+    """Load the weights of a file into a network.
+
+    Returns:
+        Names that one of the two has and the other not; empty where it is ``strict``.
+
+    Raises:
+        CheckpointError: they do not fit.
+    """
+    try:
+        missing, unexpected = network.load_state_dict(state, strict=strict)
+    except RuntimeError as error:
+        raise CheckpointError(f"{str(path)!r} does not fit {backbone}: {error}") from error
+    return [*missing, *unexpected]
 
 
 @dataclass(frozen=True)
-class Reading:
+class LoadedExport:
     """An exported file, read back.
 
     Attributes:
@@ -119,22 +158,27 @@ class Format:
 
     Attributes:
         endings: of file names, the first one is the usual one.
-        options: what it knows beside the model: names of fields of ``Asked``.
-        write: ``(model, asked, path) ->`` contract. Raises ``ExportFailedError`` where the model cannot be written
+        options: what it knows beside the model: names of fields of ``ExportOptions``.
+        write: ``(model, options, path) ->`` contract. Raises ``ExportFailedError`` where the model cannot be written
             so, ``ConfigError`` where it never can.
         read: ``(path, model) ->`` the file read back. Raises ``CheckpointError`` where it is damaged or foreign.
         usage: ``(model, contract, file name) ->`` lines of Python that use the file.
         packages: whose versions matter beside torch's.
         why_fixed: ``model ->`` why it can be written for one size only, or None.
+        is_own: ``path ->`` whether a file of one of these endings is of this format.
+        require_own: ``(path, model) ->`` nothing; run before a file that was not written just now is read. Raises
+            ``CheckpointError`` or ``ExportFailedError`` where reading it could run foreign code.
     """
 
     endings: tuple[str, ...]
-    options: frozenset[str]
-    write: Callable[[FineTuneModel, Asked, Path], Contract]
-    read: Callable[[Path, FineTuneModel], Reading]
+    options: frozenset[str] = frozenset()
+    write: Callable[[FineTuneModel, ExportOptions, Path], Contract]
+    read: Callable[[Path, FineTuneModel], LoadedExport]
     usage: Callable[[FineTuneModel, Contract, str], str]
     packages: tuple[str, ...] = ()
     why_fixed: Callable[[FineTuneModel], str | None] = lambda model: None
+    is_own: Callable[[Path], bool] = lambda path: True
+    require_own: Callable[[Path, FineTuneModel], None] = lambda path, model: None
 
 
 def load_format(name: str) -> Format:

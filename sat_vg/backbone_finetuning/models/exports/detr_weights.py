@@ -4,28 +4,34 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torchvision import models
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from sat_vg.backbone_finetuning.models.adapters.detr import (
+    DETR_PREFIX,
     export_detr_state_dict,
     is_torchvisions_resnet,
     torchvision_name,
 )
-from sat_vg.backbone_finetuning.models.exports.contract import Asked, Contract, Format, Reading
-from sat_vg.backbone_finetuning.models.exports.snippets import prepare_lines
+from sat_vg.backbone_finetuning.models.exports.contract import (
+    Contract,
+    ExportOptions,
+    Format,
+    LoadedExport,
+    put_weights,
+)
+from sat_vg.backbone_finetuning.models.exports.model_card import prepare_lines
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors
 
-PREFIX = "backbone.0.body."
 _LAYERS = ("layer1", "layer2", "layer3", "layer4")
+_CONTRACT = Contract(format="detr", part="extractor", outputs=_LAYERS)
 
 
-def write(model: FineTuneModel, asked: Asked, path: Path) -> Contract:
+def write(model: FineTuneModel, options: ExportOptions, path: Path) -> Contract:
     """Write ``{"model": {"backbone.0.body.…": …}}``.
 
     Raises:
@@ -44,14 +50,16 @@ def write(model: FineTuneModel, asked: Asked, path: Path) -> Contract:
             "sat_vg.backbone_finetuning.models.adapters.as_detr"
         )
     export_detr_state_dict(model.get_feature_extractor(), path)
-    return _contract()
+    return _CONTRACT
 
 
-def _contract() -> Contract:
-    return Contract(format="detr", part="extractor", outputs=_LAYERS)
+def is_own(path: Path) -> bool:
+    """Whether the file holds a dictionary under ``model``."""
+    content = load_tensors(path)
+    return isinstance(content, Mapping) and isinstance(content.get("model"), Mapping)
 
 
-def read(path: Path, model: FineTuneModel) -> Reading:
+def read(path: Path, model: FineTuneModel) -> LoadedExport:
     """Load the file into a backbone that is built as DETR builds its own.
 
     Raises:
@@ -59,45 +67,34 @@ def read(path: Path, model: FineTuneModel) -> Reading:
     """
     content = load_tensors(path)
     state = content.get("model") if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not all(str(name).startswith(PREFIX) for name in state):
-        raise CheckpointError(f"{str(path)!r} holds no {PREFIX}…: it is no backbone of DETR; export it again")
+    if not isinstance(state, Mapping) or not all(str(name).startswith(DETR_PREFIX) for name in state):
+        raise CheckpointError(f"{str(path)!r} holds no {DETR_PREFIX}…: it is no backbone of DETR; export it again")
     if not is_torchvisions_resnet(model.backbone, model.network.state_dict()):
         raise CheckpointError(f"{str(path)!r} holds a ResNet; the checkpoint's backbone is {model.backbone}")
     with torch.random.fork_rng(devices=[]):
-        network = models.get_model(
-            torchvision_name(model.backbone), weights=None, norm_layer=FrozenBatchNorm2d
-        ).eval()
-    try:
-        missing, unexpected = network.load_state_dict(
-            {name.removeprefix(PREFIX): value for name, value in state.items()}, strict=False
-        )
-    except RuntimeError as error:
-        raise CheckpointError(f"{str(path)!r} does not fit {model.backbone}: {error}") from error
-    wrong = [name for name in (*missing, *unexpected) if not name.startswith("fc.")]
+        network = models.get_model(torchvision_name(model.backbone), weights=None, norm_layer=FrozenBatchNorm2d)
+    weights = {name.removeprefix(DETR_PREFIX): value for name, value in state.items()}
+    differing = put_weights(network.eval(), weights, path, model.backbone, strict=False)
+    wrong = [name for name in differing if not name.startswith("fc.")]
     if wrong:
         raise CheckpointError(
-            f"{str(path)!r} does not fit {model.backbone}: {len(wrong)} names differ, {wrong[0]!r} first"
+            f"{str(path)!r} does not fit {model.backbone}: {len(wrong)} {'name' if len(wrong) == 1 else 'names'} "
+            f"differ, {wrong[0]!r} first"
         )
-    body = IntermediateLayerGetter(network, {name: name for name in _LAYERS})
-
-    def run(images: Tensor) -> Mapping[str, Tensor]:
-        maps: Mapping[str, Tensor] = body(images)
-        return maps
-
-    return Reading(_contract(), run)
+    return LoadedExport(_CONTRACT, IntermediateLayerGetter(network, {name: name for name in _LAYERS}))
 
 
 def usage(model: FineTuneModel, contract: Contract, name: str) -> str:
     """How the file is used."""
     layers = ", ".join(repr(layer) for layer in _LAYERS)
-    shown = torchvision_name(model.backbone)
+    builder = torchvision_name(model.backbone)
     return (
         "import torch\nimport torchvision\nfrom torchvision.models._utils import IntermediateLayerGetter\n"
         "from torchvision.transforms import v2\n\n"
         f'weights = torch.load({name!r}, weights_only=True)["model"]\n'
-        f"# detr.load_state_dict(weights, strict=False), of a DETR or TransVG built with {shown}; or by itself:\n"
-        f"network = torchvision.models.{shown}(norm_layer=torchvision.ops.misc.FrozenBatchNorm2d).eval()\n"
-        f"own = {{key.removeprefix({PREFIX!r}): value for key, value in weights.items()}}\n"
+        f"# detr.load_state_dict(weights, strict=False), of a DETR or TransVG built with {builder}; or by itself:\n"
+        f"network = torchvision.models.{builder}(norm_layer=torchvision.ops.misc.FrozenBatchNorm2d).eval()\n"
+        f"own = {{key.removeprefix({DETR_PREFIX!r}): value for key, value in weights.items()}}\n"
         "network.load_state_dict(own, strict=False)  # all but the classifier\n"
         f"body = IntermediateLayerGetter(network, {{layer: layer for layer in ({layers})}})\n"
         f"{prepare_lines(model.preprocessing, contract)}\n"
@@ -105,4 +102,4 @@ def usage(model: FineTuneModel, contract: Contract, name: str) -> str:
     )
 
 
-FORMAT = Format(endings=(".pth", ".pt"), options=frozenset(), write=write, read=read, usage=usage)
+FORMAT = Format(endings=(".pth", ".pt"), write=write, read=read, usage=usage, is_own=is_own)

@@ -1,12 +1,12 @@
 """The card beside an exported file: what it is, what it takes, what it was made of (Mitchell et al., 2019).
 
 Class names, settings and metrics come from a checkpoint, which may be a stranger's: in Markdown every character that
-could mean more than itself is written as an entity, and of paths only the last part is told.
+could mean more than itself is written as an entity, and of paths only the last part is kept.
 """
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePath
@@ -14,9 +14,9 @@ from typing import Any
 
 from sat_vg.backbone_finetuning.models.artifact import current_versions
 from sat_vg.backbone_finetuning.models.exports.comparing import Difference
-from sat_vg.backbone_finetuning.models.exports.contract import PARTS_GIVEN, Contract, Format
+from sat_vg.backbone_finetuning.models.exports.contract import OUTPUT_KINDS, Contract, Format
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
+from sat_vg.backbone_finetuning.utils.preprocessing import RGB, Preprocessing
 from sat_vg.backbone_finetuning.utils.printable import one_line
 
 SCHEMA = 1
@@ -30,15 +30,11 @@ _HOUSEKEEPING = {
 # Characters that mean more than themselves in a cell of a table; _ within a word and : before a space do not.
 _MEANINGFUL = re.compile(r"[\\`*\[\]{}<>&|~$@]|(?<![^\W_])_|_(?![^\W_])|:(?=\S)")
 _LONGEST = 500  # characters of a text from the checkpoint
-_INTENDED = {
-    "classifier": "telling the classes below apart, on images like those it was trained on",
-    "extractor": "a backbone for detection, visual grounding or segmentation on aerial and satellite images",
-    "vector": "a backbone to fine-tune further, or vectors for retrieval and linear classifiers",
-}
 _LIMITS = (
-    "The metrics are of the validation images that the weights were chosen by, so they flatter. Other sensors, "
-    "resolutions, seasons and regions were not looked at. A class that is not listed is told as one that is."
+    "The metrics are of the validation images by which the weights were chosen. Other sensors, resolutions, seasons "
+    "and regions were not tested. Images of classes that are not listed are assigned to one that is."
 )
+_NOT_RECORDED = "not recorded"
 
 
 def build_card(
@@ -46,7 +42,7 @@ def build_card(
     contract: Contract,
     differences: Sequence[Difference],
     file: Mapping[str, Any],
-    told: Mapping[str, Any],
+    facts: Mapping[str, Any],
     made_by: Format,
 ) -> dict[str, Any]:
     """The card as plain data.
@@ -56,7 +52,7 @@ def build_card(
         contract: of the file.
         differences: from the model, as they were measured.
         file: ``name``, ``bytes`` and ``sha256`` of it.
-        told: ``license``, ``tolerance``, ``note`` and ``checkpoint`` (its name and hash).
+        facts: ``license``, ``tolerance``, ``note`` and ``checkpoint`` (its name and hash).
         made_by: the format.
     """
     recorded = plain(model.provenance.get("config") or {})
@@ -68,32 +64,35 @@ def build_card(
         "backbone": model.backbone,
         "part": contract.part,
         "parameters": sum(model.parameter_counts().values()),
-        "intended_use": _INTENDED[contract.part],
         "limits": _LIMITS,
-        "license": told["license"],
-        "input": _input_of(model.preprocessing, contract, told["note"]),
-        "outputs": {
-            "kind": PARTS_GIVEN[contract.part],
-            "names": list(contract.outputs),
-            "temperature": model.temperature,
-            "task": model.task,
-            **_maps(model, contract),
+        "license": facts["license"],
+        "input": {
+            "dtype": contract.dtype,
+            "layout": "[batch, channels, height, width]",
+            "channels": list(model.preprocessing.bands),
+            "sizes": contract.sizes,
+            "fixed_size": contract.fixed_size,
+            "smallest": contract.smallest,
+            "multiple": contract.multiple,
+            "note": facts["note"],
+            "steps": input_steps(model.preprocessing, contract),
         },
+        "outputs": _outputs(model, contract),
         "preprocessing": model.preprocessing.to_dict(),
         "data": {
             "name": config.get("dataset") or config.get("dataset_path") or "not recorded (or the built-in scenes)",
             "classes": list(model.class_names),
-            "images": recorded.get("num_images") or "not recorded",
+            "images": recorded.get("num_images") or _NOT_RECORDED,
         },
         "metrics": plain(model.provenance.get("metrics") or {}),
         "provenance": {
-            "checkpoint": told["checkpoint"],
+            "checkpoint": facts["checkpoint"],
             "config": config,
             "versions": plain(model.provenance.get("versions") or {}),
         },
         "versions": {**current_versions(), **{name: _version(name) for name in made_by.packages}},
         "differences": [asdict(one) for one in differences],
-        "tolerance": told["tolerance"],
+        "tolerance": facts["tolerance"],
         "usage": made_by.usage(model, contract, file["name"]),
     }
 
@@ -110,20 +109,14 @@ def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _input_of(preprocessing: Preprocessing, contract: Contract, note: object) -> dict[str, Any]:
-    """What the file takes."""
-    return {
-        "dtype": contract.dtype,
-        "layout": "[batch, channels, height, width]",
-        "channels": list(preprocessing.bands),
-        "batch": "any number of images",
-        "sizes": contract.sizes,
-        "fixed_size": contract.fixed_size,
-        "smallest": contract.smallest,
-        "multiple": contract.multiple,
-        "note": note,
-        "steps": input_steps(preprocessing, contract),
-    }
+def _outputs(model: FineTuneModel, contract: Contract) -> dict[str, Any]:
+    """What the file gives."""
+    outputs: dict[str, Any] = {"kind": OUTPUT_KINDS[contract.part], "names": list(contract.outputs)}
+    outputs |= {"temperature": model.temperature, "task": model.task}
+    if contract.part == "extractor":
+        extractor = model.get_feature_extractor(out_names=contract.outputs)
+        outputs |= {"channels": list(extractor.channels), "strides": list(extractor.strides)}
+    return outputs
 
 
 def input_steps(preprocessing: Preprocessing, contract: Contract) -> str:
@@ -146,21 +139,36 @@ def input_steps(preprocessing: Preprocessing, contract: Contract) -> str:
     if contract.dtype == "uint8":
         return f"{geometry}; give the uint8 values 0 to 255 as they are: the file normalises"
     mean, std = (", ".join(f"{value:.6g}" for value in values) for values in (preprocessing.mean, preprocessing.std))
-    first = "divide by 255" if preprocessing.scale == Preprocessing.scale else _values_of(preprocessing)
+    files = preprocessing.files
+    values = "take the values as float32"
+    if files is not None and files.scaling in ("tagged", "applied"):
+        values += ", scale and offset tags applied"
+    first = "divide by 255" if preprocessing.scale == Preprocessing.scale else values
     return f"{geometry}; {first}, subtract the mean ({mean}) and divide by the deviation ({std}) of each channel"
 
 
-def _values_of(preprocessing: Preprocessing) -> str:
-    files = preprocessing.files
-    is_scaled = files is not None and files.scaling in ("tagged", "applied")
-    return "take the values as float32" + (", scale and offset tags applied" if is_scaled else "")
+def prepare_lines(preprocessing: Preprocessing, contract: Contract) -> str:
+    """Lines of Python that define ``prepare``: an image → ``[C, H, W]`` as the file takes it; they need torch.
 
-
-def _maps(model: FineTuneModel, contract: Contract) -> dict[str, Any]:
-    if contract.part != "extractor":
-        return {}
-    extractor = model.get_feature_extractor(out_names=contract.outputs)
-    return {"channels": list(extractor.channels), "strides": list(extractor.strides)}
+    8-bit RGB images are PIL images or uint8 tensors; others are tensors ``[C, H, W]`` of the values in the files.
+    """
+    size = contract.fixed_size or preprocessing.image_size
+    is_rgb = preprocessing.bands == RGB and preprocessing.files is None
+    mode = preprocessing.interpolation.upper()
+    steps = ["v2.RGB()", "v2.PILToTensor()"] if is_rgb else []
+    steps += [
+        f"v2.Resize({size}, interpolation=v2.InterpolationMode.{mode}, antialias=True)",
+        f"v2.CenterCrop({size})",
+    ]
+    if contract.dtype != "uint8":
+        scale = ", scale=True" if preprocessing.scale == Preprocessing.scale else ""
+        steps.append(f"v2.ToDtype(torch.float32{scale})")
+        steps.append(f"v2.Normalize(mean={list(preprocessing.mean)}, std={list(preprocessing.std)})")
+    takes = "a PIL image" if is_rgb else f"a tensor [C, H, W] of {', '.join(preprocessing.bands)}"
+    if not takes.isprintable() or "`" in takes:  # names of bands from a checkpoint must not end the comment
+        takes = "the bands above"
+    body = "".join(f"    {step},\n" for step in steps)
+    return f"prepare = v2.Compose([  # of {takes}\n{body}])"
 
 
 def _version(package: str) -> str:
@@ -186,60 +194,51 @@ def plain(value: Any, depth: int = 0) -> Any:
 def markdown(card: Mapping[str, Any]) -> str:
     """The card for a reader."""
     file, inputs, outputs, data = card["file"], card["input"], card["outputs"], card["data"]
-    facts = [
-        ("format", f"{file['format']}, {card['part']}"),
-        ("backbone", f"{card['backbone']}, {card['parameters'] / 1e6:.2f} M parameters with the head"),
-        ("intended use", card["intended_use"]),
-        ("limits", card["limits"]),
-        ("licence", card["license"] or NOT_SET),
-        ("SHA-256", file["sha256"]),
-    ]
-    takes = [
-        ("images", f"{inputs['dtype']} {inputs['layout']}"),
-        ("channels", ", ".join(inputs["channels"])),
-        ("sizes", inputs["sizes"] + (f" ({inputs['note']})" if inputs["note"] else "")),
-        ("batch", inputs["batch"]),
-        ("before", inputs["steps"]),
-    ]
-    maps = zip(outputs["names"], outputs.get("channels", ()), outputs.get("strides", ()), strict=False)
-    gives = [("what", outputs["kind"]), ("names", ", ".join(outputs["names"]))]
+    about = {
+        "format": f"{file['format']}, {card['part']}",
+        "backbone": f"{card['backbone']}, {card['parameters'] / 1e6:.2f} M parameters with the head",
+        "limits": card["limits"],
+        "licence": card["license"] or NOT_SET,
+        "SHA-256": file["sha256"],
+    }
+    takes = {
+        "images": f"{inputs['dtype']} {inputs['layout']}, any number of them",
+        "channels": ", ".join(inputs["channels"]),
+        "sizes": inputs["sizes"] + (f" ({inputs['note']})" if inputs["note"] else ""),
+        "before": inputs["steps"],
+    }
+    gives = {"what": outputs["kind"], "names": ", ".join(outputs["names"])}
     if card["part"] == "classifier":
-        calibrated = "" if outputs["temperature"] == 1 else f" divided by {outputs['temperature']:.6g}"
-        several = outputs["task"] == "multi_label"
-        kind = "sigmoid (each class for itself)" if several else "softmax"
-        gives += [("probabilities", f"the {kind} of the logits{calibrated}")]
-    gives += [(name, f"{channels} channels at stride {stride}") for name, channels, stride in maps]
-    trained = [("data", data["name"]), ("images", data["images"])]
+        kind = "sigmoid (each class for itself)" if outputs["task"] == "multi_label" else "softmax"
+        divided = "" if outputs["temperature"] == 1 else f" divided by {outputs['temperature']:.6g}"
+        gives["probabilities"] = f"the {kind} of the logits{divided}"
+    maps = zip(outputs["names"], outputs.get("channels", ()), outputs.get("strides", ()), strict=False)
+    gives |= {name: f"{channels} channels at stride {stride}" for name, channels, stride in maps}
+    trained = {"data": data["name"], "images": data["images"]}
     if card["part"] != "classifier":
-        trained.append(("metrics below", "of the whole model; its classifier is not in this file"))
-    trained += _items(card["metrics"])
-    measured = [
+        trained["metrics below"] = "of the whole model; its classifier is not in this file"
+    differences = (
         (f"{one['batch']} × {one['height']} × {one['width']}", f"{one['absolute']:.1e}", f"{one['relative']:.1e}")
         for one in card["differences"]
-    ]
-    parts = [
-        f"# {_text(file['name'])}",
-        _table(("", ""), facts),
-        f"## Use\n\n```python\n{card['usage']}\n```",
-        f"## Takes\n\n{_table(('', ''), takes)}",
-        f"## Gives\n\n{_table(('', ''), gives)}",
-        f"## Training\n\n{_table(('', ''), trained)}",
-        f"## Classes\n\nIn the order of the outputs.\n\n{_table(('', 'class'), list(enumerate(data['classes'])))}",
-        "## Differences from the checkpoint\n\nOn random images; tolerance "
-        f"{card['tolerance']:.0e}, of an output's largest number where that is above 1.\n\n"
-        + _table(("batch × height × width", "absolute", "relative"), measured),
-        f"## Made with\n\n{_table(('', ''), _items(card['versions']))}",
-        f"## Checkpoint\n\n{_table(('', ''), _items(card['provenance']['checkpoint']))}",
-        f"## Settings of the training\n\n{_table(('', ''), _items(card['provenance']['config']))}",
-    ]
-    return "\n\n".join(parts) + "\n"
+    )
+    provenance = card["provenance"]
+    sections = {
+        "Takes": _table(takes.items()),
+        "Gives": _table(gives.items()),
+        "Training": _table([*trained.items(), *card["metrics"].items()]),
+        "Classes, in the order of the outputs": _table(enumerate(data["classes"]), ("", "class")),
+        f"Differences from the checkpoint on random images, tolerance {card['tolerance']:.0e}": _table(
+            differences, ("batch × height × width", "absolute", "relative")
+        ),
+        "Made with": _table(card["versions"].items()),
+        "Checkpoint": _table(provenance["checkpoint"].items()),
+        "Settings of the training": _table(provenance["config"].items() or [(_NOT_RECORDED, "")]),
+    }
+    head = f"# {_text(file['name'])}\n\n{_table(about.items())}\n\n## Use\n\n```python\n{card['usage']}\n```\n"
+    return head + "".join(f"\n## {title}\n\n{table}\n" for title, table in sections.items())
 
 
-def _items(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return list(values.items()) or [("not recorded", "")]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def _table(rows: Iterable[Sequence[object]], header: Sequence[str] = ("", "")) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(_text(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines)

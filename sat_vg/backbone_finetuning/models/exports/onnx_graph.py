@@ -1,7 +1,6 @@
 """``onnx``: a graph for ONNX Runtime and the many programs that read its format."""
 
 import importlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +11,19 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from sat_vg.backbone_finetuning.models.exports.contract import Asked, Contract, ExportFailedError, Format, Reading
-from sat_vg.backbone_finetuning.models.exports.snippets import prepare_lines
+from sat_vg.backbone_finetuning.models.exports.contract import (
+    Contract,
+    ExportFailedError,
+    ExportOptions,
+    Format,
+    LoadedExport,
+    describe,
+    read_description,
+)
+from sat_vg.backbone_finetuning.models.exports.model_card import prepare_lines
 from sat_vg.backbone_finetuning.models.exports.tracing import REFUSALS, first_line, quiet, trace, why_fixed
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
-from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, parse_json
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
 
 INPUT = "images"
@@ -25,7 +31,7 @@ DESCRIPTION = "sat_vg"  # key of the file's metadata
 _LARGEST = (1 << 31) - (1 << 24)  # bytes; one message of protobuf holds no more than 2 GiB
 
 
-def write(model: FineTuneModel, asked: Asked, path: Path) -> Contract:
+def write(model: FineTuneModel, options: ExportOptions, path: Path) -> Contract:
     """Write the graph with its description.
 
     Raises:
@@ -40,7 +46,7 @@ def write(model: FineTuneModel, asked: Asked, path: Path) -> Contract:
         raise ConfigError(
             f"{model.backbone} has {weights / 2**30:.1f} GiB of weights; an ONNX file holds 2. Use --format pt2"
         )
-    program, contract = trace(model, asked, "onnx")
+    program, contract = trace(model, options, "onnx")
     names = _names_of_sizes(program)
     with quiet(), torch.no_grad():
         try:
@@ -53,15 +59,7 @@ def write(model: FineTuneModel, asked: Asked, path: Path) -> Contract:
     graph: Any = converted.model_proto
     _forget_origins(graph)
     _name_sizes(graph, names)
-    description = {
-        "contract": contract.to_dict(),
-        "backbone": model.backbone,
-        "class_names": list(model.class_names),
-        "temperature": model.temperature,
-        "task": model.task,
-        "preprocessing": model.preprocessing.to_dict(),
-    }
-    graph.metadata_props.add(key=DESCRIPTION, value=json.dumps(description))
+    graph.metadata_props.add(key=DESCRIPTION, value=describe(model, contract))
     with atomic_write(path) as file:
         file.write(graph.SerializeToString())
     return contract
@@ -87,7 +85,7 @@ def _names_of_sizes(program: ExportedProgram) -> dict[str, str]:
 
 
 def _forget_origins(graph: Any) -> None:
-    """Remove what the conversion tells of the machine it was made on."""
+    """Remove the paths of this machine that the conversion notes."""
     parts = [graph, graph.graph, *graph.functions]
     nodes = [node for part in (graph.graph, *graph.functions) for node in part.node]
     for one in (*parts, *nodes, *graph.graph.value_info, *graph.graph.input, *graph.graph.output):
@@ -96,7 +94,7 @@ def _forget_origins(graph: Any) -> None:
 
 
 def _name_sizes(graph: Any, names: Mapping[str, str]) -> None:
-    """Write ``height`` for ``s14`` and the like in the shapes that the file tells."""
+    """Write ``height`` for ``s14`` and the like in the shapes of inputs, outputs and values."""
     if not names:
         return
     symbol = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names))
@@ -107,7 +105,7 @@ def _name_sizes(graph: Any, names: Mapping[str, str]) -> None:
                 size.dim_param = symbol.sub(lambda match: names[match[0]], size.dim_param)
 
 
-def read(path: Path, model: FineTuneModel) -> Reading:
+def read(path: Path, model: FineTuneModel) -> LoadedExport:
     """Open a graph with ONNX Runtime, on the CPU.
 
     Raises:
@@ -116,8 +114,7 @@ def read(path: Path, model: FineTuneModel) -> Reading:
     """
     if not path.is_file():
         raise CheckpointError(f"there is no file {str(path)!r}; check the path")
-    description = _description(path)
-    contract = Contract.from_dict(description.get("contract"))
+    contract = _contract_in(path)
     runtime: Any = _module("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -137,11 +134,11 @@ def read(path: Path, model: FineTuneModel) -> Reading:
             raise ExportFailedError(f"ONNX Runtime: {first_line(error)}") from error
         return {name: torch.from_numpy(value) for name, value in zip(contract.outputs, given, strict=True)}
 
-    return Reading(contract, run)
+    return LoadedExport(contract, run)
 
 
-def _description(path: Path) -> dict[str, Any]:
-    """What ``write`` put into the file; the weights lie in it and nowhere else."""
+def _contract_in(path: Path) -> Contract:
+    """From the description in the file; its weights lie in it and nowhere else."""
     onnx: Any = _module("onnx")
     try:
         graph = onnx.load_model(path, format="protobuf", load_external_data=False)
@@ -150,15 +147,9 @@ def _description(path: Path) -> dict[str, Any]:
             f"{str(path)!r} cannot be read: {first_line(error)}. The file is cut short, altered, or no ONNX; export "
             "it again"
         ) from error
-    found = {entry.key: entry.value for entry in graph.metadata_props}.get(DESCRIPTION)
-    try:
-        description = parse_json(found or "null")
-    except UnsoundJSONError:
-        description = None
-    external = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.graph.initializer)
-    if not isinstance(description, dict) or external:
-        raise CheckpointError(f"{str(path)!r} is no export of sat_vg: it has no description of its own")
-    return description
+    is_whole = not any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.graph.initializer)
+    found = {entry.key: entry.value for entry in graph.metadata_props}
+    return read_description(path, found.get(DESCRIPTION) if is_whole else None)
 
 
 def usage(model: FineTuneModel, contract: Contract, name: str) -> str:

@@ -1,22 +1,25 @@
 """``safetensors``: the weights under torchvision's names, in a format that can hold nothing else."""
 
 import copy
-import json
-from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors
-from torch import Tensor
-
-from sat_vg.backbone_finetuning.models.exports.contract import Asked, Contract, Format, Reading
-from sat_vg.backbone_finetuning.models.exports.snippets import prepare_lines
+from sat_vg.backbone_finetuning.models.artifact import safetensors_metadata_of
+from sat_vg.backbone_finetuning.models.exports.contract import (
+    Contract,
+    ExportOptions,
+    Format,
+    LoadedExport,
+    put_weights,
+    trained_size_only,
+)
+from sat_vg.backbone_finetuning.models.exports.model_card import prepare_lines
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB
-from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors
+from sat_vg.backbone_finetuning.utils.tensor_files import is_safetensors, load_tensors, safetensors_metadata
 
 
-def write(model: FineTuneModel, asked: Asked, path: Path) -> Contract:
+def write(model: FineTuneModel, options: ExportOptions, path: Path) -> Contract:
     """Write all weights, the classifier's included; backbone, classes and preprocessing lie in the metadata.
 
     Raises:
@@ -27,45 +30,31 @@ def write(model: FineTuneModel, asked: Asked, path: Path) -> Contract:
 
 
 def _contract(model: FineTuneModel) -> Contract:
-    size = model.preprocessing.image_size
-    trained_only = model.row.family.fixed_image_size(model.network) or model.row.family.position_embedding
     return Contract(
         format="safetensors",
         part="classifier",
-        fixed_size=size if trained_only or model.row.family.name == "MaxViT" else None,
+        fixed_size=trained_size_only(model),
         smallest=model.row.family.smallest_image,
     )
 
 
-def read(path: Path, model: FineTuneModel) -> Reading:
+def read(path: Path, model: FineTuneModel) -> LoadedExport:
     """Load the file into a copy of the model.
 
     Raises:
         CheckpointError: the file is missing, damaged, or of another model.
     """
     state = load_tensors(path)
-    with safetensors.safe_open(path, "pt") as file:  # load_tensors has read it whole, so it opens
-        metadata = file.metadata() or {}
-    told = {
-        "backbone": model.backbone,
-        "class_names": json.dumps(model.class_names),
-        "preprocessing": json.dumps(model.preprocessing.to_dict()),
-    }
-    differing = [name for name, value in told.items() if metadata.get(name) != value]
+    metadata = safetensors_metadata(path) if is_safetensors(path) else {}
+    facts = {name: value for name, value in safetensors_metadata_of(model).items() if name != "task"}
+    differing = [name for name, value in facts.items() if metadata.get(name) != value]
     if differing:
         raise CheckpointError(
             f"{str(path)!r} has other {', '.join(differing)} than the checkpoint: it is of another model"
         )
     restored = copy.deepcopy(model)
-    try:
-        restored.network.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{str(path)!r} does not fit {model.backbone}: {error}") from error
-
-    def run(images: Tensor) -> Mapping[str, Tensor]:
-        return {"logits": restored(images)}
-
-    return Reading(_contract(model), run)
+    put_weights(restored.network, state, path, model.backbone)
+    return LoadedExport(_contract(model), lambda images: {"logits": restored(images)})
 
 
 def usage(model: FineTuneModel, contract: Contract, name: str) -> str:
@@ -84,4 +73,4 @@ def usage(model: FineTuneModel, contract: Contract, name: str) -> str:
     )
 
 
-FORMAT = Format(endings=(".safetensors",), options=frozenset(), write=write, read=read, usage=usage)
+FORMAT = Format(endings=(".safetensors",), write=write, read=read, usage=usage)

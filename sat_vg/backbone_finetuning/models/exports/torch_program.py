@@ -1,28 +1,34 @@
 """``pt2``: a program of ``torch.export``, which torch runs without this package."""
 
 import io
-import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
-from sat_vg.backbone_finetuning.models.exports.contract import Asked, Contract, Format, Reading
-from sat_vg.backbone_finetuning.models.exports.program_archives import require_program
-from sat_vg.backbone_finetuning.models.exports.snippets import prepare_lines
+from sat_vg.backbone_finetuning.models.exports.contract import (
+    Contract,
+    ExportFailedError,
+    ExportOptions,
+    Format,
+    LoadedExport,
+    describe,
+    read_description,
+)
+from sat_vg.backbone_finetuning.models.exports.model_card import prepare_lines
 from sat_vg.backbone_finetuning.models.exports.tracing import REFUSALS, first_line, quiet, trace, why_fixed
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
-from sat_vg.backbone_finetuning.utils.json_reading import MOST_BYTES, UnsoundJSONError, parse_json
+from sat_vg.backbone_finetuning.utils.json_reading import MOST_BYTES
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
 
 DESCRIPTION = "sat_vg.json"  # an extra file within the archive
 
 
-def write(model: FineTuneModel, asked: Asked, path: Path) -> Contract:
+def write(model: FineTuneModel, options: ExportOptions, path: Path) -> Contract:
     """Write the program with its description.
 
     Raises:
@@ -30,67 +36,52 @@ def write(model: FineTuneModel, asked: Asked, path: Path) -> Contract:
         ExportFailedError: it cannot be traced so.
         OSError: the file cannot be written.
     """
-    program, contract = trace(model, asked, "pt2")
-    program.example_inputs = None
-    description = {
-        "contract": contract.to_dict(),
-        "backbone": model.backbone,
-        "class_names": list(model.class_names),
-        "temperature": model.temperature,
-        "task": model.task,
-        "preprocessing": model.preprocessing.to_dict(),
-    }
+    program, contract = trace(model, options, "pt2")
+    content = _archive(program, describe(model, contract))
     with atomic_write(path) as file:
-        kept = _FirstError(file)
-        with quiet():
-            torch.export.save(program, cast("IO[bytes]", kept), extra_files={DESCRIPTION: json.dumps(description)})
-        if kept.error is not None:
-            raise kept.error
+        file.write(content)
     return contract
 
 
-class _FirstError(io.RawIOBase):
-    """Passes bytes on until that fails: an error out of the file would make torch's writer end the process."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self._try(lambda: self._file.write(data))
-        return len(data)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._try(lambda: self._file.seek(offset, whence))
-        return self.tell()
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def _try(self, action: Callable[[], object]) -> None:
-        if self.error is None:
-            try:
-                action()
-            except OSError as error:
-                self.error = error
+def _archive(program: ExportedProgram, description: str) -> memoryview:
+    """The bytes of the file. In memory, since torch's own writer ends the process where a disk is full."""
+    program.example_inputs = None
+    content = io.BytesIO()
+    with quiet():
+        torch.export.save(program, content, extra_files={DESCRIPTION: description})
+    return content.getbuffer()
 
 
-def read(path: Path, model: FineTuneModel) -> Reading:
-    """Read a program back; only such as ``write`` makes, since others can name code of any kind.
+def require_own(path: Path, model: FineTuneModel) -> None:
+    """Refuse a program that is not, byte for byte, what ``write`` makes of this model.
+
+    ``torch.export.load`` evaluates expressions and looks up names that stand in the file, so a foreign one could run
+    code. Nothing of a file is loaded before it has been found equal to a new export.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or has no description.
+        ExportFailedError: it is another program.
+    """
+    contract = _contract_in(path)
+    options = ExportOptions(
+        part=contract.part, with_normalisation=contract.dtype == "uint8", fixed_size=contract.fixed_size
+    )
+    program, own_contract = trace(model, options, "pt2")
+    expected = _archive(program, describe(model, own_contract))
+    if path.stat().st_size != len(expected) or path.read_bytes() != expected:
+        raise ExportFailedError(
+            f"a new export by torch {torch.__version__} is another file. Only what is equal to the byte is loaded, "
+            "since a foreign .pt2 could run code; one that was made with another version of torch is not"
+        )
+
+
+def read(path: Path, model: FineTuneModel) -> LoadedExport:
+    """Load a program; ``torch.export.load`` trusts the file, see ``require_own``.
 
     Raises:
         CheckpointError: the file is missing, damaged, or another program.
     """
-    if not path.is_file():
-        raise CheckpointError(f"there is no file {str(path)!r}; check the path")
-    description = _description(path)
-    contract = Contract.from_dict(description.get("contract"))
+    contract = _contract_in(path)
     with quiet():
         try:
             module = torch.export.load(path).module()
@@ -103,26 +94,23 @@ def read(path: Path, model: FineTuneModel) -> Reading:
         outputs: dict[str, Tensor] = module(images)
         return outputs
 
-    return Reading(contract, run)
+    return LoadedExport(contract, run)
 
 
-def _description(path: Path) -> dict[str, Any]:
-    require_program(path)
-    with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if name.endswith(f"/extra/{DESCRIPTION}")]
-        if len(names) != 1:
-            raise CheckpointError(f"{str(path)!r} is no export of sat_vg: it has no description; export it again")
-        if archive.getinfo(names[0]).file_size > MOST_BYTES:
-            raise CheckpointError(
-                f"{str(path)!r} is no export of sat_vg: its description is too long; export it again"
-            )
-        try:
-            content = parse_json(archive.read(names[0]))
-        except UnsoundJSONError as error:
-            raise CheckpointError(f"{str(path)!r} is damaged or made up: {error}; export it again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{str(path)!r} is no export of sat_vg: it has no description; export it again")
-    return content
+def _contract_in(path: Path) -> Contract:
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {str(path)!r}; check the path")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = [entry for entry in archive.infolist() if entry.filename.endswith(f"/extra/{DESCRIPTION}")]
+            is_bounded = len(found) == 1 and found[0].file_size <= MOST_BYTES
+            description = archive.read(found[0]) if is_bounded else None
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{str(path)!r} cannot be read: {error}. The file is cut short, altered, or no program of torch.export; "
+            "export it again"
+        ) from error
+    return read_description(path, description)
 
 
 def usage(model: FineTuneModel, contract: Contract, name: str) -> str:
@@ -142,4 +130,5 @@ FORMAT = Format(
     read=read,
     usage=usage,
     why_fixed=why_fixed,
+    require_own=require_own,
 )

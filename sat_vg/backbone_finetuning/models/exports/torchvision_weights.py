@@ -1,7 +1,5 @@
 """``torchvision``: a plain state dict for ``torchvision.models``."""
 
-import inspect
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,17 +8,25 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from sat_vg.backbone_finetuning.models.exports.contract import Asked, Contract, Format, Reading
-from sat_vg.backbone_finetuning.models.exports.snippets import prepare_lines
+from sat_vg.backbone_finetuning.models.artifact import on_cpu
+from sat_vg.backbone_finetuning.models.exports.contract import (
+    Contract,
+    ExportOptions,
+    Format,
+    LoadedExport,
+    put_weights,
+    trained_size_only,
+)
+from sat_vg.backbone_finetuning.models.exports.model_card import prepare_lines
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.models.networks.families.convolutional import SQUEEZENET
 from sat_vg.backbone_finetuning.models.networks.table import new_layers
-from sat_vg.backbone_finetuning.models.stages import find_member
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_tensors
 
 
-def write(model: FineTuneModel, asked: Asked, path: Path) -> Contract:
+def write(model: FineTuneModel, options: ExportOptions, path: Path) -> Contract:
     """Write the weights, with the layers that give the classes where torchvision's network has the same.
 
     Raises:
@@ -28,18 +34,17 @@ def write(model: FineTuneModel, asked: Asked, path: Path) -> Contract:
         WriteError: the file cannot be written.
     """
     _require_known(model)
-    can_hold_head = model.row.family.name != "SqueezeNet"
-    with_head = can_hold_head if asked.with_head is None else asked.with_head
+    can_hold_head = model.row.family is not SQUEEZENET
+    with_head = can_hold_head if options.with_head is None else options.with_head
     if with_head and not can_hold_head:
         raise ConfigError(
             f"--with_head: {model.backbone} has a linear head here and a convolution in torchvision; leave it out, "
             "or use another format"
         )
-    head = () if with_head else new_layers(model.network, model.row.family)
-    state = model.network.state_dict()
-    kept = OrderedDict((name, value.detach().cpu()) for name, value in state.items() if name not in head)
-    kept._metadata = getattr(state, "_metadata", {})  # type: ignore[attr-defined]  # MNASNet's version number
-    save_tensors(path, kept)
+    state = on_cpu(model.network.state_dict())
+    for name in () if with_head else new_layers(model.network, model.row.family):
+        del state[name]
+    save_tensors(path, state)
     return _contract(model, with_head)
 
 
@@ -56,33 +61,22 @@ def _require_known(model: FineTuneModel) -> None:
 
 
 def _contract(model: FineTuneModel, with_head: bool) -> Contract:
-    size = model.preprocessing.image_size
     return Contract(
         format="torchvision",
         part="classifier" if with_head else "vector",
-        fixed_size=size if {"image_size", "input_size"} & set(build_arguments(model)) else None,
-        smallest=max(model.row.family.smallest_image, 1),
+        fixed_size=trained_size_only(model),
+        smallest=model.row.family.smallest_image,
         outputs=("logits",) if with_head else ("vector",),
     )
 
 
 def build_arguments(model: FineTuneModel) -> dict[str, Any]:
-    """What ``torchvision.models.get_model`` has to be told beside the name, so that the weights fit."""
-    size = model.preprocessing.image_size
-    family = model.row.family.name
-    if family == "ViT":
-        return {"image_size": size}
-    if family == "MaxViT":
-        return {"input_size": (size, size)}
-    if model.row.family.auxiliary_heads:
-        has_heads = all(
-            find_member(model.network, head.module) is not None for head in model.row.family.auxiliary_heads
-        )
-        return {"aux_logits": has_heads, "init_weights": False}
-    return {}
+    """What ``torchvision.models.get_model`` needs beside the name, so that the weights fit."""
+    options = model.row.family.builder_options(model.preprocessing.image_size)
+    return {**options, "init_weights": False} if "init_weights" in options else options
 
 
-def read(path: Path, model: FineTuneModel) -> Reading:
+def read(path: Path, model: FineTuneModel) -> LoadedExport:
     """Load the file into torchvision's own network, strictly but for the head.
 
     Raises:
@@ -93,47 +87,46 @@ def read(path: Path, model: FineTuneModel) -> Reading:
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{str(path)!r} is no state dict: export it again")
     head = set(new_layers(model.network, model.row.family))
-    expected = set(model.network.state_dict()) - head
     with_head = head <= set(state)
-    differing = expected ^ (set(state) - head)
+    differing = (set(model.network.state_dict()) - head) ^ (set(state) - head)
     if differing:
         raise CheckpointError(
             f"{str(path)!r} is no {model.backbone}: {len(differing)} names differ, {min(differing)!r} first"
         )
-    arguments = {"num_classes": model.num_classes, **build_arguments(model)}
     with torch.random.fork_rng(devices=[]):
-        network: nn.Module = models.get_model(model.backbone, weights=None, **arguments).eval()
-    try:
-        network.load_state_dict(state, strict=with_head)  # without the head only its own names are missing, see above
-    except RuntimeError as error:
-        raise CheckpointError(f"{str(path)!r} does not fit {model.backbone}: {error}") from error
+        network: nn.Module = models.get_model(
+            model.backbone, weights=None, num_classes=model.num_classes, **build_arguments(model)
+        ).eval()
+    # Without the head only its own names are missing, see above.
+    put_weights(network, state, path, model.backbone, strict=with_head)
     if not with_head:
-        _take_head_off(network, model)
+        parent, leaf = _head_place(model)
+        setattr(network.get_submodule(parent), leaf, _head_substitute(model))
     contract = _contract(model, with_head)
-
-    def run(images: Tensor) -> Mapping[str, Tensor]:
-        return {contract.outputs[0]: network(images)}
-
-    return Reading(contract, run)
+    return LoadedExport(contract, lambda images: {contract.outputs[0]: network(images)})
 
 
-def _take_head_off(network: nn.Module, model: FineTuneModel) -> None:
-    """Make torchvision's network give the vector that its last linear layer would see."""
-    if model.row.family.name == "SqueezeNet":
-        network.classifier = nn.AdaptiveAvgPool2d(1)
-        return
-    parent, _, leaf = model.row.family.classifier.rpartition(".")
-    setattr(network.get_submodule(parent), leaf, nn.Identity())
+def _head_place(model: FineTuneModel) -> tuple[str, str]:
+    """Where the layer is that is put away for torchvision's network to give the pooled vector: parent and name."""
+    name = "classifier" if model.row.family is SQUEEZENET else model.row.family.classifier
+    parent, _, leaf = name.rpartition(".")
+    return parent, leaf
+
+
+def _head_substitute(model: FineTuneModel) -> nn.Module:
+    return nn.AdaptiveAvgPool2d(1) if model.row.family is SQUEEZENET else nn.Identity()
 
 
 def usage(model: FineTuneModel, contract: Contract, name: str) -> str:
     """How the file is used."""
-    shown = {**build_arguments(model)}
-    known = inspect.signature(models.get_model).parameters  # name and config; the rest goes to the network
-    assert not set(shown) & set(known)
-    arguments = "".join(f", {key}={value!r}" for key, value in shown.items())
-    without_head = contract.part != "classifier"
-    strict, removal = (", strict=False", f"{_head_removal(model)}\n") if without_head else ("", "")
+    arguments = "".join(f", {key}={value!r}" for key, value in build_arguments(model).items())
+    strict, removal = "", ""
+    if contract.part != "classifier":
+        parent, leaf = _head_place(model)
+        place = f"{parent}[{leaf}]" if leaf.isdigit() else f"{parent}.{leaf}".removeprefix(".")
+        layer = "AdaptiveAvgPool2d(1)" if model.row.family is SQUEEZENET else "Identity()"
+        strict = ", strict=False"
+        removal = f"network.{place} = torch.nn.{layer}  # the classifier is not in the file\n"
     return (
         "import torch\nimport torchvision\nfrom torchvision.transforms import v2\n\n"
         f"network = torchvision.models.{model.backbone}(num_classes={model.num_classes}{arguments})\n"
@@ -143,15 +136,4 @@ def usage(model: FineTuneModel, contract: Contract, name: str) -> str:
     )
 
 
-def _head_removal(model: FineTuneModel) -> str:
-    """The line of Python that does what ``_take_head_off`` does."""
-    if model.row.family.name == "SqueezeNet":
-        return "network.classifier = torch.nn.AdaptiveAvgPool2d(1)  # the classifier is not in the file"
-    parent, _, leaf = model.row.family.classifier.rpartition(".")
-    place = f"{parent}[{leaf}]" if leaf.isdigit() else model.row.family.classifier
-    return f"network.{place} = torch.nn.Identity()  # the classifier is not in the file"
-
-
-FORMAT = Format(
-    endings=(".pth", ".pt"), options=frozenset({"with_head"}), write=write, read=read, usage=usage, packages=()
-)
+FORMAT = Format(endings=(".pth", ".pt"), options=frozenset({"with_head"}), write=write, read=read, usage=usage)

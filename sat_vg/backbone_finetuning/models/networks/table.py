@@ -3,13 +3,14 @@
 import difflib
 import functools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from sat_vg.backbone_finetuning.models.networks import families
-from sat_vg.backbone_finetuning.models.networks.families import AuxiliaryHead, Family
+from sat_vg.backbone_finetuning.models.networks.families import convolutional, transformers
+from sat_vg.backbone_finetuning.models.networks.families.family import AuxiliaryHead, Family
 from sat_vg.backbone_finetuning.models.networks.families.timm_networks import PREFIX as TIMM_PREFIX
 from sat_vg.backbone_finetuning.models.networks.families.timm_networks import timm_family, timm_names
 from sat_vg.backbone_finetuning.models.networks.hub_names import ALIASES, other_training, refuse_other_weights
@@ -32,35 +33,35 @@ class BackboneRow:
 
 
 _NAMES: tuple[tuple[Family, str], ...] = (
-    (families.RESNET, "resnet18 resnet34 resnet50 resnet101 resnet152"),
-    (families.RESNET, "resnext50_32x4d resnext101_32x8d resnext101_64x4d wide_resnet50_2 wide_resnet101_2"),
+    (convolutional.RESNET, "resnet18 resnet34 resnet50 resnet101 resnet152"),
+    (convolutional.RESNET, "resnext50_32x4d resnext101_32x8d resnext101_64x4d wide_resnet50_2 wide_resnet101_2"),
     (
-        families.REGNET,
+        convolutional.REGNET,
         "regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf regnet_x_32gf",
     ),
     (
-        families.REGNET,
+        convolutional.REGNET,
         "regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf regnet_y_32gf",
     ),
-    (families.REGNET, "regnet_y_128gf"),
-    (families.DENSENET, "densenet121 densenet161 densenet169 densenet201"),
-    (families.VGG, "vgg11 vgg13 vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn"),
-    (families.ALEXNET, "alexnet"),
-    (families.SQUEEZENET, "squeezenet1_0 squeezenet1_1"),
-    (families.GOOGLENET, "googlenet"),
-    (families.INCEPTION_V3, "inception_v3"),
-    (families.MOBILENET_V2, "mobilenet_v2"),
-    (families.MOBILENET_V3, "mobilenet_v3_small mobilenet_v3_large"),
-    (families.MNASNET, "mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3"),
-    (families.SHUFFLENET_V2, "shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0"),
-    (families.EFFICIENTNET, "efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3"),
-    (families.EFFICIENTNET, "efficientnet_b4 efficientnet_b5 efficientnet_b6 efficientnet_b7"),
-    (families.EFFICIENTNET, "efficientnet_v2_s efficientnet_v2_m efficientnet_v2_l"),
-    (families.CONVNEXT, "convnext_tiny convnext_small convnext_base convnext_large"),
-    (families.VIT, "vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14"),
-    (families.SWIN, "swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b"),
-    (families.MAXVIT, "maxvit_t"),
-    (families.CUSTOM_CNN, "custom_cnn"),
+    (convolutional.REGNET, "regnet_y_128gf"),
+    (convolutional.DENSENET, "densenet121 densenet161 densenet169 densenet201"),
+    (convolutional.VGG, "vgg11 vgg13 vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn"),
+    (convolutional.ALEXNET, "alexnet"),
+    (convolutional.SQUEEZENET, "squeezenet1_0 squeezenet1_1"),
+    (convolutional.GOOGLENET, "googlenet"),
+    (convolutional.INCEPTION_V3, "inception_v3"),
+    (convolutional.MOBILENET_V2, "mobilenet_v2"),
+    (convolutional.MOBILENET_V3, "mobilenet_v3_small mobilenet_v3_large"),
+    (convolutional.MNASNET, "mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3"),
+    (convolutional.SHUFFLENET_V2, "shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0"),
+    (convolutional.EFFICIENTNET, "efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3"),
+    (convolutional.EFFICIENTNET, "efficientnet_b4 efficientnet_b5 efficientnet_b6 efficientnet_b7"),
+    (convolutional.EFFICIENTNET, "efficientnet_v2_s efficientnet_v2_m efficientnet_v2_l"),
+    (convolutional.CONVNEXT, "convnext_tiny convnext_small convnext_base convnext_large"),
+    (transformers.VIT, "vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14"),
+    (transformers.SWIN, "swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b"),
+    (transformers.MAXVIT, "maxvit_t"),
+    (convolutional.CUSTOM_CNN, "custom_cnn"),
 )
 BACKBONES: dict[str, BackboneRow] = {
     name: BackboneRow(name, family) for family, names in _NAMES for name in names.split()
@@ -131,7 +132,7 @@ def build_network(row: BackboneRow, num_classes: int, image_size: int, seed: int
         )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, Purpose.INITIALISATION))
-        return row.family.build(row.name, num_classes, image_size)
+        return row.family.new_network(row.name, num_classes, image_size)
 
 
 def usual_size(row: BackboneRow, weights: str | None = None) -> int:
@@ -152,14 +153,18 @@ def takes_image_size(row: BackboneRow, image_size: int) -> bool:
 
 def new_layers(network: nn.Module, family: Family) -> tuple[str, ...]:
     """Full names of the parameters that no pre-trained weights are taken for: those that give the classes."""
-    layers = (family.classifier, *(head.classifier for head in present_auxiliary_heads(network, family)))
-    return tuple(f"{layer}.{name}" for layer in layers for name, _ in network.get_submodule(layer).named_parameters())
+    heads = present_auxiliary_heads(network, family)
+    return _parameters_of(network, (family.classifier, *(head.classifier for head in heads)))
 
 
 def head_parameters(network: nn.Module, family: Family) -> tuple[str, ...]:
     """Full names of the parameters outside all stages: the classifier's and those of auxiliary heads."""
-    parts = (family.classifier, *(head.module for head in present_auxiliary_heads(network, family)))
-    return tuple(f"{part}.{name}" for part in parts for name, _ in network.get_submodule(part).named_parameters())
+    heads = present_auxiliary_heads(network, family)
+    return _parameters_of(network, (family.classifier, *(head.module for head in heads)))
+
+
+def _parameters_of(network: nn.Module, modules: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{part}.{name}" for part in modules for name, _ in network.get_submodule(part).named_parameters())
 
 
 def present_auxiliary_heads(network: nn.Module, family: Family) -> tuple[AuxiliaryHead, ...]:

@@ -1,6 +1,6 @@
 """What a family of networks is, and the pieces that several families share."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,11 +34,11 @@ def _output_is_map(network: nn.Module, output: Tensor, image_hw: tuple[int, int]
     return output
 
 
-def _any_size(network: nn.Module) -> int:
+def _one(network_or_name: object) -> int:
     return 1
 
 
-def _takes_all_sizes(network: nn.Module) -> int | None:
+def _no_limit(network: nn.Module) -> int | None:
     return None
 
 
@@ -46,12 +46,16 @@ def _size_without_weights(name: str) -> int:
     return 224
 
 
-def _as_they_are(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return weights
+def _no_options(image_size: int) -> dict[str, Any]:
+    return {}
 
 
-def _nothing(network: nn.Module) -> Collection[str]:
+def _none(network: nn.Module) -> Collection[str]:
     return ()
+
+
+def _unchanged(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return weights
 
 
 def parameters_named(parts: Collection[str], network: nn.Module) -> Collection[str]:
@@ -59,8 +63,8 @@ def parameters_named(parts: Collection[str], network: nn.Module) -> Collection[s
     return [name for name, _ in network.named_parameters() if not set(parts).isdisjoint(name.split("."))]
 
 
-def divisible_by(size: int, network: nn.Module) -> int:
-    """``size_divisibility`` of families whose members all need the same."""
+def always(size: int, network_or_name: object) -> int:
+    """A number that is the same for all members of a family; for ``size_divisibility`` and ``image_multiple``."""
     return size
 
 
@@ -89,37 +93,26 @@ class PublishedWeights:
 
 def torchvision_weights(name: str) -> dict[str, PublishedWeights]:
     """What torchvision publishes for a network, by name, and its best under ``DEFAULT``."""
-    entries = models.get_model_weights(name).__members__.items()
-    return {key: _of_torchvision(entry) for key, entry in entries}
-
-
-def _of_torchvision(entry: Any) -> PublishedWeights:
-    preset = entry.transforms()
-    return PublishedWeights(
-        name=entry.name,
-        url=entry.url,
-        fetch=partial(entry.get_state_dict, progress=True, check_hash=True),
-        image_size=preset.crop_size[0],
-        mean=tuple(preset.mean),
-        std=tuple(preset.std),
-        interpolation=preset.interpolation.value,
-    )
+    if name not in models.list_models(module=models):
+        return {}
+    published = {}
+    for key, entry in models.get_model_weights(name).__members__.items():
+        preset = entry.transforms()
+        published[key] = PublishedWeights(
+            name=entry.name,
+            url=entry.url,
+            fetch=partial(entry.get_state_dict, progress=True, check_hash=True),
+            image_size=preset.crop_size[0],
+            mean=tuple(preset.mean),
+            std=tuple(preset.std),
+            interpolation=preset.interpolation.value,
+        )
+    return published
 
 
 def no_weights(name: str) -> dict[str, PublishedWeights]:
     """For networks that nobody has published weights for."""
     return {}
-
-
-def torchvision_network(name: str, num_classes: int, image_size: int) -> nn.Module:
-    """Torchvision's network with random weights, for any image size."""
-    return torchvision_built(name, num_classes)
-
-
-def torchvision_built(name: str, num_classes: int, **options: Any) -> nn.Module:
-    """Torchvision's network with random weights; ``options`` go to torchvision's own builder."""
-    network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **options)
-    return network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +129,10 @@ class Family:
         smallest_image: fewest pixels a side that come through all stages.
         position_embedding: dotted name of the parameter that depends on the image size, if there is one.
         num_prefix_tokens: tokens without a place in the image, such as the class token.
-        build: ``(name, number of classes, image size) ->`` the network with random weights.
+        build: ``(name, number of classes, image size) ->`` the network with random weights. Unset: torchvision's
+            network of that name, with ``builder_options``.
+        builder_options: ``image size ->`` what torchvision's builder needs beside name and number of classes.
+        image_multiple: ``name ->`` what the training's image size must be a multiple of for torchvision's builder.
         auxiliary_heads: second classifiers halfway.
         weights: ``name ->`` the published weights, by their names.
         usual_size: ``name ->`` height and width of the images that it was made for, where no weights are published.
@@ -144,6 +140,7 @@ class Family:
         smallest_measured: ``network ->`` as ``smallest_image``, where the members differ.
         fixed_image_size: ``network ->`` the only size it takes, in pixels; None: it takes others too. Its
             ``size_divisibility`` must be this size then, so that smaller images are padded to it.
+        why_traced_at_one_size: why ``torch.export`` is not tried for images of all sizes, if it is not.
         no_weight_decay: ``network ->`` full names of the parameters that weight decay must leave alone besides biases
             and the vectors of norms: position embeddings, class tokens, scales.
         adapt_weights: ``(network, weights under their publisher's names) -> weights under the network's names``.
@@ -154,19 +151,36 @@ class Family:
     pool: Callable[[nn.Module, Tensor], Tensor]
     classifier: str
     to_map: Callable[[nn.Module, Tensor, tuple[int, int]], Tensor] = _output_is_map
-    size_divisibility: Callable[[nn.Module], int] = _any_size
+    size_divisibility: Callable[[nn.Module], int] = _one
     smallest_image: int = 1
     position_embedding: str | None = None
     num_prefix_tokens: int = 0
-    build: Callable[[str, int, int], nn.Module] = torchvision_network
+    build: Callable[[str, int, int], nn.Module] | None = None
+    builder_options: Callable[[int], dict[str, Any]] = _no_options
+    image_multiple: Callable[[str], int] = _one
     auxiliary_heads: tuple[AuxiliaryHead, ...] = ()
     weights: Callable[[str], dict[str, PublishedWeights]] = torchvision_weights
     usual_size: Callable[[str], int] = _size_without_weights
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    smallest_measured: Callable[[nn.Module], int] = _any_size
-    fixed_image_size: Callable[[nn.Module], int | None] = _takes_all_sizes
-    no_weight_decay: Callable[[nn.Module], Collection[str]] = _nothing
-    adapt_weights: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]] = _as_they_are
+    smallest_measured: Callable[[nn.Module], int] = _one
+    fixed_image_size: Callable[[nn.Module], int | None] = _no_limit
+    why_traced_at_one_size: str | None = None
+    no_weight_decay: Callable[[nn.Module], Collection[str]] = _none
+    adapt_weights: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]] = _unchanged
+
+    def new_network(self, name: str, num_classes: int, image_size: int) -> nn.Module:
+        """The network with random weights.
+
+        Raises:
+            ConfigError: it cannot be built for this image size.
+        """
+        if self.build is not None:
+            return self.build(name, num_classes, image_size)
+        require_multiple(name, image_size, self.image_multiple(name))
+        network: nn.Module = models.get_model(
+            name, weights=None, num_classes=num_classes, **self.builder_options(image_size)
+        )
+        return network
 
 
 def require_multiple(name: str, image_size: int, multiple: int) -> None:
@@ -201,6 +215,15 @@ def pooled_already(network: nn.Module, vector: Tensor) -> Tensor:
     return vector
 
 
+def listed_stages(stages: Mapping[str, str]) -> Callable[[nn.Module], tuple[Stage, ...]]:
+    """Stages that are the same in all members: names of stages → their members' dotted names with blanks between."""
+    return partial(_same_stages, tuple(Stage(name, tuple(members.split())) for name, members in stages.items()))
+
+
+def _same_stages(stages: tuple[Stage, ...], network: nn.Module) -> tuple[Stage, ...]:
+    return stages
+
+
 def cut_features(network: nn.Module, starts: Sequence[int], names: Sequence[str]) -> list[Stage]:
     """Stages over ``network.features`` that begin at the given positions."""
     features: nn.Sequential = network.features  # type: ignore[assignment]
@@ -211,8 +234,18 @@ def cut_features(network: nn.Module, starts: Sequence[int], names: Sequence[str]
     ]
 
 
+def four_stages(network: nn.Module) -> list[Stage]:
+    """Stem, then four stages of which each but the first begins with its downsampling."""
+    return cut_features(network, (0, 1, 2, 4, 6), ("stem", "stage1", "stage2", "stage3", "stage4"))
+
+
+def neck_stage(num_layers: int, flatten_first: bool = True) -> Stage:
+    """The stage between the pooling and the last linear layer: the first layers of ``network.classifier``."""
+    members = tuple(f"classifier.{position}" for position in range(num_layers))
+    return Stage("neck", members, partial(_neck, members, flatten_first), gives_map=False)
+
+
 def _neck(layers: Sequence[str], flatten_first: bool, network: nn.Module, features: Tensor) -> Tensor:
-    """Pool, and apply the layers of torchvision's classifier that come before its last linear one."""
     average_pool: nn.Module = network.avgpool  # type: ignore[assignment]
     value: Tensor = average_pool(features)
     if flatten_first:
@@ -220,14 +253,3 @@ def _neck(layers: Sequence[str], flatten_first: bool, network: nn.Module, featur
     for layer in layers:
         value = find_member(network, layer)(value)
     return torch.flatten(value, 1)
-
-
-def neck_stage(*positions: int, flatten_first: bool = True) -> Stage:
-    """The stage between the pooling and the last linear layer of ``network.classifier``."""
-    members = tuple(f"classifier.{position}" for position in positions)
-    return Stage("neck", members, partial(_neck, members, flatten_first), gives_map=False)
-
-
-def four_stages(network: nn.Module) -> list[Stage]:
-    """Stem, then four stages of which each but the first begins with its downsampling."""
-    return cut_features(network, (0, 1, 2, 4, 6), ("stem", "stage1", "stage2", "stage3", "stage4"))

@@ -23,13 +23,11 @@ from sat_vg.backbone_finetuning.models.networks.families.timm_cutting import (
     REFUSALS,
     SMALLEST,
     TRUNK,
-    Cut,
     measure_cut,
     patch_size,
     read_map,
     run_neck,
 )
-from sat_vg.backbone_finetuning.models.stages import Stage
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, WeightsError
 
 PREFIX = "timm:"
@@ -159,33 +157,17 @@ def _usual_size(name: str) -> int:
     return 224 if published is None else int(published.input_size[1])
 
 
-def _cut_of(network: nn.Module) -> Cut:
-    cut: Cut = network.trunk.cut  # type: ignore[union-attr,assignment]
-    return cut
-
-
-def _stages(network: nn.Module) -> tuple[Stage, ...]:
-    return _cut_of(network).stages
+def _measured(attribute: str, network: nn.Module) -> Any:
+    """What the cut of the network says about it."""
+    return getattr(network.trunk.cut, attribute)  # type: ignore[union-attr]
 
 
 def _pool(network: nn.Module, features: Tensor) -> Tensor:
-    return features if _cut_of(network).has_neck else run_neck(network, features)
+    return features if _measured("has_neck", network) else run_neck(network, features)
 
 
 def _to_map(network: nn.Module, output: Tensor, image_hw: tuple[int, int]) -> Tensor:
-    return read_map(_cut_of(network), output, image_hw)
-
-
-def _size_divisibility(network: nn.Module) -> int:
-    return _cut_of(network).size_divisibility
-
-
-def _smallest_image(network: nn.Module) -> int:
-    return _cut_of(network).smallest_image
-
-
-def _fixed_image_size(network: nn.Module) -> int | None:
-    return _cut_of(network).fixed_image_size
+    return read_map(network.trunk.cut, output, image_hw)  # type: ignore[union-attr,arg-type]
 
 
 def _published(name: str) -> dict[str, PublishedWeights]:
@@ -234,7 +216,7 @@ def _adapt_weights(network: nn.Module, given: dict[str, Tensor]) -> dict[str, Te
     if convert is not None:
         of_trunk = dict(convert(dict(of_trunk), trunk))
     own = trunk.state_dict()
-    fixed = _cut_of(network).fixed_image_size
+    fixed = _measured("fixed_image_size", network)
     misfits = [
         name
         for name, value in of_trunk.items()
@@ -271,18 +253,19 @@ def _is_scale(name: str, parameter: nn.Parameter) -> bool:
 
 _TIMM = Family(
     name="timm",
-    stages=_stages,
+    stages=partial(_measured, "stages"),
     pool=_pool,
     classifier="head",
     to_map=_to_map,
     # Of networks that take but one size it is that size, so that smaller images are padded to it.
-    size_divisibility=_size_divisibility,
+    size_divisibility=partial(_measured, "size_divisibility"),
     smallest_image=SMALLEST,
     build=_timm_network,
     weights=_published,
     usual_size=_usual_size,
-    smallest_measured=_smallest_image,
-    fixed_image_size=_fixed_image_size,
+    smallest_measured=partial(_measured, "smallest_image"),
+    fixed_image_size=partial(_measured, "fixed_image_size"),
+    why_traced_at_one_size="networks of timm are traced at one size",
     no_weight_decay=_no_weight_decay,
     adapt_weights=_adapt_weights,
 )

@@ -9,12 +9,10 @@ from torch import Tensor, nn
 
 from sat_vg.backbone_finetuning.models.networks.families.family import (
     Family,
-    divisible_by,
+    always,
     four_stages,
     parameters_named,
     pooled_already,
-    require_multiple,
-    torchvision_built,
 )
 from sat_vg.backbone_finetuning.models.position_embedding import resample_positions
 from sat_vg.backbone_finetuning.models.stages import Stage, find_member
@@ -23,6 +21,7 @@ from sat_vg.backbone_finetuning.utils.errors import UserError
 _VIT_PREFIX = 1  # the class token
 _SWIN_PATCH = 4
 _MAXVIT_WINDOW = 7
+_SLOW_WINDOWS = "tracing its windows for all sizes takes minutes"
 _MAXVIT_MULTIPLE = 32 * _MAXVIT_WINDOW  # windows and grids of 7 × 7 at the last stage's stride
 
 
@@ -75,9 +74,12 @@ def _vit_map(network: nn.Module, tokens: Tensor, image_hw: tuple[int, int]) -> T
     return torch.unflatten(patches, 2, grid).contiguous()
 
 
-def _vit_network(name: str, num_classes: int, image_size: int) -> nn.Module:
-    require_multiple(name, image_size, int(name.rsplit("_", 1)[1]))
-    return torchvision_built(name, num_classes, image_size=image_size)
+def _vit_multiple(name: str) -> int:
+    return int(name.rsplit("_", 1)[1])  # the patch
+
+
+def _vit_options(image_size: int) -> dict[str, Any]:
+    return {"image_size": image_size}
 
 
 def _swin_stages(network: nn.Module) -> tuple[Stage, ...]:
@@ -130,13 +132,14 @@ def _maxvit_stages(network: nn.Module) -> tuple[Stage, ...]:
     blocks = [
         Stage(f"block{n}", (f"blocks.{n - 1}",), partial(_maxvit_block, f"blocks.{n - 1}")) for n in (1, 2, 3, 4)
     ]
-    neck = Stage("neck", tuple(f"classifier.{position}" for position in range(5)), gives_map=False)
+    neck = Stage(
+        "neck", tuple(f"classifier.{position}" for position in range(5)), gives_map=False
+    )  # with its pooling
     return (Stage("stem", ("stem",)), *blocks, neck)
 
 
-def _maxvit_network(name: str, num_classes: int, image_size: int) -> nn.Module:
-    require_multiple(name, image_size, _MAXVIT_MULTIPLE)
-    return torchvision_built(name, num_classes, input_size=(image_size, image_size))
+def _maxvit_options(image_size: int) -> dict[str, Any]:
+    return {"input_size": (image_size, image_size)}
 
 
 def _of_old_mlp(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -156,7 +159,8 @@ VIT = Family(
     size_divisibility=_vit_patch_size,
     position_embedding="encoder.pos_embedding",
     num_prefix_tokens=_VIT_PREFIX,
-    build=_vit_network,
+    builder_options=_vit_options,
+    image_multiple=_vit_multiple,
     no_weight_decay=partial(parameters_named, ("class_token", "pos_embedding")),
     adapt_weights=_of_old_mlp,
 )
@@ -167,7 +171,8 @@ SWIN = Family(
     classifier="head",
     to_map=_swin_map,
     # Windows and mergings pad by themselves; the patch embedding would cut off what does not fill a patch.
-    size_divisibility=partial(divisible_by, _SWIN_PATCH),
+    size_divisibility=partial(always, _SWIN_PATCH),
+    why_traced_at_one_size=_SLOW_WINDOWS,
     # cpb_mlp gives Swin v2 its position biases; left alone as by its authors (Liu et al., 2022).
     no_weight_decay=partial(parameters_named, ("relative_position_bias_table", "logit_scale", "cpb_mlp")),
 )
@@ -176,7 +181,9 @@ MAXVIT = Family(
     stages=_maxvit_stages,
     pool=pooled_already,
     classifier="classifier.5",
-    size_divisibility=partial(divisible_by, _MAXVIT_MULTIPLE),
-    build=_maxvit_network,
+    size_divisibility=partial(always, _MAXVIT_MULTIPLE),
+    builder_options=_maxvit_options,
+    image_multiple=partial(always, _MAXVIT_MULTIPLE),
+    why_traced_at_one_size=_SLOW_WINDOWS,
     no_weight_decay=partial(parameters_named, ("relative_position_bias_table",)),
 )
