@@ -26,7 +26,7 @@ def rows(images: list[torch.Tensor], size: int, columns: int) -> list[tuple[str,
     plain = Preprocessing(image_size=size).geometry()
     found = []
     for row, (name, preset) in enumerate(PRESETS.items()):
-        image, transform = images[row % len(images)], preset(size, "bilinear")
+        image, transform = images[row % len(images)], preset.build(size, "bilinear")
         found.append(("none", plain(image)))
         for view in range(columns - 1):
             seed_default_generator(derive_seed(0, Purpose.SAMPLE, view, row))
@@ -57,7 +57,7 @@ def main() -> None:
     print(f"written: {options.out}, {Path(options.out).stat().st_size / 1000:.0f} kB")
     if options.times:
         for name, preset in PRESETS.items():
-            transform, count, started = preset(options.size, "bilinear"), 0, time.perf_counter()
+            transform, count, started = preset.build(options.size, "bilinear"), 0, time.perf_counter()
             while time.perf_counter() - started < 2:
                 transform(images[count % len(images)])
                 count += 1

@@ -14,8 +14,8 @@ from PIL import Image
 from torchvision import transforms
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.data.loading.augmentation import satellite
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageDataset
-from sat_vg.backbone_finetuning.data.loading.transforms import training_transform
 from sat_vg.backbone_finetuning.training.preparation import check_images, find_images, image_reader
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = FinetuneConfig(dataset_path=options.root, log_dir=str(Path(folder) / "logs"), cache="disk")
         images = check_images(config, find_images(config))
-        transform = training_transform(options.size, "bilinear")
+        transform = satellite(options.size, "bilinear")
         from_files = ImageDataset(images.splits.train, transform, 0)
         decoded = ImageDataset(images.splits.train, transform, 0, image_reader(config, images))
     plain = transforms.Compose(

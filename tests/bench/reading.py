@@ -20,7 +20,7 @@ import torchvision
 from torch import Tensor
 
 from sat_vg.backbone_finetuning.data.checks.readable import examine_images
-from sat_vg.backbone_finetuning.data.loading.transforms import training_transform
+from sat_vg.backbone_finetuning.data.loading.augmentation import satellite
 from sat_vg.backbone_finetuning.data.reading.decoded_cache import keep_decoded, lay_out
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
@@ -43,7 +43,7 @@ def main() -> None:
     options = parser.parse_args()
     splits = load_class_folders(options.folder)
     paths = random.Random(0).sample(splits.train.paths, min(options.images, len(splits.train)))
-    transform = training_transform(options.image_size, "bilinear")
+    transform = satellite(options.image_size, "bilinear")
     examined = examine_images(paths)
     ways: dict[str, Callable[[Tensor], object]] = {
         "read, every byte touched": torch.clone,

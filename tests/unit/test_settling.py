@@ -82,7 +82,7 @@ OVERHEAD = {"eurosat"}
 def test_each_named_data_set_is_augmented_as_its_classes_bear(name, capsys):
     config = resolve_image_settings(FinetuneConfig(dataset=name, image_size=32))
     assert f"augmentation: {config.augmentation}, as suits " in capsys.readouterr().out
-    preset = PRESETS[str(config.augmentation)](32, "bilinear")
+    preset = PRESETS[str(config.augmentation)].build(32, "bilinear")
     up, left = torch.zeros(2, 3, 32, 32, dtype=torch.uint8).unbind()
     up[:, :8], left[..., :8] = 255, 255
     seen_up, seen_left = set(), set()

@@ -2,20 +2,23 @@
 
 import random
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from sat_vg.backbone_finetuning.data.loading.augmentation import PRESETS, GaussianNoise, Sometimes, augmentation_of
+from sat_vg.backbone_finetuning.configs.choices import AUGMENTATIONS_OF_ANY_BANDS, Augmentation
+from sat_vg.backbone_finetuning.data.loading.augmentation import PRESETS, augmentation_of
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageDataset, Workers
 from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, Part
-from sat_vg.backbone_finetuning.data.loading.transforms import training_transform
+from sat_vg.backbone_finetuning.data.loading.transforms import GaussianNoise, Sometimes
 from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, BandFiles, Preprocessing
 
+ANY_BANDS = [name for name, preset in PRESETS.items() if preset.any_bands]
 KEYS = [(view, index) for view in range(6) for index in range(0, 27, 3)]
 
 
@@ -43,9 +46,14 @@ def depends_on_the_generator_alone(transform):
     return True
 
 
+def test_every_row_has_its_name_in_the_configuration():
+    assert {"none", *PRESETS} == set(get_args(Augmentation))
+    assert list(AUGMENTATIONS_OF_ANY_BANDS) == ANY_BANDS
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_nothing_but_torchs_generator_is_drawn_from(name):
-    assert depends_on_the_generator_alone(PRESETS[name](32, "bilinear"))
+    assert depends_on_the_generator_alone(PRESETS[name].build(32, "bilinear"))
 
 
 def test_and_what_draws_elsewhere_is_caught():
@@ -58,14 +66,14 @@ def test_and_what_draws_elsewhere_is_caught():
             return image.roll(self.draw(), -1)
 
     draws = [lambda: random.randrange(40), lambda: int(np.random.randint(40)), lambda: int(torch.randint(40, ()))]  # noqa: NPY002
-    whole = [nn.Sequential(PRESETS["basic"](32, "bilinear"), Elsewhere(draw)) for draw in draws]
+    whole = [nn.Sequential(PRESETS["basic"].build(32, "bilinear"), Elsewhere(draw)) for draw in draws]
     assert list(map(depends_on_the_generator_alone, whole)) == [False, False, True]
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_same_key_gives_the_same_pixels_in_any_order_and_process(name, class_folders):
     split = load_class_folders(class_folders).train
-    dataset = ImageDataset(split, PRESETS[name](24, "bilinear"), seed=3)
+    dataset = ImageDataset(split, PRESETS[name].build(24, "bilinear"), seed=3)
     forwards = {key: dataset[key][0] for key in KEYS}
     for key in reversed(KEYS):
         random.seed(str(key))
@@ -83,7 +91,7 @@ def test_the_same_key_gives_the_same_pixels_in_any_order_and_process(name, class
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize(("size", "interpolation"), [(16, "bilinear"), (33, "bicubic"), (64, "bilinear")])
 def test_bytes_of_the_size_that_differ_from_image_to_image(name, size, interpolation):
-    transform = PRESETS[name](size, interpolation)
+    transform = PRESETS[name].build(size, interpolation)
     torch.manual_seed(0)
     images = torch.stack([transform(scene(height)) for height in (12, 48, 96) for _ in range(8)])
     assert images.shape == (24, 3, size, size)
@@ -92,7 +100,7 @@ def test_bytes_of_the_size_that_differ_from_image_to_image(name, size, interpola
 
 
 def test_turns_leave_every_pixel_what_it_was():
-    plain, transform = Preprocessing(image_size=48).geometry()(scene(96)), PRESETS["turns"](48, "bilinear")
+    plain, transform = Preprocessing(image_size=48).geometry()(scene(96)), PRESETS["turns"].build(48, "bilinear")
     torch.manual_seed(0)
     seen = {transform(scene(96)).numpy().tobytes() for _ in range(200)}
     turned = [image.rot90(times, (1, 2)) for image in (plain, plain.flip(2)) for times in range(4)]
@@ -101,7 +109,6 @@ def test_turns_leave_every_pixel_what_it_was():
 
 def test_satellite_is_what_it_was_before_there_were_names():
     """Golden losses and what is kept of frozen stages depend on it; the key holds this text."""
-    assert PRESETS["satellite"] is training_transform
     assert repr(augmentation_of("satellite", Preprocessing(image_size=224))) == (
         "Sequential(\n"
         "  (0): RandomScaledCrop(size=224, interpolation=bilinear, scale=(0.5, 1.0), ratio=1.3333)\n"
@@ -114,7 +121,7 @@ def test_satellite_is_what_it_was_before_there_were_names():
 def test_no_two_look_alike_in_the_key_of_stored_features():
     plain = Preprocessing(image_size=32).geometry()
     shown = [repr(plain)] + [
-        repr(preset(size, interpolation))
+        repr(preset.build(size, interpolation))
         for preset in PRESETS.values()
         for size in (32, 64)
         for interpolation in ("bilinear", "bicubic")
@@ -126,7 +133,7 @@ def test_no_two_look_alike_in_the_key_of_stored_features():
 
 
 def test_every_part_of_advanced_happens_sometimes_and_shows():
-    transform = PRESETS["advanced"](48, "bilinear")
+    transform = PRESETS["advanced"].build(48, "bilinear")
     parts = [part for part in transform if isinstance(part, Sometimes)]
     assert len(parts) == 4
     torch.manual_seed(0)
@@ -150,7 +157,7 @@ def test_noise_is_of_the_size_that_it_says_and_stays_within_bytes():
     assert white.min() < 60
 
 
-@pytest.mark.parametrize("name", ["randaugment", "trivialaugment", "autoaugment", "advanced"])
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in ANY_BANDS])
 def test_what_needs_red_green_and_blue_says_so(name):
     four = Preprocessing(image_size=32, bands=(*RGB, "nir"), mean=(0.5,) * 4, std=(0.5,) * 4)
     with pytest.raises(
@@ -166,7 +173,7 @@ def test_what_needs_red_green_and_blue_says_so(name):
     augmentation_of(name, Preprocessing(image_size=32))
 
 
-@pytest.mark.parametrize("name", ["basic", "satellite", "turns"])
+@pytest.mark.parametrize("name", ANY_BANDS)
 def test_the_others_take_the_values_of_any_bands(name):
     bands = ("red", "green", "blue", "nir")
     files = BandFiles((4, 3, 2, 8), "uint16", 13)

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from sat_vg.backbone_finetuning.configs.command_line import parse_command_line
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.checks.readable import examine_images
+from sat_vg.backbone_finetuning.data.loading.augmentation import satellite
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageDataset
-from sat_vg.backbone_finetuning.data.loading.transforms import training_transform
 from sat_vg.backbone_finetuning.data.reading.decoded_cache import DecodedImages, in_words, keep_decoded, lay_out
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
@@ -253,7 +253,7 @@ def test_a_folder_that_cannot_be_written_to(paths, tmp_path):
 
 
 def batches(split, read, num_workers, context=None):
-    dataset = ImageDataset(split, training_transform(24, "bilinear"), 0, read)
+    dataset = ImageDataset(split, satellite(24, "bilinear"), 0, read)
     keys = [[(view, index) for index in range(start, start + 5)] for view in (0, 3) for start in (0, 5, 10)]
     loader = DataLoader(dataset, batch_sampler=keys, num_workers=num_workers, multiprocessing_context=context)
     return [image for images, _, _ in loader for image in images]

@@ -10,7 +10,8 @@ from PIL import Image
 
 from sat_vg.backbone_finetuning.data.checks.band_statistics import combined, measure_bands, moments_of
 from sat_vg.backbone_finetuning.data.checks.readable import examine_images
-from sat_vg.backbone_finetuning.data.loading.transforms import RandomColours, training_transform
+from sat_vg.backbone_finetuning.data.loading.augmentation import satellite
+from sat_vg.backbone_finetuning.data.loading.transforms import RandomColours
 from sat_vg.backbone_finetuning.data.reading.bands import find_bands
 from sat_vg.backbone_finetuning.data.reading.geo import GeoReader, decoder_of, decoder_of_files
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache
@@ -263,7 +264,7 @@ class TestStatistics:
 class TestAugmentation:
     def test_takes_any_number_of_bands_and_units_and_depends_on_the_seed_alone(self):
         images = torch.from_numpy(sentinel_2("town", 1).astype(np.float32))
-        transform = training_transform(24, "bicubic")
+        transform = satellite(24, "bicubic")
         outcomes = []
         for _ in range(2):
             seed_default_generator(5)

@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from sat_vg.backbone_finetuning.data.loading.augmentation import satellite
 from sat_vg.backbone_finetuning.data.loading.loaders import (
     ImageBatches,
     ImageDataset,
@@ -14,7 +15,6 @@ from sat_vg.backbone_finetuning.data.loading.loaders import (
     why_loading_failed,
 )
 from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, Part
-from sat_vg.backbone_finetuning.data.loading.transforms import training_transform
 from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 
@@ -25,7 +25,7 @@ def make_batches(root, num_workers, seed=0, transform=None, timeout=0):
     splits = load_class_folders(root)
     plain = Preprocessing(image_size=24).geometry()
     parts = {
-        Part.TRAINING: ImageDataset(splits.train, transform or training_transform(24, "bilinear"), seed),
+        Part.TRAINING: ImageDataset(splits.train, transform or satellite(24, "bilinear"), seed),
         Part.VALIDATION: ImageDataset(splits.val, plain, seed),
         Part.PLAIN_TRAINING: ImageDataset(splits.train, plain, seed),
     }
@@ -94,6 +94,7 @@ def test_other_passes_see_every_image_once_in_order(class_folders):
         found = collect(batches.in_order(part))
         assert torch.cat([indices for _, _, indices in found]).tolist() == list(range(len(batches.parts[part])))
     loader = validation_loader(batches.parts[Part.VALIDATION], 4, Workers(0, CPU))
+    assert len(loader) == len(collect(loader)) == -(-len(batches.parts[Part.VALIDATION]) // 4)
     for mine, theirs in zip(collect(loader), collect(batches.in_order(Part.VALIDATION)), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, InOrder, Part, RunningPass
+from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, Part, RunningPass
 
 plans = st.builds(BatchPlan, st.integers(1, 300), st.integers(1, 64), st.integers(0, 2**40))
 
@@ -33,8 +33,3 @@ def test_epochs_and_seeds_differ():
     assert plan.batches(0) == plan.batches(0)
     assert plan.batches(0) != plan.batches(1)
     assert plan.batches(0) != BatchPlan(100, 10, seed=1).batches(0)
-
-
-def test_in_order_is_in_order():
-    assert [index for batch in InOrder(7, 3) for _, index in batch] == list(range(7))
-    assert len(InOrder(7, 3)) == len(list(InOrder(7, 3))) == 3

@@ -2,11 +2,11 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as reference
 
+from sat_vg.backbone_finetuning.data.loading.augmentation import satellite
 from sat_vg.backbone_finetuning.data.loading.transforms import (
     RandomColours,
     RandomQuarterTurn,
     RandomScaledCrop,
-    training_transform,
 )
 
 
@@ -87,7 +87,7 @@ def test_crops_cover_the_asked_for_share_of_the_area():
 
 
 def test_the_whole_chain_is_a_function_of_the_generator():
-    transform = training_transform(24, "bilinear")
+    transform = satellite(24, "bilinear")
     torch.manual_seed(3)
     one = transform(smooth_image())
     torch.manual_seed(3)

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sat_vg.backbone_finetuning.data.loading.augmentation import satellite
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageDataset, Workers
 from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, Part
-from sat_vg.backbone_finetuning.data.loading.transforms import training_transform
 from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training.batch_sources import BatchSources, FeaturePlan, FeatureSource, ImageSource
@@ -35,7 +35,7 @@ def make_sources(
             module.running_var.uniform_(0.5, 2)
     model.set_trainable(model.stage_names[len(model.stage_names) - trained :])
     plain = model.preprocessing.geometry()
-    transform = training_transform(32, "bilinear") if num_views != 1 else plain
+    transform = satellite(32, "bilinear") if num_views != 1 else plain
     parts = {
         Part.TRAINING: ImageDataset(splits.train, transform, seed),
         Part.VALIDATION: ImageDataset(splits.val, plain, seed),

@@ -7,13 +7,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, InOrder, Part, PartKey, RunningPass, SampleKey
+from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, Part, PartKey, RunningPass, SampleKey
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.data.sources.splits import Split
 from sat_vg.backbone_finetuning.utils.ranks import Share
@@ -115,9 +116,7 @@ class ImageBatches:
     ) -> None:
         self.parts, self.plan, self.in_order_size = parts, plan, in_order_size
         self._running = RunningPass()
-        self._loader = _loader(
-            _Parts(parts), self._running, _Collate(target_rows(parts[Part.TRAINING].split)), workers
-        )
+        self._loader = _loader(_Parts(parts), parts[Part.TRAINING].split, self._running, workers, is_read_again=True)
 
     def training(self, epoch: int, view: int, first_batch: int = 0) -> "Pass":
         """This process's share of an epoch's batches, from any one on; ``view`` numbers the images' augmentation."""
@@ -170,19 +169,10 @@ def target_rows(split: Split) -> Tensor:
     return rows
 
 
-class _Collate:
-    """Stacks samples into a ``Batch`` with the targets of their labels.
-
-    Args:
-        rows: what ``target_rows`` gives.
-    """
-
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows
-
-    def __call__(self, samples: Sequence[tuple[Tensor, int, int]]) -> Batch:
-        images, labels, indices = zip(*samples, strict=True)
-        return Batch(torch.stack(images), self.rows[torch.tensor(labels)], torch.tensor(indices))
+def _collate(rows: Tensor, samples: Sequence[tuple[Tensor, int, int]]) -> Batch:
+    """Stack samples into a ``Batch``; ``rows`` are the targets of all labels."""
+    images, labels, indices = zip(*samples, strict=True)
+    return Batch(torch.stack(images), rows[torch.tensor(labels)], torch.tensor(indices))
 
 
 def _leave_signals_to_the_parent(worker_id: int) -> None:
@@ -207,8 +197,8 @@ def _obey_the_parent(starter: int) -> None:
 
 def validation_loader(dataset: ImageDataset, batch_size: int, workers: Workers) -> DataLoader[Batch]:
     """A loader that yields every image once, in order; its workers end with the pass."""
-    batches = InOrder(len(dataset), batch_size)
-    return _loader(dataset, batches, _Collate(target_rows(dataset.split)), workers, is_read_again=False)
+    batches = [[(0, index) for index in few.tolist()] for few in torch.arange(len(dataset)).split(batch_size)]
+    return _loader(dataset, dataset.split, batches, workers, is_read_again=False)
 
 
 def why_loading_failed(error: RuntimeError) -> str | None:
@@ -242,16 +232,16 @@ def why_loading_failed(error: RuntimeError) -> str | None:
 
 def _loader(
     dataset: Dataset[tuple[Tensor, int, int]],
-    batches: Sampler[list[SampleKey]] | Sampler[list[PartKey]],
-    collate: _Collate,
+    split: Split,
+    batches: RunningPass | list[list[SampleKey]],
     workers: Workers,
-    is_read_again: bool = True,
+    is_read_again: bool,
 ) -> DataLoader[Batch]:
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # a dataset of samples, a loader of batches
         batch_sampler=batches,
         num_workers=workers.count,
-        collate_fn=collate,
+        collate_fn=partial(_collate, target_rows(split)),
         pin_memory=workers.device.type == "cuda",
         persistent_workers=workers.count > 0 and is_read_again,
         timeout=workers.timeout if workers.count else 0,

@@ -171,17 +171,3 @@ class RunningPass(Sampler[list[PartKey]]):
 
     def __len__(self) -> int:
         return len(self._batches)
-
-
-class InOrder(Sampler[list[SampleKey]]):
-    """Yields all images once, in their order, for the validation."""
-
-    def __init__(self, num_samples: int, batch_size: int) -> None:
-        self.num_samples, self.batch_size = num_samples, batch_size
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        for part in torch.arange(self.num_samples).split(self.batch_size):
-            yield [(0, index) for index in part.tolist()]
-
-    def __len__(self) -> int:
-        return -(-self.num_samples // self.batch_size)
