@@ -7,20 +7,18 @@ than it is long.
 
 import io
 import math
-import pickle
+import pickletools
 import struct
 import zipfile
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
 _MAX_DIRECTORY = 64 * 2**20  # bytes of a zip's directory: some 500 000 tensors
 _MAX_PICKLE = 256 * 2**20
 _MAX_DEPTH = 100
-_CHUNK = 4 * 2**20
 
 _ITEM_SIZES = {
     "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "IntStorage": 4,
@@ -45,10 +43,18 @@ _CALLED = _REBUILDERS | {
     "torch._utils._rebuild_parameter_with_state",
 }
 _NAMED = frozenset({"torch.Tensor", "torch.nn.parameter.Parameter"})
-# The instructions that torch's own reader knows.
-_INSTRUCTIONS = (
-    b"c R b a e s u ( t \x85 \x86 \x87 N \x89 \x88 ) ] } \x8f J K M G X U Q h j q r \x8a \x80 .".split()
-)  # fmt: skip
+_VALUES = (
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "NONE", "NEWTRUE", "NEWFALSE", "BINUNICODE"),
+    *("SHORT_BINSTRING", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"),
+)
+# The instructions that torch's own reader knows, and how many values each takes from the stack; None: to the mark.
+_TAKES: dict[str, int | None] = {
+    **dict.fromkeys([*_VALUES, "PROTO", "STOP", "GLOBAL", "BINGET", "LONG_BINGET", "EMPTY_TUPLE"], 0),
+    **dict.fromkeys(["APPEND", "BUILD", "BINPERSID", "BINPUT", "LONG_BINPUT", "TUPLE1"], 1),
+    **dict.fromkeys(["SETITEM", "REDUCE", "TUPLE2"], 2),
+    "TUPLE3": 3,
+    **dict.fromkeys(["APPENDS", "SETITEMS", "TUPLE"]),
+}
 
 
 class RefusedFileError(Exception):
@@ -96,40 +102,33 @@ def _survey_zip(file: BinaryIO, size: int) -> None:
     _bound_directory(file, size)
     try:
         with zipfile.ZipFile(file) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            names = archive.namelist()
+            if not any(name.endswith("data.pkl") for name in names):
+                held = ", ".join(map(repr, names[:3])) + (" …" if len(names) > 3 else "")
+                raise DamagedFileError(
+                    f"it has no list of its tensors, but {held or 'nothing'}; if it is an archive of other files, "
+                    "unpack it and name the one that is meant"
+                )
+            if any(name.endswith("/constants.pkl") for name in names):
                 raise RefusedFileError("it holds a TorchScript program and not a state dict")
-            _require_tensors(archive.namelist())
             lengths = _bound_entries(archive.infolist(), size)
-            for name in lengths:
-                with archive.open(name) as entry:
-                    while entry.read(_CHUNK):  # at its end the checksum is compared
-                        pass
+            if (altered := archive.testzip()) is not None:
+                raise DamagedFileError(f"Bad CRC-32 for file {altered!r}")
             pickles = [name for name in lengths if name.count("/") == 1 and name.endswith("/data.pkl")]
             if len(pickles) != 1:
                 raise DamagedFileError("it has no list of its tensors")
             if lengths[pickles[0]] > _MAX_PICKLE:
                 raise RefusedFileError(f"its list of tensors is {lengths[pickles[0]]} bytes long")
-            survey = _Survey(BytesIO(archive.read(pickles[0])), size)
+            listing = BytesIO(archive.read(pickles[0]))
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise DamagedFileError(str(error)) from error
-    survey.run()
     root = pickles[0].removesuffix("data.pkl")
-    for key, declared in survey.storages.items():
+    for key, declared in _Survey(size).run(listing).storages.items():
         held = lengths.get(f"{root}data/{key}")
         if held is None:
             raise DamagedFileError(f"the numbers of tensor {key!r} are not there")
         if declared > held:
             raise RefusedFileError(f"tensor {key!r} claims {declared} bytes and has {held}")
-
-
-def _require_tensors(names: list[str]) -> None:
-    """Tell an archive of other files, such as the images of a data set, from one of tensors."""
-    if not any(name.endswith("data.pkl") for name in names):
-        held = ", ".join(map(repr, names[:3])) + (" …" if len(names) > 3 else "")
-        raise DamagedFileError(
-            f"it has no list of its tensors, but {held or 'nothing'}; if it is an archive of other files, unpack it "
-            "and name the one that is meant"
-        )
 
 
 def _bound_directory(file: BinaryIO, size: int) -> None:
@@ -163,124 +162,106 @@ def _bound_entries(entries: list[zipfile.ZipInfo], size: int) -> dict[str, int]:
 
 def _survey_stream(file: BinaryIO, size: int) -> None:
     """The format before torch 1.6: pickles one after the other, then the numbers."""
-    declared = 0
-    for _ in ("magic number", "protocol", "machine", "content", "order of the tensors"):
-        survey = _Survey(file, size)
-        survey.run()
-        declared += sum(survey.storages.values())
+    parts = ("magic number", "protocol", "machine", "content", "order of the tensors")
+    declared = sum(sum(_Survey(size).run(file).storages.values()) for _ in parts)
     if declared > size:
         raise RefusedFileError(f"its tensors claim {declared} bytes, the file has {size}")
 
 
-class _Inert:
-    """Stands in for an object that a pickle builds; whatever is done to it does nothing."""
+class _Tuple(NamedTuple):
+    """A tuple, and how deep tuples are nested in it."""
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
+    items: list[Any]
+    depth: int
 
 
-class _Storage:
-    """Stands in for the numbers of a tensor."""
+class _Survey:
+    """Follows the instructions of a pickle without building anything: names stay texts, storages are item sizes.
 
-    def __init__(self, item_size: int) -> None:
-        self.item_size = item_size
-
-
-class _Name:
-    """Stands in for a class or function that a pickle names."""
-
-    def __init__(self, name: str, file_size: int) -> None:
-        self.name, self.file_size = name, file_size
-
-    def __call__(self, *arguments: Any) -> _Inert:
-        if self.name not in _CALLED:
-            raise RefusedFileError(f"it calls {self.name}")
-        if self.name == "_codecs.encode" and arguments[1:] != ("latin1",):
-            raise RefusedFileError(f"it encodes as {arguments[1:]}")
-        if self.name in _REBUILDERS:
-            storage, _, shape = arguments[:3]
-            if math.prod(shape) * storage.item_size > self.file_size:
-                raise RefusedFileError(f"a tensor of shape {tuple(shape)} is larger than the file")
-        return _Inert()
-
-
-class _Survey(pickle._Unpickler):
-    """Reads a pickle with inert objects in place of all it names.
+    Args:
+        file_size: what tensors may not exceed, in bytes.
 
     Attributes:
-        storages: bytes that each storage claims, by its key.
+        storages: bytes that the numbers of each tensor claim to take, by their key.
     """
 
-    stack: list[Any]
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]]
-
-    def __init__(self, file: BinaryIO | BytesIO, file_size: int) -> None:
-        super().__init__(file, encoding="bytes")  # Python 2 wrote names as bytes
+    def __init__(self, file_size: int) -> None:
         self.file_size = file_size
         self.storages: dict[str, int] = {}
-        self._depths: dict[int, int] = {}
-        self._tuples: list[tuple[Any, ...]] = []  # kept, so that no id is given twice
 
-    def run(self) -> Any:
+    def run(self, file: BinaryIO) -> "_Survey":
         """Read to the pickle's end.
 
         Raises:
             RefusedFileError: it names or declares what plain tensors do not need.
             DamagedFileError: it is no pickle.
         """
+        stacks: list[list[Any]] = [[]]
+        memo: dict[int, Any] = {}
         try:
-            return self.load()
-        except (RefusedFileError, RecursionError):
-            raise
-        except (pickle.UnpicklingError, EOFError, KeyError, IndexError, struct.error, UnicodeDecodeError) as error:
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name == "MARK":
+                    stacks.append([])
+                    continue
+                count = _TAKES[opcode.name]
+                taken = stacks.pop() if count is None else [stacks[-1].pop() for _ in range(count)][::-1]
+                stacks[-1] += self._put(opcode.name, argument, taken, memo)
+        except (ValueError, TypeError, AttributeError, LookupError, EOFError, OverflowError, MemoryError) as error:
             raise DamagedFileError(f"no list of tensors ({type(error).__name__} {error})".strip()) from error
-        except (TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
-            raise DamagedFileError(f"no list of tensors ({error})") from error
+        return self
 
-    def find_class(self, module: str, name: str) -> Any:
-        """An inert name, if plain tensors need it."""
-        full = f"{module}.{name}"
-        is_storage = module in ("torch", "torch.storage", "torch.cuda") and name.endswith("Storage")
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if full not in _CALLED | _NAMED and not is_storage and not is_dtype:
-            raise RefusedFileError(f"it holds the Python object {full}")
-        return _Name(full, self.file_size)
+    def _put(self, name: str, argument: Any, taken: list[Any], memo: dict[int, Any]) -> list[Any]:
+        """What an instruction puts onto the stack for the values that it has taken."""
+        if name.startswith("TUPLE") or name == "EMPTY_TUPLE":
+            return [_tuple_of(taken)]
+        if name == "GLOBAL":
+            return [_named(*argument.split(" ", 1))]
+        if name == "REDUCE":
+            return [self._called(*taken)]
+        if name == "BINPERSID":
+            return [self._storage_of(taken[0])]
+        if name.endswith("BINPUT"):
+            memo[argument] = taken[0]
+            return taken
+        if name.endswith("BINGET"):
+            return [memo[argument]]
+        return [argument] if name in _VALUES else []
 
-    def persistent_load(self, pid: Any) -> _Storage:
+    def _called(self, function: str, arguments: Any) -> None:
+        """Refuse a call that plain tensors do not need, or that makes a larger tensor than the file can hold."""
+        name, given = function, arguments.items
+        if name not in _CALLED:
+            raise RefusedFileError(f"it calls {name}")
+        if name == "_codecs.encode" and given[1:] != ["latin1"]:
+            raise RefusedFileError(f"it encodes as {tuple(given[1:])}")
+        if name in _REBUILDERS:
+            item_size, shape = int(given[0]), tuple(map(int, given[2].items))
+            if math.prod(shape) * item_size > self.file_size:
+                raise RefusedFileError(f"a tensor of shape {shape} is larger than the file")
+
+    def _storage_of(self, pid: _Tuple) -> int:
         """Note how long a tensor's numbers claim to be."""
-        kind, storage, key, _, count = pid[:5]
-        item_size = _ITEM_SIZES.get(storage.name.rpartition(".")[2])
-        if kind not in ("storage", b"storage") or item_size is None or not isinstance(count, int) or count < 0:
-            raise RefusedFileError(f"it holds numbers of a kind that is not known here ({storage.name})")
+        kind, storage, key, _, count = pid.items[:5]
+        item_size = _ITEM_SIZES.get(storage.rpartition(".")[2])
+        if kind != "storage" or item_size is None or not isinstance(count, int) or count < 0:
+            raise RefusedFileError(f"it holds numbers of a kind that is not known here ({storage})")
         self.storages[str(key)] = max(self.storages.get(str(key), 0), count * item_size)
-        return _Storage(item_size)
-
-    def note_tuple(self) -> None:
-        """Bound how deep tuples nest: hashing one that is nested a million times deep ends the process."""
-        made = self.stack[-1]
-        depth = 1 + max((self._depths.get(id(item), 0) for item in made if isinstance(item, tuple)), default=0)
-        if depth > _MAX_DEPTH:
-            raise RefusedFileError(f"its tuples are nested more than {_MAX_DEPTH} deep")
-        self._depths[id(made)] = depth
-        self._tuples.append(made)
+        return item_size
 
 
-def _noting(load: Callable[[Any], None]) -> Callable[[Any], None]:
-    def load_and_note(survey: _Survey) -> None:
-        load(survey)
-        survey.note_tuple()
-
-    return load_and_note
-
-
-def _instructions() -> dict[int, Callable[[Any], None]]:
-    known = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in _INSTRUCTIONS}
-    for code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
-        known[code[0]] = _noting(known[code[0]])
-    return known
+def _tuple_of(items: list[Any]) -> _Tuple:
+    """A tuple, not nested too deep: hashing one that is nested a million times deep ends the process."""
+    depth = 1 + max((item.depth for item in items if isinstance(item, _Tuple)), default=0)
+    if depth > _MAX_DEPTH:
+        raise RefusedFileError(f"its tuples are nested more than {_MAX_DEPTH} deep")
+    return _Tuple(items, depth)
 
 
-_Survey.dispatch = _instructions()
+def _named(module: str, name: str) -> str:
+    """The name of a class or function, if plain tensors need it; it is neither imported nor called."""
+    full = f"{module}.{name}"
+    is_storage = module in ("torch", "torch.storage", "torch.cuda") and name.endswith("Storage")
+    is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+    if full not in _CALLED | _NAMED and not is_storage and not is_dtype:
+        raise RefusedFileError(f"it holds the Python object {full}")
+    return full
