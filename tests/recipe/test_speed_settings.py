@@ -73,7 +73,7 @@ def test_kills_while_features_are_stored_and_used(class_folders, tmp_path):
         torch.load(tmp_path / name / "ckpt/last.pt", weights_only=True)["network"] for name in ("whole", "killed")
     ]
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
-    assert not list((tmp_path / "cache_killed").rglob("*.unfinished"))
+    assert not list((tmp_path / "cache_killed").rglob(".*.tmp"))
 
 
 def test_the_profile_accounts_for_the_run(train_here, class_folders):

@@ -1,35 +1,33 @@
 """A folder of what can be computed again, bounded in bytes, that several processes may use at a time.
 
-An entry is a folder that is named by a key: a hash of all that its content depends on, so that an entry is never out
-of date. It is built in a folder of another name beside it and renamed once it is whole and on the disk; of two
+An entry is a folder named by a key: a hash of all that its content depends on, so that an entry is never out of date.
+It is built in a folder beside it (``safe_files.folder_aside``) and renamed once it is whole and on the disk; of two
 processes that build the same entry the later one throws its own away. What a killed process left unfinished is
-removed by the next one that builds: a lock that the operating system takes back (``flock``) tells the two apart.
+removed by the next one that builds.
 
 An entry may be removed while somebody uses it. On POSIX systems a file that is open or mapped stays whole until it is
 closed, so whoever needs an entry opens its files at once and keeps them open.
 """
 
-import contextlib
 import os
 import re
 import secrets
 import shutil
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from sat_vg.backbone_finetuning.utils.file_locks import lock_file
+from sat_vg.backbone_finetuning.utils.file_locks import alone_with
 from sat_vg.backbone_finetuning.utils.regular_files import read_bounded
+from sat_vg.backbone_finetuning.utils.safe_files import folder_aside, remove_if_abandoned, sync
 
 _KEY = re.compile(r"[0-9a-f]{16,128}")
-_UNFINISHED = re.compile(r"\.[0-9a-f]{16,128}\.[0-9a-f]{8}\.unfinished")
+_UNFINISHED = re.compile(r"\.[0-9a-f]{16,128}\..+\.tmp")
 _LOCK = ".lock"
-_BUILDER = ".builder"  # in an unfinished entry: locked by who builds it, with the bytes that it will take
+_RESERVED = ".reserved"  # in an unfinished entry: the bytes that it will take
 _RESERVE_BYTES = 2 * 2**30  # of the disk's free space; what else goes on there must not fail for a cache
 _SMALL_SHARE = 100  # what takes up to a hundredth of the free space makes nothing else fail
-_LONGEST_BUILD_S = 24 * 3600  # where the file system locks nothing
 
 
 class NoRoom(NamedTuple):
@@ -80,7 +78,7 @@ class BoundedCache:
         path = self._path_of(key)
         if path.is_symlink() or not path.is_dir():
             return None
-        with contextlib.suppress(OSError):  # a cache that may only be read is of use all the same
+        with suppress(OSError):  # a cache that may only be read is of use all the same
             os.utime(path)
         return path
 
@@ -105,22 +103,17 @@ class BoundedCache:
             OSError: the cache's folder cannot be written to, or the disk is full.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._locked():
-            no_room = self._make_room(num_bytes)
-            if no_room is None:
-                folder = _unfinished_name(self._path_of(key))
-                folder.mkdir()
-                builder = _take_lock(folder / _BUILDER, str(num_bytes))
-        if no_room is not None:
-            yield no_room
-            return
-        try:
-            yield folder
-            _sync(folder)
-            self._publish(folder, key)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)  # there is none any more where it was published
-            os.close(builder)
+        with ExitStack() as stack:
+            with self._locked():
+                place: Path | NoRoom | None = self._make_room(num_bytes)
+                if place is None:
+                    place = stack.enter_context(folder_aside(self._path_of(key)))
+                    (place / _RESERVED).write_text(str(num_bytes))
+            yield place
+            if isinstance(place, Path):
+                for path in (*place.rglob("*"), place):  # else a power cut may leave zeros in it
+                    sync(path)
+                self._publish(place, key)
 
     def num_bytes(self) -> int:
         """Of all entries."""
@@ -130,25 +123,28 @@ class BoundedCache:
         assert _KEY.fullmatch(key), f"{key!r} is no hash"
         return self.folder / key
 
+    def _locked(self) -> AbstractContextManager[bool]:
+        """Keep other processes from counting, removing and publishing meanwhile, for milliseconds."""
+        return alone_with(self.folder / _LOCK)
+
     def _publish(self, folder: Path, key: str) -> None:
+        path = self._path_of(key)
         with self._locked():
-            (folder / _BUILDER).unlink()
-            if self._path_of(key).is_symlink() or not self._path_of(key).is_dir():
-                self._path_of(key).unlink(missing_ok=True)  # no entry of ours, and in the way of one
+            (folder / _RESERVED).unlink()
+            if path.is_symlink() or not path.is_dir():
+                path.unlink(missing_ok=True)  # no entry of ours, and in the way of one
             try:
-                folder.rename(self._path_of(key))
+                folder.rename(path)
             except OSError:
-                if not self._path_of(key).is_dir():  # else somebody else was quicker
+                if not path.is_dir():  # else another process was quicker
                     raise
-        _sync_one(self.folder)
+        sync(self.folder)
 
     def _make_room(self, num_bytes: int) -> NoRoom | None:
         """Remove what was used least recently until so many bytes fit; nothing where they cannot."""
         promised = unwritten = 0
-        for folder in self._unfinished():
-            if _is_abandoned(folder):
-                shutil.rmtree(folder, ignore_errors=True)
-            else:
+        for folder in self._matching(_UNFINISHED):
+            if not remove_if_abandoned(folder):
                 written, reserved = _size_of(folder), _reserved(folder)
                 promised += max(written, reserved)
                 unwritten += max(0, reserved - written)
@@ -171,68 +167,29 @@ class BoundedCache:
     def _entries(self) -> list[_Entry]:
         found = []
         for path in self._matching(_KEY):
-            with contextlib.suppress(FileNotFoundError):  # somebody else removes it
+            with suppress(FileNotFoundError):  # another process removes it
                 found.append(_Entry(path.stat().st_mtime_ns, _size_of(path), path))
         return found
 
-    def _unfinished(self) -> list[Path]:
-        return self._matching(_UNFINISHED)
-
     def _matching(self, names: re.Pattern[str]) -> list[Path]:
-        # Whatever else lies in the folder is not ours to count or to remove.
+        # Other files in the folder are not the cache's to count or to remove.
         inside = list(self.folder.iterdir()) if self.folder.is_dir() else []
         return [path for path in inside if names.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep other processes from counting, removing and publishing meanwhile, for milliseconds."""
-        descriptor = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            lock_file(descriptor, wait=True)
-            yield
-        finally:
-            os.close(descriptor)
-
-
-def _unfinished_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.unfinished")
 
 
 def _remove(path: Path) -> None:
     """Remove an entry; nobody finds half of it meanwhile."""
-    doomed = _unfinished_name(path)
-    with contextlib.suppress(OSError):  # somebody else removes it, or nobody may
+    doomed = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with suppress(OSError):  # another process removes it, or nobody may
         path.rename(doomed)
         if doomed.is_symlink() or not doomed.is_dir():
             doomed.unlink()
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _take_lock(path: Path, text: str) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    lock_file(descriptor)
-    os.write(descriptor, text.encode())
-    return descriptor
-
-
-def _is_abandoned(folder: Path) -> bool:
-    """Whether nobody builds this any more."""
-    try:
-        descriptor = os.open(folder / _BUILDER, os.O_RDWR)
-    except OSError:  # it is about to be removed; what is being made is locked by then
-        return True
-    try:
-        was_free = lock_file(descriptor)
-        return was_free if was_free is not None else time.time() - folder.stat().st_mtime > _LONGEST_BUILD_S
-    except FileNotFoundError:
-        return True
-    finally:
-        os.close(descriptor)
-
-
 def _reserved(folder: Path) -> int:
     try:
-        return int(read_bounded(folder / _BUILDER, 32))
+        return int(read_bounded(folder / _RESERVED, 32))
     except (OSError, ValueError):
         return 0
 
@@ -241,20 +198,6 @@ def _size_of(folder: Path) -> int:
     """Bytes of all files within."""
     total = 0
     for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             total += path.lstat().st_size if not path.is_dir() else 0
     return total
-
-
-def _sync(folder: Path) -> None:
-    # Otherwise a power cut may leave an entry that is whole by its size, with zeros in it.
-    for path in (*folder.rglob("*"), folder):
-        _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

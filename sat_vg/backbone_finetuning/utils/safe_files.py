@@ -8,15 +8,12 @@ write the same at a time, the second takes another name (``.NAME.PID-RANDOM.tmp`
 import os
 import secrets
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from sat_vg.backbone_finetuning.utils.file_locks import lock_file
-
-_LONGEST_WRITE_S = 24 * 3600  # where the file system locks nothing
+from sat_vg.backbone_finetuning.utils.file_locks import is_abandoned, is_at, lock_file
 
 
 @contextmanager
@@ -37,10 +34,10 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        if _is_at(lock, temporary):  # else it was renamed, and what is there now is another process's
+        if is_at(lock, temporary):  # else it was renamed, and what is there now is another process's
             temporary.unlink()
         os.close(lock)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 @contextmanager
@@ -55,7 +52,7 @@ def folder_aside(path: Path) -> Iterator[Path]:
     try:
         yield temporary
     finally:
-        if _is_at(lock, temporary):
+        if is_at(lock, temporary):
             shutil.rmtree(temporary, ignore_errors=True)
         os.close(lock)
 
@@ -69,12 +66,12 @@ def remove_unfinished(folder: Path, patterns: Iterable[str]) -> None:
     """
     for pattern in patterns:
         for left in folder.glob(f".{pattern}.*.tmp"):
-            _remove_if_abandoned(left)
+            remove_if_abandoned(left)
 
 
-def sync_folder(folder: Path) -> None:
-    """Bring renames in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -98,17 +95,17 @@ def _claim(path: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
         try:
             make(own)
         except FileExistsError:
-            if not _remove_if_abandoned(own):
+            if not remove_if_abandoned(own):
                 own = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
             continue
         with suppress(FileNotFoundError):  # here, too: somebody took it for abandoned before it was locked
             lock = os.open(own, os.O_RDONLY)
-            if lock_file(lock) is not False and _is_at(lock, own):
+            if lock_file(lock) is not False and is_at(lock, own):
                 return own, lock
             os.close(lock)
 
 
-def _remove_if_abandoned(path: Path) -> bool:
+def remove_if_abandoned(path: Path) -> bool:
     """Remove a temporary file or folder that nobody writes any more; tells whether it is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
@@ -117,19 +114,9 @@ def _remove_if_abandoned(path: Path) -> bool:
     except OSError:  # a link, or another user's: no work of ours
         return False
     try:
-        was_free = lock_file(descriptor)
-        if was_free is None:
-            was_free = time.time() - os.fstat(descriptor).st_mtime > _LONGEST_WRITE_S
-        if was_free and _is_at(descriptor, path):
+        if is_abandoned(descriptor) and is_at(descriptor, path):
             with suppress(OSError):  # it may not be removed, so another name is taken
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         return not path.exists()
     finally:
         os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
-    except FileNotFoundError:
-        return False

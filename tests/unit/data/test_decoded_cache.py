@@ -343,16 +343,16 @@ def test_two_processes_at_once(many, start_other, cache):
 
 def test_killed_while_decoding(many, start_other, cache):
     other, _ = start_other()
-    while not list(cache.folder.glob(".*.unfinished/pixels.bin")):
+    while not list(cache.folder.glob(".*.tmp/pixels.bin")):
         assert other.is_alive()
     other.kill()
     other.join()
-    assert len(list(cache.folder.glob(".*.unfinished"))) == 1
+    assert len(list(cache.folder.glob(".*.tmp"))) == 1
     assert cache.num_bytes() == 0
     read, note = keep_decoded("disk", plan(many), cache)
     assert "made in" in note
     require_same(read, many)
-    assert not list(cache.folder.glob(".*.unfinished"))
+    assert not list(cache.folder.glob(".*.tmp"))
 
 
 def test_off_in_yaml_needs_its_quotes(tmp_path):

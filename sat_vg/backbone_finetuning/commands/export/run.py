@@ -25,7 +25,7 @@ from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, WriteError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
-from sat_vg.backbone_finetuning.utils.safe_files import folder_aside, remove_unfinished, sync_folder, write_text
+from sat_vg.backbone_finetuning.utils.safe_files import folder_aside, remove_unfinished, sync, write_text
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 _LARGEST_SIDE = 4096  # as in the configuration
@@ -199,7 +199,7 @@ def _put_in_place(aside: Path, out: Path, endings: Sequence[str]) -> None:
         out.with_name(out.name + ending).unlink(missing_ok=True)
     for ending in ("", *endings):
         aside.with_name(aside.name + ending).replace(out.with_name(out.name + ending))
-    sync_folder(out.parent)
+    sync(out.parent)
 
 
 def make_export(

@@ -17,8 +17,8 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO
@@ -26,7 +26,7 @@ from typing import BinaryIO
 from sat_vg.backbone_finetuning.data.shards.paths import Shard
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
-from sat_vg.backbone_finetuning.utils.file_locks import lock_file
+from sat_vg.backbone_finetuning.utils.file_locks import alone_with
 from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.regular_files import open_regular
@@ -140,17 +140,11 @@ class FetchedShards:
                 )
             time.sleep(0.1)  # others fill the room with what they fetch just now, and can then be removed
 
-    @contextmanager
-    def _alone_with(self, shard: Shard) -> Iterator[None]:
+    def _alone_with(self, shard: Shard) -> AbstractContextManager[bool]:
         """Keep other threads and processes from fetching the same shard meanwhile."""
         self.cache.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         number = int(shard.sha256[:8], 16) % _NUM_LOCKS  # so that there are never more files than these
-        descriptor = os.open(self.cache.folder / f".shard-{number:02d}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            lock_file(descriptor, wait=True)
-            yield
-        finally:
-            os.close(descriptor)
+        return alone_with(self.cache.folder / f".shard-{number:02d}.lock")
 
 
 def store_of(folder: Path, cache: BoundedCache) -> LocalShards | FetchedShards:

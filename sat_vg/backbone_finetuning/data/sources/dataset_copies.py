@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.data.sources.torchvision_datasets import NamedDataset
 from sat_vg.backbone_finetuning.utils.errors import DataError
-from sat_vg.backbone_finetuning.utils.file_locks import lock_file
+from sat_vg.backbone_finetuning.utils.file_locks import alone_with
 
 # What torchvision's classes let escape where files are missing, damaged or out of reach.
 _TORCHVISION_ERRORS = (
@@ -254,11 +254,8 @@ def _unfinished(folder: Path, name: str, *, clear: bool) -> Iterator[Path]:
 def _alone(folder: Path, name: str) -> Iterator[bool]:
     """Keep other processes from doing the same in a folder; false where the file system locks nothing."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(folder / f".{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        yield bool(lock_file(descriptor, wait=True))
-    finally:
-        os.close(descriptor)
+    with alone_with(folder / f".{name}.lock") as is_alone:
+        yield is_alone
 
 
 @contextmanager
