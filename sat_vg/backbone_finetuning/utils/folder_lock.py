@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,10 +51,17 @@ class _Taken(NamedTuple):
     descriptor: int
     text: dict[str, Any]
 
+    def write(self) -> None:
+        os.pwrite(self.descriptor, json.dumps(self.text).encode().ljust(_LENGTH), 0)
+
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path, remedy: str = _OTHERS) -> Iterator[None]:
     """Make a folder if need be and keep other runs out of it.
+
+    Args:
+        folder: of one run at a time.
+        remedy: what the message advises where another run uses it.
 
     Raises:
         ConfigError: another run uses the folder, or it cannot be made or written to.
@@ -63,9 +70,11 @@ def lock_folder(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        taken = _open_locked(path)
+        taken = _take(path)
+    except _InUseError as error:
+        raise ConfigError(f"the folder {str(folder)!r} {error}. Wait for it or stop it, or {remedy}") from None
     except OSError as error:
-        raise ConfigError(f"the folder {str(folder)!r} cannot be written to ({error.strerror}); {_OTHERS}") from error
+        raise ConfigError(f"the folder {str(folder)!r} cannot be written to ({error.strerror}); {remedy}") from error
     _held.add(taken.descriptor)
     is_over = threading.Event()
     renewal = threading.Thread(target=_renew, args=(path, taken, is_over), name="renew-lock", daemon=True)
@@ -83,22 +92,28 @@ def lock_folder(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
-def _open_locked(path: Path) -> _Taken:
-    """The open lock file, locked and with this process's name in it."""
+class _InUseError(Exception):
+    """Another run has the folder; the message says which."""
+
+
+def _take(path: Path) -> _Taken:
+    """Open and lock the lock file, and write this process's name into it."""
     while True:  # the run before may remove the file between our opening and our locking it
         with ExitStack() as undo:
             descriptor, is_mine = _open(path)
             undo.callback(os.close, descriptor)
-            is_locked = lock_file(descriptor)
-            holder = _read(path)
-            is_certain = _require_over(path, holder, is_locked)
+            is_certain = _require_over(path, _read(path), lock_file(descriptor))
             if not _is_at(descriptor, path):
                 continue
             taken = _Taken(descriptor, _own_text())
             os.ftruncate(descriptor, 0)
-            _write(taken)
+            taken.write()
             if not is_certain and not is_mine:
-                _require_settled(path, taken)
+                # Of several that have found a lock free at once, the last to write its name has it (Lamport, 1987).
+                time.sleep(_SETTLED_AFTER_S)
+                seen = _read(path)
+                if seen.get("token") != taken.text["token"]:
+                    raise _InUseError(f"was taken by another run at the same time ({_who(seen)})")
             undo.pop_all()
             return taken
 
@@ -122,16 +137,12 @@ def _require_over(path: Path, holder: dict[str, Any], is_locked: bool | None) ->
         Whether the operating system vouches for it, and with it for the lock.
     """
     own = _own_text()
-    here = "kernel" not in holder or holder["kernel"] == own["kernel"]
-    same_processes = holder.get("processes", own["processes"]) == own["processes"]
-    is_running = holder.get("host") == own["host"] and same_processes and is_alive(holder.get("pid"))
-    if is_locked is False or (is_locked is None and here and is_running):
-        raise ConfigError(
-            f"the folder {str(path.parent)!r} is in use by another run ({_who(holder)}). Wait for it or stop it, or "
-            f"{_OTHERS}"
-        )
-    is_known = is_locked or (same_processes and holder.get("host") == own["host"])
-    if holder and not (here and is_known):
+    is_here = holder.get("kernel", own["kernel"]) == own["kernel"]
+    has_known_pid = (holder.get("host"), holder.get("processes", own["processes"])) == (own["host"], own["processes"])
+    is_running = is_here and has_known_pid and is_alive(holder.get("pid"))
+    if is_locked is False or (is_locked is None and is_running):
+        raise _InUseError(f"is in use by another run ({_who(holder)})")
+    if holder and not (is_here and (is_locked or has_known_pid)):
         _watch(path, holder)
         return False
     if holder.get("host") not in (None, own["host"]):
@@ -150,22 +161,8 @@ def _watch(path: Path, holder: dict[str, Any]) -> None:
         time.sleep(min(0.5, _STALE_AFTER_S / 10))
         seen = _read(path)
         if seen and seen != holder:
-            raise ConfigError(
-                f"the folder {str(path.parent)!r} is in use by a run on another host, which renews its lock "
-                f"({_who(seen)}). Wait for it or stop it, or {_OTHERS}"
-            )
+            raise _InUseError(f"is in use by a run on another host, which renews its lock ({_who(seen)})")
     say(f"{path}: taken over, as it was not renewed")
-
-
-def _require_settled(path: Path, taken: _Taken) -> None:
-    """Of several that have found a lock free at once, the last to write its name has it (Lamport, 1987)."""
-    time.sleep(_SETTLED_AFTER_S)
-    seen = _read(path)
-    if seen.get("token") != taken.text["token"]:
-        raise ConfigError(
-            f"the folder {str(path.parent)!r} was taken by another run at the same time ({_who(seen)}). Wait for it "
-            f"or stop it, or {_OTHERS}"
-        )
 
 
 def _renew(path: Path, taken: _Taken, is_over: threading.Event) -> None:
@@ -182,10 +179,8 @@ def _renew(path: Path, taken: _Taken, is_over: threading.Event) -> None:
             sys.stderr.flush()
             os._exit(1)
         taken.text.update(renewals=taken.text["renewals"] + 1, renewed=_now())
-        try:
-            _write(taken)
-        except OSError:  # a full disk or a server that is away for a moment: the next renewal may succeed
-            continue
+        with suppress(OSError):  # a full disk or a server that is away for a moment: the next renewal may succeed
+            taken.write()
 
 
 def _own_text() -> dict[str, Any]:
@@ -230,12 +225,8 @@ def _is_at(descriptor: int, path: Path) -> bool:
     return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
-def _write(taken: _Taken) -> None:
-    os.pwrite(taken.descriptor, json.dumps(taken.text).encode().ljust(_LENGTH), 0)
-
-
 def _read(path: Path) -> dict[str, Any]:
-    """What the file says; nothing where there is none, or where its writer did not get that far.
+    """The content of the file; nothing where there is none, or where its writer did not get that far.
 
     It is opened anew, as some file systems show the changes of another host only then.
     """
