@@ -124,11 +124,11 @@ def _survey_zip(file: BinaryIO, size: int) -> None:
         raise DamagedFileError(str(error)) from error
     root = pickles[0].removesuffix("data.pkl")
     for key, declared in _Survey(size).run(listing).storages.items():
-        held = lengths.get(f"{root}data/{key}")
-        if held is None:
+        stored = lengths.get(f"{root}data/{key}")
+        if stored is None:
             raise DamagedFileError(f"the numbers of tensor {key!r} are not there")
-        if declared > held:
-            raise RefusedFileError(f"tensor {key!r} claims {declared} bytes and has {held}")
+        if declared > stored:
+            raise RefusedFileError(f"tensor {key!r} claims {declared} bytes and has {stored}")
 
 
 def _bound_directory(file: BinaryIO, size: int) -> None:
@@ -217,7 +217,8 @@ class _Survey:
         if name == "GLOBAL":
             return [_named(*argument.split(" ", 1))]
         if name == "REDUCE":
-            return [self._called(*taken)]
+            self._check_call(*taken)
+            return [None]  # nothing depends on what a call gives
         if name == "BINPERSID":
             return [self._storage_of(taken[0])]
         if name.endswith("BINPUT"):
@@ -227,7 +228,7 @@ class _Survey:
             return [memo[argument]]
         return [argument] if name in _VALUES else []
 
-    def _called(self, function: str, arguments: Any) -> None:
+    def _check_call(self, function: str, arguments: Any) -> None:
         """Refuse a call that plain tensors do not need, or that makes a larger tensor than the file can hold."""
         name, given = function, arguments.items
         if name not in _CALLED:
