@@ -181,7 +181,7 @@ def shard_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest
 @pytest.fixture
 def shards(class_folders: Path, shard_command, tmp_path: Path) -> Path:
     """The class folders as 9 + 3 shards of 3 images."""
-    code, _, err = shard_command(class_folders, "--output_dir", tmp_path / "shards", "--images_per_shard", 3)
+    code, _, err = shard_command(class_folders, "--out", tmp_path / "shards", "--images_per_shard", 3)
     assert code == 0, err
     assert len(list((tmp_path / "shards").glob("*.tar"))) == 12
     return tmp_path / "shards"

@@ -86,7 +86,7 @@ def common_flags(options: argparse.Namespace) -> list[str]:
 def with_recall(folder: Path, rare: str) -> dict[str, float]:
     """A run's figures, and what ``sat-vg evaluate`` says of the rare class."""
     command = [sys.executable, "-m", "sat_vg", "evaluate", f"{folder}/checkpoints/best_model.pt",
-               "--output_dir", f"{folder}/evaluation", "--num_workers", "0"]  # fmt: skip
+               "--out", f"{folder}/evaluation", "--num_workers", "0"]  # fmt: skip
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment(folder))
     scores = json.loads((folder / "evaluation/evaluation.json").read_text())["classes"][rare]
     return {**from_metrics(folder), "recall": scores["recall"], "precision": scores["precision"]}

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torchvision import models
 
 from sat_vg.backbone_finetuning.commands.export import cli as export
-from sat_vg.backbone_finetuning.commands.export.run import Request, export_checkpoint
+from sat_vg.backbone_finetuning.commands.export.options import ExportCommandOptions
+from sat_vg.backbone_finetuning.commands.export.run import export_checkpoint
 from sat_vg.backbone_finetuning.models import exports
 from sat_vg.backbone_finetuning.models.exports import FORMATS
 from sat_vg.backbone_finetuning.models.exports.contract import load_format
@@ -282,7 +283,9 @@ def test_families(name, size, takes_all_sizes, part, tmp_path, capfd):
     figures = {}
     for form in ("onnx", "pt2"):
         path = tmp_path / f"m.{form}"
-        card = export_checkpoint(Request(str(checkpoint), form, str(path), part=part))
+        card = export_checkpoint(
+            ExportCommandOptions(checkpoint=str(checkpoint), format=form, out=str(path), part=part)
+        )
         assert (card["input"]["fixed_size"] is None) == takes_all_sizes, card["input"]["note"]
         first = max(size, card["input"]["smallest"])
         images = batches(first, not takes_all_sizes, card["input"]["multiple"])

@@ -47,7 +47,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
                 rows.append(f"{path.relative_to(root / 'images')},{name}{more},{split}")
     (root / "images/table.csv").write_text("\n".join(rows) + "\n")
     pytest.importorskip("webdataset", reason="webdataset is not installed, so there are no shards to read")
-    assert write_shards([str(root / "images"), "--output_dir", str(root / "shards"), "--images_per_shard", "5"]) == 0
+    assert write_shards([str(root / "images"), "--out", str(root / "shards"), "--images_per_shard", "5"]) == 0
     found = {}
     for count in (1, 2):
         found[count] = folder = root / f"of_{count}"

@@ -67,7 +67,7 @@ def test_the_snippet_gives_the_stored_accuracy(train_here, class_folders, tmp_pa
 def test_without_the_classifier_the_snippet_gives_what_it_saw_and_says_whose_the_metrics_are(tmp_path, backbone):
     model = FineTuneModel(backbone, 3, pretrained=False, image_size=64).eval()
     model.save_checkpoint(tmp_path / "m.pt", metrics={"val_accuracy": 0.98})
-    defined = exported(tmp_path / "m.pt", tmp_path / "w.pth", "--format", "torchvision", "--without_head")
+    defined = exported(tmp_path / "m.pt", tmp_path / "w.pth", "--format", "torchvision", "--with_head", "false")
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(defined["network"](images).flatten(1), model.forward_pooled(images))

@@ -61,7 +61,7 @@ def out(images: Path) -> Path:
 
 
 def flags(images: Path, folder: Path, *more: str, settings: list[str] = TINY) -> list[str]:
-    return [*GRID, "--dataset_path", str(images), "--out", str(folder), *more, "--", *settings]
+    return [str(images), *GRID, "--out", str(folder), *more, "--", *settings]
 
 
 def command(images: Path, folder: Path, *more: str, settings: list[str]) -> list[str]:
@@ -172,7 +172,7 @@ def test_a_failing_cell_does_not_end_the_others(images, out, here):
     broken = images.parent / "broken.pth"
     broken.write_bytes(b"no weights")
     only = ["--backbones", "resnet18,custom_cnn", "--strategies", "linear_probe", "--seeds", "0"]
-    paths = ["--dataset_path", str(images), "--out", str(out), "--weights", f"resnet18={broken}"]
+    paths = [str(images), "--out", str(out), "--weights", f"resnet18={broken}"]
     settings = [part for part in TINY if part not in ("--pretrained", "false")]
     code, said, err = here(*only, *paths, "--", *settings, "--pretrained", "true")
     assert code == 2, "custom_cnn was trained with other settings"
@@ -216,11 +216,12 @@ def test_other_settings_or_images_are_refused(images, out, here):
         (["--weights", "resnet50=x.pth"], "'resnet50' is none of the backbones custom_cnn"),
         (["--weights", "custom_cnn=x.pth"], "there is no file 'x.pth'"),
         (["--recipe", "none.yaml"], "the recipe 'none.yaml' cannot be read"),
-        (["--dataset_path", "nowhere"], "nowhere"),
+        ([], "nowhere"),
     ],
 )
 def test_what_cannot_be_compared(images, tmp_path, here, arguments, message):
-    code, _, err = here(*flags(images, tmp_path / "out", *arguments))
+    data = Path("nowhere") if message == "nowhere" else images
+    code, _, err = here(*flags(data, tmp_path / "out", *arguments))
     assert code == 2, err
     assert message in err
     assert not (tmp_path / "out/cells").exists()
@@ -318,7 +319,7 @@ def test_the_recipe_on_real_images(images, tmp_path):
         pytest.skip(f"real ImageNet weights are not at hand: no {', '.join(missing)}")
     given = ",".join(f"{name}={path}" for name, path in weights.items())
     recipe = REPOSITORY / "configs/compare/ucmerced.yaml"
-    own = ["--recipe", str(recipe), "--dataset_path", str(images), "--seeds", "0", "--out", str(tmp_path / "out")]
+    own = [str(images), "--recipe", str(recipe), "--seeds", "0", "--out", str(tmp_path / "out")]
     quick = ["--", "--image_size", "64", "--num_epochs", "2"]
     done = subprocess.run(
         [sys.executable, "-m", "sat_vg", "compare", *own, "--weights", given, *quick],

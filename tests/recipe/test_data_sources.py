@@ -62,7 +62,7 @@ def test_a_table_trains_as_the_same_class_folders_do(train_here, class_folders, 
     assert "the images: their names, classes or splits are not those" in refused.err
 
     checkpoint = str(by_table.best_model)
-    assert evaluate([checkpoint, "--output_dir", f"{tmp_path}/own"]) == 0
+    assert evaluate([checkpoint, "--out", f"{tmp_path}/own"]) == 0
     content = json.loads((tmp_path / "own/evaluation.json").read_text())
     assert content["accuracy"] == pytest.approx(max(line["val_accuracy"] for line in by_table.epochs))
     assert content["data"] == str(table)
@@ -77,7 +77,7 @@ def test_a_table_trains_as_the_same_class_folders_do(train_here, class_folders, 
         (f"../images/{path}", label, "test" if split == "val" else split) for path, label, split in rows_of(table)
     ]
     other = write_table(tmp_path / "lists/other.csv", rows)
-    given = [checkpoint, str(other), "--split", "test", "--output_dir", f"{tmp_path}/other"]
+    given = [checkpoint, str(other), "--split", "test", "--out", f"{tmp_path}/other"]
     capfd.readouterr()
     assert evaluate(given) == 2
     assert "leads out of the list's folder. If you trust the list, add --allow_outside true" in capfd.readouterr().err
@@ -119,7 +119,7 @@ def test_an_image_with_several_classes_or_none(train_here, tmp_path):
     run = train_here("--dataset_path", table, "--num_epochs", 1, *TINY)
     assert run.code == 0, run.err
     assert "24 images in 3 classes" in run.out
-    assert evaluate([str(run.best_model), "--output_dir", f"{tmp_path}/evaluation"]) == 0
+    assert evaluate([str(run.best_model), "--out", f"{tmp_path}/evaluation"]) == 0
 
 
 @pytest.mark.parametrize(

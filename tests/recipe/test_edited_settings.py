@@ -18,7 +18,7 @@ MODULE = "sat_vg/backbone_finetuning/configs/finetune_config.py"
 def edited(tmp_path: Path):
     """Run the training command of a copy of the package in which the settings file was edited."""
 
-    def run(edits: dict[str, str], at_the_end: str, *arguments: str) -> tuple[int, str, str]:
+    def run(edits: dict[str, str], at_the_end: str, *arguments: str, command: str = "train") -> tuple[int, str, str]:
         shutil.copytree(
             Path(sat_vg.__file__).parent, tmp_path / "sat_vg", ignore=shutil.ignore_patterns("__pycache__")
         )
@@ -29,7 +29,7 @@ def edited(tmp_path: Path):
             assert count == 1, name
         path.write_text(f"{text}\n{at_the_end}\n", encoding="utf-8")
         done = subprocess.run(
-            [sys.executable, "-m", "sat_vg.backbone_finetuning.train", *arguments],
+            [sys.executable, "-m", "sat_vg", command, *arguments],
             capture_output=True,
             text=True,
             env=environment(tmp_path, PYTHONPATH=str(tmp_path)),
@@ -116,3 +116,31 @@ def test_a_wrong_edit_gets_a_sentence(edited, edits, at_the_end, part):
     assert code == 2
     assert part in err
     assert "Traceback" not in err
+
+
+NEGATIVE = ({}, "config = FinetuneConfig(num_epochs=-3)", "num_epochs = -3: must be a whole number")
+NO_NUMBER = ({"num_epochs": 'num_epochs: int = "many"'}, "", "num_epochs = 'many': must be a whole number")
+COMPARE = ("compare", "images", "--backbones", "resnet18", "--strategies", "full", "--seeds", "0")
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong"),
+    [
+        (("check", "images"), NEGATIVE),
+        (("check", "images"), NO_NUMBER),
+        (("shard", "images", "--out", "shards"), NEGATIVE),
+        (COMPARE, NEGATIVE),
+        (COMPARE, NO_NUMBER),
+        (("evaluate", "m.pt"), NEGATIVE),
+        (("predict", "m.pt", "a.jpg"), NEGATIVE),
+        (("extract", "m.pt", "a.jpg"), NEGATIVE),
+        (("export", "m.pt", "--format", "detr", "--out", "w.pth"), NEGATIVE),
+    ],
+)
+def test_a_wrong_edit_gets_a_sentence_in_every_command(edited, command, wrong):
+    edits, at_the_end, part = wrong
+    code, _, err = edited(edits, at_the_end, *command[1:], command=command[0])
+    assert "Traceback" not in err
+    assert code == 2
+    # predict, extract and export make no settings of a training.
+    assert part in err or (command[0] in ("predict", "extract", "export") and "there is no file" in err)

@@ -47,7 +47,7 @@ def simple(class_folders, tmp_path, monkeypatch):
 
 def evaluation(tmp_path, capfd, *arguments):
     capfd.readouterr()
-    code = evaluate.main([*map(str, arguments), "--output_dir", str(tmp_path / "out")])
+    code = evaluate.main([*map(str, arguments), "--out", str(tmp_path / "out")])
     out, err = capfd.readouterr()
     content = json.loads((tmp_path / "out/evaluation.json").read_text()) if code == 0 else None
     return code, out, err, content

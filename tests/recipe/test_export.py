@@ -151,8 +151,14 @@ def test_what_cannot_be_asked_for(checkpoint, tmp_path, capfd):
         (("--format", "detr", "--out", tmp_path / "folder.pth"), "is a folder"),
         (("--format", "detr", "--out", checkpoint), "is the checkpoint itself"),
         (("--format", "detr", "--out", out, "--with_head"), "--with_head says nothing for --format detr"),
-        (("--format", "pt2", "--out", tmp_path / "m.pt2", "--fixed_size", 0), "must be from 1 to 4096"),
-        (("--format", "pt2", "--out", tmp_path / "m.pt2", "--fixed_size", 5000), "must be from 1 to 4096"),
+        (
+            ("--format", "pt2", "--out", tmp_path / "m.pt2", "--fixed_size", 0),
+            "must be a whole number from 1 to 4096; for example 224",
+        ),
+        (
+            ("--format", "pt2", "--out", tmp_path / "m.pt2", "--fixed_size", 5000),
+            "must be a whole number from 1 to 4096; for example 224",
+        ),
         (("--format", "detr", "--out", out, "--tolerance", "nan"), "must be a number above 0"),
         (("--verify", tmp_path / "none.onnx"), "there is no file"),
         (("--verify", tmp_path / "odd.bin"), "ends in none of the endings"),

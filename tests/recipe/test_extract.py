@@ -199,7 +199,7 @@ def test_a_stopped_extraction_says_so_and_goes_on(tmp_path, run, many, checkpoin
     assert code == 75, err
     found = re.search(r"stopped by SIGTERM behind image (\d+) of 500; the same command goes on", err)
     assert found, err
-    code, out, err = run(checkpoint, many, "--knn", "no")
+    code, out, err = run(checkpoint, many, "--knn", "false")
     assert code == 0, err
     assert f"going on behind image {found.group(1)} of 500" in out
 
@@ -333,7 +333,7 @@ def test_when_the_neighbours_are_asked(run, images, checkpoint):
     accuracy = knn_accuracy(found["pooled"], torch.from_numpy(found["labels"]))
     assert said.group(1) == f"{100 * accuracy:.2f}"
     assert json.loads(str(found["about"]))["knn"]["accuracy"] == accuracy
-    for number, arguments in enumerate((["--knn", "no"], ["--stages", "stage3"])):
+    for number, arguments in enumerate((["--knn", "false"], ["--stages", "stage3"])):
         assert "nearest" not in run(checkpoint, images, "--out", f"b{number}.npz", *arguments)[1]
     assert "nearest" not in run(checkpoint, images / "sea", "--out", "c.npz")[1]
 
@@ -364,12 +364,15 @@ def test_what_cannot_be_extracted(run, images, checkpoint, tmp_path):
         ((checkpoint, images, "--out", "f.txt"), "use .npz, .safetensors, .parquet"),
         ((checkpoint, images, "--out", images / "x.npz" / ".."), "its ending says the format"),
         ((checkpoint, images, "--stages", "stage9"), "--stages = 'stage9': no stage of this backbone; did you mean"),
-        ((checkpoint, images, "--stages", "stage3", "--knn", "yes"), "needs pooled vectors"),
-        ((checkpoint, images, "--batch_size", 0), "--batch_size 0: must be 1 or more"),
+        ((checkpoint, images, "--stages", "stage3", "--knn", "true"), "needs pooled vectors"),
+        (
+            (checkpoint, images, "--batch_size", 0),
+            "--batch_size 0: must be a whole number of 1 or more; for example 64",
+        ),
         ((checkpoint, images, "--device", "tpu"), "device = 'tpu'"),
         ((checkpoint, tmp_path / "none"), "there is no file or folder"),
         ((tmp_path / "none.pt", images), "there is no file"),
-        ((tmp_path / "bands.pt", images), "takes the bands red, green, blue, nir"),
+        ((tmp_path / "bands.pt", images), "takes images with the bands red, green, blue, nir"),
     ):
         code, out, err = run(*arguments)
         assert code == 2, (arguments, out, err)

@@ -77,7 +77,7 @@ def test_evaluate_predict_and_extract_read_the_same_bands(train_here, tiles, tmp
     run = train_here("--dataset_path", tiles, "--bands", FOUR, "--num_epochs", 2, "--mixed_precision", "false")
     assert run.code == 0, run.err
     best = max(run.epochs, key=lambda line: line["val_accuracy"])
-    assert evaluate([str(run.best_model), "--output_dir", str(tmp_path / "evaluation")]) == 0
+    assert evaluate([str(run.best_model), "--out", str(tmp_path / "evaluation")]) == 0
     content = json.loads((tmp_path / "evaluation/evaluation.json").read_text())
     assert content["accuracy"] == best["val_accuracy"]
     assert content["loss"] == pytest.approx(best["val_loss"], rel=1e-4)

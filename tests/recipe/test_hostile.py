@@ -109,7 +109,7 @@ def product_path(tmp_path_factory):
 def evaluate_here(capfd):
     def run(*arguments):
         capfd.readouterr()
-        code = evaluate.main([*map(str, arguments), "--output_dir", "run/evaluation", "--num_workers", "0"])
+        code = evaluate.main([*map(str, arguments), "--out", "run/evaluation", "--num_workers", "0"])
         return code, *capfd.readouterr()
 
     return run

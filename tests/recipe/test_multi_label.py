@@ -102,7 +102,7 @@ def test_from_a_table_to_probabilities(train_here, command, table, tmp_path):
     assert best["micro_f1"] == pytest.approx(f1_score(truth, given, average="micro", zero_division=0))
     assert best["val_accuracy"] == (truth == given).all(1).mean()
 
-    code, out, err = command("evaluate", run.best_model, "--output_dir", "out")
+    code, out, err = command("evaluate", run.best_model, "--out", "out")
     assert code == 0, err
     found = json.loads(Path("out/evaluation.json").read_text())
     assert (found["task"], found["images"], found["map"]) == ("multi_label", 16, best["val_map"])
@@ -253,9 +253,9 @@ def test_a_temperature_for_all_classes_is_fitted_stored_and_used(train_here, com
         rows = [(row["path"], row["labels"], row["split"]) for row in csv.DictReader(file)]
     wrong = {"tiles/val_0.png": "town"}  # a mistake to calibrate on, however well it was trained
     write_table(table.parent, [(path, wrong.get(path, labels), split) for path, labels, split in rows])
-    code, _, err = command("evaluate", "several.pt", table, "--output_dir", "raw")
+    code, _, err = command("evaluate", "several.pt", table, "--out", "raw")
     assert code == 0, err
-    code, out, err = command("evaluate", "several.pt", table, "--calibrate", "c.pt", "--output_dir", "fitted")
+    code, out, err = command("evaluate", "several.pt", table, "--calibrate", "c.pt", "--out", "fitted")
     assert code == 0, err
     raw, fitted = (json.loads(Path(f"{name}/evaluation.json").read_text()) for name in ("raw", "fitted"))
     found = fitted["calibration"]

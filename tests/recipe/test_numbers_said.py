@@ -50,7 +50,7 @@ def test_train_and_evaluate(train_here, with_copies, tmp_path, capfd):
     state = torch.load(run.folder / "ckpt/last.pt", weights_only=True)
     assert state["state"]["finished"]
     capfd.readouterr()
-    code = evaluate.main([str(run.best_model), "--output_dir", str(tmp_path / "evaluation")])
+    code = evaluate.main([str(run.best_model), "--out", str(tmp_path / "evaluation")])
     out, err = capfd.readouterr()
     assert code == 0, err
     assert numbers(out) == [total, train, val]
@@ -58,7 +58,7 @@ def test_train_and_evaluate(train_here, with_copies, tmp_path, capfd):
 
 
 def test_shard(shard_command, with_copies, tmp_path):
-    code, out, err = shard_command(with_copies, "--output_dir", tmp_path / "shards", *LENIENT)
+    code, out, err = shard_command(with_copies, "--out", tmp_path / "shards", *LENIENT)
     assert code == 0, err
     total, train, val = numbers(out)
     assert total == train + val == 29

@@ -201,11 +201,14 @@ def test_what_cannot_be_predicted(run, images, checkpoint, tmp_path):
     )
     several.save_checkpoint(tmp_path / "bands.pt")
     for arguments, message in (
-        ((checkpoint, images, "--top", 0), "--top 0: must be 1 or more"),
-        ((checkpoint, images, "--batch_size", -1), "--batch_size -1: must be 1 or more"),
+        ((checkpoint, images, "--top", 0), "--top 0: must be a whole number of 1 or more"),
+        (
+            (checkpoint, images, "--batch_size", -1),
+            "--batch_size -1: must be a whole number of 1 or more; for example 16",
+        ),
         ((checkpoint, images, "--device", "tpu"), "device = 'tpu'"),
         ((tmp_path / "none.pt", images), "there is no file"),
-        ((tmp_path / "bands.pt", images), "takes the bands red, green, blue, nir"),
+        ((tmp_path / "bands.pt", images), "takes images with the bands red, green, blue, nir"),
     ):
         code, out, err = run(*arguments)
         assert code == 2, (arguments, out, err)

@@ -93,7 +93,7 @@ def test_a_shard_that_was_written_anew_from_other_images_is_noticed(train_here, 
 
     def write() -> None:
         shutil.rmtree(tmp_path / "shards", ignore_errors=True)
-        assert shard_command(folders, "--output_dir", tmp_path / "shards", "--images_per_shard", 3)[0] == 0
+        assert shard_command(folders, "--out", tmp_path / "shards", "--images_per_shard", 3)[0] == 0
 
     write()
     assert train_here(*flags).code == 0

@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
     model.save_checkpoint(root / "best_model.pt", config=config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAT_VG_CACHE", str(root / "cache"))
-        assert evaluate.main([str(root / "best_model.pt"), "--output_dir", str(root / "out")]) == 0
+        assert evaluate.main([str(root / "best_model.pt"), "--out", str(root / "out")]) == 0
     return root / "out"
 
 

@@ -56,7 +56,7 @@ def test_evaluate_predict_and_extract_see_what_the_training_saw(train_here, scen
         )
         assert min(model.preprocessing.mean) > 500
     best = max(run.epochs, key=lambda line: line["val_accuracy"])
-    assert evaluate([str(run.best_model), "--output_dir", str(tmp_path / "evaluation")]) == 0
+    assert evaluate([str(run.best_model), "--out", str(tmp_path / "evaluation")]) == 0
     content = json.loads((tmp_path / "evaluation/evaluation.json").read_text())
     assert content["accuracy"] == best["val_accuracy"]
     normalised = model.preprocessing.normalise(model.preprocessing.geometry()(image)[None])

@@ -49,7 +49,7 @@ def weights_of(run) -> dict[str, torch.Tensor]:
 def test_folders_to_shards_to_training_is_the_training_from_folders(
     train_here, class_folders, command, tmp_path, capfd
 ):
-    code, out, err = command(class_folders, "--output_dir", "SHARDS", "--images_per_shard", 4)
+    code, out, err = command(class_folders, "--out", "SHARDS", "--images_per_shard", 4)
     assert code == 0, err
     assert re.search(r"train\s+7\s+27", out), out
     assert "sat-vg train --dataset_path SHARDS" in out
@@ -69,13 +69,13 @@ def test_folders_to_shards_to_training_is_the_training_from_folders(
     assert "36 images in 3 classes (10 shards)" in capfd.readouterr().out
     from sat_vg.backbone_finetuning.commands.evaluate import cli as evaluate
 
-    assert evaluate.main([str(shards.best_model), "--output_dir", "evaluation"]) == 0
+    assert evaluate.main([str(shards.best_model), "--out", "evaluation"]) == 0
     table = (tmp_path / "evaluation/predictions.csv").read_text()
     assert len(re.findall(r"^val-00000\d\.tar/\d{8}_(field|sea|town)_val_\d\.(jpg|png)", table, re.MULTILINE)) == 9
 
 
 def test_a_damaged_shard_ends_the_command_before_training(train_here, class_folders, command, tmp_path):
-    assert command(class_folders, "--output_dir", "SHARDS", "--images_per_shard", 4)[0] == 0
+    assert command(class_folders, "--out", "SHARDS", "--images_per_shard", 4)[0] == 0
     code, out, err = command("--check", "SHARDS")
     assert (code, err) == (0, "")
     assert "all 10 shards are as shards.json says" in out
@@ -102,7 +102,7 @@ def test_a_damaged_shard_ends_the_command_before_training(train_here, class_fold
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_training_through_a_pipe_and_a_small_disk(train_here, class_folders, command, tmp_path, monkeypatch, workers):
-    assert command(class_folders, "--output_dir", "FAR", "--images_per_shard", 3)[0] == 0
+    assert command(class_folders, "--out", "FAR", "--images_per_shard", 3)[0] == 0
     (tmp_path / "SHARDS").mkdir()
     shutil.copy(tmp_path / "FAR/shards.json", tmp_path / "SHARDS")
     sizes = sorted(path.stat().st_size for path in (tmp_path / "FAR").glob("*.tar"))
@@ -141,9 +141,9 @@ def test_a_killed_writer_goes_on_where_it_was(command, tmp_path, train_here):
         name = list(COLOURS)[number % 3]
         write_image(tmp_path / "images" / name / f"{number:02d}.png", COLOURS[name], number, size=12)
     flags = ("images", "--images_per_shard", 1, "--val_fraction", 0.1)
-    assert command(*flags, "--output_dir", "whole")[0] == 0
+    assert command(*flags, "--out", "whole")[0] == 0
 
-    process = start(tmp_path, *flags, "--output_dir", "cut")
+    process = start(tmp_path, *flags, "--out", "cut")
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "cut").glob("*.tar"))) < 5:
         assert process.poll() is None, process.communicate()
@@ -157,13 +157,13 @@ def test_a_killed_writer_goes_on_where_it_was(command, tmp_path, train_here):
     run = train_here(*TINY, "--dataset_path", "cut")
     assert run.code == 2
     assert "writing has not ended; run the same sat-vg shard command again" in run.err
-    code, _, err = command("images", "--output_dir", "cut", "--images_per_shard", 2)
+    code, _, err = command("images", "--out", "cut", "--images_per_shard", 2)
     assert code == 2
     assert "of another writing, which has not ended" in err
 
     os.truncate(tmp_path / "cut/train-000001.tar", 100)  # as a power cut might leave it
     del there["train-000001.tar"]
-    code, out, err = command(*flags, "--output_dir", "cut")
+    code, out, err = command(*flags, "--out", "cut")
     assert code == 0, err
     assert "going on in cut" in out
     assert {name: (tmp_path / "cut" / name).stat().st_mtime_ns for name in there} == there
@@ -173,10 +173,10 @@ def test_a_killed_writer_goes_on_where_it_was(command, tmp_path, train_here):
     assert len(theirs) == 91
     assert ours == theirs  # no temporary file, no lock, the same bytes
 
-    code, out, _ = command(*flags, "--output_dir", "cut")
+    code, out, _ = command(*flags, "--out", "cut")
     assert (code, "nothing was written" in out) == (0, True)
     write_image(tmp_path / "images/sea/new.png", COLOURS["sea"], 99, size=12)
-    code, _, err = command(*flags, "--output_dir", "cut")
+    code, _, err = command(*flags, "--out", "cut")
     assert code == 2
     assert "holds shards of other images" in err
 
@@ -187,24 +187,24 @@ def test_what_the_command_refuses(command, class_folders, tmp_path):
         assert code == 2, err
         return err
 
-    assert "lies in the data set" in refused(class_folders, "--output_dir", class_folders / "shards")
-    assert "--images_per_shard 0: must be 1 or more" in refused(
-        class_folders, "--output_dir", "o", "--images_per_shard", 0
+    assert "lies in the data set" in refused(class_folders, "--out", class_folders / "shards")
+    assert "--images_per_shard 0: must be a whole number of 1 or more" in refused(
+        class_folders, "--out", "o", "--images_per_shard", 0
     )
-    assert "--shard_mib -1: must be above 0" in refused(class_folders, "--output_dir", "o", "--shard_mib", -1)
-    assert "val_fraction = 2.0" in refused(class_folders, "--output_dir", "o", "--val_fraction", 2)
+    assert "--shard_mib -1.0: must be a number above 0" in refused(class_folders, "--out", "o", "--shard_mib", -1)
+    assert "val_fraction = 2.0" in refused(class_folders, "--out", "o", "--val_fraction", 2)
     (class_folders / "train/sea/broken.jpg").write_bytes(b"no image")
-    assert "1 of 37 images cannot be read" in refused(class_folders, "--output_dir", "o")
+    assert "1 of 37 images cannot be read" in refused(class_folders, "--out", "o")
     assert not (tmp_path / "o").exists()
-    code, out, _ = command(class_folders, "--output_dir", "o", "--on_bad_image", "skip", "--max_bad_fraction", 0.1)
+    code, out, _ = command(class_folders, "--out", "o", "--on_bad_image", "skip", "--max_bad_fraction", 0.1)
     assert (code, "left out" in out) == (0, True)
     (tmp_path / "p").mkdir()
     (tmp_path / "p/mine.tar").write_bytes(b"")
     skipping = ("--on_bad_image", "skip", "--max_bad_fraction", 0.1)
-    assert "holds tar files of others: 'mine.tar'" in refused(class_folders, "--output_dir", "p", *skipping)
-    with pytest.raises(SystemExit) as left:
-        command(class_folders)
-    assert left.value.code == 2
+    assert "holds tar files of others: 'mine.tar'" in refused(class_folders, "--out", "p", *skipping)
+    assert "DATA needs --out OUT" in refused(class_folders)
+    assert "say one of DATA, --index DIR and --check DIR" in refused()
+    assert "say one of DATA, --index DIR and --check DIR" in refused(class_folders, "--index", "p")
 
 
 def test_help_is_quick():
@@ -228,7 +228,7 @@ def test_geotiffs_in_shards(command, train_here, tmp_path):
         tile = geotiffs.sentinel_2(name, number + 1, size=20)
         geotiffs.write_geotiff(tmp_path / "tiles" / name / f"{number}.tif", tile, descriptions=geotiffs.SENTINEL_2)
     bands = ("--bands", "red=4,green=3,blue=2,nir=8")
-    code, _, err = command("tiles", "--output_dir", "SHARDS", *bands, "--images_per_shard", 2)
+    code, _, err = command("tiles", "--out", "SHARDS", *bands, "--images_per_shard", 2)
     assert code == 0, err
     runs = [
         train_here(

@@ -1,29 +1,38 @@
 """The listing command: ``sat-vg backbones [NAME ...]``."""
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from sat_vg.backbone_finetuning.configs.option_parser import parse_options
 from sat_vg.backbone_finetuning.models.networks.facts import BackboneFacts, read_facts
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.utils.exit_codes import run_command
 from sat_vg.backbone_finetuning.utils.terminal import say
 
+_DESCRIPTION = """\
+List the backbones with parameters (in millions, without the classifier), stages, and the maps that the feature
+extractor gives by default. With names: every stage of each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackbonesOptions:
+    """Options of ``sat-vg backbones``."""
+
+    names: tuple[str, ...] = ()
+    """Backbones, such as resnet50, microsoft/resnet-50, timm:NAME. Unset: all of torchvision's."""
+    json: bool = False
+    """Print one JSON object instead of tables."""
+
 
 def main(arguments: list[str] | None = None, prog: str = "sat-vg backbones") -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=(
-            "List the backbones with parameters (in millions, without the classifier), stages, and the maps that "
-            "the feature extractor gives by default. With names: every stage of each."
-        ),
-    )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="such as resnet50, microsoft/resnet-50, timm:NAME")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
-    options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    return run_command(lambda: show(options.names, options.json))
+
+    def action() -> None:
+        options = parse_options(BackbonesOptions, arguments, prog, _DESCRIPTION, {"names": "NAME"})
+        show(options.names, options.json)
+
+    return run_command(action)
 
 
 def show(names: Sequence[str], as_json: bool = False) -> None:

@@ -8,11 +8,12 @@ from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from sat_vg.backbone_finetuning.configs.plain_values import as_argument
+from sat_vg.backbone_finetuning.configs.ranges import Rule, rules_of
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ def parse_options(
     Raises:
         ConfigError: an option is unknown (the nearest known one is named) or has a wrong value.
     """
-    positionals, types = positionals or {}, get_type_hints(kind)
-    flags, words = _split(sys.argv[1:] if arguments is None else arguments, types, positionals, renamed or {}, prog)
-    parser = _build_parser(kind, types, prog, description, positionals)
+    positionals = positionals or {}
+    flags, words = _split(sys.argv[1:] if arguments is None else arguments, kind, positionals, renamed or {}, prog)
+    parser = _build_parser(kind, prog, description, positionals)
     parser.usage = usage or parser.usage
     required = [positionals[field.name] for field in fields(kind) if field.default is MISSING]
     if len(words) < len(required) and "--help" not in flags:
@@ -59,9 +60,14 @@ def parse_options(
     try:
         namespace = parser.parse_args([*flags, "--", *words] if words else flags)
     except ArgumentError as error:
-        raise ConfigError(_explain(str(error), flags, types, prog)) from None
-    values = {name: namespace[name] for name in types}
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        raise ConfigError(_explain(str(error), flags, rules_of(kind), prog)) from None
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in namespace.items()}
+    for name, rule in rules_of(kind).items():
+        # Texts are checked where they are used, in words that say what they are for.
+        is_text_or_unset = isinstance(values[name], (str, NoneType)) or name in positionals
+        if not is_text_or_unset and not rule.holds(values[name]):
+            raise ConfigError(f"--{name} {as_argument(values[name])}: must be {_allowed(rule)}")
+    return kind(**values)
 
 
 class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
@@ -73,9 +79,8 @@ class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
         return f"{action.help} (default: {as_argument(action.default)})"
 
 
-def _build_parser(
-    kind: type[Any], types: Mapping[str, Any], prog: str, description: str, positionals: Mapping[str, str]
-) -> ArgumentParser:
+def _build_parser(kind: type[Any], prog: str, description: str, positionals: Mapping[str, str]) -> ArgumentParser:
+    types = get_type_hints(kind)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     with_texts = ArgumentParser()
     with_texts.add_class_arguments(kind, None, as_group=False)
@@ -102,12 +107,13 @@ def _build_parser(
 
 def _split(
     arguments: Sequence[str],
-    types: Mapping[str, Any],
+    kind: type[Any],
     positionals: Mapping[str, str],
     renamed: Mapping[str, str],
     prog: str,
 ) -> tuple[list[str], list[str]]:
     """Options, all in the form ``--name=value``, and what is given by position."""
+    types = get_type_hints(kind)
     flags: list[str] = []
     words: list[str] = []
     rest = list(arguments)
@@ -127,12 +133,12 @@ def _split(
         if name not in known:
             raise ConfigError(_unknown(name, known, prog))
         is_switch = "=" in new or _base(types[new]) is bool
-        if not has_value and rest and _is_value(rest[0], is_switch):
+        if not has_value and rest and (_is_value(rest[0], is_switch) or f"{name}={rest[0]}" in renamed):
             has_value, value = "=", rest.pop(0)
         elif not has_value and is_switch:
             value = "true"
         elif not has_value:
-            raise ConfigError(f"--{name} needs a value: it must be {_allowed(types[new])}")
+            raise ConfigError(f"--{name} needs a value: it must be {_allowed(rules_of(kind)[new])}")
         new, value = _current_spelling(name, value, positionals, renamed)
         if new in positionals:
             words.append(value)
@@ -167,17 +173,17 @@ def _as_json(value: str, kind: Any) -> str:
     if value == "null" or value.startswith("["):
         return value
     numbers = int in _parts(get_args(_base(kind))[0])
-    parts = [part.strip() for part in value.split(",")]
+    parts = [part.strip() for part in value.removesuffix(",").split(",")]
     return json.dumps([int(part) if numbers and _INTEGER.fullmatch(part) else part for part in parts])
 
 
-def _explain(message: str, flags: Sequence[str], types: Mapping[str, Any], prog: str) -> str:
+def _explain(message: str, flags: Sequence[str], rules: Mapping[str, Rule], prog: str) -> str:
     """The parser's message in one sentence with option, value, and what is allowed."""
     key = re.search(r'key "(\w+)"', message)
-    if key and key.group(1) in types:
+    if key and key.group(1) in rules:
         name = key.group(1)
         value = next(flag for flag in reversed(flags) if flag.startswith(f"--{name}=")).partition("=")[2]
-        return f"--{name} {value}: must be {_allowed(types[name])}"
+        return f"--{name} {value}: must be {_allowed(rules[name])}"
     return f"{message}; {prog} --help lists all options"
 
 
@@ -187,16 +193,10 @@ def _unknown(name: str, known: Sequence[str], prog: str) -> str:
     return f"{prog} has no option --{name}{hint} {prog} --help lists all options"
 
 
-def _allowed(kind: Any) -> str:
-    """What an option may be, with an example."""
-    base = _base(kind)
-    if get_origin(base) is Literal:
-        return f"{' or '.join(map(str, get_args(base)))}, for example {get_args(base)[0]}"
-    if _is_list(base):
-        what, example = ("whole numbers", "0,1") if _parts(get_args(base)[0]) == (int,) else ("names", "A,B")
-        return f"{what} with commas between, for example {example}"
-    words = {bool: "true or false", int: "a whole number, for example 8", float: "a number, for example 0.5"}
-    return words.get(base, "a text")
+def _allowed(rule: Rule) -> str:
+    """What an option may be, with an example; without "or null", as an option may also be left out."""
+    allowed = rule.allowed.removesuffix(" or null").removesuffix(",")
+    return allowed if rule.example is None else f"{allowed}; for example {as_argument(rule.example)}"
 
 
 def _parts(kind: Any) -> tuple[Any, ...]:

@@ -4,14 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sat_vg.backbone_finetuning.commands.compare.plan import (
-    Request,
-    parse_count,
-    parse_names,
-    parse_seeds,
-    parse_weights,
-    plan_cells,
-)
+from sat_vg.backbone_finetuning.commands.compare.options import CompareOptions
+from sat_vg.backbone_finetuning.commands.compare.plan import parse_count, parse_weights, plan_cells
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
@@ -34,7 +28,7 @@ dataset_path: images
 seeds: [1]
 """
     flags = ("--num_epochs", "9", "--mixup_alpha=0.2")
-    cells = plan_cells(Request(recipe=recipe(tmp_path, text), out=str(tmp_path), settings=flags, **GRID))
+    cells = plan_cells(CompareOptions(recipe=recipe(tmp_path, text), out=str(tmp_path), **GRID), flags)
     found = {(c.config.backbone, c.config.strategy, c.config.seed): c.config for c in cells}
     assert list(found) == [(b, s, n) for n in (0, 7) for b in ("resnet18", "vgg11") for s in ("full", "linear_probe")]
     for config in found.values():
@@ -50,7 +44,7 @@ seeds: [1]
 
 def test_folders_of_odd_names_stay_inside(tmp_path):
     cells = plan_cells(
-        Request(backbones=("timm:../x", ".."), strategies=("full",), seeds=(0,), dataset_path="d", out=str(tmp_path))
+        CompareOptions(data="d", backbones=("timm:../x", ".."), strategies=("full",), seeds=(0,), out=str(tmp_path))
     )
     for cell in cells:
         assert cell.folder.resolve().parent == tmp_path / "cells"
@@ -58,7 +52,7 @@ def test_folders_of_odd_names_stay_inside(tmp_path):
 
 def test_the_recipe_for_ucmerced_is_sound(tmp_path):
     cells = plan_cells(
-        Request(recipe=str(REPOSITORY / "configs/compare/ucmerced.yaml"), dataset_path="d", out=str(tmp_path))
+        CompareOptions(data="d", recipe=str(REPOSITORY / "configs/compare/ucmerced.yaml"), out=str(tmp_path))
     )
     assert len(cells) == 12
     assert {cell.config.image_size for cell in cells} == {128}
@@ -75,7 +69,7 @@ def test_the_recipe_for_ucmerced_is_sound(tmp_path):
         ({}, "weights: {resnet18: 3}", "weights: resnet18: 3 is no path"),
         ({}, "settings_by_backbone: {vgg11: {val_fraction: 0.3}}", "val_fraction must be the same in all cells"),
         (
-            {"dataset_path": None},
+            {"data": None},
             "settings: {dataset_path: y}\nsettings_by_strategy: {full: {dataset_path: x}}",
             "dataset_path must be the same in all cells",
         ),
@@ -83,34 +77,29 @@ def test_the_recipe_for_ucmerced_is_sound(tmp_path):
         ({"seeds": None}, "seeds: [true]", "must be a list of whole numbers"),
         ({"backbones": None}, "backbones: resnet18", "must be a list of names"),
         ({"seeds": (-1,)}, "", "seed = -1: must be a whole number of 0 or more"),
-        ({"settings": ("--seed", "3")}, "", "--seed cannot stand behind '--'"),
-        ({"settings": ("--backbone=x",)}, "", "--backbone cannot stand behind '--'"),
-        ({"settings": ("--dry_run",)}, "", "put --dry_run or --help before it"),
-        ({"settings": ("--num_epoch", "3")}, "", "did you mean 'num_epochs'"),
-        ({"settings": ("--last_layers", "2")}, "", "belongs under settings_by_strategy"),
-        ({"settings": ("--num_epochs", "none")}, "", "resnet18 full: the configuration has 1 problem"),
-        ({"dataset_path": None}, "", "no images to compare on"),
-        ({"dataset_path": None}, "settings: {}", "no images to compare on"),
+        ({"flags": ("--seed", "3")}, "", "--seed cannot stand behind '--'"),
+        ({"flags": ("--backbone=x",)}, "", "--backbone cannot stand behind '--'"),
+        ({"flags": ("--dry_run",)}, "", "put --dry_run or --help before it"),
+        ({"flags": ("--num_epoch", "3")}, "", "did you mean 'num_epochs'"),
+        ({"flags": ("--last_layers", "2")}, "", "belongs under settings_by_strategy"),
+        ({"flags": ("--num_epochs", "none")}, "", "resnet18 full: the configuration has 1 problem"),
+        ({"data": None}, "", "no images to compare on"),
+        ({"data": None}, "settings: {}", "no images to compare on"),
     ],
 )
 def test_what_is_refused(tmp_path, change, text, message):
-    given = {"dataset_path": "d", "out": str(tmp_path), **GRID, **change}
+    given = {"data": "d", "out": str(tmp_path), **GRID, **change}
+    flags = given.pop("flags", ())
     with pytest.raises(ConfigError) as caught:
-        plan_cells(Request(**given, recipe=recipe(tmp_path, text) if text else None))
+        plan_cells(CompareOptions(**given, recipe=recipe(tmp_path, text) if text else None), flags)
     assert message in str(caught.value)
 
 
-def test_values_of_flags():
-    assert parse_names(" a, b,") == ("a", "b")
-    assert parse_seeds("0, 12") == (0, 12)
-    assert parse_weights("a=x/y.pth, b=z") == {"a": "x/y.pth", "b": "z"}
+def test_values_of_options():
+    assert parse_weights(("a=x/y.pth", "b=z=1")) == {"a": "x/y.pth", "b": "z=1"}
     assert [parse_count(t) for t in ("5M", "500k", "2.5e6", "1.2B", "7")] == [5_000_000, 500_000, 2_500_000, 1.2e9, 7]
-    for parse, text in (
-        (parse_count, "M"),
-        (parse_count, "-5"),
-        (parse_seeds, "a"),
-        (parse_weights, "a"),
-        (parse_count, "nan"),
-    ):
-        with pytest.raises(ValueError):
-            parse(text)
+    for text in ("M", "-5", "nan"):
+        with pytest.raises(ConfigError, match=f"--max_params {text}: must be a number of parameters; for example 5M"):
+            parse_count(text)
+    with pytest.raises(ConfigError, match="--weights a: must be pairs; for example resnet18="):
+        parse_weights(("a",))

@@ -6,6 +6,7 @@ from typing import Literal
 import pytest
 
 from sat_vg.backbone_finetuning.configs.option_parser import parse_options
+from sat_vg.backbone_finetuning.configs.ranges import PositiveInt
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 
@@ -25,7 +26,7 @@ class Options:
     """Sizes."""
     shift: float | None = None
     """A number."""
-    count: int = 3
+    count: PositiveInt = 3
     """How many."""
     kind: Literal["one", "two"] = "one"
     """Which one."""
@@ -52,6 +53,7 @@ def parse(*arguments: str) -> Options:
         (("--json", "false", "--with_head"), {"json": False, "with_head": True}),
         (("--with_head=false",), {"with_head": False}),
         (("--bands", "4, B08,nir=8"), {"bands": (4, "B08", "nir=8")}),
+        (("--bands", "a, b,"), {"bands": ("a", "b")}),
         (("--bands=null", "--sizes", "0,-1"), {"sizes": (0, -1)}),
         (("--shift", "-3.4e38"), {"shift": -3.4e38}),
         (("--out", "12", "--kind", "two"), {"out": "12", "kind": "two"}),
@@ -86,13 +88,14 @@ def test_old_spellings_work_with_a_hint(arguments, expected, hint, capsys):
         (("m", "--cuont", "3"), "prog has no option --cuont: did you mean --count? prog --help lists all options"),
         (("m", "--qqqqq"), "prog has no option --qqqqq; prog --help lists all options"),
         (("m", "--model", "n"), "prog has no option --model"),
-        (("m", "--count", "x"), "--count x: must be a whole number, for example 8"),
+        (("m", "--count", "x"), "--count x: must be a whole number of 1 or more; for example 3"),
         (("m", "--count", "2.5"), "--count 2.5: must be a whole number"),
-        (("m", "--count"), "--count needs a value: it must be a whole number, for example 8"),
-        (("m", "--shift", "--json"), "--shift needs a value: it must be a number, for example 0.5"),
-        (("m", "--kind", "three"), "--kind three: must be one or two, for example one"),
+        (("m", "--count", "0"), "--count 0: must be a whole number of 1 or more; for example 3"),
+        (("m", "--count"), "--count needs a value: it must be a whole number of 1 or more; for example 3"),
+        (("m", "--shift", "--json"), "--shift needs a value: it must be a number; for example 1"),
+        (("m", "--kind", "three"), "--kind three: must be one or two; for example one"),
         (("m", "--json=maybe"), "--json maybe: must be true or false"),
-        (("m", "--sizes", "1,x"), "must be whole numbers with commas between, for example 0,1"),
+        (("m", "--sizes", "1,x"), "must be a list of whole numbers"),
         ((), "prog needs MODEL; prog --help lists all options"),
     ],
 )

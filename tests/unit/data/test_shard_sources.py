@@ -144,7 +144,7 @@ def test_without_webdataset_local_shards_are_read_and_the_rest_says_what_to_inst
     monkeypatch.setitem(__import__("sys").modules, "webdataset", None)  # importing it fails
     decode_rgb(splits_of(shards).train.paths[0])
     assert shard_command("--check", shards)[0] == 0
-    code, _, err = shard_command(class_folders, "--output_dir", tmp_path / "others")
+    code, _, err = shard_command(class_folders, "--out", tmp_path / "others")
     assert code == 2
     assert "pip install 'sat_vg[webdataset]'" in err
     monkeypatch.setenv(SOURCE, "pipe:cat {name}")

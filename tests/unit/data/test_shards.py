@@ -138,7 +138,7 @@ def test_other_limits_and_seeds_give_the_same_images(class_folders, shard_comman
     whole = splits_of(class_folders)
     for number, flags in enumerate((("--shard_mib", "0.02"), ("--images_per_shard", "5", "--seed", "3"), ())):
         folder = tmp_path / f"shards_{number}"
-        assert shard_command(class_folders, "--output_dir", folder, *flags)[0] == 0
+        assert shard_command(class_folders, "--out", folder, *flags)[0] == 0
         assert len(list(folder.glob("train-*.tar"))) == {0: len(list(folder.glob("train-*.tar"))), 1: 6, 2: 1}[number]
         if number == 0:
             sizes = [path.stat().st_size for path in folder.glob("train-*.tar")]
@@ -156,7 +156,7 @@ def test_hostile_names_of_classes_and_files(tmp_path, shard_command):
             write_image(
                 tmp_path / "images" / name / f"é {count}.tar.gz .jpg", (40 * number, 90, 90), 9 * number + count
             )
-    code, _, err = shard_command(tmp_path / "images", "--output_dir", tmp_path / "shards", "--images_per_shard", 4)
+    code, _, err = shard_command(tmp_path / "images", "--out", tmp_path / "shards", "--images_per_shard", 4)
     assert code == 0, err
     splits = splits_of(tmp_path / "shards")
     assert splits.class_names == tuple(sorted(names))
@@ -207,7 +207,7 @@ def test_shards_of_another_writing_do_not_pass_for_these(tmp_path, shard_command
         write_image(tmp_path / "images" / colour / f"{number:02d}.bmp", COLOURS[colour], number, size=16)
     for seed in (0, 1):
         flags = ("--images_per_shard", 3, "--seed", seed, "--val_fraction", 0.25)
-        assert shard_command(tmp_path / "images", "--output_dir", tmp_path / f"shards_{seed}", *flags)[0] == 0
+        assert shard_command(tmp_path / "images", "--out", tmp_path / f"shards_{seed}", *flags)[0] == 0
     shutil.copy(tmp_path / "shards_1/train-000000.tar", tmp_path / "shards_0")
     shards = tmp_path / "shards_0"
     reasons = [decode_or_reason(path) for path in splits_of(shards).train.paths if "train-000000" in path]

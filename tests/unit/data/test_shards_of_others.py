@@ -101,9 +101,7 @@ def test_several_classes_an_image(tmp_path, shard_command):
         write_image(tmp_path / f"images/{number}.png", COLOURS["sea"], number, size=8)
         rows.append(f"images/{number}.png,{('', 'a', 'b', 'a|b')[number % 4]}")
     (tmp_path / "images.csv").write_text("\n".join(rows))
-    code, _, err = shard_command(
-        tmp_path / "images.csv", "--output_dir", tmp_path / "shards", "--images_per_shard", 5
-    )
+    code, _, err = shard_command(tmp_path / "images.csv", "--out", tmp_path / "shards", "--images_per_shard", 5)
     assert code == 0, err
     ours, theirs = splits_of(tmp_path / "shards"), splits_of(tmp_path / "images.csv")
     assert ours.train.label_sets == theirs.train.label_sets
@@ -113,7 +111,7 @@ def test_several_classes_an_image(tmp_path, shard_command):
 
 
 def test_shards_out_of_shards(shards, shard_command, tmp_path):
-    code, _, err = shard_command(shards, "--output_dir", tmp_path / "larger", "--images_per_shard", 20)
+    code, _, err = shard_command(shards, "--out", tmp_path / "larger", "--images_per_shard", 20)
     assert code == 0, err
     old, new = splits_of(shards), splits_of(tmp_path / "larger")
     assert [path.open().read() for path in new.train.paths] == [path.open().read() for path in old.train.paths]

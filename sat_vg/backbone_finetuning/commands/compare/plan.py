@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from sat_vg.backbone_finetuning.commands.compare.options import CompareOptions
 from sat_vg.backbone_finetuning.configs.command_line import edited_settings, parse_command_line
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.configs.validation import explain_unknown_fields
@@ -28,39 +29,6 @@ DATA_FIELDS = (
     "max_bad_fraction", "on_duplicates",
 )  # fmt: skip
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
-
-
-@dataclass(frozen=True)
-class Request:
-    """The arguments of the command; lists that are unset are taken from the recipe.
-
-    Attributes:
-        out: folder of the cells and of the results.
-        recipe: YAML file with any of ``RECIPE_KEYS``.
-        backbones: names.
-        strategies: names.
-        seeds: whole numbers.
-        dataset_path: folder of images.
-        weights: path of the weights of each backbone.
-        settings: flags of the training command, for all cells; they outrank the recipe.
-        max_params: of the recommended backbone.
-        min_images_per_second: of the recommended backbone.
-        anew: move cells that were trained with other settings aside and train them again.
-        dry_run: list the cells, and train nothing.
-    """
-
-    out: str = "comparison"
-    recipe: str | None = None
-    backbones: tuple[str, ...] | None = None
-    strategies: tuple[str, ...] | None = None
-    seeds: tuple[int, ...] | None = None
-    dataset_path: str | None = None
-    weights: Mapping[str, str] | None = None
-    settings: tuple[str, ...] = ()
-    max_params: int | None = None
-    min_images_per_second: float | None = None
-    anew: bool = False
-    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,24 +55,27 @@ class Cell:
         return self.config.image_size
 
 
-def plan_cells(request: Request) -> list[Cell]:
+def plan_cells(options: CompareOptions, flags: Sequence[str] = ()) -> list[Cell]:
     """All cells, seed by seed, so that a comparison that is stopped early has compared all with the first seed.
+
+    Args:
+        options: of the command.
+        flags: of the training command, for all cells; they outrank the recipe.
 
     Raises:
         ConfigError: a name is unknown, a list is empty or holds something twice, or settings do not fit together.
     """
-    recipe = _read_recipe(request)
-    backbones = _names("backbones", request.backbones, recipe)
-    strategies = _names("strategies", request.strategies, recipe)
-    seeds = _names("seeds", request.seeds, recipe, kind=int)
-    dataset_path = request.dataset_path or recipe.get("dataset_path")
-    weights = {**_mapping("weights", recipe), **(request.weights or {})}
+    recipe = _read_recipe(options.recipe)
+    backbones = _names("backbones", options.backbones, recipe)
+    strategies = _names("strategies", options.strategies, recipe)
+    seeds = _names("seeds", options.seeds, recipe, kind=int)
+    dataset_path = options.data or recipe.get("dataset_path")
+    weights = {**_mapping("weights", recipe), **parse_weights(options.weights or ())}
     _require_among(weights, backbones, "weights", "backbones")
     _require_files(weights)
     shared = _settings(recipe.get("settings"), "settings")
     by_strategy = {name: _settings(value, name) for name, value in _mapping("settings_by_strategy", recipe).items()}
     by_backbone = {name: _settings(value, name) for name, value in _mapping("settings_by_backbone", recipe).items()}
-    flags = list(request.settings)
     _refuse_own(flags)
     configs: dict[tuple[str, str], FinetuneConfig] = {}
     for backbone in backbones:
@@ -117,18 +88,18 @@ def plan_cells(request: Request) -> list[Cell]:
             given |= {"backbone": backbone, "strategy": strategy}
             configs[backbone, strategy] = _configure(given, flags, f"{backbone} {strategy}")
     _require_same_data(configs)
-    folder = expand_home(request.out) / "cells"
+    folder = expand_home(options.out) / "cells"
     return [_cell(config, seed, folder) for seed in seeds for config in configs.values()]
 
 
-def _read_recipe(request: Request) -> dict[str, Any]:
-    if request.recipe is None:
+def _read_recipe(path: str | None) -> dict[str, Any]:
+    if path is None:
         return {}
     try:
-        recipe = read_yaml(expand_home(request.recipe))
+        recipe = read_yaml(expand_home(path))
     except ConfigError as error:  # the reader's words are those of the training command
         raise ConfigError(str(error).replace("config file", "recipe").replace("--config", "--recipe")) from error
-    explain_unknown_fields(recipe, RECIPE_KEYS, place=f"the recipe {request.recipe!r}")
+    explain_unknown_fields(recipe, RECIPE_KEYS, place=f"the recipe {path!r}")
     return recipe
 
 
@@ -182,7 +153,7 @@ def _refuse_own(flags: Sequence[str]) -> None:
             raise ConfigError(f"--{name} cannot stand behind '--'; put --dry_run or --help before it")
 
 
-def _configure(given: dict[str, Any], flags: list[str], cell: str) -> FinetuneConfig:
+def _configure(given: dict[str, Any], flags: Sequence[str], cell: str) -> FinetuneConfig:
     """Flags over the recipe's settings over defaults."""
     try:
         config = FinetuneConfig.from_dict({**edited_settings(), **given})
@@ -197,7 +168,7 @@ def _configure(given: dict[str, Any], flags: list[str], cell: str) -> FinetuneCo
         )  # fmt: skip
         raise ConfigError(f"{cell}: {error}{hint}") from error
     if config.dataset_path is None and config.dataset is None:
-        raise ConfigError("no images to compare on: name their folder with --dataset_path DIR")
+        raise ConfigError("no images to compare on: name their folder: sat-vg compare DATA")
     return config
 
 
@@ -226,39 +197,27 @@ def _cell(config: FinetuneConfig, seed: int, cells: Path) -> Cell:
     return Cell(config.replace(**own), folder)
 
 
-def parse_names(text: str) -> tuple[str, ...]:
-    """``a,b`` as names."""
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """``0,1`` as whole numbers.
+def parse_weights(pairs: Sequence[str]) -> dict[str, str]:
+    """``resnet18=PATH`` and the like, by backbone.
 
     Raises:
-        ValueError: it holds something else.
+        ConfigError: one of them has no equals sign.
     """
-    return tuple(int(name) for name in parse_names(text))
-
-
-def parse_weights(text: str) -> dict[str, str]:
-    """``resnet18=PATH,resnet50=PATH`` by backbone.
-
-    Raises:
-        ValueError: a part has no equals sign.
-    """
-    pairs = [part.partition("=") for part in parse_names(text)]
-    if not all(name and path for name, _, path in pairs):
-        raise ValueError(text)
-    return {name.strip(): path.strip() for name, _, path in pairs}
+    parts = [pair.partition("=") for pair in pairs]
+    if not all(name and path for name, _, path in parts):
+        raise ConfigError(
+            f"--weights {','.join(pairs)}: must be pairs; for example resnet18=resnet18.pth,vgg11=vgg.pth"
+        )
+    return {name.strip(): path.strip() for name, _, path in parts}
 
 
 def parse_count(text: str) -> int:
     """``5M``, ``500k``, ``2.5e6`` as a number of parameters.
 
     Raises:
-        ValueError: it is none.
+        ConfigError: it is none.
     """
     match = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\d{1,2})?)\s*([kmgb]?)", text.strip(), re.IGNORECASE)
     if match is None:
-        raise ValueError(text)
+        raise ConfigError(f"--max_params {text}: must be a number of parameters; for example 5M, 500k or 2.5e6")
     return round(float(match.group(1)) * _UNITS[match.group(2).upper()])

@@ -15,7 +15,8 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from sat_vg.backbone_finetuning.commands.compare.cells import CellResult, read_json
-from sat_vg.backbone_finetuning.commands.compare.plan import OWN_FIELDS, Cell, Request
+from sat_vg.backbone_finetuning.commands.compare.options import CompareOptions
+from sat_vg.backbone_finetuning.commands.compare.plan import OWN_FIELDS, Cell, parse_weights
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.evaluation.costs import (
@@ -71,9 +72,22 @@ class NetworkCosts:
 
 
 def write_results(
-    request: Request, out: Path, finished: Sequence[Finished], failures: Sequence[Failure], splits: Splits
+    out: Path,
+    finished: Sequence[Finished],
+    failures: Sequence[Failure],
+    splits: Splits,
+    limits: Limits,
+    command: str,
 ) -> Comparison:
     """Measure the costs of the networks, rank, print the table, and write all files.
+
+    Args:
+        out: folder of the files.
+        finished: the cells, at least one.
+        failures: trainings that failed.
+        splits: the images of the first cell's seed.
+        limits: of the recommended backbone.
+        command: that gives these results.
 
     Raises:
         WriteError: a file cannot be written.
@@ -84,10 +98,10 @@ def write_results(
         comparison = Comparison(
             rows=ranked(rows_of(finished, costs)),
             val_images=finished[0].result.val_images,
-            limits=Limits(request.max_params, request.min_images_per_second),
+            limits=limits,
             notes=tuple(_notes(finished, splits, _device(finished[0].cell.config), timing)),
             failures=tuple(failures),
-            command=_command(request),
+            command=command,
             settings=tuple(_settings([one.cell.config for one in finished])),
             subtitle=_subtitle(finished, splits),
             reports=tuple(_reports(out, finished)),
@@ -251,22 +265,20 @@ def _shown(value: Any) -> str:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else str(value)
 
 
-def _command(request: Request) -> str:
-    words = ["sat-vg", "compare"]
-    for name in ("recipe", "backbones", "strategies", "seeds", "dataset_path"):
-        value = getattr(request, name)
-        if value is not None:
-            words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, tuple) else _shown(value)]
-    if request.weights:
-        words += ["--weights", ",".join(f"{name}={_shown(path)}" for name, path in request.weights.items())]
-    words += ["--out", _shown(request.out)]
-    if request.max_params is not None:
-        words += ["--max_params", str(request.max_params)]
-    if request.min_images_per_second is not None:
-        words += ["--min_images_per_second", f"{request.min_images_per_second:g}"]
-    if request.settings:
-        words += ["--", *map(_shown, request.settings)]
-    return shlex.join(words)
+def command_of(options: CompareOptions, flags: Sequence[str]) -> str:
+    """The command that gives these results, without folders of this machine."""
+    defaults, words = CompareOptions(), ["sat-vg", "compare"]
+    if options.data is not None:
+        words.append(_shown(options.data))
+    for name, value in vars(options).items():
+        if name in ("data", "anew", "dry_run") or (value == getattr(defaults, name) and name != "out"):
+            continue
+        if name == "weights":
+            value = ["=".join((backbone, _shown(path))) for backbone, path in parse_weights(value).items()]
+        if isinstance(value, (tuple, list)):
+            value = ",".join(map(str, value))
+        words += [f"--{name}", f"{value:g}" if isinstance(value, float) else _shown(value)]
+    return shlex.join([*words, *(["--", *map(_shown, flags)] if flags else [])])
 
 
 def _write_files(out: Path, comparison: Comparison) -> None:

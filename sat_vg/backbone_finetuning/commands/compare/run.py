@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sat_vg.backbone_finetuning.commands.compare import cells as records
-from sat_vg.backbone_finetuning.commands.compare.plan import Cell, Request, plan_cells
-from sat_vg.backbone_finetuning.commands.compare.results import Finished, write_results
+from sat_vg.backbone_finetuning.commands.compare.options import CompareOptions
+from sat_vg.backbone_finetuning.commands.compare.plan import Cell, parse_count, plan_cells
+from sat_vg.backbone_finetuning.commands.compare.results import Finished, command_of, write_results
 from sat_vg.backbone_finetuning.commands.compare.training_process import run_training, why_it_failed
-from sat_vg.backbone_finetuning.commands.evaluate import run as evaluation
+from sat_vg.backbone_finetuning.commands.evaluate.options import EvaluateOptions
+from sat_vg.backbone_finetuning.commands.evaluate.run import evaluate_checkpoint
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.models.artifact import current_versions, read_artifact
 from sat_vg.backbone_finetuning.models.networks.table import find_backbone
-from sat_vg.backbone_finetuning.reports.comparison_report import Failure
+from sat_vg.backbone_finetuning.reports.comparison_report import Failure, Limits
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.training.checkpoint import BEST_MODEL
 from sat_vg.backbone_finetuning.training.preparation import (
@@ -36,24 +38,29 @@ _BETWEEN = ":"  # the hashes of what a cell was trained on
 _SHOWN_LINES = ("epoch ", "exact linear probe", "stopped early", "going on with")
 
 
-def compare(request: Request) -> None:
-    """Train what has not been trained yet, and write the results to ``request.out``.
+def compare(options: CompareOptions, flags: Sequence[str] = ()) -> None:
+    """Train what has not been trained yet, and write the results to ``options.out``.
+
+    Args:
+        options: of the command.
+        flags: of the training command, for all cells.
 
     Raises:
         UserError: a setting or the data cannot be used, or cells have other settings than an earlier call's.
         StoppedError: a training failed; the others are compared all the same.
         InterruptedRun: Ctrl-C, SIGTERM or SIGUSR1; the running cell has saved its state, the same call goes on.
     """
-    cells = plan_cells(request)
+    limits = Limits(options.max_params and parse_count(options.max_params), options.min_images_per_second)
+    cells = plan_cells(options, flags)
     _require_backbones(cells)
     cells = [replace(cell, config=_with_image_size(cell.config)) for cell in cells]
-    out = expand_home(request.out)
-    if request.dry_run:
-        _show_plan(cells, request)
+    out = expand_home(options.out)
+    if options.dry_run:
+        _show_plan(cells, options)
         return
     with _lock(out):
         data = _read_data(cells)
-        _refuse_changes(cells, {seed: one.fingerprint for seed, one in data.items()}, request)
+        _refuse_changes(cells, {seed: one.fingerprint for seed, one in data.items()}, options)
         finished, failures = [], []
         for number, cell in enumerate(cells, start=1):
             heading = f"[{number}/{len(cells)}] {cell.name}"
@@ -63,7 +70,8 @@ def compare(request: Request) -> None:
             else:
                 finished.append(Finished(cell, outcome))
         if finished:
-            write_results(request, out, finished, failures, data[finished[0].cell.config.seed].splits)
+            splits = data[finished[0].cell.config.seed].splits
+            write_results(out, finished, failures, splits, limits, command_of(options, flags))
     if failures:
         listed = "".join(f"\n  {one.cell}: {one.reason}\n    its output: {one.folder}" for one in failures)
         compared = "the others are compared; " if finished else ""
@@ -132,7 +140,7 @@ def _read_data(cells: Sequence[Cell]) -> dict[int, SeedData]:
     return found
 
 
-def _refuse_changes(cells: Sequence[Cell], fingerprints: Mapping[int, str], request: Request) -> None:
+def _refuse_changes(cells: Sequence[Cell], fingerprints: Mapping[int, str], options: CompareOptions) -> None:
     """Refuse cells that were trained with other settings or on other images; with ``--anew``, move them aside."""
     changed = {}
     for cell in cells:
@@ -144,11 +152,11 @@ def _refuse_changes(cells: Sequence[Cell], fingerprints: Mapping[int, str], requ
             lines.append("the images have changed")
         if lines:
             changed[cell] = lines
-    if changed and not request.anew:
+    if changed and not options.anew:
         shown = "".join(f"\n  {cell.name}: {'; '.join(lines)}" for cell, lines in list(changed.items())[:6])
         more = f"\n  and {len(changed) - 6} more" if len(changed) > 6 else ""
         raise ConfigError(
-            f"{len(changed)} of {counted(len(cells), 'cell')} in {request.out!r}: trained with other settings or "
+            f"{len(changed)} of {counted(len(cells), 'cell')} in {options.out!r}: trained with other settings or "
             f"images:{shown}{more}\nUse another --out, or --anew to move them aside and train them again"
         )
     for cell in changed:
@@ -218,11 +226,9 @@ def _show_line(line: str) -> None:
 def _evaluate(cell: Cell, data: SeedData, usage: records.Usage) -> records.CellResult:
     """Evaluate best_model.pt on the validation images, as ``sat-vg evaluate`` does, and add up time and memory."""
     best = cell.folder / "checkpoints" / BEST_MODEL
-    request = evaluation.Request(
-        checkpoint=str(best), output_dir=str(cell.folder / "evaluation"), device=cell.config.device
-    )
+    options = EvaluateOptions(checkpoint=str(best), out=str(cell.folder / "evaluation"), device=cell.config.device)
     with redirect_stdout(io.StringIO()):  # a table by class for each cell would bury the comparison
-        content = evaluation.evaluate_checkpoint(request)
+        content = evaluate_checkpoint(options)
     epochs = records.ended_epochs(cell.folder)
     return records.CellResult(
         accuracy=content["accuracy"],
@@ -247,7 +253,7 @@ def _describe(result: records.CellResult) -> str:
     )
 
 
-def _show_plan(cells: Sequence[Cell], request: Request) -> None:
+def _show_plan(cells: Sequence[Cell], options: CompareOptions) -> None:
     """Print the plan for ``--dry_run``."""
     rows = []
     for cell in cells:
@@ -262,5 +268,5 @@ def _show_plan(cells: Sequence[Cell], request: Request) -> None:
         rows.append((config.backbone, config.strategy, *numbers, config.weights or "default", state))
     header = ("backbone", "strategy", "seed", "epochs", "pixels", "rate", "weights", "state")
     say(text_table(header, rows, left=(0, 1, 6, 7)))
-    say(f"\n{counted(len(cells), 'training')}, one after another, in {expand_home(request.out) / 'cells'}")
+    say(f"\n{counted(len(cells), 'training')}, one after another, in {expand_home(options.out) / 'cells'}")
     say("dry run: nothing was trained")

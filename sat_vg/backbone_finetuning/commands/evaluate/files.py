@@ -53,7 +53,7 @@ def write_results(
         write_text(folder / "report.html", page)
     except OSError as error:
         raise WriteError(
-            f"the results cannot be written to {str(folder)!r} ({error.strerror}); choose another --output_dir"
+            f"the results cannot be written to {str(folder)!r} ({error.strerror}); choose another --out"
         ) from error
     say(f"written to {folder}: report.html, evaluation.json, predictions.csv, {', '.join(figures)}")
 

@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sat_vg.backbone_finetuning.commands.evaluate.files import epochs_of_run, write_results
 from sat_vg.backbone_finetuning.commands.evaluate.kinds import KINDS
+from sat_vg.backbone_finetuning.commands.evaluate.options import EvaluateOptions
+from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_model
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageDataset, Workers, validation_loader
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
@@ -27,46 +27,18 @@ from sat_vg.backbone_finetuning.training.preparation import (
     require_images,
 )
 from sat_vg.backbone_finetuning.utils.cores import usable_cores
-from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, DataError, DeviceMemoryError
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_num_workers
-from sat_vg.backbone_finetuning.utils.preprocessing import RGB
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 _BATCH_SIZE = 64  # where the training chose its own
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is to be evaluated.
-
-    Attributes:
-        checkpoint: path of a best_model.pt.
-        data: folder of images, or a table; unset: that of the training.
-        split: val, train or test.
-        output_dir: where report.html and the other results are written.
-        calibrate: where a copy of the checkpoint with a temperature is written; unset: none is fitted.
-        batch_size: images at once; unset: as in the training's validation.
-        device: ``auto`` or as in the configuration.
-        num_workers: processes that decode images; unset: chosen for the device.
-        allow_outside: a table in ``data`` may name images outside its own folder.
-    """
-
-    checkpoint: str
-    data: str | None = None
-    split: str = "val"
-    output_dir: str = "evaluation"
-    calibrate: str | None = None
-    batch_size: int | None = None
-    device: str = "auto"
-    num_workers: int | None = None
-    allow_outside: bool = False
-
-
-def evaluate_checkpoint(request: Request) -> dict[str, Any]:
+def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
     """Evaluate, print a table, and write the report; with ``calibrate``, also a copy of the checkpoint.
 
-    Images, split, batches and number formats are those of the training unless the request says otherwise, so on its
+    Images, split, batches and number formats are those of the training unless the options say otherwise, so on its
     own data the numbers are the ones that it logged for these weights.
 
     Returns:
@@ -75,32 +47,32 @@ def evaluate_checkpoint(request: Request) -> dict[str, Any]:
     Raises:
         UserError: the checkpoint, the data or a setting cannot be used.
     """
-    source = expand_home(request.checkpoint)
-    model = load_model(source)
-    target = None if request.calibrate is None else calibrated_path(request.calibrate, source)
-    config = settings_of(request, model)
+    source = expand_home(options.checkpoint)
+    model = _load_classifier(source)
+    target = None if options.calibrate is None else calibrated_path(options.calibrate, source)
+    config = settings_of(options, model)
     precision = choose_hardware(config)
     splits, _ = require_images(config, find_images(config), decoder_of(model.preprocessing, marks_missing=True))
-    split = {"val": splits.val, "train": splits.train, "test": splits.test}[request.split]
+    split = {"val": splits.val, "train": splits.train, "test": splits.test}[options.split]
     if split is None:
         data = config.dataset or config.dataset_path
         raise ConfigError(f"--split test: {data!r} has no folder test, and names no such images; use val or train")
     split = with_labels_of(model, split)
     read = decoder_of(model.preprocessing).read
     dataset = ImageDataset(split, model.preprocessing.geometry(), config.seed, read)
-    predictions = run_over(model, dataset, config, precision, request.batch_size)
+    predictions = run_over(model, dataset, config, precision, options.batch_size)
     kind, paths = KINDS[model.task], relative_paths(config, split)
     if target is not None:
         model.temperature = kind.fit(predictions.logits, predictions.labels)
     mistakes = kind.mistakes(predictions, paths, model)
     content = {
-        **summary(request, config, model, split),
+        **summary(options, config, model, split),
         **kind.assess(predictions, model),
         "mistakes": [one.entry for one in mistakes],
     }
     say(kind.table(content))
     views = [look_at(model, dataset, one.place, one.explained, precision) for one in mistakes]
-    folder, table = expand_home(request.output_dir), kind.csv(predictions, paths, model)
+    folder, table = expand_home(options.out), kind.csv(predictions, paths, model)
     write_results(folder, content, table, views, epochs_of_run(content["training"]))
     if target is not None:
         write_artifact(target, replace(read_artifact(source), temperature=model.temperature))
@@ -108,19 +80,9 @@ def evaluate_checkpoint(request: Request) -> dict[str, Any]:
     return content
 
 
-def load_model(path: Path) -> FineTuneModel:
-    """The model of a best_model.pt, if it can be run on the images that are read here.
-
-    Raises:
-        CheckpointError: the file cannot be used.
-        ConfigError: the model takes other bands than red, green and blue.
-    """
-    model = FineTuneModel.load_checkpoint(path)
-    if model.preprocessing.bands != RGB and model.preprocessing.files is None:
-        raise ConfigError(
-            f"{str(path)!r} takes images with the bands {', '.join(model.preprocessing.bands)} and does not say "
-            "where these lie in files, as it was not trained with --bands. Call the model in Python"
-        )
+def _load_classifier(path: Path) -> FineTuneModel:
+    """The model, whose classes have different names: results are listed by them."""
+    model = load_model(path)
     twice = sorted({name for name in model.class_names if model.class_names.count(name) > 1})
     if twice:
         raise CheckpointError(f"{str(path)!r} has two classes of the name {twice[0]!r}: it is altered; use another")
@@ -142,21 +104,21 @@ def calibrated_path(wanted: str, source: Path) -> Path:
     return path
 
 
-def settings_of(request: Request, model: FineTuneModel) -> FinetuneConfig:
-    """The settings of the training, with those of the request in their place.
+def settings_of(options: EvaluateOptions, model: FineTuneModel) -> FinetuneConfig:
+    """The settings of the training, with the options in their place.
 
     Raises:
         ConfigError: one of them is wrong.
     """
-    given: dict[str, Any] = {"device": request.device, "num_workers": request.num_workers, "micro_batch_size": None}
+    given: dict[str, Any] = {"device": options.device, "num_workers": options.num_workers, "micro_batch_size": None}
     settings = {**model.provenance["config"], **given, "backbone": model.backbone, "num_classes": None}
-    if request.data is not None:
+    if options.data is not None:
         # What was allowed for the training's images says nothing of these.
-        settings |= {"dataset_path": request.data, "dataset": None, "allow_outside": request.allow_outside}
+        settings |= {"dataset_path": options.data, "dataset": None, "allow_outside": options.allow_outside}
     if settings.get("on_duplicates") != "ignore":
         settings["on_duplicates"] = "warn"  # nothing is trained here, and the splits are the same with both
-    if request.batch_size is not None:
-        settings["batch_size"] = request.batch_size
+    if options.batch_size is not None:
+        settings["batch_size"] = options.batch_size
     return FinetuneConfig.from_dict(settings)
 
 
@@ -205,14 +167,8 @@ def run_over(
     count = choose_num_workers(config.num_workers, precision.device, usable_cores())
     precision.place_model(model)
     workers = Workers(count, precision.device, config.loader_timeout)
-    with explained_losses(config):
-        try:
-            predictions = predict(model, validation_loader(dataset, batch_size, workers), precision)
-        except torch.OutOfMemoryError as error:
-            raise DeviceMemoryError(
-                f"the device has too little memory for {batch_size} images at once "
-                f"({str(error).splitlines()[0]}). Try --batch_size {max(1, batch_size // 4)}, or --device cpu"
-            ) from error
+    with explained_losses(config), advising_smaller_batches(batch_size):
+        predictions = predict(model, validation_loader(dataset, batch_size, workers), precision)
     bad = (~predictions.logits.isfinite().all(1)).nonzero()[:, 0].tolist()
     if bad:
         raise CheckpointError(
@@ -232,15 +188,15 @@ def relative_paths(config: FinetuneConfig, split: Split) -> list[str]:
     return [os.path.relpath(path, folder) for path in split.paths]
 
 
-def summary(request: Request, config: FinetuneConfig, model: FineTuneModel, split: Split) -> dict[str, Any]:
+def summary(options: EvaluateOptions, config: FinetuneConfig, model: FineTuneModel, split: Split) -> dict[str, Any]:
     """What evaluation.json says of what was evaluated."""
     return {
-        "checkpoint": request.checkpoint,
+        "checkpoint": options.checkpoint,
         "data": config.dataset or config.dataset_path,
         "split": split.name,
         "backbone": model.backbone,
         "image_size": model.preprocessing.image_size,
-        "calibrated_here": request.calibrate is not None,
+        "calibrated_here": options.calibrate is not None,
         "training": {name: plain(model.provenance[name]) for name in ("metrics", "config")},
         "versions": {"training": plain(model.provenance["versions"]), "evaluation": current_versions()},
     }

@@ -3,7 +3,6 @@
 import glob
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sat_vg.backbone_finetuning.commands.export.options import ExportCommandOptions
 from sat_vg.backbone_finetuning.models.exports import FORMATS
 from sat_vg.backbone_finetuning.models.exports.comparing import Difference, compare
 from sat_vg.backbone_finetuning.models.exports.contract import (
@@ -28,37 +28,6 @@ from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.safe_files import folder_aside, remove_unfinished, sync, write_text
 from sat_vg.backbone_finetuning.utils.terminal import say
 
-_LARGEST_SIDE = 4096  # as in the configuration
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be exported, or which export is to be compared again.
-
-    Attributes:
-        checkpoint: path of a best_model.pt.
-        format: one of ``FORMATS``; unset for ``verify``: told by the file.
-        out: path of the file to write.
-        verify: path of an export to compare with the checkpoint; nothing is written then.
-        part: ``classifier`` or ``extractor``; unset: the classifier.
-        with_normalisation: the file takes uint8 images.
-        with_head: a state dict for torchvision holds the classifier too; unset: where torchvision's network can.
-        fixed_size: the only height and width that the file takes, in pixels.
-        tolerance: how far its numbers may be from the model's; see ``Difference.deviation``.
-        license: for the card.
-    """
-
-    checkpoint: str
-    format: str | None = None
-    out: str | None = None
-    verify: str | None = None
-    part: str | None = None
-    with_normalisation: bool = False
-    with_head: bool | None = None
-    fixed_size: int | None = None
-    tolerance: float = 1e-4
-    license: str | None = None
-
 
 @dataclass(frozen=True)
 class _Export:
@@ -69,19 +38,7 @@ class _Export:
     note: str
 
 
-def run_request(request: Request) -> None:
-    """Export, or compare an earlier export again.
-
-    Raises:
-        UserError: an option or a file cannot be used, or the export is not what the checkpoint is.
-    """
-    if request.verify is not None:
-        verify_export(request)
-    else:
-        export_checkpoint(request)
-
-
-def export_checkpoint(request: Request) -> dict[str, Any]:
+def export_checkpoint(options: ExportCommandOptions) -> dict[str, Any]:
     """Write the file and its two cards, once the file has been read back and gives the model's numbers.
 
     Returns:
@@ -92,27 +49,27 @@ def export_checkpoint(request: Request) -> dict[str, Any]:
         CheckpointError: the checkpoint cannot be read, or no file could be made that gives its numbers.
         WriteError: the file cannot be written.
     """
-    out, exporter = _require_sound(request)
-    source = expand_home(request.checkpoint)
+    out, exporter = _require_sound(options)
+    source = expand_home(options.checkpoint)
     model = FineTuneModel.load_checkpoint(source)
     if out.exists() and out.samefile(source):
-        raise ConfigError(f"--out {request.out}: is the checkpoint itself; choose another name")
-    options = ExportOptions(
-        part=request.part or "classifier",
-        with_normalisation=request.with_normalisation,
-        with_head=request.with_head,
-        fixed_size=request.fixed_size,
+        raise ConfigError(f"--out {options.out}: is the checkpoint itself; choose another name")
+    wanted = ExportOptions(
+        part=options.part or "classifier",
+        with_normalisation=options.with_normalisation,
+        with_head=options.with_head,
+        fixed_size=options.fixed_size,
     )
     with _aside(out) as aside:
-        made = make_export(exporter, model, options, aside, request.tolerance)
+        made = make_export(exporter, model, wanted, aside, options.tolerance)
         card = build_card(
             model,
             made.contract,
             made.differences,
             {"name": out.name, "bytes": aside.stat().st_size, "sha256": _hash(aside)},
             {
-                "license": request.license,
-                "tolerance": request.tolerance,
+                "license": options.license,
+                "tolerance": options.tolerance,
                 "note": made.note,
                 "checkpoint": {"name": source.name, "sha256": _hash(source)},
             },
@@ -128,49 +85,32 @@ def export_checkpoint(request: Request) -> dict[str, Any]:
     return card
 
 
-def _require_sound(request: Request) -> tuple[Path, Format]:
+def _require_sound(options: ExportCommandOptions) -> tuple[Path, Format]:
     """The path to write to and the format, once the options fit together."""
-    if request.format is None or request.out is None:
+    if options.format is None or options.out is None:
         raise ConfigError(f"say what to write and where: --format {'|'.join(FORMATS)} --out PATH; or --verify FILE")
-    exporter = load_format(request.format)
-    out = expand_home(request.out)
+    exporter = load_format(options.format)
+    out = expand_home(options.out)
     if out.suffix not in exporter.endings or out.name == out.suffix:
         raise ConfigError(
-            f"--out {request.out}: a file of --format {request.format} ends in {' or '.join(exporter.endings)}"
+            f"--out {options.out}: a file of --format {options.format} ends in {' or '.join(exporter.endings)}"
         )
     if out.is_dir():
-        raise ConfigError(f"--out {request.out}: is a folder; name a file in it")
-    _require_tolerance(request.tolerance)
-    superfluous = [
-        name for name in _given(request, tuple(ExportOptions.__dataclass_fields__)) if name not in exporter.options
-    ]
+        raise ConfigError(f"--out {options.out}: is a folder; name a file in it")
+    superfluous = [name for name in _given(options) if name in vars(ExportOptions()) and name not in exporter.options]
     if superfluous:
+        known = ", ".join(f"--{name}" for name in sorted(exporter.options))
         raise ConfigError(
-            f"--{_flag(request, superfluous[0])} says nothing for --format {request.format}, which "
-            + (
-                f"knows {', '.join('--' + name for name in sorted(exporter.options))}"
-                if exporter.options
-                else "has no options"
-            )
+            f"--{superfluous[0]} says nothing for --format {options.format}, which "
+            + (f"knows {known}" if known else "has no options")
         )
-    if request.fixed_size is not None and not 1 <= request.fixed_size <= _LARGEST_SIDE:
-        raise ConfigError(f"--fixed_size {request.fixed_size}: must be from 1 to {_LARGEST_SIDE} pixels")
     return out, exporter
 
 
-def _given(request: Request, names: Sequence[str]) -> list[str]:
-    """Those of the options that were set, in alphabetical order."""
-    is_set = {name: getattr(request, name) not in (None, False) for name in names}
-    return sorted(name for name in names if is_set[name] or (name == "with_head" and request.with_head is False))
-
-
-def _flag(request: Request, name: str) -> str:
-    return "without_head" if name == "with_head" and request.with_head is False else name
-
-
-def _require_tolerance(tolerance: float) -> None:
-    if not (math.isfinite(tolerance) and tolerance > 0):
-        raise ConfigError(f"--tolerance {tolerance}: must be a number above 0, such as 1e-4")
+def _given(options: ExportCommandOptions) -> list[str]:
+    """The options that are not at their defaults, in alphabetical order."""
+    defaults = ExportCommandOptions(checkpoint="")
+    return sorted(name for name, value in vars(options).items() if value != getattr(defaults, name))
 
 
 @contextmanager
@@ -248,37 +188,34 @@ def _require_close(differences: Sequence[Difference], tolerance: float) -> None:
         )
 
 
-def verify_export(request: Request) -> list[Difference]:
+def verify_export(options: ExportCommandOptions) -> list[Difference]:
     """Compare an earlier export with the checkpoint again.
 
     Raises:
         CheckpointError: the file is cut short, foreign, or gives other numbers.
     """
-    assert request.verify is not None
-    _require_tolerance(request.tolerance)
-    own = ("out", "part", "with_normalisation", "with_head", "fixed_size", "license")
-    superfluous = _given(request, own)
+    assert options.verify is not None
+    superfluous = [name for name in _given(options) if name not in ("checkpoint", "verify", "format", "tolerance")]
     if superfluous:
         raise ConfigError(
-            f"--{_flag(request, superfluous[0])} says nothing beside --verify, which reads it off the file; "
-            "leave it out"
+            f"--{superfluous[0]} says nothing beside --verify, which reads it off the file; leave it out"
         )
-    path = expand_home(request.verify)
-    model = FineTuneModel.load_checkpoint(expand_home(request.checkpoint))
-    name = request.format or _format_of(path)
+    path = expand_home(options.verify)
+    model = FineTuneModel.load_checkpoint(expand_home(options.checkpoint))
+    name = options.format or _format_of(path)
     exporter = load_format(name)
     try:
         exporter.require_own(path, model)
         reading = exporter.read(path, model)
         differences = compare(model, reading)
         say(_table_of(differences))
-        _require_close(differences, request.tolerance)
+        _require_close(differences, options.tolerance)
     except ExportFailedError as error:
         raise CheckpointError(
-            f"{str(path)!r} is not what {request.checkpoint} is: {error}. It was made of another checkpoint, or "
+            f"{str(path)!r} is not what {options.checkpoint} is: {error}. It was made of another checkpoint, or "
             "altered; export it again"
         ) from error
-    say(f"{path}: {name}, {reading.contract.part}: agrees with {request.checkpoint}")
+    say(f"{path}: {name}, {reading.contract.part}: agrees with {options.checkpoint}")
     return differences
 
 

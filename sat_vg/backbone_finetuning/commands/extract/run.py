@@ -5,18 +5,19 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sat_vg.backbone_finetuning.commands.extract.options import ExtractOptions
+from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_model
 from sat_vg.backbone_finetuning.data.features.files import (
     Features,
     identity_of,
@@ -37,7 +38,6 @@ from sat_vg.backbone_finetuning.training.interrupts import InterruptRequest
 from sat_vg.backbone_finetuning.utils.errors import (
     ConfigError,
     DataError,
-    DeviceMemoryError,
     InterruptedRun,
     StoppedError,
     WriteError,
@@ -45,7 +45,6 @@ from sat_vg.backbone_finetuning.utils.errors import (
 from sat_vg.backbone_finetuning.utils.folder_lock import LOCK, lock_folder
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision, set_up_process
-from sat_vg.backbone_finetuning.utils.preprocessing import RGB
 from sat_vg.backbone_finetuning.utils.safe_files import remove_unfinished
 from sat_vg.backbone_finetuning.utils.terminal import say
 
@@ -55,44 +54,12 @@ _NEIGHBOURS = 20
 _LISTED = 10
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is to be extracted.
-
-    Attributes:
-        checkpoint: path of a best_model.pt.
-        images: folder, list, glob or image.
-        out: the file to write; its ending says the format.
-        stages: names of stages with commas between, whose maps are wanted; unset: the pooled vectors.
-        dtype: of the numbers in the file.
-        batch_size: images at once.
-        device: ``auto`` or as in the configuration.
-        mixed_precision: compute in a 16-bit format where the device is quick at it.
-        on_bad_image: stop, or leave it out.
-        allow_outside: a list may name files outside its own folder.
-        knn: whether the neighbours' accuracy is computed; auto: of labelled vectors, up to 50 000.
-    """
-
-    checkpoint: str
-    images: str
-    out: str = "features.npz"
-    stages: str | None = None
-    dtype: Literal["float32", "float16"] = "float32"
-    batch_size: int = 64
-    device: str = "auto"
-    mixed_precision: bool = False
-    on_bad_image: Literal["error", "skip"] = "error"
-    allow_outside: bool = False
-    label_separator: str = "|"
-    knn: Literal["auto", "yes", "no"] = "auto"
-
-
 class Computation:
     """What is computed of images, and where.
 
     Args:
         model: of a best_model.pt.
-        stages: whose maps are wanted, with commas between; None: the pooled vector.
+        stages: whose maps are wanted; None: the pooled vector.
         precision: device and number formats.
 
     Attributes:
@@ -102,16 +69,15 @@ class Computation:
         ConfigError: there is no such stage.
     """
 
-    def __init__(self, model: FineTuneModel, stages: str | None, precision: Precision) -> None:
+    def __init__(self, model: FineTuneModel, stages: Sequence[str] | None, precision: Precision) -> None:
         self.preprocessing, self.precision = model.preprocessing, precision
         self._compute: Callable[[Tensor], Mapping[str, Tensor]]
         if stages is None:
             precision.place_model(model)
             self._compute = lambda images: {POOLED: model.forward_pooled(images)}
         else:
-            wanted = [name.strip() for name in stages.split(",")]
-            check_stage_names(wanted, [stage.name for stage in model.stages if stage.gives_map], "--stages")
-            extractor = model.get_feature_extractor(wanted)
+            check_stage_names(stages, [stage.name for stage in model.stages if stage.gives_map], "--stages")
+            extractor = model.get_feature_extractor(list(stages))
             precision.place_model(extractor)
             self._compute = extractor
         size = self.preprocessing.image_size
@@ -127,36 +93,31 @@ class Computation:
         return {name: value.float().cpu() for name, value in values.items()}
 
 
-def extract_features(request: Request) -> Path:
+def extract_features(options: ExtractOptions) -> Path:
     """Extract features into a file, and say what it holds and how it is read.
 
     Raises:
         UserError: the checkpoint, the images or a setting cannot be used, or the file cannot be written.
         InterruptedRun: a signal came; what was done is kept.
     """
-    target = expand_home(request.out)
-    _check(request, target)
+    target = expand_home(options.out)
+    _check(options, target)
     query = ImageQuery(
-        path=request.images, allow_outside=request.allow_outside, label_separator=request.label_separator
+        path=options.images, allow_outside=options.allow_outside, label_separator=options.label_separator
     )
     images = list_images(query)
-    if request.knn == "yes" and (request.stages or len(images.class_names) < 2):
-        raise ConfigError("--knn yes: needs pooled vectors, so no --stages, and labelled images of two classes")
-    checkpoint = expand_home(request.checkpoint)
-    model = FineTuneModel.load_checkpoint(checkpoint)
-    if model.preprocessing.bands != RGB and model.preprocessing.files is None:
-        raise ConfigError(
-            f"{request.checkpoint!r} takes the bands {', '.join(model.preprocessing.bands)} and does not say where "
-            "these lie in files, as it was not trained with --bands; use its get_feature_extractor() in Python"
-        )
-    device = choose_device(request.device)
+    if options.knn and (options.stages or len(images.class_names) < 2):
+        raise ConfigError("--knn true: needs pooled vectors, so no --stages, and labelled images of two classes")
+    checkpoint = expand_home(options.checkpoint)
+    model = load_model(checkpoint)
+    device = choose_device(options.device)
     set_up_process(device, num_threads=None, keeps_freed_memory=None, tf32=False)
-    precision = choose_precision(device, request.mixed_precision)
-    computation = Computation(model, request.stages, precision)
+    precision = choose_precision(device, options.mixed_precision)
+    computation = Computation(model, options.stages, precision)
     say(f"model: {model.backbone} at {model.preprocessing.image_size} pixels, on {precision}")
     say(f"images: {images.description}")
-    settings = _hash_of_settings(checkpoint, computation, request.dtype)
-    spool = Spool(_partial(target), computation.columns, request.dtype, settings)
+    settings = _hash_of_settings(checkpoint, computation, options.dtype)
+    spool = Spool(_partial(target), computation.columns, options.dtype, settings)
     if target.exists():
         _require_same(target, f"{settings}:{hash_of_images(images)}")
         if spool.folder.exists():  # of a run that was killed before it could remove it
@@ -165,13 +126,13 @@ def extract_features(request: Request) -> Path:
         say(f"{target} holds these features already: nothing was left to do")
         return target
     _require_room(target, 2 * len(images) * spool.row_bytes)
-    with _alone_in(spool.folder, target), _explained(request, target):
+    with _alone_in(spool.folder, target), advising_smaller_batches(options.batch_size), _advising_to_go_on(target):
         try:
             remove_unfinished(target.parent, [glob.escape(target.name)])
             spool.open(images)
-            _fill(spool, images, computation, request)
+            _fill(spool, images, computation, options)
             _require_rows(spool)
-            about = _about(request, model, spool, images)
+            about = _about(options, model, spool, images)
             write_features(target, _features(spool, images, about))
             spool.remove()
         finally:
@@ -180,12 +141,10 @@ def extract_features(request: Request) -> Path:
     return target
 
 
-def _check(request: Request, target: Path) -> None:
+def _check(options: ExtractOptions, target: Path) -> None:
     require_format(target)
-    if request.batch_size < 1:
-        raise ConfigError(f"--batch_size {request.batch_size}: must be 1 or more")
     if target.is_dir():
-        raise ConfigError(f"--out {request.out!r} is a folder; name a file in it")
+        raise ConfigError(f"--out {options.out!r} is a folder; name a file in it")
 
 
 def _partial(target: Path) -> Path:
@@ -243,15 +202,10 @@ def _alone_in(folder: Path, target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(request: Request, target: Path) -> Iterator[None]:
-    """Say of what can be lost on the way what to do about it."""
+def _advising_to_go_on(target: Path) -> Iterator[None]:
+    """Turn the error of a full disk into one that says what to do."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise DeviceMemoryError(
-            f"the device has too little memory for {request.batch_size} images at once "
-            f"({str(error).splitlines()[0]}); go on with --batch_size {max(1, request.batch_size // 2)}"
-        ) from error
     except OSError as error:
         raise WriteError(
             f"{str(target)!r} cannot be written ({error.strerror or error}). What was done is kept in "
@@ -259,12 +213,12 @@ def _explained(request: Request, target: Path) -> Iterator[None]:
         ) from error
 
 
-def _fill(spool: Spool, images: ImageList, computation: Computation, request: Request) -> None:
+def _fill(spool: Spool, images: ImageList, computation: Computation, options: ExtractOptions) -> None:
     """Compute what the spool lacks; however this ends, what was computed is saved."""
     done = spool.progress.done
     if done:
         say(f"going on behind image {done} of {len(images)}")
-    size = request.batch_size
+    size = options.batch_size
     preprocessing = computation.preprocessing
     stream = read_in_order(images.paths[done:], preprocessing.geometry(), 2 * size, decoder_of(preprocessing))
     bar = tqdm(total=len(images), initial=done, desc="images", unit="image", leave=False, disable=None)
@@ -272,7 +226,7 @@ def _fill(spool: Spool, images: ImageList, computation: Computation, request: Re
         undo.callback(_save_what_can_be, spool)
         with InterruptRequest() as stop, bar:
             while batch := list(islice(stream, size)):
-                _append(spool, images, batch, computation, request)
+                _append(spool, images, batch, computation, options)
                 bar.update(len(batch))
                 if stop.requested:
                     place = f"behind image {spool.progress.done} of {len(images)}"
@@ -287,17 +241,17 @@ def _save_what_can_be(spool: Spool) -> None:
 
 
 def _append(
-    spool: Spool, images: ImageList, batch: list[Tensor | str], computation: Computation, request: Request
+    spool: Spool, images: ImageList, batch: list[Tensor | str], computation: Computation, options: ExtractOptions
 ) -> None:
     """Put a batch's features into the spool; ``batch`` holds images, and reasons where one cannot be read."""
     reasons = [each if isinstance(each, str) else None for each in batch]
-    if request.on_bad_image == "error" and any(reasons):
+    if options.on_bad_image == "error" and any(reasons):
         raise _bad_image(images, spool.progress.done, reasons)
     pictures = [each for each in batch if isinstance(each, Tensor)]
     if pictures:
-        values = _in_format(computation(torch.stack(pictures)), request.dtype)
+        values = _in_format(computation(torch.stack(pictures)), options.dtype)
     else:
-        values = {name: np.empty((0, *shape), request.dtype) for name, shape in spool.columns.items()}
+        values = {name: np.empty((0, *shape), options.dtype) for name, shape in spool.columns.items()}
     spool.append(values, images, reasons)
 
 
@@ -335,34 +289,34 @@ def _require_rows(spool: Spool) -> None:
         raise DataError(f"none of the {spool.progress.done} images can be read (the first: {reason})")
 
 
-def _about(request: Request, model: FineTuneModel, spool: Spool, images: ImageList) -> dict[str, Any]:
+def _about(options: ExtractOptions, model: FineTuneModel, spool: Spool, images: ImageList) -> dict[str, Any]:
     """What the file says of itself, as plain data."""
     labels = _labels(spool, images)
     return {
         "format": "sat_vg.features",
         "identity": f"{spool.progress.settings}:{spool.progress.seen}",
-        "checkpoint": request.checkpoint,
+        "checkpoint": options.checkpoint,
         "backbone": model.backbone,
         "model_classes": model.class_names,
         "preprocessing": model.preprocessing.to_dict(),
-        "images": request.images,
+        "images": options.images,
         "columns": spool.columns,
-        "dtype": request.dtype,
+        "dtype": options.dtype,
         "class_names": images.class_names,
         "left_out": [[images.paths[place], reason] for place, reason in spool.progress.left_out],
-        "knn": _knn(request, spool, labels),
+        "knn": _knn(options, spool, labels),
         "versions": current_versions(),
     }
 
 
-def _knn(request: Request, spool: Spool, labels: list[int] | None) -> dict[str, float] | None:
+def _knn(options: ExtractOptions, spool: Spool, labels: list[int] | None) -> dict[str, float] | None:
     """The nearest neighbours' accuracy with its settings, where it was wanted and can be had."""
-    if labels is None or POOLED not in spool.columns or len(set(labels)) < 2 or request.knn == "no":
+    if labels is None or POOLED not in spool.columns or len(set(labels)) < 2 or options.knn is False:
         return None
-    if request.knn == "auto" and len(labels) > _MAX_FOR_AUTO_KNN:
-        say(f"nearest neighbours: left out for {len(labels)} images; --knn yes computes them")
+    if options.knn is None and len(labels) > _MAX_FOR_AUTO_KNN:
+        say(f"nearest neighbours: left out for {len(labels)} images; --knn true computes them")
         return None
-    device = choose_device(request.device)
+    device = choose_device(options.device)
     accuracy = knn_accuracy(spool.arrays()[POOLED], torch.tensor(labels), _NEIGHBOURS, device=device)
     return {"accuracy": accuracy, "k": min(_NEIGHBOURS, len(labels) - 1), "temperature": 0.07}
 

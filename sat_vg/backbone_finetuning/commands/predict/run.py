@@ -12,22 +12,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sat_vg.backbone_finetuning.commands.predict.options import PredictOptions
+from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_model
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.reading.threads import read_in_order
 from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
 from sat_vg.backbone_finetuning.data.sources.table import list_images
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.overlays import draw_overlays
-from sat_vg.backbone_finetuning.utils.errors import (
-    ConfigError,
-    DataError,
-    DeviceMemoryError,
-    StoppedError,
-    WriteError,
-)
+from sat_vg.backbone_finetuning.utils.errors import DataError, StoppedError, WriteError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision
-from sat_vg.backbone_finetuning.utils.preprocessing import RGB
 from sat_vg.backbone_finetuning.utils.printable import one_line, printable
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
 from sat_vg.backbone_finetuning.utils.terminal import say
@@ -37,30 +32,6 @@ _TOP = 5
 _LIKELIER_THAN_NOT = 0.5
 _WIDEST_CLASS = 40  # characters of a class name in the table
 _LONGEST_STEM = 80  # characters of an image's name in that of its overlay; file systems take 255 bytes
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be predicted.
-
-    Attributes:
-        checkpoint: path of a best_model.pt.
-        images: files, folders, globs, and ``-`` for paths on standard input.
-        top: classes for each image, the likeliest first; unset: 5, or where an image can have several classes all
-            that are likelier than not.
-        as_json: a JSON object a line instead of a table.
-        overlays: folder for a PNG of each image; unset: none.
-        batch_size: images at once.
-        device: ``auto`` or as in the configuration.
-    """
-
-    checkpoint: str
-    images: Sequence[str]
-    top: int | None = None
-    as_json: bool = False
-    overlays: str | None = None
-    batch_size: int = 16
-    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -105,33 +76,24 @@ class Answer:
         }
 
 
-def predict_images(request: Request) -> None:
+def predict_images(options: PredictOptions) -> None:
     """Print the classes of images; those that cannot be read are reported, and the others go on.
 
     Raises:
         UserError: the checkpoint or a setting cannot be used; at the end, if an image could not be read.
     """
-    for name in ("top", "batch_size"):
-        value = getattr(request, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name} {value}: must be 1 or more")
-    model = FineTuneModel.load_checkpoint(expand_home(request.checkpoint))
-    if model.preprocessing.bands != RGB and model.preprocessing.files is None:
-        raise ConfigError(
-            f"{request.checkpoint!r} takes the bands {', '.join(model.preprocessing.bands)} and does not say where "
-            "these lie in files, as it was not trained with --bands; use FineTuneModel.load_checkpoint in Python"
-        )
-    precision = choose_precision(choose_device(request.device), mixed_precision=False)
+    model = load_model(expand_home(options.checkpoint))
+    precision = choose_precision(choose_device(options.device), mixed_precision=False)
     precision.place_model(model)
     total = unreadable = 0
     # Where the answers go to the terminal, they are the progress.
     bar = tqdm(unit="image", leave=False, disable=True if sys.stdout.isatty() else None)
-    with bar, _until_the_reader_leaves(), _explained(request):
-        if not request.as_json:
+    with bar, _until_the_reader_leaves(), advising_smaller_batches(options.batch_size):
+        if not options.json:
             say(_row("%", "class", "image", _width(model)))
-        for group in path_groups(request.images, request.batch_size):
-            for answer in _answers(model, precision, group, request, total):
-                _show(answer, request, _width(model))
+        for group in path_groups(options.images, options.batch_size):
+            for answer in _answers(model, precision, group, options, total):
+                _show(answer, options, _width(model))
                 unreadable += answer.error is not None
             total += len(group)
             bar.update(len(group))
@@ -149,17 +111,6 @@ def _until_the_reader_leaves() -> Iterator[None]:
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)  # Python writes to standard output once more when it ends
         os.dup2(nowhere, sys.stdout.fileno())
-
-
-@contextmanager
-def _explained(request: Request) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise DeviceMemoryError(
-            f"the device has too little memory for {request.batch_size} images at once "
-            f"({str(error).splitlines()[0]}); use --batch_size {max(1, request.batch_size // 2)}"
-        ) from error
 
 
 def path_groups(arguments: Sequence[str], size: int) -> Iterator[list[Answer]]:
@@ -205,12 +156,12 @@ def _lines_as_they_come() -> Iterator[list[str]]:
 
 
 def _answers(
-    model: FineTuneModel, precision: Precision, group: Sequence[Answer], request: Request, number: int
+    model: FineTuneModel, precision: Precision, group: Sequence[Answer], options: PredictOptions, number: int
 ) -> list[Answer]:
     """The group with what the model says of each image; ``number`` were answered before."""
     known = [each.path for each in group if each.error is None]
     decoder = decoder_of(model.preprocessing)
-    read = read_in_order(known, model.preprocessing.geometry(), request.batch_size, decoder)
+    read = read_in_order(known, model.preprocessing.geometry(), options.batch_size, decoder)
     contents = [each.error if each.error is not None else next(read) for each in group]
     pictures = [each for each in contents if isinstance(each, Tensor)]
     if not pictures:
@@ -218,18 +169,18 @@ def _answers(
     images = torch.stack(pictures)
     normalised = precision.place_images(model.preprocessing.normalise(images.to(precision.device)))
     probabilities = model.predict_probabilities(normalised).cpu()
-    shares, indices = probabilities.topk(min(_top(model, request), model.num_classes))
+    shares, indices = probabilities.topk(min(_top(model, options), model.num_classes))
     if not shares.isfinite().all():
         raise StoppedError("the model's probabilities are no numbers: its weights are broken; use another checkpoint")
-    heats = model.explain(normalised, indices[:, 0]).cpu() if request.overlays else None
+    heats = model.explain(normalised, indices[:, 0]).cpu() if options.overlays else None
     answers, row = [], 0
     for place, (each, content) in enumerate(zip(group, contents, strict=True)):
         if isinstance(content, str):
             answers.append(Answer(each.path, error=content))
             continue
         classes, overlay = _classes(model, shares[row], indices[row]), None
-        if heats is not None and request.overlays is not None:
-            overlay = _overlay_path(request.overlays, number + place, each.path)
+        if heats is not None and options.overlays is not None:
+            overlay = _overlay_path(options.overlays, number + place, each.path)
             _draw(overlay, model.preprocessing.pictures(images[row][None])[0], heats[row], each.path, classes)
         shown = None if overlay is None else str(overlay)
         answers.append(Answer(each.path, None, classes, shown, model.task == "multi_label"))
@@ -237,9 +188,9 @@ def _answers(
     return answers
 
 
-def _top(model: FineTuneModel, request: Request) -> int:
+def _top(model: FineTuneModel, options: PredictOptions) -> int:
     """The most classes that are told of an image."""
-    return request.top or (model.num_classes if model.task == "multi_label" else _TOP)
+    return options.top or (model.num_classes if model.task == "multi_label" else _TOP)
 
 
 def _classes(model: FineTuneModel, shares: Tensor, indices: Tensor) -> tuple[tuple[str, float], ...]:
@@ -278,8 +229,8 @@ def _draw(path: Path, image: Tensor, heat: Tensor, source: str, classes: Sequenc
         ) from error
 
 
-def _show(answer: Answer, request: Request, width: int) -> None:
-    if request.as_json:
+def _show(answer: Answer, options: PredictOptions, width: int) -> None:
+    if options.json:
         say(json.dumps(answer.to_dict()))
     elif answer.error is not None:
         tqdm.write(printable(f"cannot read {answer.path!r}: {answer.error}"), file=sys.stderr)

@@ -5,10 +5,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from sat_vg.backbone_finetuning.commands.shard.options import ShardOptions
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.shards.cache import LocalShards, require_webdataset, store_of
 from sat_vg.backbone_finetuning.data.shards.index import (
@@ -55,41 +55,40 @@ _PART_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val",
 _LISTED = 10
 
 
-@dataclass(frozen=True)
-class WritingRequest:
-    """Which images become shards, and how; the fields are those of the command."""
+def shard(options: ShardOptions) -> None:
+    """Write shards, index those that there are, or check them, as the options say.
 
-    data: str
-    output_dir: str
-    images_per_shard: int | None = None
-    shard_mib: float | None = None
-    seed: int = 0
-    val_fraction: float = 0.2
-    train_split: str = "train"
-    val_split: str = "val"
-    bands: str | None = None
-    on_bad_image: str = "error"
-    max_bad_fraction: float = 0.01
-    on_duplicates: str = "error"
-    allow_outside: bool = False
-    label_separator: str = FinetuneConfig.label_separator
+    Raises:
+        UserError: the options, the images or the shards cannot be used.
+    """
+    given = [name for name in ("data", "index", "check") if getattr(options, name) is not None]
+    if len(given) != 1:
+        raise ConfigError("say one of DATA, --index DIR and --check DIR: what to write, to index or to check")
+    if options.index is not None:
+        index_shards(options.index)
+    elif options.check is not None:
+        check_shards(options.check)
+    else:
+        write_shards(options)
 
 
-def write_shards(request: WritingRequest) -> None:
+def write_shards(options: ShardOptions) -> None:
     """Write the images into shards, or go on where an earlier call was killed.
 
     Raises:
         UserError: the images or a setting cannot be used, or the folder holds something else.
         WriteError: the disk is full; the same call goes on.
     """
+    if options.data is None or options.out is None:
+        raise ConfigError("DATA needs --out OUT, the folder that shards are written to")
     webdataset = require_webdataset("shards are written")
-    limit = _limit_of(request)
-    config = _config_of(request)
-    folder = expand_home(request.output_dir)
-    _require_apart(folder, expand_home(request.data))
+    limit = _limit_of(options)
+    config = _config_of(options)
+    folder = expand_home(options.out)
+    _require_apart(folder, expand_home(options.data))
     found = load_splits(config)
     splits = check_images(config, found, decoder_of_config(config, found)).splits
-    planned = plan_shards(splits, limit, request.seed)
+    planned = plan_shards(splits, limit, options.seed)
     plan = hash_of_plan(planned, splits)
     with _alone_in(folder):
         if (folder / INDEX).exists():
@@ -190,41 +189,31 @@ def _require_as_listed(path: Path, entry: ListedShard) -> None:
         raise DataError(f"shard {path.name!r} has other bytes than its index says, as many of them: it was altered")
 
 
-def _limit_of(request: WritingRequest) -> ShardLimit:
-    images, mib = request.images_per_shard, request.shard_mib
-    if images is not None and images < 1:
-        raise ConfigError(f"--images_per_shard {images}: must be 1 or more, for example 10000")
-    if mib is not None and not 0 < mib < 2**30:
-        raise ConfigError(f"--shard_mib {mib:g}: must be above 0, for example 256")
+def _limit_of(options: ShardOptions) -> ShardLimit:
+    images, mib = options.images_per_shard, options.shard_mib
     if images is None and mib is None:
         mib = _USUAL_MIB
     return ShardLimit(images, None if mib is None else int(mib * 2**20))
 
 
-def _config_of(request: WritingRequest) -> FinetuneConfig:
-    placing = ("seed", "val_fraction", "train_split", "val_split", "allow_outside", "label_separator")
-    checking = ("on_bad_image", "max_bad_fraction", "on_duplicates")
-    settings = {name: getattr(request, name) for name in (*placing, *checking)}
-    bands = None if request.bands is None else [_band(text.strip()) for text in request.bands.split(",")]
-    return FinetuneConfig.from_dict({"dataset_path": request.data, "bands": bands, **settings})
-
-
-def _band(text: str) -> int | str:
-    return int(text) if text.isdigit() else text
+def _config_of(options: ShardOptions) -> FinetuneConfig:
+    own = ("data", "index", "check", "out", "images_per_shard", "shard_mib")
+    shared = {name: value for name, value in vars(options).items() if name not in own}
+    return FinetuneConfig(dataset_path=options.data, **shared)
 
 
 def _require_apart(folder: Path, data: Path) -> None:
     """Refuse to write into the data set itself, where shards would be taken for a class."""
     root = data.parent if data.is_file() else data
     if not data.is_file() and folder.absolute().resolve().is_relative_to(root.absolute().resolve()):
-        raise ConfigError(f"--output_dir {str(folder)!r} lies in the data set {str(data)!r}; choose one outside it")
+        raise ConfigError(f"--out {str(folder)!r} lies in the data set {str(data)!r}; choose one outside it")
 
 
 def _require_same(folder: Path, plan: str) -> None:
     if read_index(folder / INDEX).plan != plan:
         raise ConfigError(
             f"{str(folder)!r} holds shards of other images, or written with other settings; choose another "
-            "--output_dir, or remove it"
+            "--out, or remove it"
         )
 
 
@@ -241,8 +230,7 @@ def _begin_or_go_on(folder: Path, plan: str) -> None:
     if earlier != plan and in_the_way:
         whose = "of another writing, which has not ended" if earlier is not None else "of others"
         raise ConfigError(
-            f"{str(folder)!r} holds tar files {whose}: {_some(in_the_way)}; choose another --output_dir, or remove "
-            "them"
+            f"{str(folder)!r} holds tar files {whose}: {_some(in_the_way)}; choose another --out, or remove them"
         )
     remove_unfinished(folder, ("*.tar", INDEX, WRITING))
     if earlier == plan:
@@ -285,14 +273,12 @@ def _alone_in(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / LOCK).touch()
     except OSError as error:
-        raise WriteError(
-            f"{str(folder)!r} cannot be written to ({error.strerror}); choose another --output_dir"
-        ) from error
+        raise WriteError(f"{str(folder)!r} cannot be written to ({error.strerror}); choose another --out") from error
     try:
         with lock_folder(folder):
             yield
     except ConfigError as error:  # it advises on the folders of a training
-        raise ConfigError(re.sub(r"choose others with .*", "choose another --output_dir", str(error))) from error
+        raise ConfigError(re.sub(r"choose others with .*", "choose another --out", str(error))) from error
 
 
 @contextmanager

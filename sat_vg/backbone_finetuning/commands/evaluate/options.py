@@ -1,0 +1,31 @@
+"""The options of ``sat-vg evaluate``."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sat_vg.backbone_finetuning.configs.ranges import PositiveInt, WholeNumber
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Options of ``sat-vg evaluate``."""
+
+    checkpoint: str
+    """A best_model.pt."""
+    data: str | None = None
+    """Images: class folders, or a .csv table. Unset: those of the training."""
+    split: Literal["val", "train", "test"] = "val"
+    """Which part of the images."""
+    out: str = "evaluation"
+    """Folder of report.html and the other results."""
+    calibrate: str | None = None
+    """Fit a temperature on this split and write a copy of the checkpoint with it to this path, which may be
+    CHECKPOINT itself."""
+    batch_size: PositiveInt | None = None
+    """Images at once. Unset: as in the training's validation."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    num_workers: WholeNumber | None = None
+    """Processes that decode images. Unset: chosen for the device."""
+    allow_outside: bool = False
+    """A table in DATA may name images outside its own folder."""

@@ -1,0 +1,45 @@
+"""The options of ``sat-vg shard``."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.configs.ranges import PositiveInt, Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardOptions:
+    """Options of ``sat-vg shard``; those with the name of a training field mean the same."""
+
+    data: str | None = None
+    """The images: class folders, train/ and val/ with class folders, or a .csv table."""
+    index: str | None = None
+    """Write shards.json of the tar files in this folder."""
+    check: str | None = None
+    """Read all shards in this folder and compare them with their index."""
+    out: str | None = None
+    """Folder that shards are written to."""
+    images_per_shard: PositiveInt | None = None
+    """Images in a shard, at the most."""
+    shard_mib: Annotated[float, Range(above=0, below=2**30, example=256)] | None = None
+    """Size of a shard in MiB, at the most. Unset: 256, if images_per_shard is unset too."""
+    seed: int = FinetuneConfig.seed
+    """Seed of the shards' mixture and of val."""
+    val_fraction: float = FinetuneConfig.val_fraction
+    """Share of each class that becomes val where the data have none."""
+    train_split: str = FinetuneConfig.train_split
+    """Name of the training folder."""
+    val_split: str = FinetuneConfig.val_split
+    """Name of the validation folder."""
+    bands: tuple[int | str, ...] | None = None
+    """The images are GeoTIFFs, of which these bands can be read, such as red=4,green=3,blue=2,nir=8."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """Stop at an image that cannot be read, or leave it out."""
+    max_bad_fraction: float = FinetuneConfig.max_bad_fraction
+    """Share of all images that may be left out."""
+    on_duplicates: Literal["error", "warn", "ignore"] = "error"
+    """What to do with the same image in two splits."""
+    allow_outside: bool = False
+    """A table may name images outside its own folder."""
+    label_separator: str = FinetuneConfig.label_separator
+    """What stands between the classes of an image in a table's column labels."""

@@ -1,0 +1,43 @@
+"""The best_model.pt that a command runs on image files."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, DeviceMemoryError
+from sat_vg.backbone_finetuning.utils.preprocessing import RGB
+
+
+def load_model(path: Path) -> FineTuneModel:
+    """The model of a best_model.pt, if it can be run on image files.
+
+    Raises:
+        CheckpointError: the file cannot be used.
+        ConfigError: the model takes bands that it cannot find in files.
+    """
+    model = FineTuneModel.load_checkpoint(path)
+    if model.preprocessing.bands != RGB and model.preprocessing.files is None:
+        raise ConfigError(
+            f"{str(path)!r} takes images with the bands {', '.join(model.preprocessing.bands)} and does not say "
+            "where these lie in files, as it was not trained with --bands. Call the model in Python"
+        )
+    return model
+
+
+@contextmanager
+def advising_smaller_batches(batch_size: int) -> Iterator[None]:
+    """Turn the error of a device without enough memory into one that says what to do.
+
+    Raises:
+        DeviceMemoryError: in place of torch's error.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(
+            f"the device has too little memory for {batch_size} images at once ({str(error).splitlines()[0]}); use "
+            f"--batch_size {max(1, batch_size // 2)}, or --device cpu"
+        ) from error

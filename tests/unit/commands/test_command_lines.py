@@ -1,0 +1,114 @@
+"""What all command lines have in common: quick help, old spellings, and one name for one thing."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from importlib import import_module
+from typing import Any, get_type_hints
+
+import pytest
+
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.cli import COMMANDS
+
+NAME = "sat_vg.backbone_finetuning.commands"
+# Where the options of a command arrive.
+ENTRIES = {
+    "check": "check",
+    "shard": "shard",
+    "compare": "compare",
+    "evaluate": "evaluate_checkpoint",
+    "predict": "predict_images",
+    "extract": "extract_features",
+    "export": "export_checkpoint",
+}
+
+
+@pytest.fixture
+def options_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The options that a command would run with."""
+
+    def parse(command: str, *arguments: str) -> Any:
+        found: list[Any] = []
+        monkeypatch.setattr(f"{NAME}.{command}.run.{ENTRIES[command]}", lambda *given: found.append(given))
+        assert import_module(COMMANDS[command].module).main(list(arguments), f"sat-vg {command}") == 0
+        return found[0]
+
+    return parse
+
+
+def test_help_of_every_command_needs_no_torch():
+    code = f"""
+import sys, time
+from importlib import import_module
+for module in {[command.module for command in COMMANDS.values()]!r}:
+    try:
+        import_module(module).main(["--help"])
+    except SystemExit as left:
+        assert left.code == 0, module
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("usage: ") == len(COMMANDS) == 9
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        ("evaluate", ("m.pt", "--output_dir", "x"), ("m.pt", "--out", "x")),
+        ("shard", ("images", "--output_dir=x"), ("images", "--out", "x")),
+        ("export", ("m.pt", "--without_head"), ("m.pt", "--with_head", "false")),
+        ("extract", ("m.pt", "images", "--knn", "yes"), ("m.pt", "images", "--knn", "true")),
+        ("extract", ("m.pt", "images", "--knn=no"), ("m.pt", "images", "--knn", "false")),
+        ("extract", ("m.pt", "images", "--knn", "auto"), ("m.pt", "images")),
+        ("compare", ("--dataset_path", "images", "--", "--num_epochs", "3"), ("images", "--", "--num_epochs", "3")),
+    ],
+)
+def test_old_spellings_mean_the_same_and_get_a_hint(options_of, command, old, new, capsys):
+    expected = options_of(command, *new)
+    assert capsys.readouterr().err == ""
+    assert options_of(command, *old) == expected
+    err = capsys.readouterr().err
+    assert " is now " in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "switches"),
+    [
+        ("check", ("images", "--json"), {"json": True, "allow_outside": False}),
+        ("predict", ("m.pt", "a", "b", "--json"), {"json": True, "images": ("a", "b")}),
+        ("extract", ("m.pt", "a", "--mixed_precision", "--allow_outside"), {"mixed_precision": True, "knn": None}),
+        ("export", ("m.pt", "--with_normalisation", "--with_head"), {"with_normalisation": True, "with_head": True}),
+        ("compare", ("--anew", "images", "--dry_run"), {"anew": True, "dry_run": True, "data": "images"}),
+    ],
+)
+def test_a_bare_flag_means_true(options_of, command, arguments, switches, capsys):
+    found = options_of(command, *arguments)[0]
+    assert {name: getattr(found, name) for name in switches} == switches
+    assert capsys.readouterr().err == ""
+
+
+def test_an_option_of_the_training_given_to_compare_gets_a_hint(capsys):
+    assert import_module(COMMANDS["compare"].module).main(["images", "--num_epochs", "3"]) == 2
+    assert "put it behind -- at the end, as in sat-vg compare DATA … -- --num_epochs VALUE" in capsys.readouterr().err
+
+
+def test_options_of_one_name_have_one_type():
+    types: dict[str, dict[str, Any]] = {}
+    for command in ENTRIES:
+        module = import_module(f"{NAME}.{command}.options")
+        (options,) = (kind for name, kind in vars(module).items() if name.endswith("Options"))
+        for name, kind in get_type_hints(options).items():
+            types.setdefault(name, {})[command] = kind
+    shared = {name: kinds for name, kinds in types.items() if len(kinds) > 1}
+    assert len(shared) > 10
+    # An optional argument of one command can be a required one of another.
+    for name in set(shared) - {"images", "out", "batch_size", "data", "check"}:
+        assert len(set(shared[name].values())) == 1, (name, shared[name])
+    training = get_type_hints(FinetuneConfig)
+    for name in ("bands", "nodata", "rescale", "seed", "train_split", "val_split", "val_fraction", "allow_outside"):
+        assert name in {field.name for field in fields(FinetuneConfig)}
+        assert types[name]["check"] == training[name], name
