@@ -41,7 +41,7 @@ RUN_BY = {
             "--format torchvision --out weights.pth",
             "--format detr --out detr.pth",
             "--format safetensors --out weights.safetensors",
-            "--format onnx --out maps.onnx --part extractor --with_normalisation",
+            "--format onnx --out maps.onnx --part extractor --with_normalisation true",
             "--format pt2 --out classifier.pt2",
             "--verify maps.onnx",
         )
@@ -53,15 +53,14 @@ RUN_BY = {
     "sat-vg extract CKPT/best_model.pt images.csv --out features.parquet": "test_extract.py",
     "sat-vg predict CKPT/best_model.pt DIR --top 3": "test_predict.py",
     "sat-vg predict CKPT/best_model.pt DIR --top 1 --overlays looked_at": "test_predict.py",
-    "find DIR -name '*.png' | sat-vg predict CKPT/best_model.pt - --json": "test_predict.py",
+    "find DIR -name '*.png' | sat-vg predict CKPT/best_model.pt - --json true": "test_predict.py",
     **{
         f"sat-vg compare {arguments}": "test_compare.py"
         for arguments in (
-            "--backbones resnet18,mobilenet_v2 --strategies linear_probe,full --seeds 0,1,2 --dataset_path DIR "
-            "--out OUT",
-            "--backbones resnet18,mobilenet_v2 --strategies linear_probe,full --seeds 0,1 --dataset_path DIR "
-            "--out OUT --max_params 5M --min_images_per_second 50 -- --num_epochs 5 --image_size 128",
-            "--recipe configs/compare/ucmerced.yaml --dataset_path UCMerced --out OUT "
+            "DIR --backbones resnet18,mobilenet_v2 --strategies linear_probe,full --seeds 0,1,2 --out OUT",
+            "DIR --backbones resnet18,mobilenet_v2 --strategies linear_probe,full --seeds 0,1 --out OUT "
+            "--max_params 5M --min_images_per_second 50 -- --num_epochs 5 --image_size 128",
+            "UCMerced --recipe configs/compare/ucmerced.yaml --out OUT "
             "--weights mobilenet_v2=mobilenet_v2-imagenet.pth,squeezenet1_1=squeezenet1_1-imagenet.pth",
         )
     },
@@ -89,7 +88,7 @@ RUN_BY = {
             "--max-restarts 3 -m sat_vg.backbone_finetuning.train --dataset_path DIR --save_every_steps 200",
         )
     },
-    "sat-vg shard DIR --output_dir SHARDS": "test_shard_runs.py",
+    "sat-vg shard DIR --out SHARDS": "test_shard_runs.py",
     "sat-vg train --dataset_path SHARDS --backbone resnet50": "test_shard_runs.py",
     "sat-vg shard --check SHARDS": "test_shard_runs.py",
     "sat-vg shard --index SHARDS": "test_shard_runs.py",

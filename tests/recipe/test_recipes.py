@@ -51,7 +51,8 @@ def test_its_header_says_command_hardware_and_what_to_expect(path):
     assert f"{flag} {path.relative_to(REPOSITORY)}" in command
     settings = yaml.safe_load(path.read_text())
     named = settings.get("dataset") or settings.get("settings", {}).get("dataset")
-    assert ("--dataset_path" in command) == (named is None)
+    images = "sat-vg compare DIR" if path in PLANS else "--dataset_path"
+    assert (images in command) == (named is None)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -82,7 +83,7 @@ def test_it_dry_runs(path, class_folders, tmp_path, monkeypatch, capfd):
 def test_the_plan_dry_runs(path, class_folders, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     plan = yaml.safe_load(path.read_text())
-    images = [] if "dataset" in plan["settings"] else ["--dataset_path", str(class_folders)]
+    images = [] if "dataset" in plan["settings"] else [str(class_folders)]
     code = compare(["--recipe", str(path), *images, "--out", str(tmp_path / "out"), "--dry_run"])
     out, err = capfd.readouterr()
     assert code == 0, err

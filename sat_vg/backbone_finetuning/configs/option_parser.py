@@ -79,7 +79,9 @@ class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
         return f"{action.help} (default: {as_argument(action.default)})"
 
 
-def _build_parser(kind: type[Any], prog: str, description: str, positionals: Mapping[str, str]) -> ArgumentParser:
+def _build_parser(
+    kind: "type[DataclassInstance]", prog: str, description: str, positionals: Mapping[str, str]
+) -> ArgumentParser:
     types = get_type_hints(kind)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     with_texts = ArgumentParser()
@@ -107,13 +109,13 @@ def _build_parser(kind: type[Any], prog: str, description: str, positionals: Map
 
 def _split(
     arguments: Sequence[str],
-    kind: type[Any],
+    kind: "type[DataclassInstance]",
     positionals: Mapping[str, str],
     renamed: Mapping[str, str],
     prog: str,
 ) -> tuple[list[str], list[str]]:
     """Options, all in the form ``--name=value``, and what is given by position."""
-    types = get_type_hints(kind)
+    types, rules = get_type_hints(kind), rules_of(kind)
     flags: list[str] = []
     words: list[str] = []
     rest = list(arguments)
@@ -138,7 +140,7 @@ def _split(
         elif not has_value and is_switch:
             value = "true"
         elif not has_value:
-            raise ConfigError(f"--{name} needs a value: it must be {_allowed(rules_of(kind)[new])}")
+            raise ConfigError(f"--{name} needs a value: it must be {_allowed(rules[new])}")
         new, value = _current_spelling(name, value, positionals, renamed)
         if new in positionals:
             words.append(value)

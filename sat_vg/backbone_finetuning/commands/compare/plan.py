@@ -211,12 +211,14 @@ def parse_weights(pairs: Sequence[str]) -> dict[str, str]:
     return {name.strip(): path.strip() for name, _, path in parts}
 
 
-def parse_count(text: str) -> int:
-    """``5M``, ``500k``, ``2.5e6`` as a number of parameters.
+def parse_count(text: str | None) -> int | None:
+    """``5M``, ``500k``, ``2.5e6`` as a number of parameters; None of None.
 
     Raises:
         ConfigError: it is none.
     """
+    if text is None:
+        return None
     match = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\d{1,2})?)\s*([kmgb]?)", text.strip(), re.IGNORECASE)
     if match is None:
         raise ConfigError(f"--max_params {text}: must be a number of parameters; for example 5M, 500k or 2.5e6")

@@ -50,7 +50,7 @@ def compare(options: CompareOptions, flags: Sequence[str] = ()) -> None:
         StoppedError: a training failed; the others are compared all the same.
         InterruptedRun: Ctrl-C, SIGTERM or SIGUSR1; the running cell has saved its state, the same call goes on.
     """
-    limits = Limits(options.max_params and parse_count(options.max_params), options.min_images_per_second)
+    limits = Limits(parse_count(options.max_params), options.min_images_per_second)
     cells = plan_cells(options, flags)
     _require_backbones(cells)
     cells = [replace(cell, config=_with_image_size(cell.config)) for cell in cells]
