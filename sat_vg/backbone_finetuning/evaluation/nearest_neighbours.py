@@ -6,13 +6,11 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from sat_vg.backbone_finetuning.data.features.spool import StoredRows
-
 _QUERIES, _BANK = 1024, 4096  # rows held at a time
 
 
 def knn_accuracy(
-    vectors: StoredRows | np.ndarray,
+    vectors: np.ndarray,
     labels: Tensor,
     k: int = 20,
     temperature: float = 0.07,
@@ -52,7 +50,7 @@ def knn_accuracy(
     return right / count
 
 
-def _nearest(vectors: StoredRows | np.ndarray, queries: Tensor, first: int, k: int) -> tuple[Tensor, Tensor]:
+def _nearest(vectors: np.ndarray, queries: Tensor, first: int, k: int) -> tuple[Tensor, Tensor]:
     """Similarities ``[Q, k]``, falling, and rows of the ``k`` vectors that are nearest to each query.
 
     The queries are the rows ``first …``; none is a neighbour of itself.
@@ -70,6 +68,6 @@ def _nearest(vectors: StoredRows | np.ndarray, queries: Tensor, first: int, k: i
     return best, rows
 
 
-def _unit_rows(vectors: StoredRows | np.ndarray, start: int, stop: int, device: torch.device) -> Tensor:
+def _unit_rows(vectors: np.ndarray, start: int, stop: int, device: torch.device) -> Tensor:
     part = torch.from_numpy(vectors[start:stop].astype(np.float32))
     return functional.normalize(part.to(device), dim=1)

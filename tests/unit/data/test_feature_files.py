@@ -7,7 +7,7 @@ import pyarrow
 import pytest
 
 from sat_vg.backbone_finetuning.data.features.files import Features, reading_lines, write_features
-from sat_vg.backbone_finetuning.data.features.spool import StoredRows
+from sat_vg.backbone_finetuning.data.features.mapping import map_numbers
 
 
 @pytest.mark.parametrize("ending", ["npz", "safetensors", "parquet"])
@@ -16,7 +16,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, ending):
     content = np.memmap(tmp_path / "raw", np.float32, "w+", shape=(rows, width))
     content[:, 7] = np.arange(rows)
     content.flush()
-    array = StoredRows(tmp_path / "raw", np.dtype(np.float32), (rows, width))
+    array = map_numbers(tmp_path / "raw", np.dtype(np.float32), (rows, width))
     names = [f"{number}.png" for number in range(rows)]
     target = tmp_path / f"f.{ending}"
     tracemalloc.start()  # numpy's arrays are counted

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sat_vg.backbone_finetuning.data.features.mapping import map_numbers
 from sat_vg.backbone_finetuning.data.loading.loaders import Batch, Pass
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
 from sat_vg.backbone_finetuning.utils.ranks import Ranks
-from sat_vg.backbone_finetuning.utils.regular_files import open_regular
 from sat_vg.backbone_finetuning.utils.terminal import progress
 
 _FILE = "features.bin"
@@ -70,12 +70,7 @@ class StoredFeatures:
     ) -> None:
         self.num_views = num_views
         stored = tuple(shape.shape[dim] for dim in shape.dim_order)
-        # "c": nobody writes, but torch wants memory that could be written to.
-        with open_regular(file, os.O_RDWR if writable else os.O_RDONLY) as opened:
-            size = os.fstat(opened.fileno()).st_size
-            if size != shape.num_bytes * num_images * num_views:
-                raise ValueError(f"{str(file)!r} has {size} bytes")
-            mapped = np.memmap(opened, dtype=np.uint8, mode="r+" if writable else "c")
+        mapped = map_numbers(file, np.dtype(np.uint8), (shape.num_bytes * num_images * num_views,), writable)
         self._values = torch.from_numpy(mapped).view(shape.dtype).view(num_views, num_images, *stored)
         self._back = [0, *(1 + shape.dim_order.index(dim) for dim in range(len(stored)))]
         self._forth = [0, *(1 + dim for dim in shape.dim_order)]

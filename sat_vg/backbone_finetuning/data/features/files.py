@@ -10,22 +10,21 @@ import json
 import math
 import struct
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
-from sat_vg.backbone_finetuning.data.features.spool import StoredRows
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.json_reading import parse_json
 from sat_vg.backbone_finetuning.utils.regular_files import open_regular
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
 from sat_vg.backbone_finetuning.utils.torch_archives import require_plain_zip
 
-_CHUNK_BYTES = 2**24  # held at a time
+_CHUNK_BYTES = 2**24  # held at a time by pyarrow
 _CHUNK_TEXTS = 2**14
 _MAX_ABOUT_BYTES = 10**8  # the limit of safetensors itself
 
@@ -35,14 +34,14 @@ class Features:
     """What a file of features holds.
 
     Attributes:
-        columns: ``[N, …]`` each, by name; float32 or float16, and read in slices.
+        columns: ``[N, …]`` each, by name; float32 or float16; mapped files are not held in memory.
         paths: N texts.
         labels: N indices into ``class_names``; None: not labelled.
         class_names: the classes of the images.
         about: plain data for JSON; its ``identity`` is what ``identity_of`` gives.
     """
 
-    columns: Mapping[str, StoredRows]
+    columns: Mapping[str, np.ndarray]
     paths: Sequence[str]
     labels: Sequence[int] | None
     class_names: Sequence[str]
@@ -55,8 +54,8 @@ def require_format(path: Path) -> None:
     Raises:
         ConfigError: names the remedy.
     """
-    if path.suffix not in _WRITERS:
-        raise ConfigError(f"--out {str(path)!r}: its ending says the format; use {', '.join(_WRITERS)}")
+    if path.suffix not in _FORMATS:
+        raise ConfigError(f"--out {str(path)!r}: its ending says the format; use {', '.join(_FORMATS)}")
     if path.suffix == ".parquet":
         try:
             import_module("pyarrow.parquet")
@@ -73,14 +72,14 @@ def write_features(path: Path, features: Features) -> None:
         OSError: the folder cannot be written to or the disk is full.
     """
     with atomic_write(path) as file:
-        _WRITERS[path.suffix](file, features)
+        _FORMATS[path.suffix][0](file, features)
 
 
 def identity_of(path: Path) -> str | None:
     """By what an extraction knows its own finished file again; None for any other file."""
     try:
         with open_regular(path) as file:
-            about = parse_json(_READERS[path.suffix](file))
+            about = parse_json(_FORMATS[path.suffix][1](file))
         return str(about["identity"])
     except Exception:  # noqa: BLE001 - whatever a foreign or damaged file makes three libraries raise
         return None
@@ -104,21 +103,6 @@ def reading_lines(path: Path, columns: Mapping[str, tuple[int, ...]], rows: int)
     ]
 
 
-def _row_bytes(array: StoredRows | np.ndarray) -> int:
-    return math.prod(array.shape[1:]) * array.dtype.itemsize
-
-
-def _in_chunks(array: StoredRows | np.ndarray) -> Iterator[np.ndarray]:
-    step = max(1, _CHUNK_BYTES // _row_bytes(array))
-    for start in range(0, len(array), step):
-        yield array[start : start + step]
-
-
-def _texts_in_chunks(texts: Sequence[str], dtype: np.dtype[Any]) -> Iterator[np.ndarray]:
-    for start in range(0, len(texts), _CHUNK_TEXTS):
-        yield np.array(texts[start : start + _CHUNK_TEXTS], dtype)
-
-
 def _well_formed(text: str) -> str:
     """The text with bytes that are no UTF-8, as file names may hold, escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
@@ -127,64 +111,59 @@ def _well_formed(text: str) -> str:
 def _write_npz(file: BinaryIO, features: Features) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in features.columns.items():
-            _add_array(archive, name, array.dtype, array.shape, _in_chunks(array))
-        _add_texts(archive, "paths", [_well_formed(path) for path in features.paths])
+            _add_array(archive, name, array)
+        _add_texts(archive, "paths", features.paths)
         if features.labels is not None:
-            labels = np.array(features.labels, np.int64)
-            _add_array(archive, "labels", labels.dtype, labels.shape, [labels])
-            _add_texts(archive, "class_names", [_well_formed(name) for name in features.class_names])
-        about = np.array(json.dumps(features.about))
-        _add_array(archive, "about", about.dtype, (), [about])
+            _add_array(archive, "labels", np.array(features.labels, np.int64))
+            _add_texts(archive, "class_names", features.class_names)
+        _add_array(archive, "about", np.array(json.dumps(features.about)))
 
 
-def _add_texts(archive: zipfile.ZipFile, name: str, texts: Sequence[str]) -> None:
-    dtype = np.dtype(f"<U{max(1, max(map(len, texts)))}")
-    _add_array(archive, name, dtype, (len(texts),), _texts_in_chunks(texts, dtype))
-
-
-def _add_array(
-    archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], parts: Iterable[np.ndarray]
-) -> None:
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+def _open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     # A ZipInfo of our own has no time of day in it, so the same features are the same bytes.
-    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+    return archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True)
+
+
+def _add_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
+    with _open_member(archive, name) as member:
+        np.lib.format.write_array(member, array, allow_pickle=False)  # holds 16 MiB at a time
+
+
+def _add_texts(archive: zipfile.ZipFile, name: str, given: Sequence[str]) -> None:
+    texts = list(map(_well_formed, given))
+    dtype = np.dtype(f"<U{max(1, max(map(len, texts)))}")
+    header = {"descr": dtype.str, "fortran_order": False, "shape": (len(texts),)}
+    with _open_member(archive, name) as member:
         np.lib.format.write_array_header_1_0(member, header)
-        for part in parts:
-            member.write(part.tobytes())
+        for start in range(0, len(texts), _CHUNK_TEXTS):
+            member.write(np.array(texts[start : start + _CHUNK_TEXTS], dtype).tobytes())
 
 
 def _about_npz(file: BinaryIO) -> str:
-    lengths = require_plain_zip(file)
-    if lengths["about.npy"] > _MAX_ABOUT_BYTES:
+    if require_plain_zip(file)["about.npy"] > _MAX_ABOUT_BYTES:
         raise ValueError("too long")
-    with zipfile.ZipFile(file) as archive:
-        member = io.BytesIO(archive.read("about.npy"))
-    if np.lib.format.read_magic(member) != (1, 0):
-        raise ValueError("another version")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(member)  # what it claims is compared before it is believed
-    if shape != () or dtype.kind != "U" or dtype.itemsize != lengths["about.npy"] - member.tell():
-        raise ValueError("no text")
-    return str(np.frombuffer(member.read(), dtype)[0])
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as data:
+        return str(data["about"])
 
 
 def _write_safetensors(file: BinaryIO, features: Features) -> None:
     names = "\0".join(map(_well_formed, features.paths)).encode()
     labels = np.array([] if features.labels is None else features.labels, np.int64)
     # The widest numbers first, so that each tensor begins where its numbers are aligned.
-    tensors: list[tuple[str, StoredRows | np.ndarray]] = [("labels", labels)] if len(labels) else []
+    tensors: list[tuple[str, np.ndarray]] = [("labels", labels)] if len(labels) else []
     tensors += [*features.columns.items(), ("paths", np.frombuffer(names, np.uint8))]
     kinds = {"int64": "I64", "float32": "F32", "float16": "F16", "uint8": "U8"}
     header: dict[str, Any] = {"__metadata__": {"about": json.dumps(features.about)}}
     end = 0
     for name, array in tensors:
-        begin, end = end, end + len(array) * _row_bytes(array)
+        begin, end = end, end + array.nbytes
         header[name] = {"dtype": kinds[array.dtype.name], "shape": array.shape, "data_offsets": (begin, end)}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     file.write(struct.pack("<Q", len(text)) + text)
     for _, array in tensors:
-        for part in _in_chunks(array):
-            file.write(part.tobytes())
+        file.write(array.data)
 
 
 def _about_safetensors(file: BinaryIO) -> str:
@@ -205,7 +184,7 @@ def _write_parquet(file: BinaryIO, features: Features) -> None:
     fields += [arrow.field(name, arrow.list_(kinds[name], widths[name])) for name in features.columns]
     schema = arrow.schema(fields, metadata={"about": json.dumps(features.about)})
     classes = arrow.array([_well_formed(name) for name in features.class_names], arrow.string())
-    step = max(1, _CHUNK_BYTES // max(1, sum(map(_row_bytes, features.columns.values()))))
+    step = max(1, _CHUNK_BYTES // max(1, sum(array.nbytes // len(array) for array in features.columns.values())))
     # A dictionary of the numbers, which are all different, would only cost memory.
     with parquet.ParquetWriter(file, schema, use_dictionary=["label"]) as writer:
         for start in range(0, len(features.paths), step):
@@ -229,13 +208,9 @@ def _about_parquet(file: BinaryIO) -> str:
     return str(import_module("pyarrow.parquet").read_schema(file).metadata[b"about"].decode())
 
 
-_WRITERS: dict[str, Callable[[BinaryIO, Features], None]] = {
-    ".npz": _write_npz,
-    ".safetensors": _write_safetensors,
-    ".parquet": _write_parquet,
-}
-_READERS: dict[str, Callable[[BinaryIO], str]] = {
-    ".npz": _about_npz,
-    ".safetensors": _about_safetensors,
-    ".parquet": _about_parquet,
+# Ending → what writes a file, and what reads its ``about``.
+_FORMATS: dict[str, tuple[Callable[[BinaryIO, Features], None], Callable[[BinaryIO], str]]] = {
+    ".npz": (_write_npz, _about_npz),
+    ".safetensors": (_write_safetensors, _about_safetensors),
+    ".parquet": (_write_parquet, _about_parquet),
 }

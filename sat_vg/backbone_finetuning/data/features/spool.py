@@ -13,10 +13,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
+from sat_vg.backbone_finetuning.data.features.mapping import map_numbers
 from sat_vg.backbone_finetuning.data.reading.files import stamp_of_image
 from sat_vg.backbone_finetuning.data.sources.source import ImageList
 from sat_vg.backbone_finetuning.utils.json_reading import read_json
@@ -73,31 +74,6 @@ def _chained(before: str, images: ImageList, place: int) -> str:
         found = None
     text = f"{before}\n{(path, label, found)!r}"
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
-
-
-@dataclass(frozen=True)
-class StoredRows:
-    """An array in a plain file, of which slices are read; mapped into memory it would count as the process's own.
-
-    Attributes:
-        path: of the file, which may be longer.
-        dtype: of the numbers.
-        shape: rows first.
-    """
-
-    path: Path
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        start, stop, _ = rows.indices(len(self))
-        width = math.prod(self.shape[1:])
-        offset = start * width * self.dtype.itemsize
-        values = np.fromfile(self.path, self.dtype, count=max(0, stop - start) * width, offset=offset)
-        return values.reshape(-1, *self.shape[1:])
 
 
 class Spool:
@@ -195,10 +171,12 @@ class Spool:
         while self._files:
             self._files.popitem()[1].close()
 
-    def arrays(self) -> dict[str, StoredRows]:
-        """The rows of each column, ``[rows, …]``."""
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The rows of each column, ``[rows, …]``, mapped into memory; there must be one."""
         rows = self.progress.rows
-        return {name: StoredRows(path, self.dtype, (rows, *self.columns[name])) for name, path in self._paths.items()}
+        return {
+            name: map_numbers(path, self.dtype, (rows, *self.columns[name])) for name, path in self._paths.items()
+        }
 
     def remove(self) -> None:
         """Remove the spool's files."""
