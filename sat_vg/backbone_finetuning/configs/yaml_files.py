@@ -25,6 +25,19 @@ class _Loader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", mark)
         return super().compose_node(parent, index)
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping; a name that comes twice is refused, where the safe loader takes the last."""
+        seen: dict[Any, yaml.Mark] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    first = seen[key.value].line + 1
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{key.value!r} is set in line {first} already; keep one of them", key.start_mark
+                    )
+                seen[key.value] = key.start_mark
+        return super().construct_mapping(node, deep)
+
 
 class _Dumper(yaml.SafeDumper):
     """Writes what ``_Loader`` reads: text that looks like a number gets quotes, line breaks of all kinds escapes."""

@@ -10,7 +10,7 @@ from sat_vg.backbone_finetuning.utils.errors import WeightsError
 
 
 def require_numbers(usable: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
-    """Refuse integers where the network has fractions, NaN and infinity."""
+    """Refuse integers where the network has fractions, NaN and infinity, and negative variances."""
     for name, value in usable.items():
         if not own[name].is_floating_point():
             continue
@@ -26,6 +26,11 @@ def require_numbers(usable: Mapping[str, Tensor], own: Mapping[str, Tensor], sou
                 f"weights = {source!r}: {name} has {count} {numbers} of {value.numel()} that {verb} NaN, infinite or "
                 "too large for float32. The training that made them went wrong, or the file is altered: use an "
                 "earlier one"
+            )
+        if name.endswith("running_var") and bool((value < 0).any()):
+            raise WeightsError(
+                f"weights = {source!r}: {name} is a variance and has numbers below 0, which make NaN of every image. "
+                "The file is altered, or what made it went wrong: use an earlier one"
             )
 
 

@@ -24,7 +24,7 @@ from sat_vg.backbone_finetuning.models.weight_checks import (
     some,
 )
 from sat_vg.backbone_finetuning.models.weight_files import ChosenTensors, WeightsFile, choose_tensors, read_weights
-from sat_vg.backbone_finetuning.utils.errors import WeightsError
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, WeightsError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.preprocessing import IMAGENET_MEAN, IMAGENET_STD, RGB, Preprocessing
 
@@ -178,11 +178,15 @@ def _of_artifact(file: WeightsFile, request: StartRequest) -> Preprocessing | No
     """The preprocessing stored in a file of this package, if it is one.
 
     Raises:
+        CheckpointError: it is no preprocessing.
         WeightsError: it is for other bands, and these are not red, green and blue, which can be carried over.
     """
     if "preprocessing" not in file.facts:
         return None
-    stored = Preprocessing.from_dict({**file.facts["preprocessing"], "image_size": request.image_size})
+    told = file.facts["preprocessing"]
+    if not isinstance(told, Mapping) or not {"mean", "std"} <= told.keys():
+        raise CheckpointError(f"{str(file.path)!r} has no sound preprocessing: it is altered; use another file")
+    stored = Preprocessing.from_dict({**told, "image_size": request.image_size})
     bands = request.bands
     if stored.bands == bands:
         return stored

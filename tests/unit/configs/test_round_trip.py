@@ -1,10 +1,12 @@
 """Any valid configuration comes back from YAML and from plain data as it was."""
 
+import pytest
 import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig, read_yaml
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 # As people and programs write paths and names: any characters but NUL, which no path can hold.
 TEXTS = st.text(
@@ -12,7 +14,7 @@ TEXTS = st.text(
 ).filter(lambda text: text.strip())
 FIELDS = {
     "dataset_path": st.none() | TEXTS,
-    "train_split": TEXTS,
+    "train_split": TEXTS.filter(lambda text: "/" not in text and text not in (".", "..")),
     "val_fraction": st.floats(0.001, 0.999),
     "num_classes": st.none() | st.integers(2, 10**6),
     "backbone": TEXTS,
@@ -56,3 +58,10 @@ def test_round_trip(tmp_path_factory, values, several):
     # that it reads them as numbers too.
     assert FinetuneConfig.from_dict(yaml.safe_load(path.read_text(encoding="utf-8"))) == config
     assert read_yaml(path) == config.to_dict()
+
+
+def test_a_field_that_comes_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("seed: 1\nnum_epochs: 2\nseed: 3\n")
+    with pytest.raises(ConfigError, match=r"'seed' is set in line 1 already(.|\n)*line 3"):
+        read_yaml(path)

@@ -59,7 +59,7 @@ def test_where_nothing_else_is_left(tmp_path):
     with pytest.raises(DataError, match=r"left out, as their endings are not read: 2 \.ppm"):
         images_of(str(tmp_path / "data"))
     Image.new("RGB", (4, 4)).save(tmp_path / "data/sea/2.png")
-    with pytest.raises(DataError, match=r"class folders without images: 'town'.*2 \.ppm"):
+    with pytest.raises(DataError, match=r"class folder without images: 'town'.*2 \.ppm"):
         load_class_folders(tmp_path / "data")
 
 

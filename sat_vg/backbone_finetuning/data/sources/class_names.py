@@ -1,11 +1,14 @@
 """Names of classes: which are the same, which look alike, and how several stand in one cell of a table."""
 
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 SEPARATOR = "|"  # between the classes in a cell, unless label_separator says otherwise
 _LISTED = 10  # names shown in a message
+_NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{0,15})?")
+_MISSING = frozenset({"nan", "<na>", "#n/a", "n/a", "null", "none", "nat"})  # pandas, R, Excel, SQL, Python
 
 
 def same_form(name: str) -> str:
@@ -14,19 +17,39 @@ def same_form(name: str) -> str:
 
 
 def alike(name: str) -> str:
-    """What names that differ only in case or spaces have in common."""
-    return " ".join(same_form(name).casefold().split())
+    """What names have in common that differ in what is easily overlooked.
+
+    That is case, spaces, hyphens and underscores, quotes around the name, characters that are not shown, and the way
+    a number is written (``1``, ``01``, ``1.0``).
+    """
+    shown = "".join(letter for letter in unicodedata.normalize("NFKC", name) if unicodedata.category(letter) != "Cf")
+    bare = _without_quotes(shown.strip())
+    if _NUMBER.fullmatch(bare):
+        return f"{float(bare):g}"
+    return " ".join(re.split(r"[\s_-]+", bare.casefold().strip()))
 
 
 def look_alikes(names: Iterable[str]) -> list[str]:
-    """A line for each group of classes that differ only in case or spaces."""
+    """A line for each group of classes whose names are easily taken for one another."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         groups[alike(name)].append(name)
+    return [_describe_alike(group) for group in groups.values() if len(group) > 1]
+
+
+def _describe_alike(names: Sequence[str]) -> str:
+    only_case_or_spaces = len({" ".join(same_form(name).casefold().split()) for name in names}) == 1
+    how = "differ only in case or spaces" if only_case_or_spaces else "look alike"
+    return f"the classes {' and '.join(map(repr, names))} {how}; if they are one, rename them"
+
+
+def missing_values(names: Iterable[str]) -> list[str]:
+    """A line for each class that is called as programs write a missing value."""
     return [
-        f"the classes {' and '.join(map(repr, group))} differ only in case or spaces; if they are one, rename them"
-        for group in groups.values()
-        if len(group) > 1
+        f"the class {name!r} is called as tables write a missing value; if these images have no class, remove their "
+        "lines"
+        for name in names
+        if name.lower() in _MISSING
     ]
 
 
@@ -73,7 +96,7 @@ def judge_cells(cells: Sequence[str], separator: str, column: str) -> list[str]:
     of the parts occurs in another cell too, as in ``water``, ``water clouds``. In a column ``label`` a cell is one
     class, so there only the separator itself and brackets are looked for.
     """
-    sure, maybe = (("[", ",", ";"), (" ", "/", "+", "&")) if column == "labels" else (("[", separator), ())
+    sure, maybe = (("[", ",", ";", "\t"), (" ", "/", "+", "&")) if column == "labels" else (("[", separator), ())
     for mark in (*sure, *maybe):
         if column == "labels" and (mark == separator or (mark == "[" and separator != SEPARATOR)):
             continue

@@ -17,6 +17,10 @@ _COMPANIONS = frozenset(
         ".cpg", ".kml", ".imd", ".rpb", ".rpc", ".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".pt", ".pth", ".npz",
     }
 )  # fmt: skip
+# What systems and archives put among the folders of a data set.
+_SYSTEM_FOLDERS = frozenset(
+    {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+)
 _LISTED = 10  # names shown in a message
 _LISTED_ENDINGS = 5
 
@@ -27,8 +31,8 @@ def is_image(name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name is skipped: it begins with a dot, or zip files of macOS have left it behind."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Whether a name is skipped: it begins with a dot, or a system or an archive has put it there."""
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
 
 
 def entries_of(folder: Path) -> list["os.DirEntry[str]"]:

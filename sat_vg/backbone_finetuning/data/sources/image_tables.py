@@ -113,6 +113,27 @@ def _real(image: Path, folders: dict[Path, Path]) -> Path:
 _Entries = Iterator[tuple[int, str, dict[str, str]]]
 
 
+def _rows(path: Path, file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+    """The number of the last line and the cells of each row.
+
+    Raises:
+        DataError: names the line where a row begins that cannot be told.
+    """
+    reader = csv.reader(file, strict=True, skipinitialspace=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(
+                f"{str(path)!r}, line {line}, cannot be read ({error}). Between double quotes a cell goes on, over "
+                "lines too, until the next one: close or remove them"
+            ) from None
+        yield reader.line_num, row
+
+
 def _text(file: Iterator[str]) -> tuple[tuple[str, ...], _Entries]:
     """Line number and path of each line that is not blank."""
 
@@ -128,8 +149,8 @@ def _table(
     path: Path, file: Iterator[str], columns: Sequence[str], filling: Filling
 ) -> tuple[tuple[str, ...], _Entries]:
     """The column names, and line number, path and cells of each row."""
-    reader = csv.reader(file)
-    header = tuple(name.strip() for name in next(reader, []))
+    lines = _rows(path, file)
+    header = tuple(name.strip() for name in next(lines, (0, []))[1])
     if "path" not in header:
         raise DataError(
             f"{str(path)!r} has no column 'path'; its first line holds {', '.join(map(repr, header)) or 'nothing'}. "
@@ -142,16 +163,21 @@ def _table(
     places = {name: header.index(name) for name in wanted}
 
     def entries() -> _Entries:
-        for row in reader:
+        for line, row in lines:
             if not row:
                 continue
+            if any(cell.strip() for cell in row[len(header) :]):
+                raise DataError(
+                    f"{str(path)!r}, line {line}: has {len(row)} cells, and the first line names "
+                    f"{len(header)}. Put cells that hold a comma between double quotes"
+                )
             cells = {name: row[place].strip() if place < len(row) else "" for name, place in places.items()}
             empty = [name for name, cell in cells.items() if not cell and name in ("path", *filling.columns)]
             if empty:
                 raise DataError(
-                    f"{str(path)!r}, line {reader.line_num}: has no {' and '.join(empty)}. Fill it in, or remove "
+                    f"{str(path)!r}, line {line}: has no {' and '.join(empty)}. Fill it in, or remove "
                     f"the line{filling.hint}"
                 )
-            yield reader.line_num, cells.pop("path"), cells
+            yield line, cells.pop("path"), cells
 
     return header, entries()

@@ -66,7 +66,8 @@ def find_splits(root: Path, names: dict[str, str]) -> dict[str, Path]:
         if role not in found and name == role:
             only = _only_one(root, role, _folders_for(role, seeming))
             found |= {} if only is None else {role: root / only}
-    is_sure = names["train"] in folders or len(found) > 1 or len(folders) == 1
+    others_are_splits = all(name in names.values() or role_of(name) for name in folders)
+    is_sure = names["train"] in folders or len(found) > 1 or others_are_splits
     if "train" in found and is_sure:
         train_classes = set(map(same_form, subfolders(unpacked(found["train"], ()))))
         return {
@@ -91,17 +92,28 @@ def describe_folders(found: dict[str, Path], names: dict[str, str]) -> str:
 
 
 def judge_layout(root: Path, class_names: Sequence[str]) -> list[str]:
-    """A line where the "classes" seem to be parts of the data set, each with the same class folders in it."""
-    folders = [root / name for name in subfolders(root)]
-    if not all(map(_holds_only_folders, folders)):
+    """A line where the "classes" seem to be something else: splits, parts of the data set, folders around splits."""
+    inner = {name: set(subfolders(root / name)) for name in subfolders(root) if _holds_only_folders(root / name)}
+    around = [name for name, folders in inner.items() if {"train"} < set(map(role_of, folders)) - {None}]
+    if around:
+        held = listing(sorted(inner[around[0]]))
+        several = (
+            f"the class folders {listing(around)} hold the folders {held}. Splits are read from above the classes: "
+            "sort the images as ROOT/train/CLASS and ROOT/val/CLASS; else those of all splits are mixed"
+        )
+        one = (
+            f"the class folder {around[0]!r} holds the folders {held}. If these are the splits, give this folder: "
+            f"{str(root / around[0])!r}"
+        )
+        return [several if len(around) > 1 else one]
+    if len(inner) < max(2, len(class_names)):
         return []
-    inner = [set(subfolders(folder)) for folder in folders]
-    common, every = set.intersection(*inner), set.union(*inner)
-    if len(folders) < 2 or len(common) < 2 or 2 * len(common) < len(every):
+    common, every = set.intersection(*inner.values()), set.union(*inner.values())
+    if len(common) < 2 or 2 * len(common) < len(every):
         return []
     first, second = class_names[:2]
     return [
-        f"the {len(folders)} class folders {listing(class_names)} all hold the folders {listing(sorted(common))} and "
+        f"the {len(inner)} class folders {listing(class_names)} all hold the folders {listing(sorted(common))} and "
         f"no images directly. If these are the classes, give one of the folders ({str(root / first)!r}), or say "
         f"which is train and which val: --train_split {first} --val_split {second}"
     ]
@@ -115,6 +127,12 @@ def _only_one(root: Path, role: str, folders: Sequence[str]) -> str | None:
             f"is meant with --{role}_split"
         )
     return folders[0] if len(folders) == 1 else None
+
+
+def holds_only_images(folder: Path) -> bool:
+    """Whether there are images directly in it and no folders."""
+    entries = entries_of(folder)
+    return any(is_image(entry.name) for entry in entries) and not any(map(is_folder, entries))
 
 
 def _holds_only_folders(folder: Path) -> bool:

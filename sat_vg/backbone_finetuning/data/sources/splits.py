@@ -2,11 +2,11 @@
 
 Two layouts are read: a root with ``train/`` and ``val/`` (``test/`` if there is one), each with a folder per
 class; or a root with a folder per class, of which each class is split by seed. Images lie at any depth inside
-their class folder and are told by their ending. Names that begin with a dot and ``__MACOSX`` (left behind by
-zip files) are skipped. Split folders may have other usual names (see ``split_folders``). Names of classes are the
-same in composed and decomposed Unicode. Symbolic links are followed, also out of the root; a real folder is read once
-per class, and a link inside a class that leads to a folder around that class is not followed: both end loops, and the
-second keeps the images of other classes out of this one.
+their class folder and are told by their ending. Names that begin with a dot, and folders that systems and
+archives leave behind, are skipped. Split folders may have other usual names (see ``split_folders``). Names of
+classes are the same in composed and decomposed Unicode. Symbolic links are followed, also out of the root; a real
+folder is read once per class, and a link inside a class that leads to a folder around that class is not followed:
+both end loops, and the second keeps the images of other classes out of this one.
 """
 
 import difflib
@@ -30,6 +30,7 @@ from sat_vg.backbone_finetuning.data.sources.image_files import (
 from sat_vg.backbone_finetuning.data.sources.split_folders import (
     describe_folders,
     find_splits,
+    holds_only_images,
     judge_layout,
     unpacked,
 )
@@ -174,6 +175,9 @@ def load_class_folders(
         return replace(splits, others=describe_left_out(left_out), notes=notes, val_is_drawn=val_is_drawn)
 
     found = find_splits(root, {"train": train_split, "val": val_split, "test": test_split})
+    unlabelled = ""
+    if "test" in found and holds_only_images(found["test"]):  # as in competitions
+        unlabelled = f" ({found.pop('test').name!r} has no class folders, so its images are not labelled)"
     if "train" not in found:
         classes = _require_classes(root, _scan_classes(root, left_out), left_out)
         train, val = split_off(classes, val_fraction, seed)
@@ -189,13 +193,13 @@ def load_class_folders(
         if part in found
     }
     how = describe_folders(found, {"train": train_split, "val": val_split, "test": test_split})
+    used = {folder.name for folder in found.values()}
+    unused = [name for name in subfolders(root) if name not in used and entries_of(root / name)]
+    note = f"; not used: {listing(unused)}{unlabelled}" if unused else ""
     if "val" in held:
-        splits = describe_splits(as_split("train", classes, names), held["val"], held.get("test"), how=how)
+        splits = describe_splits(as_split("train", classes, names), held["val"], held.get("test"), how=how + note)
         return with_others(splits, (*splits.notes, *_judge_forms(train_root)))
     train, val = split_off(classes, val_fraction, seed)
-    used = {folder.name for folder in found.values()}
-    unused = [name for name in subfolders(root) if name not in used]
-    note = f"; not used: {listing(unused)}" if unused else ""
     share = f"{100 * val_fraction:g}% of {label!r} by seed {seed}"
     how = f"{how}, no folder {val_split!r}, so val is {share}{note}"
     splits = describe_splits(train, val, held.get("test"), how=how)
@@ -254,6 +258,8 @@ def _read_held_out(
         )
     split = as_split(name, classes, class_names)
     if not len(split):
+        if holds_only_images(folder):
+            raise DataError(f"{str(folder)!r} holds images but no class folders; sort them as {_LAYOUTS}")
         raise no_images(folder, left_out)
     return split
 
@@ -347,9 +353,10 @@ def _require_classes(folder: Path, classes: dict[str, list[str]], left_out: "Cou
         )
     empty = [name for name, paths in classes.items() if not paths]
     if empty:
+        folders = "class folder" if len(empty) == 1 else "class folders"
         raise DataError(
-            f"{place} has {len(empty)} class folders without images: {listing(empty)}; fill or remove them "
-            f"(endings looked for: {' '.join(IMAGE_ENDINGS)}{describe_left_out(left_out)})"
+            f"{place} has {len(empty)} {folders} without images: {listing(empty)}; fill or "
+            f"remove them (endings looked for: {' '.join(IMAGE_ENDINGS)}{describe_left_out(left_out)})"
         )
     return classes
 

@@ -12,7 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sat_vg.backbone_finetuning.data.sources.class_names import SEPARATOR, judge_cells, names_in, same_form
+from sat_vg.backbone_finetuning.data.sources.class_names import (
+    SEPARATOR,
+    judge_cells,
+    missing_values,
+    names_in,
+    same_form,
+)
 from sat_vg.backbone_finetuning.data.sources.folders import FOLDERS
 from sat_vg.backbone_finetuning.data.sources.image_tables import (
     LIST_ENDINGS,
@@ -28,6 +34,9 @@ from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 _LISTED = 10  # names shown in a message
+_SPLIT_COLUMNS = frozenset(
+    {"split", "splits", "set", "dataset", "subset", "partition", "fold", "phase", "usage", "is_train", "is_test"}
+)
 
 
 @dataclass(frozen=True)
@@ -143,7 +152,19 @@ def load_table(
     splits = splits_of(listed, f"table {str(path)!r}", drawing, is_multi_label=is_multi_label)
     column = "labels" if is_multi_label else "label"
     doubts = judge_cells([row.cells[column] for row in table.rows], separator, column)
+    doubts += missing_values(splits.class_names) + _unread_splits(table, is_told="split" in table.rows[0].cells)
     return replace(splits, notes=(*splits.notes, *(f"table {str(path)!r}: {doubt}" for doubt in doubts)))
+
+
+def _unread_splits(table: ImageTable, is_told: bool) -> list[str]:
+    """A line where a column that is not read seems to say which images are train, val and test."""
+    seeming = [name for name in table.columns if name.lower().strip() in _SPLIT_COLUMNS]
+    if is_told or not seeming:
+        return []
+    return [
+        f"the column {seeming[0]!r} is not read; if it says which images are train, val and test, call it split, "
+        "with these words in it"
+    ]
 
 
 def _has_label_sets(path: Path, table: ImageTable) -> bool:
@@ -216,9 +237,12 @@ def _require_files(path: Path, rows: Sequence[Row]) -> None:
     if missing:
         shown = "\n".join(f"  line {row.line}: {row.given!r}" for row in missing[:_LISTED])
         more = f"\n  and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
+        verb = "is" if len(missing) == 1 else "are"
+        slashes = "; between folders write / in place of \\" if any("\\" in row.given for row in missing) else ""
         raise DataError(
-            f"{len(missing)} of the {len(rows)} images of {str(path)!r} are not there:\n{shown}{more}\n"
-            f"Paths are relative to the table's folder, {str(path.parent.absolute())!r}; mend or remove the lines"
+            f"{len(missing)} of the {len(rows)} images of {str(path)!r} {verb} not there:"
+            f"\n{shown}{more}\nPaths are relative to the table's folder, {str(path.parent.absolute())!r}; mend or "
+            f"remove the lines{slashes}"
         )
 
 
