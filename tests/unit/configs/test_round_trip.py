@@ -14,7 +14,7 @@ TEXTS = st.text(
 ).filter(lambda text: text.strip())
 FIELDS = {
     "dataset_path": st.none() | TEXTS,
-    "train_split": TEXTS.filter(lambda text: "/" not in text and text not in (".", "..")),
+    "train_split": TEXTS.filter(lambda text: not set(text) & set("/\\") and text.strip() not in (".", "..")),
     "val_fraction": st.floats(0.001, 0.999),
     "num_classes": st.none() | st.integers(2, 10**6),
     "backbone": TEXTS,
