@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check test-slow durations bench golden backbones docs clean
+.PHONY: help quickstart test check test-slow durations bench golden defaults backbones docs clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ bench: $(VENV)/.installed-dev ## speed as ratios; more rows with UCMERCED=DIR EU
 
 golden: $(VENV)/.installed-dev ## write the golden losses anew and print the difference
 	OMP_NUM_THREADS=1 $(PY) tests/golden/test_golden_loss.py
+
+defaults: $(VENV)/.installed-dev ## record the defaults of FinetuneConfig, after one was changed or a field added
+	$(PY) -c "from sat_vg.backbone_finetuning.configs import finetune_config; finetune_config.record_defaults()"
 
 backbones: $(VENV)/.installed-dev ## measure the listing of all backbones anew
 	PYTHONPATH=tests $(PY) tests/contract/test_every_backbone.py

@@ -20,6 +20,7 @@ setup(
     package_data={
         "sat_vg": [
             "py.typed",
+            "backbone_finetuning/configs/*.yaml",
             "backbone_finetuning/models/networks/*.json",
             "backbone_finetuning/reports/templates/*",
         ]

@@ -271,25 +271,34 @@ def test_a_run_from_before_wise_ft_goes_on(class_folders, train_here, monkeypatc
     path = whole.folder.parent / "cut/ckpt/last.pt"
     content = torch.load(path, weights_only=True)
     del content["origin"], content["state"]["wise_ft_share"]
-    del content["config"]["wise_ft"], content["config"]["best_weights"]
+    del content["config"]["wise_ft"]
     torch.save(content, path)
     cut = train_here(*given, folder="cut")
     assert cut.code == 0, cut.err
     assert lines_of(whole) == lines_of(cut)
 
 
-def test_the_trained_weights_can_be_what_is_best(class_folders, train_here):
-    given = (*flags(class_folders, *SMALL), "--num_epochs", 1, "--ema_decay", 0.9)
-    run = train_here(*given, "--best_weights", "trained", folder="trained")
-    assert run.code == 0, run.err
-    last = torch.load(run.folder / "ckpt/last.pt", weights_only=True)
-    best = torch.load(run.best_model, weights_only=True)["state_dict"]
-    assert all(torch.equal(best[name], last["network"][name]) for name in last["average"])
-    assert not all(torch.equal(best[name], value) for name, value in last["average"].items())
-    # The average itself is the one that would have been validated.
-    other = train_here(*given, "--best_weights", "average", folder="average")
-    averaged = torch.load(other.best_model, weights_only=True)["state_dict"]
-    assert all(torch.equal(averaged[name], value) for name, value in last["average"].items())
+def test_a_run_with_settings_that_are_retired_goes_on(class_folders, train_here, monkeypatch):
+    given = flags(class_folders, *SMALL)
+    whole = train_here(*given, "--freeze_early_layers", 1, folder="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", PressesKeys(sys.stdout, "epoch   1/3"))
+        assert train_here(*given, "--freeze_early_layers", 1, folder="cut").code == 75
+    path = whole.folder.parent / "cut/ckpt/last.pt"
+    content = torch.load(path, weights_only=True)
+    old = {"freeze_layers": 1, "freeze_early_layers": False, "ema_decay": 0.9, "best_weights": "trained"}
+    content["config"] |= old | {"max_bad_fraction": 0.01}
+    content["average"] = {name: value for name, value in content["network"].items() if value.is_floating_point()}
+    torch.save(content, path)
+    retired = [part for name, value in old.items() for part in (f"--{name}", str(value).lower())]
+    cut = train_here(*given, *retired, folder="cut")
+    assert cut.code == 0, cut.err
+    for line in (
+        "freeze_layers = 1 is now freeze_early_layers = 1",
+        "best_weights = 'trained' is now ema_decay = 0.0",
+    ):
+        assert line in cut.out
+    assert lines_of(whole) == lines_of(cut)
 
 
 def test_lp_ft_trains_everything_but_the_statistics_that_its_head_was_fitted_with(class_folders, train_here):

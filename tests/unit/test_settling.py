@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sat_vg.backbone_finetuning.configs.choices import DATASETS as DATASET_NAMES
 from sat_vg.backbone_finetuning.configs.finetune_config import SCENES_DEFAULTS, FinetuneConfig
-from sat_vg.backbone_finetuning.configs.image_sources import DATASET_NAMES
 from sat_vg.backbone_finetuning.data.loading.augmentation import PRESETS
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training.run_folder import EarlierRun

@@ -2,22 +2,24 @@
 
 import re
 import sys
-from argparse import ArgumentError, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+import docstring_parser
+from jsonargparse import ArgumentParser
 
-from sat_vg.backbone_finetuning.configs.band_choice import with_negative_numbers
-from sat_vg.backbone_finetuning.configs.finetune_config import SCENES_DEFAULTS, FinetuneConfig
-from sat_vg.backbone_finetuning.configs.plain_values import LIST_FIELDS
-from sat_vg.backbone_finetuning.configs.validation import (
-    RULES,
-    describe_problem,
-    explain_unknown_fields,
-    require_all_fields,
+from sat_vg.backbone_finetuning.configs.finetune_config import (
+    SCENES_DEFAULTS,
+    TOPICS,
+    FinetuneConfig,
+    shipped_defaults,
 )
+from sat_vg.backbone_finetuning.configs.plain_values import as_argument
+from sat_vg.backbone_finetuning.configs.retired import RETIRED
+from sat_vg.backbone_finetuning.configs.validation import explain_unknown_fields, require_all_fields
 from sat_vg.backbone_finetuning.configs.yaml_files import read_yaml
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
@@ -28,19 +30,16 @@ Fine-tune a torchvision backbone on satellite or aerial images in class folders 
   a table        %(prog)s --dataset_path FILE.csv --backbone resnet50
   a known set    %(prog)s --dataset eurosat --backbone resnet50
   a recipe       %(prog)s --config configs/NAME.yaml --dataset_path DIR
-  look first     %(prog)s --dataset_path DIR --dry_run
+  dry run        %(prog)s --dataset_path DIR --dry_run
   no arguments   a small run on built-in scenes, done within minutes on two CPU cores
 
-Results: CHECKPOINT_DIR/best_model.pt (the product), CHECKPOINT_DIR/last.pt (to go on from; the same command
+Results: CHECKPOINT_DIR/best_model.pt (the product), CHECKPOINT_DIR/last.pt (to resume from; the same command
 resumes), LOG_DIR (TensorBoard and metrics.jsonl). Exit codes: 0 done, 1 stopped by an error while running,
 2 a setting or an input is wrong, 130 stopped by Ctrl-C, 75 by SIGTERM or SIGUSR1 (after both the same command
-goes on).
+resumes).
 """
 _OWN_FLAGS = ("config", "print_config", "dry_run", "help")
-
-
-class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Keep the description's line breaks."""
+_PLACEHOLDERS = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
 
 
 @dataclass(frozen=True)
@@ -52,28 +51,40 @@ class TrainCommand:
 
 
 def build_parser(prog: str = "python -m sat_vg.backbone_finetuning.train") -> ArgumentParser:
-    """The parser of the training command."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    """The parser of the training command; its namespace holds only the fields that were given."""
     parser = ArgumentParser(
         prog=prog,
         usage="%(prog)s [--config FILE] [--dry_run] [--print_config] [--FIELD VALUE ...]",
         description=_DESCRIPTION,
         exit_on_error=False,
         print_config=None,
-        formatter_class=_Formatter,
+        formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", action="config", help="A YAML file with any of the fields below.")
+    parser.add_argument("--config", action="append", metavar="FILE", help="YAML file with any of the fields below.")
     parser.add_argument(
         "--dry_run",
         action="store_true",
         help="Print the data, the phases with their trainable stages, steps and batch shapes; train nothing.",
     )
     parser.add_argument(
-        "--print_config",
-        action="store_true",
-        help="Print the configuration as YAML, ready for --config, and leave.",
+        "--print_config", action="store_true", help="Print the configuration as YAML, ready for --config, and exit."
     )
-    parser.add_class_arguments(FinetuneConfig, None)
+    texts = {entry.arg_name: entry.description for entry in docstring_parser.parse_from_object(FinetuneConfig).params}
+    types, headings = get_type_hints(FinetuneConfig), {first: topic for topic, first in TOPICS.items()}
+    group: Any = parser
+    for name, default in FinetuneConfig.defaults().items():
+        if name in headings:
+            group = parser.add_argument_group(headings[name])
+        text = f"{texts.get(name)}" + ("" if default is None else f" (default: {as_argument(default)})")
+        group.add_argument(
+            f"--{name}",
+            type=types[name],
+            default=SUPPRESS,
+            metavar=_placeholder(types[name]),
+            help=text.replace("%", "%%"),
+        )
+    for name in RETIRED:
+        parser.add_argument(f"--{name}", type=int | float | str, default=SUPPRESS, help=SUPPRESS)
     return parser
 
 
@@ -82,34 +93,30 @@ def parse_command_line(
 ) -> TrainCommand:
     """Read the command line. ``--help`` and ``--print_config`` print and leave through ``SystemExit(0)``.
 
-    Flags outrank the YAML file, which outranks a ``config = FinetuneConfig(...)`` in finetune_config.py, and that the
-    defaults there. Where none of them gives a ``dataset_path`` or a ``dataset``, the run is one on the built-in
-    scenes, whose settings take the place of defaults that nobody changed.
+    Flags outrank the YAML file, which outranks a ``config = FinetuneConfig(...)`` in finetune_config.py, which
+    outranks the defaults there. Where none of them gives a ``dataset_path`` or a ``dataset``, the run uses the
+    built-in scenes, whose settings replace the defaults that nobody changed.
 
     Raises:
         ConfigError: a flag or field is unknown (the nearest known one is named), or a value is invalid.
     """
-    arguments = with_negative_numbers(arguments)
-    arguments = [
-        _lists_in_brackets(argument, before) for before, argument in zip(["", *arguments], arguments, strict=False)
-    ]
-    require_all_fields(FinetuneConfig.field_names())
-    named = _names_given(arguments)
-    edited = edited_settings()
-    parser = build_parser(prog)
-    parser.set_defaults(edited)
-    try:
-        namespace = parser.parse_args(arguments)
-    except ArgumentError as error:
-        raise ConfigError(_readable(str(error))) from None
-    given = edited | {name: namespace[name] for name in named}
+    require_all_fields(shipped_defaults(), FinetuneConfig.field_names())
+    flags = _parse_flags(arguments, prog)
+    own = {name: flags.pop(name) for name in ("config", "dry_run", "print_config")}
+    from_files: dict[str, Any] = {}
+    for path in own["config"] or ():
+        from_file = read_yaml(path)
+        explain_unknown_fields(from_file, _known(), place=f"the config file {path!r}")
+        from_files |= from_file
+    edited, named = edited_settings(), from_files | flags
+    given = edited | named
     has_images = given.get("dataset_path") is not None or given.get("dataset") is not None
     scenes = {} if has_images else SCENES_DEFAULTS
     config = FinetuneConfig.of(given, scenes, _origins(edited, named, scenes))
-    if namespace["print_config"]:
+    if own["print_config"]:
         print(config.as_yaml(), end="")
         raise SystemExit(0)
-    return TrainCommand(config, dry_run=bool(namespace["dry_run"]))
+    return TrainCommand(config, dry_run=own["dry_run"])
 
 
 def edited_settings() -> dict[str, Any]:
@@ -129,12 +136,16 @@ def _place() -> str:
     return str(sys.modules[FinetuneConfig.__module__].__file__)
 
 
-def _origins(edited: Mapping[str, Any], named: set[str], scenes: Mapping[str, Any]) -> list[str]:
+def _known() -> tuple[str, ...]:
+    return (*FinetuneConfig.field_names(), *RETIRED)
+
+
+def _origins(edited: Mapping[str, Any], named: Mapping[str, Any], scenes: Mapping[str, Any]) -> list[str]:
     """Where the settings come from that stand neither on the command line nor in the YAML file, in lines."""
     lines = []
     for place, values, above in (
-        (_place(), edited, named),
-        ("the built-in scenes", scenes, named | edited.keys()),
+        (_place(), edited, named.keys()),
+        ("the built-in scenes", scenes, named.keys() | edited.keys()),
     ):
         taken = [f"{name} = {value!r}" for name, value in values.items() if name not in above]
         if taken:
@@ -142,42 +153,61 @@ def _origins(edited: Mapping[str, Any], named: set[str], scenes: Mapping[str, An
     return lines
 
 
-def _names_given(arguments: list[str]) -> set[str]:
-    """The fields that the flags and the YAML file set.
+def _parse_flags(arguments: list[str], prog: str) -> dict[str, Any]:
+    """The flags that were given; a value that is not of its field's type stays a text, for the check to name it."""
+    flags = [argument[2:].partition("=")[0] for argument in arguments if re.match("--.", argument)]
+    explain_unknown_fields(flags, (*_known(), *_OWN_FLAGS), place="the command line")
+    arguments = _with_values_joined(arguments)
+    parser, wrong = build_parser(prog), dict[str, Any]()
+    while True:
+        try:
+            return vars(parser.parse_args(arguments)) | wrong
+        except ArgumentError as error:
+            found = re.search(r'key "(\w+)"', str(error))
+            if found is None:
+                raise ConfigError(f"{error}; --help lists all fields") from None
+            start = f"--{found.group(1)}="
+            wrong[found.group(1)] = next(a for a in reversed(arguments) if a.startswith(start)).removeprefix(start)
+            arguments = [argument for argument in arguments if not argument.startswith(start)]
 
-    Raises:
-        ConfigError: a name is no field.
+
+def _with_values_joined(arguments: list[str]) -> list[str]:
+    """``--unfreeze_layers layer3,layer4`` as ``--unfreeze_layers=[layer3,layer4]``, and the like for every field.
+
+    Joined to its flag, a negative number such as -3.4e38 is not mistaken for another flag.
     """
-    known = FinetuneConfig.field_names()
-    flags = [
-        argument[2:].partition("=")[0] for argument in arguments if argument.startswith("--") and argument != "--"
+    lists = {name for name, kind in get_type_hints(FinetuneConfig).items() if _is_list(kind)}
+    joined, rest = list[str](), list(arguments)
+    while rest:
+        flag, has_value, value = rest.pop(0).partition("=")
+        name = flag.removeprefix("--")
+        if name in _known() and flag != name and not has_value and rest and not rest[0].startswith("--"):
+            has_value, value = "=", rest.pop(0)
+        if name in lists and has_value and not value.startswith("[") and value != "null":
+            value = f"[{value}]"
+        if name in _known():  # given twice, the last one counts
+            joined = [argument for argument in joined if not argument.startswith(f"{flag}=")]
+        joined.append(f"{flag}{has_value}{value}")
+    return joined
+
+
+def _parts(kind: Any) -> list[Any]:
+    """The types that a union may be, without None."""
+    return [
+        part
+        for part in (get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,))
+        if part is not NoneType
     ]
-    explain_unknown_fields(flags, (*known, *_OWN_FLAGS), place="the command line")
-    names = set(flags) - set(_OWN_FLAGS)
-    for position, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name == "--config":
-            file = value or (arguments[position + 1] if position + 1 < len(arguments) else "")
-            of_file = read_yaml(file)
-            explain_unknown_fields(of_file, known, place=f"the config file {file!r}")
-            names |= of_file.keys()
-    return names
 
 
-def _lists_in_brackets(argument: str, before: str) -> str:
-    """``--unfreeze_layers layer3,layer4`` as people write it, in the form that the parser reads."""
-    for flag in (f"--{name}" for name in LIST_FIELDS):
-        if before == flag and not argument.startswith(("[", "--")) and argument != "null":
-            return f"[{argument}]"
-        if argument.startswith(f"{flag}=") and not argument.startswith((f"{flag}=[", f"{flag}=null")):
-            return f"{flag}=[{argument.partition('=')[2]}]"
-    return argument
+def _is_list(kind: Any) -> bool:
+    return any(get_origin(part) is tuple for part in _parts(kind))
 
 
-def _readable(message: str) -> str:
-    """The parser's message in the words of our own checks."""
-    field = re.search(r'key "(\w+)"', message)
-    value = re.search(r"(?:Got|Given) value: (.*)", message)
-    if field and value and field.group(1) in RULES:
-        return "the configuration has 1 problem:\n  " + describe_problem(field.group(1), value.group(1))
-    return message + "; --help lists all fields"
+def _placeholder(kind: Any) -> str:
+    """What stands for a value in the help, such as ``N|auto``."""
+    if _is_list(kind):
+        return "A,B"
+    return "|".join(
+        "|".join(get_args(part)) if get_origin(part) is Literal else _PLACEHOLDERS[part] for part in _parts(kind)
+    )

@@ -4,16 +4,12 @@ import os
 from enum import Enum
 from typing import Any
 
-# On the command line: names or numbers with commas between.
-LIST_FIELDS = ("unfreeze_layers", "phase_epochs", "train_image_size", "bands")
 _DTYPES = {"torch.bfloat16": "bf16", "torch.float16": "fp16"}
 
 
-def plain_value(field: str, value: Any) -> Any:
-    """The value of a field as text, number, boolean, None or a tuple of these; what it cannot be stays as it is."""
+def plain_value(value: Any) -> Any:
+    """A value as text, number, boolean, None or a tuple of these; anything else is returned unchanged."""
     value = _plain(value)
-    if field not in LIST_FIELDS:
-        return value
     if isinstance(value, (list, range)) or (hasattr(value, "tolist") and getattr(value, "ndim", None) == 1):
         value = tuple(value)
     return tuple(_plain(part) for part in value) if isinstance(value, tuple) else value

@@ -3,12 +3,15 @@
 The check of a field and its message are derived from its type, for any dataclass of settings. Free of torch.
 """
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 _LARGEST = sys.float_info.max  # neither infinite nor NaN, nor a whole number that no float can hold
 
@@ -87,7 +90,48 @@ PositiveFloat = Annotated[float, Range(above=0, example=3e-4)]
 NonNegativeFloat = Annotated[float, Range(lowest=0, example=0.1)]
 Fraction = Annotated[float, Range(above=0, below=1, example=0.2)]
 Probability = Annotated[float, Range(lowest=0, below=1, example=0.1)]
+LearningRateFactor = Annotated[float, Range(above=0, highest=1, example=0.8)]
 ImageSize = Annotated[int, Range(lowest=16, highest=4096, example=224)]
+DifferentSizes = Annotated[
+    tuple[int, ...],
+    Rule(
+        lambda value: _LIST_OF_SIZES.holds(value) and len(value) == len(set(value)),
+        "a list of different whole numbers, 16 to 4096",
+        "[96, 128]",
+    ),
+]
+FolderName = Annotated[
+    str,
+    Rule(
+        lambda value: (
+            isinstance(value, str) and value.strip() not in ("", ".", "..") and not set(value) & set("/\\\0")
+        ),
+        "the name of a folder in dataset_path, without slashes",
+    ),
+]
+Separator = Annotated[
+    str,
+    Rule(
+        lambda value: isinstance(value, str) and value != "" and not any(c.isalnum() or c in "\0\r\n" for c in value),
+        "one or more characters that are no letters or digits",
+        remedy='for example "|", "," or " "',
+    ),
+]
+_POLICY = re.compile(r"error|skip(:(0|1|1\.0+|0?\.\d+|\d(\.\d+)?e-\d+))?", re.ASCII)
+BadImagePolicy = Annotated[
+    str,
+    Rule(
+        lambda value: isinstance(value, str) and _POLICY.fullmatch(value) is not None,
+        "error or skip, or skip: and a share from 0 to 1",
+        remedy="for example skip:0.05 to leave out up to 5 %",
+    ),
+]
+
+
+def parse_bad_image_policy(policy: str) -> tuple[Literal["error", "skip"], float]:
+    """What ``on_bad_image`` says: what to do, and the largest share of all images that may be left out."""
+    action, _, share = policy.partition(":")
+    return ("error" if action == "error" else "skip"), float(share or 0.01)
 
 
 @cache
@@ -106,7 +150,7 @@ def rule_of(kind: Any) -> Rule:
     """What a value of a type may be, such as ``PositiveInt | None`` or ``Literal["a", "b"]``.
 
     Raises:
-        TypeError: settings are of no such type.
+        ConfigError: settings are of no such type.
     """
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
@@ -118,12 +162,12 @@ def rule_of(kind: Any) -> Rule:
     if origin in (tuple, list):
         return _list(rule_of(parts[0]))
     if kind is bool:
-        return Rule(lambda value: isinstance(value, bool), "true or false", remedy="true or false")
+        return Rule(lambda value: isinstance(value, bool), "true or false", remedy="for example true")
     if kind in (int, float):
         return _number(kind, Range(example=1))
     if kind is str:
         return Rule(_is_text, "a text that is not empty")
-    raise TypeError(f"a field of settings cannot be a {kind}")
+    raise ConfigError(f"a field of settings has the type {kind}; use one of configs/ranges.py or configs/choices.py")
 
 
 def _annotated(kind: Any, extras: tuple[Any, ...]) -> Rule:
@@ -170,3 +214,6 @@ def _list(entry: Rule) -> Rule:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value.strip() != "" and "\0" not in value
+
+
+_LIST_OF_SIZES = rule_of(tuple[ImageSize, ...])

@@ -22,7 +22,7 @@ from sat_vg.backbone_finetuning.data.sources.splits import Split
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.freezing import choose_trainable
 from sat_vg.backbone_finetuning.training.batch_sources import BatchSources
-from sat_vg.backbone_finetuning.training.ema import MovingAverage, NullAverage, UnusedAverage, WeightAverage
+from sat_vg.backbone_finetuning.training.ema import MovingAverage, NullAverage, WeightAverage
 from sat_vg.backbone_finetuning.training.fsdp import FSDPReplica, apply_fsdp, fewest_at_once, precision_for_fsdp
 from sat_vg.backbone_finetuning.training.losses import (
     BinaryCrossEntropy,
@@ -161,7 +161,7 @@ def plan_phases(config: FinetuneConfig, model: FineTuneModel) -> list[Phase]:
     """
     if config.strategy is None:
         stages = choose_trainable(
-            model.stages, config.freeze_early_layers, config.unfreeze_layers, config.freeze_layers
+            model.stages, config.freeze_early_layers is True, config.unfreeze_layers, config.num_frozen_stages
         )
         phases = single_phase(config.num_epochs, stages, model.stage_names)
     else:
@@ -181,8 +181,7 @@ def average_of(config: FinetuneConfig, model: FineTuneModel) -> WeightAverage:
     """The moving average of the weights, if there is one, and whether it is what is validated."""
     if not config.ema_decay:
         return NullAverage()
-    kind = UnusedAverage if config.best_weights == "trained" else MovingAverage
-    return kind(model.network, config.ema_decay)
+    return MovingAverage(model.network, config.ema_decay)
 
 
 def start_weights_of(config: FinetuneConfig, model: FineTuneModel) -> StartWeights:

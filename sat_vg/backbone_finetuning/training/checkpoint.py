@@ -405,6 +405,8 @@ def restore_run(content: Mapping[str, Any], tensors: RunTensors) -> RunState:
         CheckpointError: a part does not fit, or is nothing that a run saves; nothing was loaded then.
     """
     average, origin = content.get("average", {}), content.get("origin", {})  # came with a later version
+    if content["config"].get("best_weights") == "trained":  # an earlier version kept an average that nothing used
+        average = {}
     require_sound_numbers(content, asdict(RunState()), _CAME_LATER)
     optimizer = _regrouped(content["optimizer"], tensors)
     require_none(

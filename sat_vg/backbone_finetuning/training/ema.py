@@ -116,12 +116,3 @@ class MovingAverage(WeightAverage):
             )
         for name, tensor in self._average.items():
             tensor.copy_(shard_like(state[name], tensor))
-
-
-class UnusedAverage(MovingAverage):
-    """A moving average that is kept in checkpoints, while the weights themselves are validated and saved."""
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """The network as it is."""
-        yield

@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.configs.ranges import parse_bad_image_policy
 from sat_vg.backbone_finetuning.data.checks.band_statistics import measure_bands
 from sat_vg.backbone_finetuning.data.checks.duplicates import resolve_copies
 from sat_vg.backbone_finetuning.data.checks.image_traits import describe_traits
@@ -236,8 +237,7 @@ def check_images(config: FinetuneConfig, splits: Splits, decoder: Decoder = RGB_
     """
     readable = require_readable(
         splits,
-        config.on_bad_image,
-        max_bad_fraction=config.max_bad_fraction,
+        *parse_bad_image_policy(config.on_bad_image),
         record=cache_folder() / READABLE_IMAGES,
         decoder=decoder,
     )

@@ -254,7 +254,7 @@ def build_model(config: FinetuneConfig, splits: Splits, earlier: EarlierRun | No
         config.backbone,
         len(splits.class_names),
         config.pretrained,
-        config.freeze_early_layers,
+        config.freeze_early_layers is True,
         config.unfreeze_layers,
         config.dropout,
         weights=config.weights if earlier is None else "none",
@@ -262,7 +262,7 @@ def build_model(config: FinetuneConfig, splits: Splits, earlier: EarlierRun | No
         class_names=splits.class_names,
         task=task_of(splits.train.is_multi_label).name,
         seed=config.seed,
-        freeze_layers=config.freeze_layers,
+        freeze_layers=config.num_frozen_stages,
         bands=None if chosen is None else chosen.names,
         allow_missing=config.allow_missing,
     )

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
+from sat_vg.backbone_finetuning.configs.retired import RETIRED
 from sat_vg.backbone_finetuning.models.networks.table import find_backbone
 from sat_vg.backbone_finetuning.training.phases import Phase
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
@@ -23,7 +24,8 @@ def config_of_run(content: Mapping[str, Any], path: object) -> FinetuneConfig:
     Raises:
         CheckpointError: they are not sound.
     """
-    known = {name: content["config"][name] for name in FinetuneConfig.field_names() if name in content["config"]}
+    names = {*FinetuneConfig.field_names(), *RETIRED}
+    known = {name: value for name, value in content["config"].items() if name in names}
     try:
         return FinetuneConfig.from_dict(known)
     except ConfigError as error:
@@ -81,7 +83,7 @@ def _meaning(config: FinetuneConfig) -> dict[str, Any]:
     values["weights"] = (best.name if best else "none") if named == "DEFAULT" else named
     values["weights"] = values["weights"] if config.pretrained else "none"
     values["augmentation"] = config.augmentation if config.augments else "none"
-    values["best_weights"] = "trained" if config.best_weights == "trained" and config.ema_decay else "auto"
+    values["freeze_early_layers"] = str(config.freeze_early_layers)  # true and 1 are equal as values
     values["micro_batch_size"] = config.micro_batch_size or config.batch_size
     unused = ["pretrained", "use_augmentation", "early_stopping_patience"]
     if config.optimizer != "sgd":

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from sat_vg.backbone_finetuning.configs.command_line import parse_command_line
-from sat_vg.backbone_finetuning.configs.finetune_config import SCENES_DEFAULTS, FinetuneConfig
+from sat_vg.backbone_finetuning.configs.finetune_config import SCENES_DEFAULTS, TOPICS, FinetuneConfig
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 
@@ -15,6 +15,14 @@ def test_flags_over_yaml_over_defaults(tmp_path):
     assert (config.dataset_path, config.batch_size, config.num_epochs) == ("here", 7, 11)
     assert config.learning_rate == FinetuneConfig().learning_rate
     assert parse_command_line([f"--config={path}", "--num_epochs=11"]).config == config
+
+
+def test_flags_outrank_yaml_wherever_they_stand(tmp_path):
+    for number in (1, 2):
+        (tmp_path / f"{number}.yaml").write_text(f"num_epochs: {number}\nseed: {number}\n")
+    files = [part for number in (1, 2) for part in ("--config", str(tmp_path / f"{number}.yaml"))]
+    config = parse_command_line(["--num_epochs", "7", "--num_epochs", "9", *files, "--nodata", "null"]).config
+    assert (config.num_epochs, config.seed) == (9, 2)
 
 
 def test_without_a_data_set_the_defaults_are_those_of_the_scenes():
@@ -45,6 +53,8 @@ def test_values_that_only_look_like_something_else():
         (["stray"], "stray"),
         (["--config", "/nowhere.yaml"], "'/nowhere.yaml' cannot be read"),
         (["--batch_size", "-1", "--lr_gamma", "3"], "2 problems"),
+        (["--batch_size", "many", "--lr_gamma", "x", "--sampler=odd", "--phase_epochs", "1,x"], "4 problems"),
+        (["--batch_size", "many", "--batch_size", "x"], "batch_size = 'x'"),
     ],
 )
 def test_bad_flags(arguments, part):
@@ -76,6 +86,10 @@ def test_help_says_what_each_field_is(capsys):
     text = capsys.readouterr().out
     for name in FinetuneConfig.field_names():
         assert f"--{name}" in text
+    for noise in ("Annotated", "Range(", "Optional", "Union", "type:"):
+        assert noise not in text
+    positions = [text.index(f"\n{topic}:\n") for topic in TOPICS]
+    assert positions == sorted(positions)
     assert "Exit codes" in text
     assert "resnet50" in text
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.configs.validation import RULES
+from sat_vg.backbone_finetuning.configs.ranges import rules_of
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 NAMES_OF_THE_FIRST_README = set(
@@ -24,7 +24,7 @@ def test_the_names_that_users_know_are_all_there():
 
 
 def test_every_field_has_a_rule_and_a_doc():
-    assert set(RULES) == set(FinetuneConfig.field_names())
+    assert set(rules_of(FinetuneConfig)) == set(FinetuneConfig.field_names())
     source = Path(sys.modules[FinetuneConfig.__module__].__file__).read_text()
     lines = [line.strip() for line in source.splitlines()]
     for name in FinetuneConfig.field_names():

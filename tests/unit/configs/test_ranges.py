@@ -19,6 +19,7 @@ from sat_vg.backbone_finetuning.configs.ranges import (
     rule_of,
     rules_of,
 )
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 NEVER = (True, "x", (), [], {}, float("nan"), float("inf"), 10**400, 3 + 0j, object())
 
@@ -86,5 +87,5 @@ def test_the_example_is_the_default_unless_that_switches_something_off(name, rem
 
 
 def test_a_type_that_no_setting_has_is_refused():
-    with pytest.raises(TypeError, match="cannot be a"):
+    with pytest.raises(ConfigError, match="has the type"):
         rule_of(dict[str, int])

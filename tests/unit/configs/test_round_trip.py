@@ -40,7 +40,7 @@ SEVERAL = st.sampled_from(
         {"strategy": "lp_ft"},
         {"strategy": "progressive", "num_epochs": 9, "phase_epochs": (2, 3, 4)},
         {"freeze_early_layers": True, "unfreeze_layers": ("layer3", "null", "yes", "1e3", "ü ö")},
-        {"freeze_layers": 2, "pretrained": False, "weights": None},
+        {"freeze_early_layers": 2, "pretrained": False, "weights": None},
     ]
 )
 

@@ -291,5 +291,5 @@ class TestRequireReadable:
             require_readable(splits, "skip")
         message = str(caught.value)
         assert message.startswith("3 of 40 images cannot be read, 7.5 % of them, and at most 1 % may be left out:\n")
-        assert "--max_bad_fraction 0.075" in message
+        assert "--on_bad_image skip:0.075" in message
         assert len(require_readable(splits, "skip", max_bad_fraction=0.075).left_out) == 3

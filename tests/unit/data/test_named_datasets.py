@@ -19,7 +19,7 @@ import pytest
 import torchvision
 from tiny_datasets import BUILDERS, class_folder, eurosat, idx, md5, pixels
 
-from sat_vg.backbone_finetuning.configs.image_sources import DATASET_NAMES
+from sat_vg.backbone_finetuning.configs.choices import DATASETS as DATASET_NAMES
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.data.sources.named_datasets import load_named
 from sat_vg.backbone_finetuning.data.sources.torchvision_datasets import DATASETS

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sat_vg.backbone_finetuning.training.ema import MovingAverage, NullAverage, UnusedAverage
+from sat_vg.backbone_finetuning.training.ema import MovingAverage, NullAverage
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 
 
@@ -92,19 +92,6 @@ def test_an_optimizer_goes_on_after_a_swap(network):
         with average.applied():
             pass
     assert not torch.equal(network[0].weight, before["0.weight"])
-
-
-def test_an_unused_average_is_kept_while_the_weights_are_validated(network):
-    used, unused = MovingAverage(network, 0.9), UnusedAverage(network, 0.9)
-    step(network)
-    raw = values(network)
-    for average in (used, unused):
-        average.update(0)
-    with unused.applied():
-        assert all(torch.equal(value, raw[name]) for name, value in values(network).items())
-    for name, value in used.state_dict().items():
-        assert torch.equal(value, unused.state_dict()[name])
-        assert not torch.equal(value, raw[name])
 
 
 def test_no_average_is_nothing(network):

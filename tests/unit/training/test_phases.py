@@ -97,7 +97,7 @@ def test_every_strategy_fills_the_epochs_and_never_freezes_again(strategy, num_e
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"strategy": "lp_ft", "freeze_layers": 2}, "says what is trained, and so does freeze_layers = 2"),
+        ({"strategy": "lp_ft", "freeze_layers": 2}, "says what is trained, and so does freeze_early_layers = 2"),
         ({"strategy": "full", "freeze_early_layers": True}, "and so does freeze_early_layers = True"),
         ({"strategy": "gradual"}, "strategy = 'gradual': must be full or linear_probe"),
         ({"last_layers": 2, "strategy": "full"}, "has no effect with strategy = 'full'"),
@@ -112,8 +112,10 @@ def test_every_strategy_fills_the_epochs_and_never_freezes_again(strategy, num_e
             "solves for the head, so there are no weights before",
         ),
         ({"wise_ft": 1}, "wise_ft = 1: must be true or false"),
-        ({"best_weights": "average", "ema_decay": 0.0}, "has no effect while ema_decay = 0.0 keeps no average"),
-        ({"best_weights": "raw", "ema_decay": 0.9}, "best_weights = 'raw': must be auto or average or trained"),
+        (
+            {"best_weights": "raw", "ema_decay": 0.9},
+            "best_weights = 'raw': is retired: with an ema_decay above 0 the average is validated",
+        ),
         ({"ema_decay": 1.0}, "must be a number from 0 up to but not including 1"),
     ],
 )

@@ -26,7 +26,7 @@ OWN_FIELDS = ("backbone", "strategy", "seed", "checkpoint_dir", "log_dir", "resu
 # The settings that select and split the images; the same in all cells.
 DATA_FIELDS = (
     "dataset_path", "dataset", "train_split", "val_split", "val_fraction", "num_classes", "on_bad_image",
-    "max_bad_fraction", "on_duplicates",
+    "on_duplicates",
 )  # fmt: skip
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 

@@ -159,8 +159,8 @@ def find_unreadable(paths: Sequence[str], **options: Any) -> list[BadImage]:
 def require_readable(
     splits: Splits,
     policy: Literal["error", "skip"],
-    *,
     max_bad_fraction: float = 0.01,
+    *,
     record: Path | None = None,
     threads: int | None = None,
     show_progress: bool = True,
@@ -200,7 +200,7 @@ def require_readable(
         raise DataError(
             f"{len(bad)} of {len(paths)} images cannot be read, {100 * fraction:.2g} % of them, and at most "
             f"{100 * max_bad_fraction:g} % may be left out:\n{_listing(bad)}\n"
-            f"So many point to a damaged copy: mend them, or allow it with --max_bad_fraction {enough:g}"
+            f"So many point to a damaged copy: mend them, or allow it with --on_bad_image skip:{enough:g}"
         )
     kept = splits.without({image.path for image in bad})
     counts = kept.train.class_counts()
