@@ -24,9 +24,9 @@ def test_unreadable_images(train_here, class_folders):
     refuse(train_here("--dataset_path", class_folders), str(broken), "empty.png", "--on_bad_image skip")
     refuse(
         train_here("--dataset_path", class_folders, "--on_bad_image", "skip"),
-        "2 of 37", "5.4 %", "--max_bad_fraction 0.055", str(broken),
+        "2 of 37", "5.4 %", "--on_bad_image skip:0.055", str(broken),
     )  # fmt: skip
-    run = train_here(*TINY, "--dataset_path", class_folders, "--on_bad_image", "skip", "--max_bad_fraction", 0.055)
+    run = train_here(*TINY, "--dataset_path", class_folders, "--on_bad_image", "skip:0.055")
     assert run.code == 0, run.err
     assert f"left out {broken}" in run.out
     assert "empty.png" in run.out

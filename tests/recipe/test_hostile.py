@@ -134,10 +134,8 @@ class TestImages:
         run = train_here(*TINY, "--dataset_path", images)
         refused(run.code, run.out, run.err, f"{bad} of {bad + 12} images cannot be read", f"and {bad - 10} more")
         run = train_here(*TINY, "--dataset_path", images, "--on_bad_image", "skip")
-        refused(run.code, run.out, run.err, "--max_bad_fraction 0.774")
-        run = train_here(
-            *TINY, "--dataset_path", images, "--on_bad_image", "skip", "--max_bad_fraction", 1, "--num_epochs", 1
-        )
+        refused(run.code, run.out, run.err, "--on_bad_image skip:0.774")
+        run = train_here(*TINY, "--dataset_path", images, "--on_bad_image", "skip:1", "--num_epochs", 1)
         assert run.code == 0, run.err
         assert sum(line.startswith("left out ") for line in run.out.splitlines()) == 11  # ten, and how many others
         assert f"left out {bad - 10} more" in run.out

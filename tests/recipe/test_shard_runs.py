@@ -200,7 +200,7 @@ def test_what_the_command_refuses(command, class_folders, tmp_path):
     assert (code, "left out" in out) == (0, True)
     (tmp_path / "p").mkdir()
     (tmp_path / "p/mine.tar").write_bytes(b"")
-    skipping = ("--on_bad_image", "skip", "--max_bad_fraction", 0.1)
+    skipping = ("--on_bad_image", "skip:0.1")
     assert "holds tar files of others: 'mine.tar'" in refused(class_folders, "--out", "p", *skipping)
     assert "DATA needs --out OUT" in refused(class_folders)
     assert "say one of DATA, --index DIR and --check DIR" in refused()

@@ -1,10 +1,11 @@
 """The options of ``sat-vg shard``."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
+from sat_vg.backbone_finetuning.configs.choices import OnDuplicates
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.configs.ranges import PositiveInt, Range
+from sat_vg.backbone_finetuning.configs.ranges import BadImagePolicy, PositiveInt, Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +34,12 @@ class ShardOptions:
     """Name of the validation folder."""
     bands: tuple[int | str, ...] | None = None
     """The images are GeoTIFFs, of which these bands can be read, such as red=4,green=3,blue=2,nir=8."""
-    on_bad_image: Literal["error", "skip"] = "error"
-    """Stop at an image that cannot be read, or leave it out."""
-    max_bad_fraction: float = FinetuneConfig.max_bad_fraction
-    """Share of all images that may be left out."""
-    on_duplicates: Literal["error", "warn", "ignore"] = "error"
+    on_bad_image: BadImagePolicy = "error"
+    """What to do with images that cannot be read. error: stop. skip: leave them out, up to 1 % of all images;
+    skip:0.05: up to 5 %."""
+    max_bad_fraction: float = 0.01
+    """Earlier spelling of on_bad_image = skip:SHARE; it works for one more version."""
+    on_duplicates: OnDuplicates = "error"
     """What to do with the same image in two splits."""
     allow_outside: bool = False
     """A table may name images outside its own folder."""
