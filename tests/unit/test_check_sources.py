@@ -111,7 +111,7 @@ def test_bands_that_cannot_be(check, tiles, class_folders, monkeypatch):
         ((tiles,), "it is a TIFF with 13 bands"),
         ((tiles, "--bands", "B04,B77"), "has no single band that is called 'B77'"),
         ((tiles, "--bands", "14"), "so there is none of number 14"),
-        ((tiles, "--bands", "B04,,B03"), "bands = ('B04', '', 'B03'): must be a list of bands"),
+        ((tiles, "--bands", "B04,,B03"), "--bands B04,,B03: must be a list of bands"),
         ((tiles, "--bands", "4, 4"), "bands = [4, 4]: '4' comes twice"),
         ((class_folders, "--bands", "1,2,3"), "none of the 27 training images is a GeoTIFF that can be read"),
         (("--bands", "1", "--dataset", "mnist"), "dataset = 'mnist' is RGB; leave one of the two out"),

@@ -17,7 +17,7 @@ def plain_value(value: Any) -> Any:
 
 def as_argument(value: Any) -> str:
     """A plain value as the command line takes it."""
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return ",".join(map(str, value))
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from sat_vg.backbone_finetuning.configs.band_choice import Bands
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 
 
@@ -16,7 +17,7 @@ class CheckOptions:
     dataset: str | None = None
     """A data set that torchvision reads, such as eurosat or cifar10. What DATA (unset: the cache folder) lacks of it
     is downloaded."""
-    bands: tuple[int | str, ...] | None = None
+    bands: Bands | None = None
     """Read GeoTIFFs, and these bands of them, such as red=4,green=3,blue=2,nir=8. Unset: 8-bit RGB."""
     nodata: float | None = None
     """With bands: a value that stands for no value, beside those that the files declare."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from sat_vg.backbone_finetuning.configs.band_choice import Bands
 from sat_vg.backbone_finetuning.configs.choices import OnDuplicates
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.configs.ranges import BadImagePolicy, PositiveInt, Range
@@ -32,7 +33,7 @@ class ShardOptions:
     """Name of the training folder."""
     val_split: str = FinetuneConfig.val_split
     """Name of the validation folder."""
-    bands: tuple[int | str, ...] | None = None
+    bands: Bands | None = None
     """The images are GeoTIFFs, of which these bands can be read, such as red=4,green=3,blue=2,nir=8."""
     on_bad_image: BadImagePolicy = "error"
     """What to do with images that cannot be read. error: stop. skip: leave them out, up to 1 % of all images;
