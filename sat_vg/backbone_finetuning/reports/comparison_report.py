@@ -1,13 +1,11 @@
 """The results of a comparison as ranked rows, and as text, Markdown and CSV."""
 
-import csv
-import io
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sat_vg.backbone_finetuning.reports.seed_statistics import Difference, deviation, difference
-from sat_vg.backbone_finetuning.reports.tables import spreadsheet_cell, text_table
+from sat_vg.backbone_finetuning.reports.tables import csv_text, spreadsheet_cell, text_table
 from sat_vg.backbone_finetuning.utils.printable import one_line
 
 
@@ -297,11 +295,7 @@ def markdown(text: str) -> str:
 def as_csv(comparison: Comparison) -> str:
     """One line per row, each number in a column of its own; shares of 1, seconds, GiB; empty where unknown."""
     lines = [_plain_row(comparison, place, row) for place, row in enumerate(comparison.rows)]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return csv_text(list(lines[0]), (list(line.values()) for line in lines))
 
 
 def _plain_row(comparison: Comparison, place: int, row: Row) -> dict[str, object]:

@@ -1,12 +1,11 @@
 """The predictions of single images as a table that spreadsheets can open."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, compress
 from typing import Any
 
-from sat_vg.backbone_finetuning.reports.tables import spreadsheet_cell
+from sat_vg.backbone_finetuning.reports.tables import csv_text, spreadsheet_cell
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,18 @@ class Prediction:
             "predicted": class_names[self.classes[0]],
             "probability": self.probabilities[0],
         }
+
+    def header(self, class_names: Sequence[str]) -> list[str]:
+        """The first line of the table, which has columns for as many classes as this prediction."""
+        others = [f"{what}_{rank}" for rank in range(2, len(self.classes) + 1) for what in ("class", "probability")]
+        return ["path", "true", "predicted", "probability", "correct", "in_top_5", *others]
+
+    def cells(self, class_names: Sequence[str]) -> list[str]:
+        """Its line of the table."""
+        names = [spreadsheet_cell(class_names[index]) for index in (self.label, *self.classes)]
+        first, *others = zip(names[1:], (f"{share:.6f}" for share in self.probabilities), strict=True)
+        checks = [str(self.label in classes).lower() for classes in (self.classes[:1], self.classes)]
+        return [spreadsheet_cell(self.path), names[0], *first, *checks, *chain.from_iterable(others)]
 
 
 @dataclass(frozen=True)
@@ -67,41 +78,21 @@ class SetPrediction:
             "loss": self.loss,
         }
 
+    def header(self, class_names: Sequence[str]) -> list[str]:
+        """The first line of the table."""
+        return ["path", "true", "predicted", "correct", "loss", *map(spreadsheet_cell, class_names)]
 
-def set_predictions_csv(predictions: Sequence[SetPrediction], class_names: Sequence[str]) -> str:
-    """A line for each image: path, classes with | between, whether all are right, loss, and every probability.
-
-    Cells are written as in ``predictions_csv``.
-    """
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["path", "true", "predicted", "correct", "loss", *map(spreadsheet_cell, class_names)])
-    for one in predictions:
-        named = one.named(class_names)
-        sets = [spreadsheet_cell("|".join(named[what])) for what in ("true", "predicted")]
-        correct = str(list(one.has) == list(one.given)).lower()
-        shares = [f"{share:.6f}" for share in one.probabilities]
-        writer.writerow([spreadsheet_cell(one.path), *sets, correct, f"{one.loss:.6f}", *shares])
-    return file.getvalue()
+    def cells(self, class_names: Sequence[str]) -> list[str]:
+        """Its line of the table: classes with | between, whether all are right, loss, and every probability."""
+        sets = [spreadsheet_cell("|".join(compress(class_names, chosen))) for chosen in (self.has, self.given)]
+        shares = [f"{share:.6f}" for share in self.probabilities]
+        correct = str(list(self.has) == list(self.given)).lower()
+        return [spreadsheet_cell(self.path), *sets, correct, f"{self.loss:.6f}", *shares]
 
 
-def predictions_csv(predictions: Sequence[Prediction], class_names: Sequence[str]) -> str:
+def predictions_csv(predictions: Sequence[Prediction | SetPrediction], class_names: Sequence[str]) -> str:
     """A line for each image: path, classes, probabilities, and whether they are right.
 
     Cells that a spreadsheet would take for a formula get an apostrophe before them; control characters are escaped.
     """
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    most = len(predictions[0].classes)
-    others = [f"{what}_{rank}" for rank in range(2, most + 1) for what in ("class", "probability")]
-    writer.writerow(["path", "true", "predicted", "probability", "correct", "in_top_5", *others])
-    names = [spreadsheet_cell(name) for name in class_names]
-    for one in predictions:
-        ranked = [f"{share:.6f}" for share in one.probabilities]
-        further = [
-            cell for pair in zip(one.classes[1:], ranked[1:], strict=True) for cell in (names[pair[0]], pair[1])
-        ]
-        correct, in_top_5 = (str(found).lower() for found in (one.classes[0] == one.label, one.label in one.classes))
-        first = [spreadsheet_cell(one.path), names[one.label], names[one.classes[0]], ranked[0], correct, in_top_5]
-        writer.writerow([*first, *further])
-    return file.getvalue()
+    return csv_text(predictions[0].header(class_names), (one.cells(class_names) for one in predictions))

@@ -1,6 +1,8 @@
-"""Tables of plain text, and cells of CSV files."""
+"""Tables of plain text and of CSV files."""
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Iterable, Sequence
 
 from sat_vg.backbone_finetuning.utils.printable import one_line
 
@@ -22,6 +24,13 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[object]], left: Se
         aligned = [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(aligned).rstrip())
     return "\n".join(lines)
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """The text of a CSV file; None is an empty cell."""
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    return file.getvalue()
 
 
 def spreadsheet_cell(text: str) -> str:

@@ -9,12 +9,7 @@ import pytest
 
 from sat_vg.backbone_finetuning.reports.evaluation_figures import TERMS, draw_class_scores, draw_reliability
 from sat_vg.backbone_finetuning.reports.evaluation_page import Report, render_report
-from sat_vg.backbone_finetuning.reports.prediction_table import (
-    Prediction,
-    SetPrediction,
-    predictions_csv,
-    set_predictions_csv,
-)
+from sat_vg.backbone_finetuning.reports.prediction_table import Prediction, SetPrediction, predictions_csv
 
 PICTURE = np.zeros((8, 8, 3), np.uint8)
 EPOCHS = [
@@ -190,7 +185,7 @@ def test_a_table_of_several_classes_with_spreadsheets_in_mind():
         SetPrediction("-x.png", [True, True, False], [True, False, True], [0.9, 0.25, 0.75], 0.5),
         SetPrediction("y.png", [False] * 3, [False] * 3, [0.1, 0.2, 0.3], 0.125),
     ]
-    lines = list(csv.reader(io.StringIO(set_predictions_csv(predictions, names))))
+    lines = list(csv.reader(io.StringIO(predictions_csv(predictions, names))))
     assert lines[0] == ["path", "true", "predicted", "correct", "loss", "'=1+1", "sea", "a,b"]
     assert lines[1] == [
         "'-x.png", "'=1+1|sea", "'=1+1|a,b", "false", "0.500000", "0.900000", "0.250000", "0.750000"

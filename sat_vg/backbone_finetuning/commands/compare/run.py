@@ -1,10 +1,9 @@
 """The comparison, from top to bottom: plan → data → cells → costs → ranking → tables and chart."""
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from sat_vg.backbone_finetuning.commands.compare import cells as records
 from sat_vg.backbone_finetuning.commands.compare.options import CompareOptions
@@ -13,6 +12,7 @@ from sat_vg.backbone_finetuning.commands.compare.results import Finished, comman
 from sat_vg.backbone_finetuning.commands.compare.training_process import run_training, why_it_failed
 from sat_vg.backbone_finetuning.commands.evaluate.options import EvaluateOptions
 from sat_vg.backbone_finetuning.commands.evaluate.run import evaluate_checkpoint
+from sat_vg.backbone_finetuning.commands.output_folder import lock_output
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.models.artifact import current_versions, read_artifact
@@ -29,7 +29,6 @@ from sat_vg.backbone_finetuning.training.preparation import (
 from sat_vg.backbone_finetuning.training.run import contents_of, fingerprint_of
 from sat_vg.backbone_finetuning.training.unset_fields import choose_image_size
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, InterruptedRun, StoppedError, UserError, WriteError
-from sat_vg.backbone_finetuning.utils.folder_lock import lock_folder
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.backbone_finetuning.utils.terminal import say
@@ -58,7 +57,7 @@ def compare(options: CompareOptions, flags: Sequence[str] = ()) -> None:
     if options.dry_run:
         _show_plan(cells, options)
         return
-    with _lock(out):
+    with lock_output(out):
         data = _read_data(cells)
         _refuse_changes(cells, {seed: one.fingerprint for seed, one in data.items()}, options)
         finished, failures = [], []
@@ -109,24 +108,6 @@ def _require_backbones(cells: Sequence[Cell]) -> None:
 def _with_image_size(config: FinetuneConfig) -> FinetuneConfig:
     size = choose_image_size(config)
     return config if size is None else config.replace(image_size=size.pixels)
-
-
-@contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Keep other comparisons out of the folder."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"--out {str(out)!r}: the folder cannot be made ({error.strerror}); choose another"
-        ) from error
-    with ExitStack() as lock:
-        try:
-            lock.enter_context(lock_folder(out))
-        except ConfigError as error:  # its message is about the folders of a training
-            reason = str(error).partition(". Wait")[0].partition("; choose")[0]
-            raise ConfigError(f"{reason}; wait for it, or choose another --out") from error
-        yield
 
 
 def _read_data(cells: Sequence[Cell]) -> dict[int, SeedData]:

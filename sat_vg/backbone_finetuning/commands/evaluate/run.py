@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sat_vg.backbone_finetuning.commands.evaluate.files import epochs_of_run, write_results
-from sat_vg.backbone_finetuning.commands.evaluate.kinds import KINDS
 from sat_vg.backbone_finetuning.commands.evaluate.options import EvaluateOptions
+from sat_vg.backbone_finetuning.commands.evaluate.task_results import TASK_RESULTS, summary_of
 from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_model
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageDataset, Workers, validation_loader
@@ -20,6 +20,7 @@ from sat_vg.backbone_finetuning.evaluation.mistakes import look_at
 from sat_vg.backbone_finetuning.evaluation.predictions import Predictions, predict
 from sat_vg.backbone_finetuning.models.artifact import current_versions, read_artifact, write_artifact
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.reports.prediction_table import predictions_csv
 from sat_vg.backbone_finetuning.training.preparation import (
     choose_hardware,
     explained_losses,
@@ -61,19 +62,20 @@ def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
     read = decoder_of(model.preprocessing).read
     dataset = ImageDataset(split, model.preprocessing.geometry(), config.seed, read)
     predictions = run_over(model, dataset, config, precision, options.batch_size)
-    kind, paths = KINDS[model.task], relative_paths(config, split)
+    results = TASK_RESULTS[model.task]
     if target is not None:
-        model.temperature = kind.fit(predictions.logits, predictions.labels)
-    mistakes = kind.mistakes(predictions, paths, model)
+        model.temperature = results.fit_temperature(predictions.logits, predictions.labels)
+    lines = results.per_image(predictions, relative_paths(config, split), model)
+    mistakes = results.mistakes(predictions, lines, model)
     content = {
         **summary(options, config, model, split),
-        **kind.assess(predictions, model),
+        **results.assess(predictions, model.class_names, model.temperature),
         "mistakes": [one.entry for one in mistakes],
     }
-    say(kind.table(content))
+    say(summary_of(content))
     views = [look_at(model, dataset, one.place, one.explained, precision) for one in mistakes]
-    folder, table = expand_home(options.out), kind.csv(predictions, paths, model)
-    write_results(folder, content, table, views, epochs_of_run(content["training"]))
+    table = predictions_csv(lines, model.class_names)
+    write_results(expand_home(options.out), content, table, views, epochs_of_run(content["training"]))
     if target is not None:
         write_artifact(target, replace(read_artifact(source), temperature=model.temperature))
         say(f"written: {target}, which is {source} with a temperature of {model.temperature:.3f}")

@@ -3,7 +3,6 @@
 import glob
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.commands.extract.options import ExtractOptions
+from sat_vg.backbone_finetuning.commands.output_folder import lock_output
 from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_model
 from sat_vg.backbone_finetuning.data.features.files import (
     Features,
@@ -42,7 +42,6 @@ from sat_vg.backbone_finetuning.utils.errors import (
     StoppedError,
     WriteError,
 )
-from sat_vg.backbone_finetuning.utils.folder_lock import LOCK, lock_folder
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision, set_up_process
 from sat_vg.backbone_finetuning.utils.safe_files import remove_unfinished
@@ -118,15 +117,16 @@ def extract_features(options: ExtractOptions) -> Path:
     say(f"images: {images.description}")
     settings = _hash_of_settings(checkpoint, computation, options.dtype)
     spool = Spool(_partial(target), computation.columns, options.dtype, settings)
+    busy = f"{str(target)!r} is being written by another extraction: "
     if target.exists():
         _require_same(target, f"{settings}:{hash_of_images(images)}")
         if spool.folder.exists():  # of a run that was killed before it could remove it
-            with _alone_in(spool.folder, target):
+            with lock_output(spool.folder, busy):
                 spool.remove()
         say(f"{target} holds these features already: nothing was left to do")
         return target
     _require_room(target, 2 * len(images) * spool.row_bytes)
-    with _alone_in(spool.folder, target), advising_smaller_batches(options.batch_size), _advising_to_go_on(target):
+    with lock_output(spool.folder, busy), advising_smaller_batches(options.batch_size), _advising_to_go_on(target):
         try:
             remove_unfinished(target.parent, [glob.escape(target.name)])
             spool.open(images)
@@ -179,26 +179,6 @@ def _require_room(target: Path, needed: int) -> None:
             f"{str(target)!r} needs {needed / 2**30:.1f} GiB while it is made, twice its size; free there are "
             f"{free / 2**30:.1f} GiB. Make room, choose another --out, --dtype float16, or fewer --stages"
         )
-
-
-@contextmanager
-def _alone_in(folder: Path, target: Path) -> Iterator[None]:
-    """Keep other extractions into the same file out; the folder is removed at the end if it is empty."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / LOCK).touch()
-    except OSError as error:
-        raise WriteError(f"{str(folder)!r} cannot be written to ({error.strerror}); choose another --out") from error
-    with ExitStack() as held:
-        try:
-            held.enter_context(lock_folder(folder))
-        except ConfigError as error:  # it advises on the folders of a training
-            advice = re.sub(r"choose others with .*", "choose another --out", str(error))
-            raise ConfigError(f"{str(target)!r} is being written by another extraction: {advice}") from error
-        yield
-        held.close()
-        with suppress(OSError):  # it is not empty
-            folder.rmdir()
 
 
 @contextmanager

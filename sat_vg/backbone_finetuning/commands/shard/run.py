@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from sat_vg.backbone_finetuning.commands.output_folder import lock_output
 from sat_vg.backbone_finetuning.commands.shard.options import ShardOptions
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.shards.cache import LocalShards, require_webdataset, store_of
@@ -40,7 +41,6 @@ from sat_vg.backbone_finetuning.training.preparation import (
     load_splits,
 )
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, WriteError
-from sat_vg.backbone_finetuning.utils.folder_lock import LOCK, lock_folder
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.json_reading import read_json
 from sat_vg.backbone_finetuning.utils.printable import one_line
@@ -90,7 +90,7 @@ def write_shards(options: ShardOptions) -> None:
     splits = check_images(config, found, decoder_of_config(config, found)).splits
     planned = plan_shards(splits, limit, options.seed)
     plan = hash_of_plan(planned, splits)
-    with _alone_in(folder):
+    with lock_output(folder):
         if (folder / INDEX).exists():
             _require_same(folder, plan)
             say(f"{folder} holds these shards already; nothing was written")
@@ -265,20 +265,6 @@ def _read_back(folder: Path, shard: PlannedShard, splits: Splits) -> ListedShard
         return listed(shard, scan_shard(folder / shard.name), splits.train.label_sets)
     except DataError:  # altered since
         return None
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / LOCK).touch()
-    except OSError as error:
-        raise WriteError(f"{str(folder)!r} cannot be written to ({error.strerror}); choose another --out") from error
-    try:
-        with lock_folder(folder):
-            yield
-    except ConfigError as error:  # it advises on the folders of a training
-        raise ConfigError(re.sub(r"choose others with .*", "choose another --out", str(error))) from error
 
 
 @contextmanager
