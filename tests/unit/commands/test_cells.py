@@ -1,50 +1,105 @@
-"""The record of a finished cell: what one holds where an image has one class, and where it can have several."""
+"""What a comparison plans: flags over the recipe over defaults, and what it refuses."""
 
-import json
+from pathlib import Path
 
 import pytest
 
-from sat_vg.backbone_finetuning.commands.compare.cells import CELL, CellResult, read_result, write_result
+from sat_vg.backbone_finetuning.commands.compare.cells import make_cells, parse_count, parse_weights
+from sat_vg.backbone_finetuning.commands.compare.options import CompareOptions
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
-ONE = CellResult(0.5, 0.4, 3, 5, 10.0, 12.0, None, 9, "hash")
-SEVERAL = CellResult(0.5, 0.4, 3, 5, 10.0, 12.0, 0.7, 9, "hash", map=0.8)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints/best_model.pt").touch()
-    return tmp_path
+REPOSITORY = Path(__file__).parents[3]
+GRID = {"backbones": ("resnet18", "vgg11"), "strategies": ("full", "linear_probe"), "seeds": (0, 7)}
 
 
-@pytest.mark.parametrize(("result", "score"), [(ONE, 0.5), (SEVERAL, 0.8)])
-def test_a_record_is_read_back(folder, result, score):
-    write_result(folder, FinetuneConfig(), result, {})
-    assert read_result(folder) == result
-    assert result.score == score
+def recipe(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return str(path)
 
 
-def test_records_of_one_class_an_image_are_what_they_were(folder):
-    write_result(folder, FinetuneConfig(), ONE, {})
-    names = [
-        "accuracy",
-        "macro_f1",
-        "epoch",
-        "epochs",
-        "training_seconds",
-        "seconds",
-        "peak_gib",
-        "val_images",
-        "data",
-    ]
-    assert list(json.loads((folder / CELL).read_text())["result"]) == names
+def test_flags_outrank_the_recipe_which_outranks_defaults(tmp_path):
+    text = """
+settings: {num_epochs: 6, learning_rate: 1e-3, image_size: 64, unfreeze_layers: null}
+settings_by_strategy: {full: {learning_rate: 1e-4, label_smoothing: 0.1}}
+settings_by_backbone: {vgg11: {learning_rate: 1e-5}, alexnet: {learning_rate: 1}}
+dataset_path: images
+seeds: [1]
+"""
+    flags = ("--num_epochs", "9", "--mixup_alpha=0.2")
+    cells = make_cells(CompareOptions(recipe=recipe(tmp_path, text), out=str(tmp_path), **GRID), flags)
+    found = {(c.config.backbone, c.config.strategy, c.config.seed): c.config for c in cells}
+    assert list(found) == [(b, s, n) for n in (0, 7) for b in ("resnet18", "vgg11") for s in ("full", "linear_probe")]
+    for config in found.values():
+        assert (config.num_epochs, config.image_size, config.mixup_alpha) == (9, 64, 0.2)
+        assert config.weight_decay == FinetuneConfig().weight_decay
+    rates = {key[:2]: config.learning_rate for key, config in found.items()}
+    assert rates["resnet18", "full"] == 1e-4
+    assert rates["resnet18", "linear_probe"] == 1e-3
+    assert rates["vgg11", "full"] == rates["vgg11", "linear_probe"] == 1e-5
+    assert len({cell.folder for cell in cells}) == len({cell.config.checkpoint_dir for cell in cells}) == 8
+    assert found["resnet18", "full", 7].log_dir == str(tmp_path / "cells/resnet18-full-seed7/logs")
 
 
-@pytest.mark.parametrize("change", [{"map": "0.8"}, {"map": None}, {"other": 1}, {"accuracy": None}])
-def test_a_record_that_is_not_sound_counts_for_nothing(folder, change):
-    write_result(folder, FinetuneConfig(), SEVERAL, {})
-    record = json.loads((folder / CELL).read_text())
-    record["result"] |= change
-    (folder / CELL).write_text(json.dumps(record))
-    assert read_result(folder) is None
+def test_folders_of_odd_names_stay_inside(tmp_path):
+    cells = make_cells(
+        CompareOptions(data="d", backbones=("timm:../x", ".."), strategies=("full",), seeds=(0,), out=str(tmp_path))
+    )
+    for cell in cells:
+        assert cell.folder.resolve().parent == tmp_path / "cells"
+
+
+def test_the_recipe_for_ucmerced_is_sound(tmp_path):
+    cells = make_cells(
+        CompareOptions(data="d", recipe=str(REPOSITORY / "configs/compare/ucmerced.yaml"), out=str(tmp_path))
+    )
+    assert len(cells) == 12
+    assert {cell.config.image_size for cell in cells} == {128}
+
+
+@pytest.mark.parametrize(
+    ("change", "text", "message"),
+    [
+        ({}, "settings: {num_epoch: 3}", "did you mean 'num_epochs'"),
+        ({}, "setting: {}", "did you mean 'settings'"),
+        ({}, "settings: {seed: 3}", "seed cannot be set here"),
+        ({}, "settings: [1]", "must hold lines such as 'num_epochs: 5'"),
+        ({}, "weights: [a]", "weights = ['a']: must hold lines"),
+        ({}, "weights: {resnet18: 3}", "weights: resnet18: 3 is no path"),
+        ({}, "settings_by_backbone: {vgg11: {val_fraction: 0.3}}", "val_fraction must be the same in all cells"),
+        (
+            {"data": None},
+            "settings: {dataset_path: y}\nsettings_by_strategy: {full: {dataset_path: x}}",
+            "dataset_path must be the same in all cells",
+        ),
+        ({"seeds": None}, "seeds: [one]", "must be a list of whole numbers"),
+        ({"seeds": None}, "seeds: [true]", "must be a list of whole numbers"),
+        ({"backbones": None}, "backbones: resnet18", "must be a list of names"),
+        ({"seeds": (-1,)}, "", "seed = -1: must be a whole number of 0 or more"),
+        ({"flags": ("--seed", "3")}, "", "--seed cannot stand behind '--'"),
+        ({"flags": ("--backbone=x",)}, "", "--backbone cannot stand behind '--'"),
+        ({"flags": ("--dry_run",)}, "", "put --dry_run or --help before it"),
+        ({"flags": ("--num_epoch", "3")}, "", "did you mean 'num_epochs'"),
+        ({"flags": ("--last_layers", "2")}, "", "belongs under settings_by_strategy"),
+        ({"flags": ("--num_epochs", "none")}, "", "resnet18 full: the configuration has 1 problem"),
+        ({"data": None}, "", "no images to compare on"),
+        ({"data": None}, "settings: {}", "no images to compare on"),
+    ],
+)
+def test_what_is_refused(tmp_path, change, text, message):
+    given = {"data": "d", "out": str(tmp_path), **GRID, **change}
+    flags = given.pop("flags", ())
+    with pytest.raises(ConfigError) as caught:
+        make_cells(CompareOptions(**given, recipe=recipe(tmp_path, text) if text else None), flags)
+    assert message in str(caught.value)
+
+
+def test_values_of_options():
+    assert parse_weights(("a=x/y.pth", "b=z=1")) == {"a": "x/y.pth", "b": "z=1"}
+    assert [parse_count(t) for t in ("5M", "500k", "2.5e6", "1.2B", "7")] == [5_000_000, 500_000, 2_500_000, 1.2e9, 7]
+    for text in ("M", "-5", "nan"):
+        with pytest.raises(ConfigError, match=f"--max_params {text}: must be a number of parameters; for example 5M"):
+            parse_count(text)
+    with pytest.raises(ConfigError, match="--weights a: must be pairs; for example resnet18="):
+        parse_weights(("a",))

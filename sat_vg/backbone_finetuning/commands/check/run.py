@@ -1,4 +1,4 @@
-"""What is wrong with a data set: every image is read once, and judged as a training would take it."""
+"""Problems of a data set: every image is read once, as a training would read it."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sat_vg.backbone_finetuning.commands.check.image_stats import Looks, RgbLooks, looks_of
+from sat_vg.backbone_finetuning.commands.check.image_stats import ImageStats, RgbStats, stats_of
 from sat_vg.backbone_finetuning.commands.check.options import CheckOptions
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.checks.duplicates import (
@@ -43,17 +43,17 @@ class Findings:
 
     Attributes:
         splits: the images that can be read, split as a training would.
-        looks: how they were looked at.
-        statistics: of train's images; None if none can be read.
+        stats: kind of the images' statistics.
+        statistics: numbers on train's images; None if none can be read.
         unreadable: images that cannot be decoded.
         copies: groups of images with the same pixels.
-        near: pairs of paths that look alike.
-        errors: what would stop or spoil a training, in words.
-        warnings: what deserves a look, in words.
+        near: pairs of paths whose images look alike.
+        errors: texts on what would stop or spoil a training.
+        warnings: texts on what may be wrong.
     """
 
     splits: Splits
-    looks: Looks = field(default_factory=RgbLooks)
+    stats: ImageStats = field(default_factory=RgbStats)
     statistics: Statistics | None = None
     unreadable: list[BadImage] = field(default_factory=list)
     copies: list[Copies] = field(default_factory=list)
@@ -70,7 +70,7 @@ class Findings:
             "classes": {str(name): dict(zip(names, row, strict=True)) for name, *row in class_table(self.splits)},
             "sizes": {f"{w}x{h}": count for (w, h), count in numbers.sizes.items()} if numbers else {},
             "grey": numbers.grey if numbers else 0,
-            "bands": list(self.looks.bands),
+            "bands": list(self.stats.bands),
             "mean": numbers.mean if numbers else None,
             "std": numbers.std if numbers else None,
             "unreadable": [{"path": bad.path, "reason": bad.reason} for bad in self.unreadable],
@@ -99,7 +99,7 @@ def check(options: CheckOptions) -> None:
     with redirect_stdout(sys.stderr) if options.json else nullcontext():
         splits = load_splits(config)
         bands, levels = choose_bands(config, splits), choose_levels(config, splits)
-        findings = examine(splits, looks_of(bands, levels, computed_cache(config)))
+        findings = examine(splits, stats_of(bands, levels, computed_cache(config)))
     say(json.dumps(findings.to_dict(), indent=1) if options.json else report(findings))
     if findings.errors:
         raise DataError(f"the data have {counted(len(findings.errors), 'error')}; a training would stop or be spoilt")
@@ -120,29 +120,29 @@ def training_config(options: CheckOptions) -> FinetuneConfig:
     return FinetuneConfig(dataset_path=options.data, **shared)
 
 
-def examine(splits: Splits, looks: Looks) -> Findings:
+def examine(splits: Splits, stats: ImageStats) -> Findings:
     """Read all images of the splits and judge them."""
     paths = [path for split in splits.parts for path in split.paths]
     record = cache_folder() / READABLE_IMAGES
-    examined = examine_images(paths, record=record, look=looks.look, decoder=looks.decoder)
+    examined = examine_images(paths, record=record, look=stats.measure, decoder=stats.decoder)
     bad = examined.bad
-    findings = Findings(splits.without({image.path for image in bad}), looks, unreadable=bad)
+    findings = Findings(splits.without({image.path for image in bad}), stats, unreadable=bad)
     if bad:
         listed = "".join(f"\n  {image.path!r}: {image.reason}" for image in bad[:_LISTED])
         findings.errors.append(f"{len(bad)} of {len(paths)} images cannot be read{listed}{_more(len(bad), _LISTED)}")
-    findings.warnings += [*splits.notes, *looks.warnings, *describe_traits(examined.traits)]
+    findings.warnings += [*splits.notes, *stats.warnings, *describe_traits(examined.traits)]
     _judge_copies(findings, examined.contents)
-    _count(findings, examined)
+    _add_statistics(findings, examined)
     _judge_near_copies(findings, examined)
     _judge_classes(findings)
     return findings
 
 
-def _count(findings: Findings, examined: Examined) -> None:
+def _add_statistics(findings: Findings, examined: Examined) -> None:
     if not len(findings.splits.train):
         return
     try:
-        findings.statistics = findings.looks.summarise(findings.splits.train.paths, examined)
+        findings.statistics = findings.stats.summarise(findings.splits.train.paths, examined)
     except DataError as error:
         findings.errors.append(str(error))
     else:
@@ -172,7 +172,7 @@ def _judge_copies(findings: Findings, contents: dict[str, int]) -> None:
 
 
 def _judge_near_copies(findings: Findings, examined: Examined) -> None:
-    """Pairs that look alike; of exact copies only the first takes part."""
+    """Find pairs that look alike; of exact copies only the first is compared."""
     splits = findings.splits
     split_of = {path: split.name for split in splits.parts for path in split.paths}
     first_of: dict[int, str] = {}
@@ -181,7 +181,7 @@ def _judge_near_copies(findings: Findings, examined: Examined) -> None:
     paths = list(first_of.values())
     if not paths:
         return
-    small = findings.looks.thumbnails([examined.looks[path] for path in paths], findings.statistics)
+    small = findings.stats.thumbnails([examined.looks[path] for path in paths], findings.statistics)
     flat = np.ptp(small.reshape(len(small), -1).astype(np.int16), axis=1) < _FLAT
     pairs = find_near(np.stack([perceptual_hash(one) for one in small]), small, skip=flat)
     findings.near = [(paths[i], paths[j]) for i, j in pairs]
@@ -227,8 +227,8 @@ def report(findings: Findings) -> str:
     lines = [f"data: {splits.description}", "", text_table(("class", *parts), rows)]
     if numbers is not None:
         sizes = [f"{w} x {h} ({count})" for (w, h), count in numbers.sizes.items()]
-        bands = zip(map(one_line, findings.looks.bands), numbers.mean, numbers.std, strict=True)
-        digits = findings.looks.digits
+        bands = zip(map(one_line, findings.stats.bands), numbers.mean, numbers.std, strict=True)
+        digits = findings.stats.digits
         lines += [
             "",
             f"sizes in train: {', '.join(sizes[:5])}" + (f" and {len(sizes) - 5} others" if len(sizes) > 5 else ""),

@@ -1,220 +1,225 @@
-"""The folder of one cell of a comparison: its settings, whether it is finished, and its results.
+"""The cells of a comparison, backbones x strategies x seeds: complete configurations from flags and a recipe."""
 
-``config.yaml`` holds the settings, ``output.txt`` the end of the training's output, ``usage.json`` time and memory of
-its processes so far, and ``cell.json`` the results; it is written when the cell is finished.
-"""
-
-import json
-import platform
-import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
-from sat_vg.backbone_finetuning.training.checkpoint import BEST_MODEL
-from sat_vg.backbone_finetuning.training.metric_lines import METRICS, read_metric_lines
-from sat_vg.backbone_finetuning.utils import json_reading
-from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
-from sat_vg.backbone_finetuning.utils.file_locks import is_alive
-from sat_vg.backbone_finetuning.utils.folder_lock import LOCK, lock_folder
+from sat_vg.backbone_finetuning.commands.compare.options import CompareOptions
+from sat_vg.backbone_finetuning.configs.command_line import edited_settings, parse_command_line
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.configs.validation import explain_unknown_fields
+from sat_vg.backbone_finetuning.configs.yaml_files import read_yaml
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.safe_files import write_text
-from sat_vg.backbone_finetuning.utils.terminal import say
 
-CONFIG, CELL, USAGE, OUTPUT = "config.yaml", "cell.json", "usage.json", "output.txt"
-SCHEMA = 1
-_MAX_JSON_BYTES = 2**20
+RECIPE_KEYS = (
+    "backbones", "strategies", "seeds", "dataset_path", "weights", "settings", "settings_by_strategy",
+    "settings_by_backbone",
+)  # fmt: skip
+# Set by the comparison for each cell.
+OWN_FIELDS = ("backbone", "strategy", "seed", "checkpoint_dir", "log_dir", "resume")
+# The settings that select and split the images; the same in all cells.
+DATA_FIELDS = (
+    "dataset_path", "dataset", "train_split", "val_split", "val_fraction", "num_classes", "on_bad_image",
+    "on_duplicates",
+)  # fmt: skip
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 
 
 @dataclass(frozen=True)
-class CellResult:
-    """Results of a finished cell.
+class Cell:
+    """One training of the comparison.
 
     Attributes:
-        accuracy: of best_model.pt on the validation images, a share of 1.
-        macro_f1: mean of the classes' F1 there, a share of 1.
-        epoch: of the weights in best_model.pt.
-        epochs: number of epochs trained.
-        training_seconds: of all epochs, without validation, start and end.
-        seconds: total run time of the processes.
-        peak_gib: peak memory of a training process, in GiB; None where it is unknown.
-        val_images: number of validation images.
-        data: hash of all images' names, labels and splits.
-        map: mean average precision there, a share of 1, where an image can have several classes; else None.
+        config: complete, with its own folders.
+        folder: of all its files.
     """
 
-    accuracy: float
-    macro_f1: float
-    epoch: int
-    epochs: int
-    training_seconds: float
-    seconds: float
-    peak_gib: float | None
-    val_images: int
-    data: str
-    map: float | None = None
+    config: FinetuneConfig
+    folder: Path
 
     @property
-    def score(self) -> float:
-        """The measure of the comparison: accuracy, or mAP where an image can have several classes."""
-        return self.accuracy if self.map is None else self.map
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data; ``map`` is left out where it is None, as in records of earlier versions."""
-        values = asdict(self)
-        if self.map is None:
-            del values["map"]
-        return values
-
-
-@dataclass
-class Usage:
-    """Time and memory of a cell's processes, over all calls of the command.
-
-    Attributes:
-        peak_bytes: the largest peak of all processes.
-        seconds: their total run time.
-        is_whole: whether the end of each was observed; otherwise the peak is unknown.
-        is_running: whether a process was started whose end was not observed yet.
-    """
-
-    peak_bytes: int | None = None
-    seconds: float = 0.0
-    is_whole: bool = True
-    is_running: bool = False
-
-    def begin(self) -> None:
-        """Record the start of a process."""
-        self.is_whole = self.is_whole and not self.is_running
-        self.is_running = True
-
-    def end(self, peak_bytes: int | None, seconds: float) -> None:
-        """Record its end."""
-        self.is_running = False
-        self.is_whole = self.is_whole and peak_bytes is not None
-        self.peak_bytes = max(self.peak_bytes or 0, peak_bytes or 0)
-        self.seconds += seconds
+    def name(self) -> str:
+        """Backbone, strategy and seed, as in messages."""
+        return f"{self.config.backbone} {self.config.strategy} seed {self.config.seed}"
 
     @property
-    def peak_gib(self) -> float | None:
-        """The peak in GiB; None where it is unknown."""
-        return self.peak_bytes / 2**30 if self.is_whole and self.peak_bytes else None
+    def image_size(self) -> int:
+        """Height and width of its images in pixels; the comparison has settled it."""
+        assert self.config.image_size is not None
+        return self.config.image_size
 
 
-def read_usage(folder: Path) -> Usage:
-    """The stored usage; zero where there is no valid file."""
-    content = read_json(folder / USAGE)
-    known = {field.name: content[field.name] for field in fields(Usage) if field.name in content}
-    numbers = [known.get("peak_bytes") or 0, known.get("seconds", 0.0)]
-    return Usage(**known) if all(isinstance(value, (int, float)) for value in numbers) else Usage(is_whole=False)
+def make_cells(options: CompareOptions, flags: Sequence[str] = ()) -> list[Cell]:
+    """All cells, seed by seed, so that a comparison that is stopped early has compared all with the first seed.
 
-
-def write_usage(folder: Path, usage: Usage) -> None:
-    """Store the usage, atomically."""
-    write_text(folder / USAGE, json.dumps(asdict(usage)) + "\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a small JSON file; empty where there is none or it is damaged."""
-    try:
-        content = json_reading.read_json(path, _MAX_JSON_BYTES)
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def read_result(folder: Path) -> CellResult | None:
-    """The results of a finished cell; None where the record is missing or invalid, or its best model is missing."""
-    content = read_json(folder / CELL)
-    result = content.get("result")
-    if content.get("schema") != SCHEMA or not isinstance(result, dict):
-        return None
-    if not (folder / "checkpoints" / BEST_MODEL).is_file():
-        return None
-    numbers = {name: value for name, value in result.items() if name not in ("data", "peak_gib")}
-    sound = (
-        {*result, "map"} == {field.name for field in fields(CellResult)}
-        and all(type(value) in (int, float) for value in numbers.values())
-        and isinstance(result["peak_gib"], (int, float, type(None)))
-        and isinstance(result["data"], str)
-    )
-    return CellResult(**result) if sound else None
-
-
-def write_result(folder: Path, config: FinetuneConfig, result: CellResult, versions: Mapping[str, str]) -> None:
-    """Write cell.json, which marks the cell as finished, atomically."""
-    content = {
-        "schema": SCHEMA,
-        "settings": config.to_dict(),
-        "result": result.to_dict(),
-        "versions": dict(versions),
-    }
-    write_text(folder / CELL, json.dumps(content, indent=1) + "\n")
-
-
-def changed_settings(folder: Path, wanted: FinetuneConfig) -> list[str]:
-    """The differences between the stored and the wanted settings, a line for each setting that matters."""
-    path = folder / CONFIG
-    if not path.exists():
-        return []
-    try:
-        earlier, now = FinetuneConfig.from_yaml(path).to_dict(), wanted.to_dict()
-    except ConfigError as error:
-        return [f"{path} cannot be used any more: {str(error).splitlines()[0]}"]
-    if now["early_stopping_metric"] is None and earlier["early_stopping_metric"] == "val_accuracy":
-        now["early_stopping_metric"] = "val_accuracy"  # the default of earlier versions
-    names = [name for name in now if name not in FIELDS_FREE_ON_RESUME]
-    return [f"{name}: was {earlier[name]!r}, now {now[name]!r}" for name in names if earlier[name] != now[name]]
-
-
-def put_aside(folder: Path, earlier: Path) -> None:
-    """Move a cell into the folder of earlier ones."""
-    earlier.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while (target := earlier / f"{folder.name}-{number}").exists():
-        number += 1
-    folder.rename(target)
-    say(f"moved aside: {target}")
-
-
-def ended_epochs(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that end epochs.
+    Args:
+        options: of the command.
+        flags: of the training command, for all cells; they outrank the recipe.
 
     Raises:
-        DataError: the file is gone or damaged.
+        ConfigError: a name is unknown, a list is empty or holds something twice, or settings do not fit together.
     """
-    path = folder / "logs" / METRICS
+    recipe = _read_recipe(options.recipe)
+    backbones = _names("backbones", options.backbones, recipe)
+    strategies = _names("strategies", options.strategies, recipe)
+    seeds = _names("seeds", options.seeds, recipe, kind=int)
+    dataset_path = options.data or recipe.get("dataset_path")
+    weights = {**_mapping("weights", recipe), **parse_weights(options.weights or ())}
+    _require_among(weights, backbones, "weights", "backbones")
+    _require_files(weights)
+    shared = _settings(recipe.get("settings"), "settings")
+    by_strategy = {name: _settings(value, name) for name, value in _mapping("settings_by_strategy", recipe).items()}
+    by_backbone = {name: _settings(value, name) for name, value in _mapping("settings_by_backbone", recipe).items()}
+    _refuse_own(flags)
+    configs: dict[tuple[str, str], FinetuneConfig] = {}
+    for backbone in backbones:
+        for strategy in strategies:
+            given = {**shared, **by_strategy.get(strategy, {}), **by_backbone.get(backbone, {})}
+            if dataset_path is not None:
+                given["dataset_path"] = dataset_path
+            if backbone in weights:
+                given["weights"] = weights[backbone]
+            given |= {"backbone": backbone, "strategy": strategy}
+            configs[backbone, strategy] = _configure(given, flags, f"{backbone} {strategy}")
+    _require_same_data(configs)
+    folder = expand_home(options.out) / "cells"
+    return [_cell(config, seed, folder) for seed in seeds for config in configs.values()]
+
+
+def _read_recipe(path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
     try:
-        found = read_metric_lines(path)
-        if found.dropped:
-            raise ValueError(f"line {found.dropped[0]} is damaged")
-        return found.ended_epochs
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{str(path)!r} cannot be read ({error}); move {str(folder)!r} away and start again"
-        ) from error
+        recipe = read_yaml(expand_home(path))
+    except ConfigError as error:  # the reader's words are those of the training command
+        raise ConfigError(str(error).replace("config file", "recipe").replace("--config", "--recipe")) from error
+    explain_unknown_fields(recipe, RECIPE_KEYS, place=f"the recipe {path!r}")
+    return recipe
 
 
-def wait_for_orphan(checkpoints: Path) -> None:
-    """Wait for a training in this folder that an earlier call, which was killed, has left running."""
-    said = False
-    while True:
-        holder = read_json(checkpoints / LOCK)
-        if not _is_running_here(holder):
-            return
-        try:
-            with lock_folder(checkpoints):
-                return  # a stale lock: its process number was reused
-        except ConfigError:
-            if not said:
-                say(
-                    f"  process {holder['pid']}, which an earlier call has left behind, still trains this cell; "
-                    f"waiting for it (kill {holder['pid']} lets it save and end)"
-                )
-                said = True
-            time.sleep(1)
+def _names(what: str, given: Sequence[Any] | None, recipe: Mapping[str, Any], kind: type = str) -> tuple[Any, ...]:
+    values = recipe.get(what) if given is None else given
+    flag = f"--{what} {'0,1' if kind is int else 'A,B'}"
+    if values is None or values in ([], ()):
+        raise ConfigError(f"{what}: none were given; name them with {flag} or in a recipe")
+    if not isinstance(values, (list, tuple)) or not all(type(value) is kind for value in values):
+        numbers_or_names = "whole numbers" if kind is int else "names"
+        raise ConfigError(f"{what} = {values!r}: must be a list of {numbers_or_names}, such as {flag}")
+    twice = sorted({value for value in values if values.count(value) > 1})
+    if twice:
+        raise ConfigError(f"{what} = {list(values)}: {twice[0]!r} is there more than once; name each once")
+    return tuple(values)
 
 
-def _is_running_here(holder: Mapping[str, Any]) -> bool:
-    return holder.get("host") == platform.node() and is_alive(holder.get("pid"))
+def _mapping(what: str, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    value = recipe.get(what) or {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{what} = {value!r}: must hold lines such as 'NAME: ...'")
+    return value
+
+
+def _settings(value: Any, place: str) -> dict[str, Any]:
+    """Settings of the training in a recipe, looked through for what the comparison sets itself."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{place} = {value!r}: must hold lines such as 'num_epochs: 5'")
+    explain_unknown_fields(value, FinetuneConfig.field_names(), place=f"the recipe under {place!r}")
+    own = [name for name in OWN_FIELDS if name in value]
+    if own:
+        raise ConfigError(f"{place}: {', '.join(own)} cannot be set here; a comparison sets it for each cell")
+    return value
+
+
+def _require_among(given: Mapping[str, Any], known: Sequence[str], what: str, where: str) -> None:
+    strange = [name for name in given if name not in known]
+    if strange:
+        raise ConfigError(f"{what}: {strange[0]!r} is none of the {where} {', '.join(known)}; name it as there")
+
+
+def _refuse_own(flags: Sequence[str]) -> None:
+    names = [flag[2:].partition("=")[0] for flag in flags if flag.startswith("--")]
+    own = [name for name in names if name in OWN_FIELDS]
+    if own:
+        raise ConfigError(f"--{own[0]} cannot stand behind '--': a comparison sets it for each cell")
+    for name in ("dry_run", "print_config", "help"):
+        if name in names:
+            raise ConfigError(f"--{name} cannot stand behind '--'; put --dry_run or --help before it")
+
+
+def _configure(given: dict[str, Any], flags: Sequence[str], cell: str) -> FinetuneConfig:
+    """Flags over the recipe's settings over defaults."""
+    try:
+        config = FinetuneConfig.from_dict({**edited_settings(), **given})
+        if flags:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "settings.yaml"
+                write_text(path, config.as_yaml(config.given))
+                config = parse_command_line(["--config", str(path), *flags]).config
+    except ConfigError as error:
+        hint = "" if "has no effect with strategy" not in str(error) else (
+            "\nWhat goes with one strategy only belongs under settings_by_strategy in a --recipe FILE"
+        )  # fmt: skip
+        raise ConfigError(f"{cell}: {error}{hint}") from error
+    if config.dataset_path is None and config.dataset is None:
+        raise ConfigError("no images to compare on: name their folder: sat-vg compare DATA")
+    return config
+
+
+def _require_same_data(configs: Mapping[tuple[str, str], FinetuneConfig]) -> None:
+    """Accuracies on different images cannot be compared."""
+    for name in DATA_FIELDS:
+        values = {cell: getattr(config, name) for cell, config in configs.items()}
+        if len(set(values.values())) > 1:
+            shown = "; ".join(f"{' '.join(cell)}: {value!r}" for cell, value in list(values.items())[:4])
+            raise ConfigError(f"{name} must be the same in all cells, or they cannot be compared ({shown})")
+
+
+def _require_files(weights: Mapping[str, Any]) -> None:
+    """Refuse paths of weights that do not exist before anything is trained."""
+    for backbone, path in weights.items():
+        if not isinstance(path, str):
+            raise ConfigError(f"weights: {backbone}: {path!r} is no path and no name")
+        looks_like_path = "/" in path or Path(path).suffix in (".pth", ".pt", ".safetensors")
+        if looks_like_path and not expand_home(path).is_file():
+            raise ConfigError(f"weights of {backbone}: there is no file {path!r}; check the path")
+
+
+def _cell(config: FinetuneConfig, seed: int, cells: Path) -> Cell:
+    folder = cells / quote(f"{config.backbone}-{config.strategy}-seed{seed}", safe="")
+    own = {"seed": seed, "checkpoint_dir": str(folder / "checkpoints"), "log_dir": str(folder / "logs")}
+    return Cell(config.replace(**own), folder)
+
+
+def parse_weights(pairs: Sequence[str]) -> dict[str, str]:
+    """``resnet18=PATH`` and the like, by backbone.
+
+    Raises:
+        ConfigError: one of them has no equals sign.
+    """
+    parts = [pair.partition("=") for pair in pairs]
+    if not all(name and path for name, _, path in parts):
+        raise ConfigError(
+            f"--weights {','.join(pairs)}: must be pairs; for example resnet18=resnet18.pth,vgg11=vgg.pth"
+        )
+    return {name.strip(): path.strip() for name, _, path in parts}
+
+
+def parse_count(text: str | None) -> int | None:
+    """``5M``, ``500k``, ``2.5e6`` as a number of parameters; None of None.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\d{1,2})?)\s*([kmgb]?)", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise ConfigError(f"--max_params {text}: must be a number of parameters; for example 5M, 500k or 2.5e6")
+    return round(float(match.group(1)) * _UNITS[match.group(2).upper()])

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from sat_vg.backbone_finetuning.commands.compare.cells import CellResult, read_json
+from sat_vg.backbone_finetuning.commands.compare.cell_files import CellResult, read_json
+from sat_vg.backbone_finetuning.commands.compare.cells import OWN_FIELDS, Cell, parse_weights
 from sat_vg.backbone_finetuning.commands.compare.options import CompareOptions
-from sat_vg.backbone_finetuning.commands.compare.plan import OWN_FIELDS, Cell, parse_weights
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.evaluation.costs import (

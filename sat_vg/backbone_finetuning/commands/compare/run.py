@@ -1,13 +1,13 @@
-"""The comparison, from top to bottom: plan → data → cells → costs → ranking → tables and chart."""
+"""The comparison, from top to bottom: cells → data → trainings → costs → ranking → tables and chart."""
 
 import io
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 
-from sat_vg.backbone_finetuning.commands.compare import cells as records
+from sat_vg.backbone_finetuning.commands.compare import cell_files
+from sat_vg.backbone_finetuning.commands.compare.cells import Cell, make_cells, parse_count
 from sat_vg.backbone_finetuning.commands.compare.options import CompareOptions
-from sat_vg.backbone_finetuning.commands.compare.plan import Cell, parse_count, plan_cells
 from sat_vg.backbone_finetuning.commands.compare.results import Finished, command_of, write_results
 from sat_vg.backbone_finetuning.commands.compare.training_process import run_training, why_it_failed
 from sat_vg.backbone_finetuning.commands.evaluate.options import EvaluateOptions
@@ -50,12 +50,12 @@ def compare(options: CompareOptions, flags: Sequence[str] = ()) -> None:
         InterruptedRun: Ctrl-C, SIGTERM or SIGUSR1; the running cell has saved its state, the same call goes on.
     """
     limits = Limits(parse_count(options.max_params), options.min_images_per_second)
-    cells = plan_cells(options, flags)
+    cells = make_cells(options, flags)
     _require_backbones(cells)
     cells = [replace(cell, config=_with_image_size(cell.config)) for cell in cells]
     out = expand_home(options.out)
     if options.dry_run:
-        _show_plan(cells, options)
+        _show_cells(cells, options)
         return
     with lock_output(out):
         data = _read_data(cells)
@@ -125,8 +125,8 @@ def _refuse_changes(cells: Sequence[Cell], fingerprints: Mapping[int, str], opti
     """Refuse cells that were trained with other settings or on other images; with ``--anew``, move them aside."""
     changed = {}
     for cell in cells:
-        lines = records.changed_settings(cell.folder, cell.config)
-        result = records.read_result(cell.folder)
+        lines = cell_files.changed_settings(cell.folder, cell.config)
+        result = cell_files.read_result(cell.folder)
         now = fingerprints[cell.config.seed]
         # Results of earlier versions know nothing of what the images show.
         if result is not None and result.data not in (now, now.partition(_BETWEEN)[0]):
@@ -141,10 +141,10 @@ def _refuse_changes(cells: Sequence[Cell], fingerprints: Mapping[int, str], opti
             f"images:{shown}{more}\nUse another --out, or --anew to move them aside and train them again"
         )
     for cell in changed:
-        records.put_aside(cell.folder, cell.folder.parent.parent / "earlier_cells")
+        cell_files.put_aside(cell.folder, cell.folder.parent.parent / "earlier_cells")
 
 
-def _run_cell(cell: Cell, data: SeedData, heading: str) -> records.CellResult | Failure:
+def _run_cell(cell: Cell, data: SeedData, heading: str) -> cell_files.CellResult | Failure:
     """The results of a cell: stored ones, or those of a training that is started or resumed now."""
     result = _result_of(cell, data.splits)
     if result is not None:
@@ -153,27 +153,27 @@ def _run_cell(cell: Cell, data: SeedData, heading: str) -> records.CellResult | 
     say(heading)
     try:
         cell.folder.mkdir(parents=True, exist_ok=True)
-        cell.config.to_yaml(cell.folder / records.CONFIG)
+        cell.config.to_yaml(cell.folder / cell_files.CONFIG)
         code, usage = _train(cell)
     except OSError as error:
         raise WriteError(f"{str(cell.folder)!r} cannot be written to ({error.strerror}): make room") from error
     if code:
-        output = cell.folder / records.OUTPUT
+        output = cell.folder / cell_files.OUTPUT
         failure = Failure(cell.name, why_it_failed(code, output), str(output))
         say(f"  failed: {failure.reason}")
         return failure
     try:
         result = _evaluate(cell, data, usage)
     except UserError as error:
-        return Failure(cell.name, str(error), str(cell.folder / records.OUTPUT))
-    records.write_result(cell.folder, cell.config, result, current_versions())
+        return Failure(cell.name, str(error), str(cell.folder / cell_files.OUTPUT))
+    cell_files.write_result(cell.folder, cell.config, result, current_versions())
     say(f"  {_describe(result)}")
     return result
 
 
-def _result_of(cell: Cell, splits: Splits) -> records.CellResult | None:
+def _result_of(cell: Cell, splits: Splits) -> cell_files.CellResult | None:
     """The stored results of a cell; None where it is not finished."""
-    result = records.read_result(cell.folder)
+    result = cell_files.read_result(cell.folder)
     if result is None or result.map is not None or not splits.train.is_multi_label:
         return result
     # Finished by a version that compared such cells by their accuracy: the run's own metrics hold the mAP.
@@ -181,16 +181,16 @@ def _result_of(cell: Cell, splits: Splits) -> records.CellResult | None:
     return replace(result, map=float(metrics["val_map"])) if "val_map" in metrics else None
 
 
-def _train(cell: Cell) -> tuple[int, records.Usage]:
+def _train(cell: Cell) -> tuple[int, cell_files.Usage]:
     """Run the training command; returns its exit code and what its processes used."""
-    records.wait_for_orphan(cell.folder / "checkpoints")
-    usage = records.read_usage(cell.folder)
+    cell_files.wait_for_orphan(cell.folder / "checkpoints")
+    usage = cell_files.read_usage(cell.folder)
     usage.begin()
-    records.write_usage(cell.folder, usage)
-    arguments = ["--config", str(cell.folder / records.CONFIG)]
-    ended = run_training(arguments, cell.folder / records.OUTPUT, _show_line)
+    cell_files.write_usage(cell.folder, usage)
+    arguments = ["--config", str(cell.folder / cell_files.CONFIG)]
+    ended = run_training(arguments, cell.folder / cell_files.OUTPUT, _show_line)
     usage.end(ended.peak_bytes, ended.seconds)
-    records.write_usage(cell.folder, usage)
+    cell_files.write_usage(cell.folder, usage)
     if ended.stopped_by is not None:
         raise InterruptedRun(
             f"stopped while {cell.name} was trained, which saved its state if it had begun; the same command goes on",
@@ -204,14 +204,14 @@ def _show_line(line: str) -> None:
         say(f"  {line}")
 
 
-def _evaluate(cell: Cell, data: SeedData, usage: records.Usage) -> records.CellResult:
+def _evaluate(cell: Cell, data: SeedData, usage: cell_files.Usage) -> cell_files.CellResult:
     """Evaluate best_model.pt on the validation images, as ``sat-vg evaluate`` does, and add up time and memory."""
     best = cell.folder / "checkpoints" / BEST_MODEL
     options = EvaluateOptions(checkpoint=str(best), out=str(cell.folder / "evaluation"), device=cell.config.device)
     with redirect_stdout(io.StringIO()):  # a table by class for each cell would bury the comparison
         content = evaluate_checkpoint(options)
-    epochs = records.ended_epochs(cell.folder)
-    return records.CellResult(
+    epochs = cell_files.ended_epochs(cell.folder)
+    return cell_files.CellResult(
         accuracy=content["accuracy"],
         macro_f1=content["macro_f1"],
         epoch=int(read_artifact(best).metrics["epoch"]),
@@ -225,7 +225,7 @@ def _evaluate(cell: Cell, data: SeedData, usage: records.Usage) -> records.CellR
     )
 
 
-def _describe(result: records.CellResult) -> str:
+def _describe(result: cell_files.CellResult) -> str:
     peak = "" if result.peak_gib is None else f", {result.peak_gib:.2f} GiB"
     measure = "accuracy" if result.map is None else "mAP"
     return (
@@ -234,12 +234,12 @@ def _describe(result: records.CellResult) -> str:
     )
 
 
-def _show_plan(cells: Sequence[Cell], options: CompareOptions) -> None:
-    """Print the plan for ``--dry_run``."""
+def _show_cells(cells: Sequence[Cell], options: CompareOptions) -> None:
+    """Print the cells, for ``--dry_run``."""
     rows = []
     for cell in cells:
-        config, result = cell.config, records.read_result(cell.folder)
-        if records.changed_settings(cell.folder, config):
+        config, result = cell.config, cell_files.read_result(cell.folder)
+        if cell_files.changed_settings(cell.folder, config):
             state = "trained with other settings"
         elif result is not None:
             state = f"done: {100 * result.score:.2f} %"

@@ -1,0 +1,220 @@
+"""The folder of one cell of a comparison: its settings, whether it is finished, and its results.
+
+``config.yaml`` holds the settings, ``output.txt`` the end of the training's output, ``usage.json`` time and memory of
+its processes so far, and ``cell.json`` the results; it is written when the cell is finished.
+"""
+
+import json
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
+from sat_vg.backbone_finetuning.training.checkpoint import BEST_MODEL
+from sat_vg.backbone_finetuning.training.metric_lines import METRICS, read_metric_lines
+from sat_vg.backbone_finetuning.utils import json_reading
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
+from sat_vg.backbone_finetuning.utils.file_locks import is_alive
+from sat_vg.backbone_finetuning.utils.folder_lock import LOCK, lock_folder
+from sat_vg.backbone_finetuning.utils.safe_files import write_text
+from sat_vg.backbone_finetuning.utils.terminal import say
+
+CONFIG, CELL, USAGE, OUTPUT = "config.yaml", "cell.json", "usage.json", "output.txt"
+SCHEMA = 1
+_MAX_JSON_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """Results of a finished cell.
+
+    Attributes:
+        accuracy: of best_model.pt on the validation images, a share of 1.
+        macro_f1: mean of the classes' F1 there, a share of 1.
+        epoch: of the weights in best_model.pt.
+        epochs: number of epochs trained.
+        training_seconds: of all epochs, without validation, start and end.
+        seconds: total run time of the processes.
+        peak_gib: peak memory of a training process, in GiB; None where it is unknown.
+        val_images: number of validation images.
+        data: hash of all images' names, labels and splits.
+        map: mean average precision there, a share of 1, where an image can have several classes; else None.
+    """
+
+    accuracy: float
+    macro_f1: float
+    epoch: int
+    epochs: int
+    training_seconds: float
+    seconds: float
+    peak_gib: float | None
+    val_images: int
+    data: str
+    map: float | None = None
+
+    @property
+    def score(self) -> float:
+        """The measure of the comparison: accuracy, or mAP where an image can have several classes."""
+        return self.accuracy if self.map is None else self.map
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; ``map`` is left out where it is None, as in records of earlier versions."""
+        values = asdict(self)
+        if self.map is None:
+            del values["map"]
+        return values
+
+
+@dataclass
+class Usage:
+    """Time and memory of a cell's processes, over all calls of the command.
+
+    Attributes:
+        peak_bytes: the largest peak of all processes.
+        seconds: their total run time.
+        is_whole: whether the end of each was observed; otherwise the peak is unknown.
+        is_running: whether a process was started whose end was not observed yet.
+    """
+
+    peak_bytes: int | None = None
+    seconds: float = 0.0
+    is_whole: bool = True
+    is_running: bool = False
+
+    def begin(self) -> None:
+        """Record the start of a process."""
+        self.is_whole = self.is_whole and not self.is_running
+        self.is_running = True
+
+    def end(self, peak_bytes: int | None, seconds: float) -> None:
+        """Record its end."""
+        self.is_running = False
+        self.is_whole = self.is_whole and peak_bytes is not None
+        self.peak_bytes = max(self.peak_bytes or 0, peak_bytes or 0)
+        self.seconds += seconds
+
+    @property
+    def peak_gib(self) -> float | None:
+        """The peak in GiB; None where it is unknown."""
+        return self.peak_bytes / 2**30 if self.is_whole and self.peak_bytes else None
+
+
+def read_usage(folder: Path) -> Usage:
+    """The stored usage; zero where there is no valid file."""
+    content = read_json(folder / USAGE)
+    known = {field.name: content[field.name] for field in fields(Usage) if field.name in content}
+    numbers = [known.get("peak_bytes") or 0, known.get("seconds", 0.0)]
+    return Usage(**known) if all(isinstance(value, (int, float)) for value in numbers) else Usage(is_whole=False)
+
+
+def write_usage(folder: Path, usage: Usage) -> None:
+    """Store the usage, atomically."""
+    write_text(folder / USAGE, json.dumps(asdict(usage)) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a small JSON file; empty where there is none or it is damaged."""
+    try:
+        content = json_reading.read_json(path, _MAX_JSON_BYTES)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_result(folder: Path) -> CellResult | None:
+    """The results of a finished cell; None where the record is missing or invalid, or its best model is missing."""
+    content = read_json(folder / CELL)
+    result = content.get("result")
+    if content.get("schema") != SCHEMA or not isinstance(result, dict):
+        return None
+    if not (folder / "checkpoints" / BEST_MODEL).is_file():
+        return None
+    numbers = {name: value for name, value in result.items() if name not in ("data", "peak_gib")}
+    sound = (
+        {*result, "map"} == {field.name for field in fields(CellResult)}
+        and all(type(value) in (int, float) for value in numbers.values())
+        and isinstance(result["peak_gib"], (int, float, type(None)))
+        and isinstance(result["data"], str)
+    )
+    return CellResult(**result) if sound else None
+
+
+def write_result(folder: Path, config: FinetuneConfig, result: CellResult, versions: Mapping[str, str]) -> None:
+    """Write cell.json, which marks the cell as finished, atomically."""
+    content = {
+        "schema": SCHEMA,
+        "settings": config.to_dict(),
+        "result": result.to_dict(),
+        "versions": dict(versions),
+    }
+    write_text(folder / CELL, json.dumps(content, indent=1) + "\n")
+
+
+def changed_settings(folder: Path, wanted: FinetuneConfig) -> list[str]:
+    """The differences between the stored and the wanted settings, a line for each setting that matters."""
+    path = folder / CONFIG
+    if not path.exists():
+        return []
+    try:
+        earlier, now = FinetuneConfig.from_yaml(path).to_dict(), wanted.to_dict()
+    except ConfigError as error:
+        return [f"{path} cannot be used any more: {str(error).splitlines()[0]}"]
+    if now["early_stopping_metric"] is None and earlier["early_stopping_metric"] == "val_accuracy":
+        now["early_stopping_metric"] = "val_accuracy"  # the default of earlier versions
+    names = [name for name in now if name not in FIELDS_FREE_ON_RESUME]
+    return [f"{name}: was {earlier[name]!r}, now {now[name]!r}" for name in names if earlier[name] != now[name]]
+
+
+def put_aside(folder: Path, earlier: Path) -> None:
+    """Move a cell into the folder of earlier ones."""
+    earlier.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while (target := earlier / f"{folder.name}-{number}").exists():
+        number += 1
+    folder.rename(target)
+    say(f"moved aside: {target}")
+
+
+def ended_epochs(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that end epochs.
+
+    Raises:
+        DataError: the file is gone or damaged.
+    """
+    path = folder / "logs" / METRICS
+    try:
+        found = read_metric_lines(path)
+        if found.dropped:
+            raise ValueError(f"line {found.dropped[0]} is damaged")
+        return found.ended_epochs
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{str(path)!r} cannot be read ({error}); move {str(folder)!r} away and start again"
+        ) from error
+
+
+def wait_for_orphan(checkpoints: Path) -> None:
+    """Wait for a training in this folder that an earlier call, which was killed, has left running."""
+    said = False
+    while True:
+        holder = read_json(checkpoints / LOCK)
+        if not _is_running_here(holder):
+            return
+        try:
+            with lock_folder(checkpoints):
+                return  # a stale lock: its process number was reused
+        except ConfigError:
+            if not said:
+                say(
+                    f"  process {holder['pid']}, which an earlier call has left behind, still trains this cell; "
+                    f"waiting for it (kill {holder['pid']} lets it save and end)"
+                )
+                said = True
+            time.sleep(1)
+
+
+def _is_running_here(holder: Mapping[str, Any]) -> bool:
+    return holder.get("host") == platform.node() and is_alive(holder.get("pid"))
