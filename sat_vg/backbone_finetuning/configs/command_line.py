@@ -5,8 +5,7 @@ import sys
 from argparse import SUPPRESS, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 import docstring_parser
 from jsonargparse import ArgumentParser
@@ -17,6 +16,7 @@ from sat_vg.backbone_finetuning.configs.finetune_config import (
     FinetuneConfig,
     shipped_defaults,
 )
+from sat_vg.backbone_finetuning.configs.option_parser import is_list, placeholder
 from sat_vg.backbone_finetuning.configs.plain_values import as_argument
 from sat_vg.backbone_finetuning.configs.retired import RETIRED
 from sat_vg.backbone_finetuning.configs.validation import explain_unknown_fields, require_all_fields
@@ -39,7 +39,6 @@ resumes), LOG_DIR (TensorBoard and metrics.jsonl). Exit codes: 0 done, 1 stopped
 resumes).
 """
 _OWN_FLAGS = ("config", "print_config", "dry_run", "help")
-_PLACEHOLDERS = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def build_parser(prog: str = "python -m sat_vg.backbone_finetuning.train") -> Ar
             f"--{name}",
             type=types[name],
             default=SUPPRESS,
-            metavar=_placeholder(types[name]),
+            metavar=placeholder(types[name]),
             help=text.replace("%", "%%"),
         )
     for name in RETIRED:
@@ -176,7 +175,7 @@ def _with_values_joined(arguments: list[str]) -> list[str]:
 
     Joined to its flag, a negative number such as -3.4e38 is not mistaken for another flag.
     """
-    lists = {name for name, kind in get_type_hints(FinetuneConfig).items() if _is_list(kind)}
+    lists = {name for name, kind in get_type_hints(FinetuneConfig).items() if is_list(kind)}
     joined, rest = list[str](), list(arguments)
     while rest:
         flag, has_value, value = rest.pop(0).partition("=")
@@ -189,25 +188,3 @@ def _with_values_joined(arguments: list[str]) -> list[str]:
             joined = [argument for argument in joined if not argument.startswith(f"{flag}=")]
         joined.append(f"{flag}{has_value}{value}")
     return joined
-
-
-def _parts(kind: Any) -> list[Any]:
-    """The types that a union may be, without None."""
-    return [
-        part
-        for part in (get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,))
-        if part is not NoneType
-    ]
-
-
-def _is_list(kind: Any) -> bool:
-    return any(get_origin(part) is tuple for part in _parts(kind))
-
-
-def _placeholder(kind: Any) -> str:
-    """What stands for a value in the help, such as ``N|auto``."""
-    if _is_list(kind):
-        return "A,B"
-    return "|".join(
-        "|".join(get_args(part)) if get_origin(part) is Literal else _PLACEHOLDERS[part] for part in _parts(kind)
-    )

@@ -4,13 +4,14 @@ import difflib
 import json
 import re
 import sys
-from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
+from argparse import ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+import docstring_parser
+from jsonargparse import ArgumentParser
 
 from sat_vg.backbone_finetuning.configs.plain_values import as_argument
 from sat_vg.backbone_finetuning.configs.ranges import Rule, rules_of
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 Options = TypeVar("Options", bound="DataclassInstance")
 _NEGATIVE_NUMBER = re.compile(r"-\.?\d")
+_PLACEHOLDERS = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
 _INTEGER = re.compile(r"-?\d+", re.ASCII)
 
 
@@ -70,40 +72,31 @@ def parse_options(
     return kind(**values)
 
 
-class _Formatter(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Keeps the description's line breaks; prints an option's text and its default, but no Python types."""
-
-    def _get_help_string(self, action: Action) -> str:
-        if not action.option_strings or action.dest == "help" or action.default is None:
-            return action.help or ""
-        return f"{action.help} (default: {as_argument(action.default)})"
-
-
 def _build_parser(
     kind: "type[DataclassInstance]", prog: str, description: str, positionals: Mapping[str, str]
 ) -> ArgumentParser:
     types = get_type_hints(kind)
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    with_texts = ArgumentParser()
-    with_texts.add_class_arguments(kind, None, as_group=False)
-    texts = {action.dest: action.help for action in with_texts._actions}
+    texts = {entry.arg_name: entry.description or "" for entry in docstring_parser.parse_from_object(kind).params}
     parser = ArgumentParser(
-        prog=prog, description=description, exit_on_error=False, print_config=None, formatter_class=_Formatter
+        prog=prog,
+        description=description,
+        exit_on_error=False,
+        print_config=None,
+        formatter_class=RawDescriptionHelpFormatter,
     )
     usage = ["%(prog)s"]
-    for field in (field for field in fields(kind) if field.name in positionals):
-        word, many, optional = positionals[field.name], _is_list(types[field.name]), field.default is not MISSING
-        more: dict[str, Any] = {"nargs": "*" if optional else "+"} if many else {"nargs": "?"} if optional else {}
-        parser.add_argument(field.name, metavar=word, type=str, help=texts[field.name], **more)
-        usage.append(f"[{word}]" if optional else f"{word} ..." if many else word)
+    for field in fields(kind):
+        name, is_required, text = field.name, field.default is MISSING, texts[field.name]
+        word, more = positionals.get(name), dict[str, Any]()
+        if word is None:
+            text += "" if field.default is None else f" (default: {as_argument(field.default)})"
+            more = {"type": types[name], "default": field.default, "metavar": placeholder(types[name])}
+        else:
+            counts = ("+", "*") if is_list(types[name]) else (None, "?")
+            more = {"type": str, "nargs": counts[not is_required], "metavar": word}
+            usage.append(f"[{word}]" if not is_required else f"{word} ..." if is_list(types[name]) else word)
+        parser.add_argument(f"--{name}" if word is None else name, help=text.replace("%", "%%"), **more)
     parser.usage = " ".join([*usage, "[--OPTION VALUE ...]"])
-    parser.add_class_arguments(kind, None, as_group=False, skip=set(positionals))
-    for action in parser._actions:
-        if action.dest in types and action.option_strings:
-            if _is_list(types[action.dest]):
-                action.metavar = "A,B"
-            elif _base(types[action.dest]) is bool:
-                action.metavar = "{true,false}"
     return parser
 
 
@@ -119,6 +112,7 @@ def _split(
     flags: list[str] = []
     words: list[str] = []
     rest = list(arguments)
+    known = [*renamed, *(name for name in types if name not in positionals)]
     while rest:
         argument = rest.pop(0)
         if argument == "--":
@@ -131,10 +125,9 @@ def _split(
             continue
         name, has_value, value = argument[2:].partition("=")
         new = renamed.get(name, name)
-        known = [*renamed, *(option for option in types if option not in positionals)]
         if name not in known:
             raise ConfigError(_unknown(name, known, prog))
-        is_switch = "=" in new or _base(types[new]) is bool
+        is_switch = "=" in new or bool in union_parts(types[new])
         if not has_value and rest and (_is_value(rest[0], is_switch) or f"{name}={rest[0]}" in renamed):
             has_value, value = "=", rest.pop(0)
         elif not has_value and is_switch:
@@ -145,7 +138,7 @@ def _split(
         if new in positionals:
             words.append(value)
         else:
-            flags.append(f"--{new}={_as_json(value, types[new]) if _is_list(types[new]) else value}")
+            flags.append(f"--{new}={_as_json(value, types[new]) if is_list(types[new]) else value}")
     return flags, words
 
 
@@ -174,7 +167,7 @@ def _as_json(value: str, kind: Any) -> str:
     """``layer3,layer4`` as the parser reads it: with quotes and brackets."""
     if value == "null" or value.startswith("["):
         return value
-    numbers = int in _parts(get_args(_base(kind))[0])
+    numbers = int in union_parts(get_args(union_parts(kind)[0])[0])
     parts = [part.strip() for part in value.removesuffix(",").split(",")]
     return json.dumps([int(part) if numbers and _INTEGER.fullmatch(part) else part for part in parts])
 
@@ -201,15 +194,22 @@ def _allowed(rule: Rule) -> str:
     return allowed if rule.example is None else f"{allowed}; for example {as_argument(rule.example)}"
 
 
-def _parts(kind: Any) -> tuple[Any, ...]:
-    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+def union_parts(kind: Any) -> list[Any]:
+    """The types that a union may be, without None; of another type itself."""
+    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return [part for part in parts if part is not NoneType]
 
 
-def _base(kind: Any) -> Any:
-    """The type without None."""
-    parts = [part for part in _parts(kind) if part is not NoneType]
-    return parts[0] if len(parts) == 1 else kind
+def is_list(kind: Any) -> bool:
+    """Whether values of a type are lists, which are written with commas between their entries."""
+    return any(get_origin(part) is tuple for part in union_parts(kind))
 
 
-def _is_list(kind: Any) -> bool:
-    return get_origin(_base(kind)) is tuple
+def placeholder(kind: Any) -> str:
+    """What stands for a value in the help, such as ``N|auto``."""
+    if is_list(kind):
+        return "A,B"
+    parts = union_parts(kind)
+    return "|".join(
+        "|".join(get_args(part)) if get_origin(part) is Literal else _PLACEHOLDERS[part] for part in parts
+    )

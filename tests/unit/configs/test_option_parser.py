@@ -115,9 +115,9 @@ def test_help(capsys):
         "usage: prog MODEL [IMAGE] [--OPTION VALUE ...]",
         "prog does it.",
         "IMAGE Files, 100 % of them.",
-        "--out OUT Folder that is written. (default: out)",
+        "--out TEXT Folder that is written. (default: out)",
         "--bands A,B Bands. Unset: all. --sizes",
-        "--kind {one,two} Which one. (default: one)",
-        "--json {true,false} Print JSON. (default: false)",
+        "--kind one|two Which one. (default: one)",
+        "--json true|false Print JSON. (default: false)",
     ):
         assert part in out, part
