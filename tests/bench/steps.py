@@ -20,14 +20,14 @@ from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training import loop
 from sat_vg.backbone_finetuning.training.assembly import assemble
-from sat_vg.backbone_finetuning.training.checkpoint import RunIdentity, RunState
-from sat_vg.backbone_finetuning.training.interrupts import InterruptRequest
-from sat_vg.backbone_finetuning.training.phases import PhasePlan, full
+from sat_vg.backbone_finetuning.training.checkpoint import RunState
+from sat_vg.backbone_finetuning.training.phases import StrategyInputs, full
 from sat_vg.backbone_finetuning.training.preparation import check_images, choose_hardware, find_images, image_reader
-from sat_vg.backbone_finetuning.training.record import Outputs
-from sat_vg.backbone_finetuning.training.save_schedule import SaveSchedule
+from sat_vg.backbone_finetuning.training.record import Outputs, SaveSchedule
+from sat_vg.backbone_finetuning.training.run_identity import RunIdentity
 from sat_vg.backbone_finetuning.training.tracking import FileTracker
 from sat_vg.backbone_finetuning.utils.ranks import SingleProcess
+from sat_vg.backbone_finetuning.utils.stop_signals import InterruptRequest
 
 
 def bare(training, batch_size: int, size: int, steps: int) -> float:
@@ -56,10 +56,10 @@ def bare(training, batch_size: int, size: int, steps: int) -> float:
 
 def ours(training, outputs: Outputs) -> float:
     """Images a second of the loop's own epoch."""
-    phase = full(PhasePlan(training.model.stage_names, 1))[0]
+    phase = full(StrategyInputs(training.model.stage_names, 1))[0]
     state = RunState()
     with InterruptRequest() as interrupt:
-        loop._train_epoch(training, phase, training.sources.image_source(), outputs, state, interrupt)
+        loop.train_epoch(training, phase, training.sources.image_source(), outputs, state, interrupt)
     return state.train_images / state.train_seconds
 
 

@@ -15,8 +15,8 @@ from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.training import run as recipe
 from sat_vg.backbone_finetuning.training.fsdp import units
 from sat_vg.backbone_finetuning.training.fsdp_tensors import local_shard
-from sat_vg.backbone_finetuning.training.interrupts import InterruptRequest
-from sat_vg.backbone_finetuning.training.loop import evaluate
+from sat_vg.backbone_finetuning.training.validation import evaluate
+from sat_vg.backbone_finetuning.utils.stop_signals import InterruptRequest
 
 fit = recipe.fit
 running = [""]

@@ -1,13 +1,13 @@
 """How far scores may lie off because there were only so many images: bootstrap intervals."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.evaluation.calibration import NUM_BINS, confidence_bins
+from sat_vg.backbone_finetuning.evaluation.metrics import RankedImages
 from sat_vg.backbone_finetuning.utils.seeding import torch_generator
 
 RESAMPLES, LEVEL = 1000, 0.95
@@ -58,7 +58,7 @@ def bootstrap_intervals_of_sets(
         Lower and upper end of ``map`` (mean average precision), ``accuracy``, ``macro_f1`` and ``micro_f1``.
     """
     (count, num_classes), generator = has_class.shape, torch_generator(seed)
-    curves = [_Curve.of(logits[:, place], has_class[:, place]) for place in range(num_classes)]
+    curves = [RankedImages.of(logits[:, place], has_class[:, place]) for place in range(num_classes)]
     is_right = (given == has_class).all(1).double()
     hits, said, images = (part.double() for part in (given & has_class, given, has_class))
     size = max(1, _DRAWS_AT_ONCE // max(count, num_classes))
@@ -75,35 +75,6 @@ def bootstrap_intervals_of_sets(
         macro_f1, mean_precision = ((value * present).sum(1) / num_present for value in (f1, precision))
         scores.append(torch.stack([mean_precision, times @ is_right / count, macro_f1, micro_f1]))
     return _intervals(("map", "accuracy", "macro_f1", "micro_f1"), torch.cat(scores, 1))
-
-
-class _Curve(NamedTuple):
-    """The images of one class in falling order of its logit, sorted once for all resamples.
-
-    Attributes:
-        order: int64 ``[N]``, places of the images.
-        has_class: float64 ``[N]``, in that order.
-        ends: int64, the last place of each run of equal logits, which no threshold can part.
-    """
-
-    order: Tensor
-    has_class: Tensor
-    ends: Tensor
-
-    @classmethod
-    def of(cls, logits: Tensor, has_class: Tensor) -> "_Curve":
-        order = logits.argsort(descending=True, stable=True)
-        ranked = logits[order]
-        is_end = torch.cat([ranked[1:] != ranked[:-1], torch.ones(1, dtype=torch.bool)])
-        return cls(order, has_class[order].double(), is_end.nonzero()[:, 0])
-
-    def average_precision(self, times: Tensor) -> Tensor:
-        """``[R]``, where each image comes ``times [R, N]`` times; 0 where none with the class was drawn."""
-        times = times[:, self.order]
-        taken = times.cumsum(1)[:, self.ends]
-        found = (times * self.has_class).cumsum(1)[:, self.ends]
-        steps = found.diff(dim=1, prepend=found.new_zeros(len(found), 1))
-        return (steps * found / taken.clamp(min=1)).sum(1) / found[:, -1].clamp(min=1)
 
 
 def _intervals(names: Sequence[str], scores: Tensor) -> dict[str, list[float]]:

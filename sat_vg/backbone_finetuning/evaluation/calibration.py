@@ -4,8 +4,6 @@ All three after Guo et al., "On Calibration of Modern Neural Networks" (2017). W
 classes, each pair of an image and a class is a prediction of its own, and all of them share one temperature.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -65,25 +63,28 @@ def expected_calibration_error(bins: list[dict[str, float]]) -> float:
     return gaps / sum(row["images"] for row in bins)
 
 
+def log_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean cross-entropy of ``logits [N, C]``, in nats; of bool labels the mean binary one over all pairs."""
+    if labels.ndim == 1:
+        return functional.cross_entropy(logits, labels)
+    return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+
+
 def negative_log_likelihood(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:
-    """The mean cross-entropy of ``logits [N, C] / temperature``, in nats, computed in float64."""
-    return float(functional.cross_entropy(logits.double() / temperature, labels))
-
-
-def negative_log_likelihood_of_sets(logits: Tensor, has_class: Tensor, temperature: float = 1.0) -> float:
-    """The mean binary cross-entropy of ``logits [N, C] / temperature`` over all pairs, in nats, in float64."""
-    return float(functional.binary_cross_entropy_with_logits(logits.double() / temperature, has_class.double()))
+    """The mean (binary) cross-entropy of ``logits [N, C] / temperature``, in nats, computed in float64."""
+    return float(log_loss(logits.double() / temperature, labels))
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The number to divide logits by, such that their softmax fits the labels best (Guo et al., 2017, section 4.2).
+    """The number to divide logits by, such that probabilities fit the labels best (Guo et al., 2017, section 4.2).
 
     Minimises the negative log-likelihood by L-BFGS over 1 / temperature, in which the problem is convex: there is one
-    optimum, or it lies at infinity. Which class is predicted does not change.
+    optimum, or it lies at infinity. Which classes are given does not change. Where an image can have several classes,
+    the sigmoids of all logits share one temperature.
 
     Args:
         logits: ``[N, num_classes]``.
-        labels: int64 ``[N]``.
+        labels: int64 ``[N]``; bool ``[N, num_classes]`` where an image can have several classes.
 
     Returns:
         The temperature; above 1 for a model that is too sure of itself.
@@ -92,45 +93,14 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         ConfigError: there is no optimum, as all predictions are right (the sharper, the better) or they are no better
             than chance.
     """
-    logits = logits.detach().double()
-    if bool((logits.argmax(1) == labels).all()):
-        raise _without_optimum(f"all {len(labels)} predictions are right")
-    return _fit(lambda inverse: functional.cross_entropy(logits * inverse, labels), len(labels))
-
-
-def fit_temperature_of_sets(logits: Tensor, has_class: Tensor) -> float:
-    """The same where an image can have several classes: one temperature for the sigmoid of all logits.
-
-    Minimises the mean binary cross-entropy over all pairs of an image and a class, which is convex too. Which classes
-    are given does not change, as a logit keeps its sign.
-
-    Args:
-        logits: ``[N, num_classes]``.
-        has_class: bool ``[N, num_classes]``.
-
-    Returns:
-        The temperature; above 1 for a model that is too sure of itself.
-
-    Raises:
-        ConfigError: there is no optimum, as all classes of all images are right or no better than chance.
-    """
-    logits, targets = logits.detach().double(), has_class.double()
-    if bool(((logits >= 0) == has_class).all()):
-        raise _without_optimum(f"all classes of all {len(has_class)} images are right")
-    return _fit(
-        lambda inverse: functional.binary_cross_entropy_with_logits(logits * inverse, targets), len(has_class)
-    )
-
-
-def _without_optimum(reason: str) -> ConfigError:
-    return ConfigError(
-        f"no temperature can be fitted: {reason}, so the likelihood grows as the temperature falls to 0. Calibrate "
-        "on images of which some are mistaken; nothing was written"
-    )
-
-
-def _fit(loss_at: Callable[[Tensor], Tensor], images: int) -> float:
-    """The temperature at which a loss that is convex in 1 / temperature is lowest."""
+    logits, has_one = logits.detach().double(), labels.ndim == 1
+    given = logits.argmax(1) if has_one else logits >= 0
+    if bool((given == labels).all()):
+        what = f"all {len(labels)} predictions" if has_one else f"all classes of all {len(labels)} images"
+        raise ConfigError(
+            f"no temperature can be fitted: {what} are right, so the likelihood grows as the temperature falls to 0. "
+            "Calibrate on images of which some are mistaken; nothing was written"
+        )
     inverse = torch.ones((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [inverse], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-10, tolerance_change=1e-14
@@ -138,7 +108,7 @@ def _fit(loss_at: Callable[[Tensor], Tensor], images: int) -> float:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = loss_at(inverse)
+        loss = log_loss(logits * inverse, labels)
         loss.backward()
         return loss
 
@@ -147,7 +117,7 @@ def _fit(loss_at: Callable[[Tensor], Tensor], images: int) -> float:
     found = float(inverse.detach())
     if not 1 / _HIGHEST <= found <= 1 / _LOWEST:
         raise ConfigError(
-            f"no temperature between {_LOWEST} and {_HIGHEST:g} fits: on these {images} images the predictions "
+            f"no temperature between {_LOWEST} and {_HIGHEST:g} fits: on these {len(labels)} images the predictions "
             f"are {'hardly ever wrong' if found > 1 else 'no better than chance'}. Calibrate on other images, or "
             "train longer; nothing was written"
         )

@@ -81,7 +81,7 @@ def _plain_attention() -> Iterator[None]:
 def images_per_second(networks: Mapping[str, Network], timing: Timing | None = None) -> dict[str, float]:
     """Speed of inference, from normalised images in the device's memory to logits.
 
-    The networks take turns, so that whatever else the machine does slows all of them alike.
+    The networks take turns, so that other load on the machine slows all of them alike.
 
     Args:
         networks: by any key.

@@ -1,14 +1,16 @@
 """Metrics as sums on the device, divided once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from sat_vg.backbone_finetuning.configs.choices import Metric
 from sat_vg.backbone_finetuning.utils.ranks import Ranks
+
+SCORES = ("precision", "recall", "f1")
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,25 @@ class Validation:
         for row, value in zip(rows, self.average_precisions or (), strict=False):
             row["average_precision"] = value or 0.0
         return rows
+
+
+def averages(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Means of ``Validation.rows`` over the classes that have images.
+
+    Returns:
+        ``macro``, in which each class counts the same, and ``weighted``, in which each image does.
+    """
+    present = [row for row in rows if row["images"]]
+    total = sum(row["images"] for row in present)
+    return {
+        "macro": {score: sum(row[score] for row in present) / len(present) for score in SCORES},
+        "weighted": {score: sum(row["images"] * row[score] for row in present) / total for score in SCORES},
+    }
+
+
+def share_of_true_class(confusion: Sequence[Sequence[int]]) -> list[list[float]]:
+    """A confusion matrix whose rows sum to 1; rows of classes without images are zeros."""
+    return [[count / max(sum(row), 1) for count in row] for row in confusion]
 
 
 def mean_of_known(values: Sequence[float | None]) -> float:
@@ -152,6 +173,36 @@ class MultiLabelSums:
         )
 
 
+class RankedImages(NamedTuple):
+    """The images in falling order of one class's logit, of which average precision is computed.
+
+    Attributes:
+        order: int64 ``[N]``, places of the images.
+        has_class: float64 ``[N]``, in that order.
+        ends: int64, the last place of each run of equal logits, which no threshold can part.
+    """
+
+    order: Tensor
+    has_class: Tensor
+    ends: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, has_class: Tensor) -> "RankedImages":
+        """Rank images by ``logits [N]``, of which ``has_class`` (bool ``[N]``) have the class."""
+        order = logits.argsort(descending=True, stable=True)
+        ranked = logits[order]
+        is_end = torch.cat([ranked[1:] != ranked[:-1], torch.ones(1, dtype=torch.bool)])
+        return cls(order, has_class[order].double(), is_end.nonzero()[:, 0])
+
+    def average_precision(self, times: Tensor) -> Tensor:
+        """``[R]``, of R samples with each image ``times [R, N]`` times; 0 where none of them has the class."""
+        times = times[:, self.order]
+        taken = times.cumsum(1)[:, self.ends]
+        found = (times * self.has_class).cumsum(1)[:, self.ends]
+        steps = found.diff(dim=1, prepend=found.new_zeros(len(found), 1))
+        return (steps * found / taken.clamp(min=1)).sum(1) / found[:, -1].clamp(min=1)
+
+
 def average_precisions(logits: Tensor, has_class: Tensor) -> tuple[float | None, ...]:
     """The average precision of each class: its precision at each recall, weighted by the recall's increase.
 
@@ -162,13 +213,10 @@ def average_precisions(logits: Tensor, has_class: Tensor) -> tuple[float | None,
     Returns:
         Shares of 1; None for a class without images, whose recall is not defined.
     """
-    # Imported only here: it takes a second, and where images have one class it is not needed.
-    from torchmetrics.functional.classification import binary_average_precision
-
-    # In float64 two logits that differ have probabilities that differ, but for those beyond all doubt.
-    shares, targets = logits.double().sigmoid(), has_class.long()
+    # In float64 two logits that differ have probabilities that differ, unless both are 0 or 1 to 16 digits.
+    shares, once = logits.double().sigmoid(), torch.ones(1, len(logits), dtype=torch.float64)
     return tuple(
-        float(binary_average_precision(shares[:, place], targets[:, place], validate_args=False)) if occurs else None
+        float(RankedImages.of(shares[:, place], has_class[:, place]).average_precision(once)) if occurs else None
         for place, occurs in enumerate(has_class.any(0).tolist())
     )
 

@@ -1,18 +1,21 @@
-"""One pass over a split that keeps what the model says of every image."""
+"""What a model says of every image of a split."""
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor
+from torch.nn import functional
 
-from sat_vg.backbone_finetuning.data.loading.loaders import Batch
 from sat_vg.backbone_finetuning.evaluation.metrics import Validation
-from sat_vg.backbone_finetuning.evaluation.tasks import TASKS
-from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.models.probabilities import TaskName
-from sat_vg.backbone_finetuning.utils.precision import Precision
-from sat_vg.backbone_finetuning.utils.terminal import progress
+from sat_vg.backbone_finetuning.models.probabilities import PROBABILITIES, TaskName
+
+# Logits [N, num_classes] → the classes that images are given, bool of the same shape: the likeliest one, or all whose
+# probability is one half or more.
+GIVEN: dict[TaskName, Callable[[Tensor], Tensor]] = {
+    "single_label": lambda logits: functional.one_hot(logits.argmax(1), logits.shape[1]).bool(),
+    "multi_label": lambda logits: logits >= 0,
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Predictions:
     @property
     def given(self) -> Tensor:
         """The classes that each image is given, bool ``[N, num_classes]``."""
-        return TASKS[self.task].given(self.logits)
+        return GIVEN[self.task](self.logits)
 
     @property
     def predicted(self) -> Tensor:
@@ -50,31 +53,19 @@ class Predictions:
 
     def probabilities(self, temperature: float = 1.0) -> Tensor:
         """Of the logits divided by ``temperature``, float64 ``[N, num_classes]``."""
-        return TASKS[self.task].probabilities(self.logits.double(), temperature)
+        return PROBABILITIES[self.task](self.logits.double() / temperature)
 
 
-def predict(model: FineTuneModel, batches: Iterable[Batch], precision: Precision) -> Predictions:
-    """Run the model over all batches, as the loop's validation does: the same numbers come out.
+@dataclass(frozen=True)
+class Mistake:
+    """An image that is shown as a mistake.
 
-    Args:
-        model: on its device; it is put into eval mode.
-        batches: every image once, in order.
-        precision: device and number formats.
+    Attributes:
+        place: in the split.
+        explained: index of the class whose heat is shown.
+        entry: of evaluation.json.
     """
-    model.eval()
-    task = TASKS[model.task]
-    sums = task.sums(model.num_classes, precision.device)
-    logits, targets = [], []
-    with torch.inference_mode():
-        for batch in progress(batches, desc="evaluation", unit="batch"):
-            batch = batch.to(precision.device)
-            images = precision.place_images(model.preprocessing.normalise(batch.images))
-            with precision.autocast():
-                outputs = model(images).float()
-            sums.add(outputs, batch.targets, task.loss(outputs, batch.targets))
-            logits.append(outputs)
-            targets.append(batch.targets)
-    # Outside of inference mode, whose tensors autograd refuses: a temperature is fitted to these.
-    all_logits, all_targets = torch.cat(logits).cpu(), torch.cat(targets).cpu()
-    losses = task.losses(all_logits, all_targets)
-    return Predictions(all_logits, task.labels(all_targets), losses, sums.result(), task.name)
+
+    place: int
+    explained: int
+    entry: dict[str, Any]

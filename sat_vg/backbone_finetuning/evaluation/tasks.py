@@ -1,52 +1,65 @@
-"""What differs between one class an image and several of them; looked up once, by the name that the model carries."""
+"""All that differs between one class per image and several, by the task's name in the model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.nn import functional
 
 from sat_vg.backbone_finetuning.configs.choices import Metric
-from sat_vg.backbone_finetuning.evaluation.metrics import (
-    MultiLabelSums,
-    Sums,
-    Validation,
-    ValidationSums,
-)
+from sat_vg.backbone_finetuning.data.loading.loaders import Batch
+from sat_vg.backbone_finetuning.evaluation import multi_label, single_label
+from sat_vg.backbone_finetuning.evaluation.metrics import MultiLabelSums, Sums, Validation, ValidationSums
+from sat_vg.backbone_finetuning.evaluation.predictions import GIVEN, Mistake, Predictions
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.probabilities import PROBABILITIES, TaskName
-from sat_vg.backbone_finetuning.reports.evaluation_figures import draw_class_scores
-from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix
+from sat_vg.backbone_finetuning.reports.prediction_table import Prediction, SetPrediction
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.utils.precision import Precision
+from sat_vg.backbone_finetuning.utils.terminal import progress
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked of a classifier.
+    """Kind of classification.
 
     Attributes:
         name: as it stands in best_model.pt.
+        metrics: what "best" may mean, its default first.
         loss: of the validation: ``(logits, targets) ->`` sum over the batch.
         losses: the same of each image by itself, float32 ``[N]``.
         sums: ``(num_classes, device) ->`` what adds up a validation.
-        metrics: what "best" may mean, its default first.
         labels: rows of targets ``[N, num_classes]`` → the labels: int64 ``[N]``, or bool ``[N, num_classes]``.
-        given: logits ``[N, num_classes]`` → which classes the images are given, bool of the same shape: the likeliest
-            one, or all with a probability of one half or more.
         draw: a validation and the names of the classes → the figure of the best epoch.
         figure: that figure's name.
+        assess: ``(predictions, class names, temperature) ->`` all numbers of an evaluation, by name.
+        per_image: ``(predictions, paths, temperature) ->`` the lines of predictions.csv.
+        mistakes: ``(predictions, lines, class names, temperature) ->`` the worst ones.
+        severity: ``(probabilities, losses) ->`` ``[N]``, by which the worst mistakes are chosen for a picture.
+        mistake_title: ``(targets, given, probabilities, class names) ->`` title of an image in it.
+        mistakes_heading: of that picture, with a place for how many there are.
     """
 
     name: TaskName
+    metrics: tuple[Metric, ...]
     loss: Callable[[Tensor, Tensor], Tensor]
     losses: Callable[[Tensor, Tensor], Tensor]
     sums: Callable[[int, torch.device], Sums]
-    metrics: tuple[Metric, ...]
     labels: Callable[[Tensor], Tensor]
-    given: Callable[[Tensor], Tensor]
     draw: Callable[[Validation, Sequence[str]], Figure]
     figure: str
+    assess: Callable[[Predictions, Sequence[str], float], dict[str, Any]]
+    per_image: Callable[[Predictions, Sequence[str], float], Sequence[Prediction | SetPrediction]]
+    mistakes: Callable[[Predictions, Sequence[Any], Sequence[str], float], list[Mistake]]
+    severity: Callable[[Tensor, Tensor], Tensor]
+    mistake_title: Callable[[Tensor, Tensor, Tensor, Sequence[str]], str]
+    mistakes_heading: str
+
+    def given(self, logits: Tensor) -> Tensor:
+        """Logits ``[N, num_classes]`` → which classes the images are given, bool of the same shape."""
+        return GIVEN[self.name](logits)
 
     def metric(self, wanted: Metric | None) -> Metric:
         """What "best" means: as configured, or what fits these images.
@@ -68,41 +81,38 @@ class Task:
         return PROBABILITIES[self.name](logits / temperature)
 
 
-def _draw_confusion(validation: Validation, class_names: Sequence[str]) -> Figure:
-    assert validation.confusion is not None
-    return draw_confusion_matrix(validation.confusion.numpy(), class_names)
-
-
-def _likeliest(logits: Tensor) -> Tensor:
-    return functional.one_hot(logits.argmax(1), logits.shape[1]).bool()
-
-
 TASKS: dict[TaskName, Task] = {
     "single_label": Task(
         name="single_label",
-        loss=lambda logits, targets: functional.cross_entropy(logits.float(), targets, reduction="sum"),
-        losses=lambda logits, targets: functional.cross_entropy(logits, targets.argmax(1), reduction="none"),
-        sums=ValidationSums,
         metrics=("val_accuracy", "val_loss", "val_macro_f1"),
+        loss=single_label.loss,
+        losses=single_label.losses,
+        sums=ValidationSums,
         labels=lambda targets: targets.argmax(1),
-        given=_likeliest,
-        draw=_draw_confusion,
+        draw=single_label.draw,
         figure="confusion_matrix",
+        assess=single_label.assess,
+        per_image=single_label.per_image,
+        mistakes=single_label.mistakes,
+        severity=lambda probabilities, losses: probabilities.amax(1),
+        mistake_title=single_label.mistake_title,
+        mistakes_heading=single_label.MISTAKES_HEADING,
     ),
     "multi_label": Task(
         name="multi_label",
-        loss=lambda logits, targets: (
-            functional.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum") / targets.shape[1]
-        ),
-        losses=lambda logits, targets: functional.binary_cross_entropy_with_logits(
-            logits, targets.float(), reduction="none"
-        ).mean(1),
-        sums=MultiLabelSums,
         metrics=("val_map", "val_loss", "val_accuracy", "val_macro_f1"),
+        loss=multi_label.loss,
+        losses=multi_label.losses,
+        sums=MultiLabelSums,
         labels=lambda targets: targets > 0.5,
-        given=lambda logits: logits >= 0,
-        draw=lambda validation, class_names: draw_class_scores(class_names, validation.rows()),
+        draw=multi_label.draw,
         figure="class_scores",
+        assess=multi_label.assess,
+        per_image=multi_label.per_image,
+        mistakes=multi_label.mistakes,
+        severity=lambda probabilities, losses: losses,
+        mistake_title=multi_label.mistake_title,
+        mistakes_heading=multi_label.MISTAKES_HEADING,
     ),
 }
 
@@ -110,3 +120,30 @@ TASKS: dict[TaskName, Task] = {
 def task_of(is_multi_label: bool) -> Task:
     """The task of a data set."""
     return TASKS["multi_label" if is_multi_label else "single_label"]
+
+
+def predict(model: FineTuneModel, batches: Iterable[Batch], precision: Precision) -> Predictions:
+    """Run the model over all batches, as the loop's validation does: the same numbers come out.
+
+    Args:
+        model: on its device; it is put into eval mode.
+        batches: every image once, in order.
+        precision: device and number formats.
+    """
+    model.eval()
+    task = TASKS[model.task]
+    sums = task.sums(model.num_classes, precision.device)
+    logits, targets = [], []
+    with torch.inference_mode():
+        for batch in progress(batches, desc="evaluation", unit="batch"):
+            batch = batch.to(precision.device)
+            images = precision.place_images(model.preprocessing.normalise(batch.images))
+            with precision.autocast():
+                outputs = model(images).float()
+            sums.add(outputs, batch.targets, task.loss(outputs, batch.targets))
+            logits.append(outputs)
+            targets.append(batch.targets)
+    # Outside of inference mode, whose tensors autograd refuses: a temperature is fitted to these.
+    all_logits, all_targets = torch.cat(logits).cpu(), torch.cat(targets).cpu()
+    losses = task.losses(all_logits, all_targets)
+    return Predictions(all_logits, task.labels(all_targets), losses, sums.result(), task.name)

@@ -1,7 +1,8 @@
-"""Configuration, images and model become what the loop trains with; nothing after this sees the configuration."""
+"""Builds the components of a training from the configuration; nothing after this sees the configuration."""
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +20,16 @@ from sat_vg.backbone_finetuning.data.loading.sampling import (
 )
 from sat_vg.backbone_finetuning.data.shards.order import ShardWindows
 from sat_vg.backbone_finetuning.data.sources.splits import Split
+from sat_vg.backbone_finetuning.evaluation.tasks import task_of
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.freezing import choose_trainable
 from sat_vg.backbone_finetuning.training.batch_sources import BatchSources
 from sat_vg.backbone_finetuning.training.ema import MovingAverage, NullAverage, WeightAverage
 from sat_vg.backbone_finetuning.training.fsdp import FSDPReplica, apply_fsdp, fewest_at_once, precision_for_fsdp
-from sat_vg.backbone_finetuning.training.losses import (
-    BinaryCrossEntropy,
-    CrossEntropy,
-    Loss,
-    weights_of_classes,
-)
+from sat_vg.backbone_finetuning.training.losses import LOSSES, Loss, weights_of_classes
 from sat_vg.backbone_finetuning.training.micro_batches import MicroBatches
 from sat_vg.backbone_finetuning.training.optim import Schedule, build_optimizer
-from sat_vg.backbone_finetuning.training.phases import STRATEGIES, Phase, PhasePlan, single_phase, then_mixed
+from sat_vg.backbone_finetuning.training.phases import STRATEGIES, Phase, StrategyInputs, single_phase, then_mixed
 from sat_vg.backbone_finetuning.training.preparation import choose_hardware, computed_cache
 from sat_vg.backbone_finetuning.training.profiling import NullProfiler, StepProfiler
 from sat_vg.backbone_finetuning.training.replicas import DataParallelReplica, Replica, SingleReplica
@@ -54,7 +51,7 @@ def assemble(
     read: Callable[[str], Tensor],
     ranks: Ranks,
 ) -> Training:
-    """Put images, optimizer and schedule together.
+    """Build optimizer, schedule, loaders, loss and the rest.
 
     Args:
         config: with a batch size that is a number.
@@ -118,7 +115,7 @@ def hardware_of(config: FinetuneConfig, ranks: Ranks) -> Precision:
 
 
 def replica_of(config: FinetuneConfig, model: FineTuneModel, precision: Precision, ranks: Ranks) -> Replica:
-    """What keeps the processes' models alike. It comes before the optimizer, which gets the weights in shards."""
+    """The model's replica; built before the optimizer, which gets FSDP's shards of the weights."""
     if config.shard_weights:
         apply_fsdp(model, precision.device, ranks)
         return FSDPReplica(model, precision.device, ranks)
@@ -127,7 +124,7 @@ def replica_of(config: FinetuneConfig, model: FineTuneModel, precision: Precisio
 
 
 def share_statistics(model: FineTuneModel, device: torch.device, ranks: Ranks) -> None:
-    """Let batch norm normalise with the images of all processes; its weights and their names stay what they are.
+    """Convert batch norm to SyncBatchNorm; weights and their names stay.
 
     Raises:
         ConfigError: there are no GPUs, or no other processes.
@@ -165,7 +162,7 @@ def plan_phases(config: FinetuneConfig, model: FineTuneModel) -> list[Phase]:
         )
         phases = single_phase(config.num_epochs, stages, model.stage_names)
     else:
-        plan = PhasePlan(
+        inputs = StrategyInputs(
             model.stage_names,
             config.num_epochs,
             config.last_layers,
@@ -173,22 +170,22 @@ def plan_phases(config: FinetuneConfig, model: FineTuneModel) -> list[Phase]:
             config.probe_solver == "exact",
             is_pretrained=config.pretrained and config.weights != "none",
         )
-        phases = STRATEGIES[config.strategy](plan)
+        phases = STRATEGIES[config.strategy](inputs)
     return then_mixed(phases) if config.wise_ft else phases
 
 
 def average_of(config: FinetuneConfig, model: FineTuneModel) -> WeightAverage:
-    """The moving average of the weights, if there is one, and whether it is what is validated."""
+    """The moving average of the weights, if there is one."""
     if not config.ema_decay:
         return NullAverage()
     return MovingAverage(model.network, config.ema_decay)
 
 
 def start_weights_of(config: FinetuneConfig, model: FineTuneModel) -> StartWeights:
-    """What remembers the weights that a phase begins with, if they are to be mixed with its last ones."""
+    """The start weights of phases, for WiSE-FT."""
     if not config.wise_ft:
         return NullStartWeights()
-    assert config.early_stopping_metric is not None, "it is settled once the data are known"
+    assert config.early_stopping_metric is not None, "it is resolved once the data are known"
     return PhaseStartWeights(model.network, config.early_stopping_metric)
 
 
@@ -216,7 +213,7 @@ def batch_plan(config: FinetuneConfig, split: Split, ranks: Ranks) -> BatchPlan:
 
 
 def resizing_of(config: FinetuneConfig, model: FineTuneModel, precision: Precision, plan: BatchPlan) -> Resizing:
-    """What gives training images the size of their step.
+    """The resizing of training images by step.
 
     Raises:
         ConfigError: the network does not take images of these sizes.
@@ -230,11 +227,11 @@ def resizing_of(config: FinetuneConfig, model: FineTuneModel, precision: Precisi
 
 
 def training_loss(config: FinetuneConfig, split: Split, device: torch.device) -> Loss:
-    """What is minimised on the training images."""
+    """The task's training loss, with the settings that have its fields' names."""
     weights = weights_of_classes(config.class_weights, split.class_counts(), len(split), split.is_multi_label)
-    weights = None if weights is None else weights.to(device)
-    kind = BinaryCrossEntropy if split.is_multi_label else CrossEntropy
-    return kind(config.label_smoothing, weights, config.focal_gamma)
+    loss = LOSSES[task_of(split.is_multi_label).name]
+    settings = {entry.name: getattr(config, entry.name) for entry in fields(loss)}
+    return loss(**{**settings, "class_weights": None if weights is None else weights.to(device)})
 
 
 def image_batches(
@@ -275,7 +272,7 @@ def batch_sources_of(
     batches: ImageBatches,
     ranks: Ranks,
 ) -> BatchSources:
-    """What phases are fed with: stored features where nothing that changes lies before the trained stages."""
+    """The batch sources of phases: stored features where nothing before the trained stages changes."""
     changes = config.mixup_alpha > 0 or config.cutmix_alpha > 0 or config.train_image_size is not None
     is_stored = config.cache != "off" and not changes and not config.shard_weights  # processes compute them in turns
     contents = [[images.contents[path] for path in split.paths] for split in (images.splits.train, images.splits.val)]

@@ -1,4 +1,4 @@
-"""What the loop is fed with: images, or what the frozen stages made of them, computed once for the phase."""
+"""Sources of batches: images, or the outputs of the frozen stages, computed once per phase."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -36,14 +36,14 @@ def image_values(model: FineTuneModel, precision: Precision, batch: Batch) -> Te
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Images, which go through the whole model.
+    """Batches of images, for the whole model.
 
     Attributes:
         model: whose preprocessing they get.
         precision: device and formats.
-        batches: of uint8 images.
+        batches: of images.
         num_views: augmentations that take turns from epoch to epoch; 0: each epoch has its own.
-        start: stages that lie behind the values: none.
+        start: number of stages that are already applied: 0.
     """
 
     model: FineTuneModel
@@ -85,12 +85,12 @@ class FeaturePass:
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """Stored outputs of the frozen stages, which the rest of the model is run on.
+    """Batches of stored outputs of the frozen stages, for the rest of the model.
 
     Attributes:
         batches: of the images, for their order and labels.
         stored: features of the training images in all views, and of the validation images.
-        start: stages that lie behind the features, as in ``FineTuneModel.training_outputs``.
+        start: number of stages that are already applied, as in ``FineTuneModel.training_outputs``.
     """
 
     batches: ImageBatches
@@ -122,11 +122,11 @@ BatchSource = ImageSource | FeatureSource
 
 
 @dataclass(frozen=True)
-class FeaturePlan:
-    """What is stored for a phase.
+class FeatureSpec:
+    """Features to store for a phase.
 
     Attributes:
-        start: stages that lie behind the features; one more than there are: the pooled vector.
+        start: number of stages that are already applied; one more than there are: the pooled vector.
         shape: of one image's features.
         num_bytes: of all.
     """
@@ -138,7 +138,7 @@ class FeaturePlan:
 
 @dataclass(frozen=True)
 class BatchSources:
-    """Chooses what each phase is fed with.
+    """Chooses the batch source of each phase.
 
     Attributes:
         model: the model that is trained.
@@ -160,21 +160,21 @@ class BatchSources:
     ranks: Ranks = field(default_factory=SingleProcess)
 
     def for_phase(self, phase: Phase, should_stop: Callable[[], bool]) -> BatchSource | None:
-        """The source of a phase, whose stages the model is set to; None where it was stopped on the way."""
+        """The source of a phase, to which the model is set; None where a stop was requested meanwhile."""
         images = self.image_source()
-        plan = self.plan(phase)
-        if isinstance(plan, str):
+        spec = self.feature_spec(phase)
+        if isinstance(spec, str):
             return images
-        say(f"phase {phase.name}: {self._describe_plan(plan, phase)}")
+        say(f"phase {phase.name}: {self._describe(spec, phase)}")
         stored = {}
         for part, views in ((Part.TRAINING, self.num_views), (Part.VALIDATION, 1)):
-            features = self._features(plan, part, views, should_stop)
+            features = self._features(spec, part, views, should_stop)
             was_stopped, not_kept = self.ranks.all_reduce_max(
                 features is None, isinstance(features, (NoRoom, NotKept))
             )
             if was_stopped:
                 return None
-            if not_kept:  # if only on another machine: all processes are fed with the same
+            if not_kept:  # even if only on another machine: all processes use the same source
                 said = "another machine cannot keep features"
                 if isinstance(features, (NoRoom, NotKept)):
                     said = _why(features) if isinstance(features, NoRoom) else self._why_not_kept(features)
@@ -182,15 +182,15 @@ class BatchSources:
                 return images
             assert isinstance(features, StoredFeatures)
             stored[part] = features
-        return FeatureSource(self.batches, stored, plan.start)
+        return FeatureSource(self.batches, stored, spec.start)
 
     def image_source(self) -> ImageSource:
         """The source that runs the whole model, with the stages that it is set to."""
         views = self.num_views if self.model.num_frozen_stages else 0
         return ImageSource(self.model, self.precision, self.batches, views)
 
-    def plan(self, phase: Phase) -> FeaturePlan | str:
-        """What will be stored for a phase, whose stages the model is set to; or why nothing is."""
+    def feature_spec(self, phase: Phase) -> FeatureSpec | str:
+        """The features to store for a phase, to which the model is set; or the reason why none are."""
         num_frozen = self.model.num_frozen_stages
         if phase.method != "gradient" or not num_frozen or self.cache is None:
             return ""
@@ -204,31 +204,31 @@ class BatchSources:
         num_bytes = count * shape.num_bytes
         if num_bytes > self.cache.max_bytes:
             return _why(NoRoom(num_bytes, self.cache.max_bytes, "limit"))
-        return FeaturePlan(start, shape, num_bytes)
+        return FeatureSpec(start, shape, num_bytes)
 
     def describe(self, phase: Phase) -> str:
-        """One line on what is stored for a phase, or why nothing is; empty where nothing could be gained."""
-        plan = self.plan(phase)
-        if isinstance(plan, str):
-            return plan and f"frozen stages run in every epoch: {plan}"
-        return self._describe_plan(plan, phase)
+        """One line on the features stored for a phase, or why there are none; empty where storing gains nothing."""
+        spec = self.feature_spec(phase)
+        if isinstance(spec, str):
+            return spec and f"frozen stages run in every epoch: {spec}"
+        return self._describe(spec, phase)
 
-    def _describe_plan(self, plan: FeaturePlan, phase: Phase) -> str:
+    def _describe(self, spec: FeatureSpec, phase: Phase) -> str:
         assert self.cache is not None
         times = "once" if self.num_views == 1 else f"{self.num_views} times"
-        shape, kind = "x".join(map(str, plan.shape.shape)), str(plan.shape.dtype).removeprefix("torch.")
+        shape, kind = "x".join(map(str, spec.shape.shape)), str(spec.shape.dtype).removeprefix("torch.")
         return (
             f"frozen stages run {times}, not {phase.epochs} times: {shape} {kind} an image and view, "
-            f"{plan.num_bytes / 2**20:.0f} MiB in {str(self.cache.folder)!r}"
+            f"{spec.num_bytes / 2**20:.0f} MiB in {str(self.cache.folder)!r}"
         )
 
     def _features(
-        self, plan: FeaturePlan, part: Part, num_views: int, should_stop: Callable[[], bool]
+        self, spec: FeatureSpec, part: Part, num_views: int, should_stop: Callable[[], bool]
     ) -> StoredFeatures | NoRoom | NotKept | None:
         assert self.cache is not None
-        key = self._key(plan.start, part, num_views)
+        key = self._key(spec.start, part, num_views)
         machine, num_images = self.ranks.on_machine, len(self.batches.parts[part])
-        found = find_features(self.cache, key, plan.shape, num_images, num_views)
+        found = find_features(self.cache, key, spec.shape, num_images, num_views)
         if not any(machine.all_reduce_max(found is None)):
             return found
         passes = [self.batches.in_order(part, view) for view in range(num_views)]
@@ -236,9 +236,9 @@ class BatchSources:
             return compute_features(
                 self.cache,
                 key,
-                plan.shape,
+                spec.shape,
                 passes,
-                lambda batch: self._run(batch, plan.start),
+                lambda batch: self._run(batch, spec.start),
                 should_stop,
                 machine,
             )

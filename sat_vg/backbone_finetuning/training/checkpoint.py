@@ -1,8 +1,7 @@
-"""last.pt: everything that a run needs to go on as if it had never stopped."""
+"""last.pt: everything that a run needs to resume exactly."""
 
-import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 import sat_vg
-from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.training.checkpoint_checks import (
     require_none,
     require_sound_numbers,
@@ -22,7 +20,7 @@ from sat_vg.backbone_finetuning.training.checkpoint_checks import (
 )
 from sat_vg.backbone_finetuning.training.ema import NullAverage, WeightAverage
 from sat_vg.backbone_finetuning.training.fsdp_tensors import gathered, parts_of_optimizer, parts_of_weights
-from sat_vg.backbone_finetuning.training.run_course import PhasesOf, changed_course, config_of_run
+from sat_vg.backbone_finetuning.training.run_identity import RunIdentity
 from sat_vg.backbone_finetuning.training.wise_ft import NullStartWeights, StartWeights
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 from sat_vg.backbone_finetuning.utils.ranks import Ranks, SingleProcess
@@ -46,7 +44,7 @@ BEST_MODEL = "best_model.pt"
 
 @dataclass
 class RunState:
-    """Where a run stands, beside its tensors. Plain numbers; all random streams follow from them.
+    """Progress of a run, beside its tensors. Plain numbers; all random streams follow from them.
 
     Attributes:
         phase: index of the running phase.
@@ -110,10 +108,10 @@ class RunState:
     def note_validation(
         self, value: float, loss: float, higher_is_better: bool, min_delta: float, wins_ties: bool = False
     ) -> bool:
-        """Take a validation into the history; tells whether it is the best of the run so far.
+        """Record a validation; returns whether it is the best of the run so far.
 
         Args:
-            value: of the metric that "best" goes by.
+            value: of the metric that defines "best".
             loss: the lower one is the better of two equal values.
             higher_is_better: of the metric.
             min_delta: for patience alone: what counts as an improvement must be larger.
@@ -149,7 +147,7 @@ class RunState:
     def end_phase(self, is_last: bool = False) -> None:
         """Go on to the next phase, which has its own best value, patience and plateaus.
 
-        After the last one these stay, for a run that is asked for more epochs of it.
+        After the last one these stay, for a run that is later given more epochs.
         """
         self.phase += 1
         self.epoch_in_phase = 0
@@ -191,33 +189,6 @@ class RunTensors:
     regroup: Callable[[dict[str, Any]], dict[str, Any]] = _as_saved
 
 
-@dataclass(frozen=True)
-class RunIdentity:
-    """What must agree for a run to be resumed.
-
-    Attributes:
-        config: the configuration as plain data.
-        data_fingerprint: of the images' names, labels and splits.
-        preprocessing: that the starting weights asked for; carried along, not compared.
-        image_contents: by split, of the images' pixels.
-        resumed_from: where ``--resume PATH`` began; carried along, see ``run_folder.find_run``.
-    """
-
-    config: dict[str, Any]
-    data_fingerprint: str
-    preprocessing: dict[str, Any]
-    image_contents: dict[str, str] = field(default_factory=dict)
-    resumed_from: dict[str, str] = field(default_factory=dict)
-
-
-def fingerprint(names_and_labels: Sequence[tuple[str, int | str]], class_names: Sequence[str]) -> str:
-    """A hash of which images there are, in which order, with which labels or contents."""
-    digest = hashlib.sha256("\0".join(class_names).encode("utf-8", "surrogateescape"))
-    for name, label in names_and_labels:
-        digest.update(f"\0{name}\0{label}".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
 def save_run(
     folder: Path,
     state: RunState,
@@ -234,7 +205,7 @@ def save_run(
         tensors: whose states are captured.
         identity: what a resume is checked against.
         keep: how many of the newest files stay.
-        ranks: the processes that train together, which all have to ask: the first one writes, but each may hold a
+        ranks: the processes that train together; collective: rank 0 writes, but each may hold a
             part of the weights; unset: this one alone.
 
     Raises:
@@ -352,54 +323,8 @@ def read_newest_sound(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def check_identity(
-    content: Mapping[str, Any],
-    identity: RunIdentity,
-    path: Path,
-    phases_of: PhasesOf | None = None,
-    way_on: str = "",
-) -> None:
-    """Refuse to go on with a run that would have come elsewhere with these settings, or that other data began.
-
-    Args:
-        content: of the state.
-        identity: of what is to go on.
-        path: of the state, for the message.
-        phases_of: the phases that settings give; unset: settings are compared one by one.
-        way_on: for the message, how to train on from the run's weights.
-
-    Raises:
-        CheckpointError: names every field that differs, with both values, and the ways out.
-    """
-    of_run, now = config_of_run(content, path), FinetuneConfig.from_dict(identity.config)
-    differing = changed_course(of_run, now, content["state"], phases_of)
-    differing += _changed_images(content, identity)
-    if differing:
-        raise CheckpointError(
-            f"{str(path)!r} belongs to a run with other settings, which would change its course:\n  "
-            + "\n  ".join(differing)
-            + "\nGo on with the run's own settings, or begin another run with --checkpoint_dir DIR --log_dir DIR, "
-            f"or begin anew here with --resume never (the old run is moved aside){way_on}"
-        )
-
-
-def _changed_images(content: Mapping[str, Any], identity: RunIdentity) -> list[str]:
-    if content["data_fingerprint"] != identity.data_fingerprint:
-        return ["the images: their names, classes or splits are not those that the run began with"]
-    of_run = content.get("image_contents") or {}
-    if identity.image_contents and not of_run:
-        say("note: the run was begun by a version that kept no record of what the images show; whether any was "
-            "replaced since is not known")  # fmt: skip
-    return [
-        f"the images of {split}: names and classes are the same, and what they show is not (or another version of "
-        "Pillow or torchvision decodes them otherwise)"
-        for split, digest in identity.image_contents.items()
-        if of_run and of_run.get(split) != digest
-    ]
-
-
 def restore_run(content: Mapping[str, Any], tensors: RunTensors) -> RunState:
-    """Put a run's state back, after all of it was looked at.
+    """Restore a run's state, after all of it was checked.
 
     Raises:
         CheckpointError: a part does not fit, or is nothing that a run saves; nothing was loaded then.

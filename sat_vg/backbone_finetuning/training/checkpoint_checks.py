@@ -1,4 +1,4 @@
-"""Whether what a checkpoint holds can be what a run has saved: looked at before any of it is loaded.
+"""Checks of a checkpoint's content against the model and optimizer, before any of it is loaded.
 
 A fused optimizer, for one, goes through the memory of a weight and of its averages in step and compares no shapes.
 """
@@ -121,7 +121,7 @@ def wrong_optimizer(found: Mapping[str, Any], optimizer: Optimizer) -> Iterator[
 
 
 def wrong_scaler(found: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the state of loss scaling; of none there is nothing to say."""
+    """What is wrong with the state of loss scaling."""
     if set(found) != set(own):
         yield f"loss scaling has {_format_names(found)}, and needs {_format_names(own)}"
         return

@@ -1,4 +1,4 @@
-"""A moving average of the weights, which is validated and saved in their place."""
+"""Moving average of the weights, which is validated and saved instead of them."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -72,7 +72,7 @@ class MovingAverage(WeightAverage):
     def update(self, step: int) -> None:
         """Take in the weights after optimizer step ``step``, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        # The tensors behind the parameters are looked up anew: checkpoints put others in their place.
+        # Local shards are looked up in every step: loading a checkpoint replaces the tensors.
         average, own = ([local_shard(tensor) for tensor in of.values()] for of in (self._average, self._own))
         torch._foreach_lerp_(average, own, 1 - decay)
 
@@ -86,7 +86,7 @@ class MovingAverage(WeightAverage):
             self._swap()
 
     def _swap(self) -> None:
-        # By value: weights in shards are put together from the very memory that they had at first.
+        # By value: FSDP gathers weights from the memory that it has once allocated.
         for name, own in self._own.items():
             weights, average = local_shard(own), local_shard(self._average[name])
             kept = weights.clone()
@@ -94,7 +94,7 @@ class MovingAverage(WeightAverage):
             average.copy_(kept)
 
     def restart(self) -> None:
-        """Begin anew from the weights as they are."""
+        """Start over from the current weights."""
         for name, own in self._own.items():
             self._average[name].copy_(own.detach())
 
@@ -103,7 +103,7 @@ class MovingAverage(WeightAverage):
         return dict(self._average)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Put an average back.
+        """Restore an average.
 
         Raises:
             CheckpointError: it belongs to another network, or to a run without an average.

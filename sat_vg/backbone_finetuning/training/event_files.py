@@ -53,7 +53,7 @@ class EventWriter(SummaryWriter):
 
 
 class _EventFile(FileWriter):
-    """One file, written as it comes: torch's own takes names and times from the clock, whatever it says."""
+    """One event file; torch's own writer takes names and times from a clock that may have been set back."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -1,7 +1,7 @@
-"""Weights in shards: each of several processes holds a part of every weight, its gradient and its optimizer state.
+"""FSDP: each process holds a shard of every weight, its gradient and its optimizer state.
 
 FSDP2 of torch (``fully_shard``; Zhao et al., 2023, after Rajbhandari et al., 2020): the weights of one module after
-another are put together for as long as it computes, forwards and backwards.
+another are gathered for as long as it computes, forwards and backwards.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, num_part
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.stages import find_member
 from sat_vg.backbone_finetuning.training.batch_sources import SizedBatches
-from sat_vg.backbone_finetuning.training.interrupts import InterruptRequest
 from sat_vg.backbone_finetuning.training.replicas import Replica, average_statistics
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.precision import Precision
 from sat_vg.backbone_finetuning.utils.ranks import Ranks, Share
+from sat_vg.backbone_finetuning.utils.stop_signals import InterruptRequest
 
 _SMALLEST_UNIT = 10_000  # weights; fewer travel with the rest of the model
 
@@ -58,13 +58,13 @@ def apply_fsdp(model: FineTuneModel, device: torch.device, ranks: Ranks) -> None
     """
     mesh = init_device_mesh(device.type, (ranks.count,))
     for module in (*units(model), model):
-        # The model itself too: whoever looks at its parameters between two passes is to find shards.
+        # The model itself too, so that its parameters are shards between two passes.
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
     register_fsdp_forward_method(model, "training_outputs")
 
 
 def units(model: FineTuneModel) -> list[nn.Module]:
-    """The modules whose weights are put together by themselves; those of all others travel with the whole model.
+    """The modules that are FSDP units; all other weights belong to the unit of the whole model.
 
     They are what stages call one after another. A stage with a forward pass of its own may reach into its modules
     and use weights of theirs without calling them, so it has no units.
@@ -146,7 +146,7 @@ def share_sizes(num_images: int, count: int) -> list[int]:
 
 
 def fewest_at_once(plan: BatchPlan, micro_batch_size: int, count: int) -> int:
-    """The fewest images that go through the model at once, where all of so many processes divide alike.
+    """The fewest images that go through the model at once, if all processes use as many micro-batches.
 
     Raises:
         ConfigError: some process has fewer images than parts.

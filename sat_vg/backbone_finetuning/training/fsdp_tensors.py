@@ -1,6 +1,6 @@
-"""Tensors of which each process holds a part: weights in shards, and all that an optimizer keeps beside them.
+"""Functions of tensors that FSDP may have divided among the processes: weights, averages, optimizer states.
 
-Everything here hands plain tensors through as they are, so nobody asks whether there are shards.
+All of them return plain tensors unchanged, so that no caller asks whether there are shards.
 """
 
 import copy
@@ -17,17 +17,17 @@ from sat_vg.backbone_finetuning.utils.ranks import Ranks
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """The part that this process holds, without a graph and with the tensor's own memory; it may be empty."""
+    """This process's shard, detached, sharing the tensor's memory; it may be empty."""
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """The tensor put together from all processes' parts; all of them have to ask."""
+    """The tensor gathered from all processes' shards; collective."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_like(value: Any, like: Tensor) -> Any:
-    """This process's part of a whole tensor, divided as ``like`` is; whatever is not of its shape stays as it is."""
+    """This process's shard of a full tensor, divided as ``like`` is; values of another shape as they are."""
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     on_device = value.to(like.device)
@@ -36,7 +36,7 @@ def shard_like(value: Any, like: Tensor) -> Any:
 
 
 def square_sum(tensors: Sequence[Tensor]) -> Tensor:
-    """The sum of all elements' squares, fp32; all processes have to ask."""
+    """The sum of all elements' squares, fp32; collective."""
     total = torch.stack([local_shard(tensor).float().square().sum() for tensor in tensors]).sum()
     meshes = [tensor.device_mesh for tensor in tensors if isinstance(tensor, DTensor)]
     if meshes:
@@ -45,9 +45,9 @@ def square_sum(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def gathered(state: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
-    """A state whose tensors are whole, on rank 0's host; elsewhere None is in their place. All processes have to ask.
+    """A state with full tensors on rank 0's CPU, and None instead of them on other ranks; collective.
 
-    One tensor after another is put together, so a device holds no more than one of them at once. A state without
+    Tensors are gathered one after another, so a device holds no more than one of them at once. A state without
     shards is what is given.
     """
     found = copy.copy(state)  # with what torch keeps beside weights
@@ -61,7 +61,7 @@ def gathered(state: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
 
 
 def parts_of_weights(state: Mapping[str, Any], likes: Mapping[str, Tensor]) -> dict[str, Any]:
-    """This process's parts of whole tensors, divided as the tensors of the same names are."""
+    """This process's shards of full tensors, divided as the tensors of the same names are."""
     return {name: shard_like(value, likes[name]) if name in likes else value for name, value in state.items()}
 
 

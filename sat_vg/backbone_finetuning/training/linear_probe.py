@@ -19,9 +19,9 @@ from sat_vg.backbone_finetuning.evaluation.metrics import average_precisions, me
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.probabilities import TaskName
 from sat_vg.backbone_finetuning.training.batch_sources import image_values
-from sat_vg.backbone_finetuning.training.interrupts import InterruptRequest
 from sat_vg.backbone_finetuning.utils.precision import Precision
 from sat_vg.backbone_finetuning.utils.ranks import Ranks, SingleProcess
+from sat_vg.backbone_finetuning.utils.stop_signals import InterruptRequest
 from sat_vg.backbone_finetuning.utils.terminal import progress
 
 # Strengths of the L2 penalty per image, as a share of the loss's own scale (Kornblith et al., 2019, try 45 of them).
@@ -61,13 +61,13 @@ def pooled_features(
     interrupt: InterruptRequest | None = None,
     ranks: Ranks | None = None,
 ) -> tuple[Tensor, Tensor] | None:
-    """What the classifier sees of all images of ``batches``, in their order; None where a stop was asked for.
+    """The classifier's inputs for all images of ``batches``, in order; None where a stop was requested.
 
     Args:
         model: on its device.
         batches: of all processes, which share them.
         precision: device and formats.
-        interrupt: looked at after each batch.
+        interrupt: checked after each batch.
         ranks: the processes; unset: this one alone.
 
     Returns:

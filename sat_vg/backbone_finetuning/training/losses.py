@@ -1,7 +1,8 @@
 """What is minimised: ``(logits, targets) ->`` loss, summed over the batch, in fp32.
 
-A loss is an object that is called; the loop knows no more of it. Targets are rows of shares, so hard labels,
-Mixup and several classes an image go the same way.
+A loss is an object that is called; the loop knows no more of it. Targets are rows of shares, so hard labels, Mixup
+and several classes an image go the same way. A new term of a loss is a field of its class and of ``FinetuneConfig``;
+a new loss is a class and its line in ``LOSSES``.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sat_vg.backbone_finetuning.configs.choices import ClassWeights
+from sat_vg.backbone_finetuning.models.probabilities import TaskName
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 _EFFECTIVE_BETA = 0.999
@@ -110,6 +112,12 @@ def weights_of_classes(
 def _effective(counts: Tensor) -> Tensor:
     return (1 - _EFFECTIVE_BETA**counts) / (1 - _EFFECTIVE_BETA)
 
+
+# Each field is a setting of the same name; class_weights arrive as numbers.
+LOSSES: dict[TaskName, type[CrossEntropy] | type[BinaryCrossEntropy]] = {
+    "single_label": CrossEntropy,
+    "multi_label": BinaryCrossEntropy,
+}
 
 # Numbers of images, float64 → the sizes by whose inverse classes are weighted; None: classes are not weighted.
 CLASS_SIZES: dict[ClassWeights, Callable[[Tensor], Tensor] | None] = {

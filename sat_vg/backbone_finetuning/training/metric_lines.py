@@ -1,4 +1,4 @@
-"""The lines of metrics.jsonl, read back: whatever has become of the file, only lines that a run writes are taken."""
+"""Reads metrics.jsonl; damaged lines are dropped."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How many images go through the model at once, and what happens where the memory is too small for them."""
+"""Micro-batches: how many images go through the model at once, halved where memory runs out."""
 
 import gc
 from collections.abc import Callable
@@ -40,7 +40,7 @@ class MicroBatches:
 
         Raises:
             DeviceMemoryError: the memory is too small, and the parts may not shrink.
-            RuntimeError: the memory is too small even for the smallest parts; or whatever else the work raises.
+            RuntimeError: the memory is too small even for the smallest parts; or another error of the work.
         """
         while True:
             parts = num_parts(batch_size, self.size)
@@ -56,7 +56,7 @@ class MicroBatches:
                         f"the memory is too small for {largest} images at once in one of several processes, which "
                         f"cannot go on alone; --micro_batch_size {smaller} accumulates to the same batch"
                     ) from error
-            # Only here, outside of the handler, has the failed attempt's memory been let go of.
+            # Outside of the handler, which keeps the failed attempt's tensors alive.
             undo()
             gc.collect()
             if torch.cuda.is_available():
@@ -69,7 +69,7 @@ class MicroBatches:
 
 
 def restore_point(model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
-    """What undoes forward and backward passes from now on: gradients, and what the model's buffers gather.
+    """Returns a function that undoes later forward and backward passes: gradients, and changes of buffers.
 
     Dropout needs nothing: every attempt at a step seeds its generators anew.
 

@@ -1,4 +1,4 @@
-"""A fine-tuning strategy as data: an ordered list of phases. The loop knows phases only.
+"""Fine-tuning strategies as data: ordered lists of phases, which are all that the loop knows.
 
 A new strategy is one function here that returns phases, its line in ``STRATEGIES``, and its name in
 ``configs/choices.py``.
@@ -7,10 +7,23 @@ A new strategy is one function here that returns phases, its line in ``STRATEGIE
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Protocol
 
 from sat_vg.backbone_finetuning.configs.choices import Strategy
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.utils.printable import counted
+
+Method = Literal["gradient", "exact_head", "mix"]
+
+
+class Stages(Protocol):
+    """A model whose stages can be frozen."""
+
+    def set_trainable(self, stages: Sequence[str], keeps_statistics: bool = False) -> None:
+        """Train these stages and the classifier; freeze all other stages."""
+
+    def parameter_counts(self, trained_only: bool = False) -> dict[str, int]:
+        """Number of parameters by stage, all or those that have gradients."""
 
 
 @dataclass(frozen=True)
@@ -32,25 +45,44 @@ class Phase:
     epochs: int
     trainable_stages: tuple[str, ...]
     lr_scale: float = 1.0
-    method: Literal["gradient", "exact_head", "mix"] = "gradient"
+    method: Method = "gradient"
     keeps_statistics: bool = False
     wins_ties: bool = False
 
+    def apply_to(self, model: Stages) -> None:
+        """Set what a model trains in this phase."""
+        model.set_trainable(self.trainable_stages, self.keeps_statistics)
+
+    def trained_parameters(self, model: Stages) -> dict[str, int]:
+        """Number of parameters by stage that have gradients in this phase, to which the model is then set."""
+        self.apply_to(model)
+        return model.parameter_counts(trained_only=True)
+
     @property
     def verb(self) -> str:
-        """What is done to its stages and the classifier, in one word."""
+        """Passive verb of what happens to its stages and the classifier."""
         return {"gradient": "trained", "exact_head": "solved for", "mix": "mixed"}[self.method]
 
     @property
     def details(self) -> str:
-        """What is unlike other phases, to be said after what is trained; empty where nothing is."""
+        """Settings that differ from other phases', as the end of a sentence; may be empty."""
         rate = "" if self.lr_scale == 1 else f" at {self.lr_scale:g} of the learning rate"
         return rate + (", batch norm keeps its statistics" if self.keeps_statistics else "")
 
+    @property
+    def description(self) -> str:
+        """Name, length and what is trained."""
+        epochs = f"{self.name}, {counted(self.epochs, 'epoch')}, "
+        if self.method == "exact_head":
+            return epochs + "the head solved for"
+        if self.method == "mix":
+            return epochs + "mixes the first and the last weights of the phase before"
+        return f"{epochs}trains {', '.join((*self.trainable_stages, 'head'))}{self.details}"
+
 
 @dataclass(frozen=True)
-class PhasePlan:
-    """What a strategy is told.
+class StrategyInputs:
+    """Inputs of a strategy.
 
     Attributes:
         stages: of the backbone, in order of depth.
@@ -112,50 +144,51 @@ def single_phase(epochs: int, trainable_stages: Sequence[str], all_stages: Seque
     return [Phase(name, epochs, tuple(trainable_stages))]
 
 
-def full(plan: PhasePlan) -> list[Phase]:
+def full(inputs: StrategyInputs) -> list[Phase]:
     """Everything is trained from the first epoch on."""
-    return [Phase("full", plan.epochs([1])[0], plan.stages)]
+    return [Phase("full", inputs.epochs([1])[0], inputs.stages)]
 
 
-def linear_probe(plan: PhasePlan) -> list[Phase]:
+def linear_probe(inputs: StrategyInputs) -> list[Phase]:
     """The classifier alone is trained, on features that do not change; or solved for, which takes one epoch."""
-    return [EXACT_PROBE if plan.probe_is_exact else Phase("linear_probe", plan.epochs([1])[0], ())]
+    return [EXACT_PROBE if inputs.probe_is_exact else Phase("linear_probe", inputs.epochs([1])[0], ())]
 
 
-def last_layers(plan: PhasePlan) -> list[Phase]:
+def last_layers(inputs: StrategyInputs) -> list[Phase]:
     """The last ``last_layers`` stages and the classifier are trained.
 
     Raises:
         ConfigError: the backbone has fewer stages.
     """
-    if plan.last_layers > len(plan.stages):
+    if inputs.last_layers > len(inputs.stages):
         raise ConfigError(
-            f"last_layers = {plan.last_layers}: this backbone has {len(plan.stages)} stages: {', '.join(plan.stages)}"
+            f"last_layers = {inputs.last_layers}: this backbone has {len(inputs.stages)} stages: "
+            + ", ".join(inputs.stages)
         )
-    return [Phase("last_layers", plan.epochs([1])[0], plan.stages[-plan.last_layers :])]
+    return [Phase("last_layers", inputs.epochs([1])[0], inputs.stages[-inputs.last_layers :])]
 
 
-def progressive(plan: PhasePlan) -> list[Phase]:
+def progressive(inputs: StrategyInputs) -> list[Phase]:
     """The classifier first, then one more stage from the end in each phase (Howard & Ruder, 2018).
 
     Where there are fewer epochs than stages, a phase takes in several.
     """
-    most = len(plan.stages) + 1
-    count = min(plan.num_epochs, most) if plan.phase_epochs is None else len(plan.phase_epochs)
+    most = len(inputs.stages) + 1
+    count = min(inputs.num_epochs, most) if inputs.phase_epochs is None else len(inputs.phase_epochs)
     if not 2 <= count <= most:
         raise ConfigError(
             f"strategy = 'progressive': {count} phases do not fit this backbone; it needs 2 to "
-            f"{most} (its stages are {', '.join(plan.stages)}), and as many epochs at least"
+            f"{most} (its stages are {', '.join(inputs.stages)}), and as many epochs at least"
         )
-    epochs = plan.epochs([1] * count)
-    taken_in = [round(len(plan.stages) * index / (count - 1)) for index in range(count)]
+    epochs = inputs.epochs([1] * count)
+    taken_in = [round(len(inputs.stages) * index / (count - 1)) for index in range(count)]
     return [
-        Phase(f"last_{number}" if number else "head", length, plan.stages[len(plan.stages) - number :])
+        Phase(f"last_{number}" if number else "head", length, inputs.stages[len(inputs.stages) - number :])
         for number, length in zip(taken_in, epochs, strict=True)
     ]
 
 
-def lp_ft(plan: PhasePlan) -> list[Phase]:
+def lp_ft(inputs: StrategyInputs) -> list[Phase]:
     """A linear probe, then full fine-tuning from it (Kumar et al., 2022).
 
     A probe that is trained gets a fifth of the epochs, one that is solved for gets one. The head fits features made
@@ -163,12 +196,12 @@ def lp_ft(plan: PhasePlan) -> list[Phase]:
     before the backbone had learnt anything; a large learning rate would do the same. Random weights have nothing to
     be kept.
     """
-    if plan.probe_is_exact:
-        phases = [EXACT_PROBE, Phase("full", plan.num_epochs, plan.stages)]
+    if inputs.probe_is_exact:
+        phases = [EXACT_PROBE, Phase("full", inputs.num_epochs, inputs.stages)]
     else:
-        probe, rest = plan.epochs([1, 4])
-        phases = [Phase("linear_probe", probe, ()), Phase("full", rest, plan.stages)]
-    if plan.is_pretrained:
+        probe, rest = inputs.epochs([1, 4])
+        phases = [Phase("linear_probe", probe, ()), Phase("full", rest, inputs.stages)]
+    if inputs.is_pretrained:
         phases[1] = replace(phases[1], lr_scale=_AFTER_A_PROBE, keeps_statistics=True)
     return phases
 
@@ -178,7 +211,7 @@ def then_mixed(phases: Sequence[Phase]) -> list[Phase]:
     return [*phases, Phase("wise_ft", 1, phases[-1].trainable_stages, method="mix", wins_ties=True)]
 
 
-STRATEGIES: dict[Strategy, Callable[[PhasePlan], list[Phase]]] = {
+STRATEGIES: dict[Strategy, Callable[[StrategyInputs], list[Phase]]] = {
     "full": full,
     "linear_probe": linear_probe,
     "last_layers": last_layers,

@@ -1,4 +1,4 @@
-"""What the commands share that run a model on images: hardware, data, and what can be lost on the way."""
+"""What all commands that run a model share: hardware, data, and explanations of lost images or memory."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -224,13 +224,13 @@ def with_band_statistics(config: FinetuneConfig, checked: Readable, preprocessin
 def require_images(
     config: FinetuneConfig, splits: Splits, decoder: Decoder = RGB_DECODER
 ) -> tuple[Splits, list[BadImage]]:
-    """``check_images`` for whoever reads the images once: the splits, and the images that were left out."""
+    """``check_images`` for commands that read the images once: the splits, and the images that were left out."""
     checked = check_images(config, splits, decoder)
     return checked.splits, checked.left_out
 
 
 def check_images(config: FinetuneConfig, splits: Splits, decoder: Decoder = RGB_DECODER) -> Readable:
-    """Decode every image once, look for copies, and say what images there are.
+    """Decode every image once, search for copies, and say which images there are.
 
     Raises:
         DataError: images cannot be read, or the same ones lie in more than one split.
@@ -287,7 +287,7 @@ def computed_cache(config: FinetuneConfig) -> BoundedCache:
 
 @contextmanager
 def explained_losses(config: FinetuneConfig) -> Iterator[None]:
-    """Say of what a run can lose on its way (an image, the device's memory) what to do about it."""
+    """Turn the loss of an image, of memory or of a loading process into an error that names the remedy."""
     try:
         yield
     except DataError as error:  # one that comes from a worker process carries that process's trace

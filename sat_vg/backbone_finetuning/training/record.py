@@ -1,5 +1,6 @@
-"""What the loop leaves behind: checkpoints, the best model, and the record of steps and epochs."""
+"""Outputs of the loop: checkpoints, the best model, and the log of steps and epochs."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,18 +12,39 @@ from sat_vg.backbone_finetuning.configs.choices import Metric
 from sat_vg.backbone_finetuning.evaluation.metrics import Validation
 from sat_vg.backbone_finetuning.evaluation.tasks import TASKS
 from sat_vg.backbone_finetuning.models.artifact import artifact_of, write_artifact
-from sat_vg.backbone_finetuning.training.checkpoint import BEST_MODEL, LAST, RunIdentity, RunState, save_run
+from sat_vg.backbone_finetuning.training.checkpoint import BEST_MODEL, LAST, RunState, save_run
 from sat_vg.backbone_finetuning.training.epoch_curves import epoch_curves, run_rate
 from sat_vg.backbone_finetuning.training.fsdp_tensors import gathered, local_shard
-from sat_vg.backbone_finetuning.training.interrupts import InterruptRequest
 from sat_vg.backbone_finetuning.training.phases import Phase
-from sat_vg.backbone_finetuning.training.run_description import code, describe_phase
-from sat_vg.backbone_finetuning.training.save_schedule import SaveSchedule
+from sat_vg.backbone_finetuning.training.run_identity import RunIdentity
 from sat_vg.backbone_finetuning.training.step_results import REMEDY, LossSpike
 from sat_vg.backbone_finetuning.training.tracking import Tracker
 from sat_vg.backbone_finetuning.training.training import Stopping, Training
 from sat_vg.backbone_finetuning.utils.errors import InterruptedRun, NonFiniteLossError
+from sat_vg.backbone_finetuning.utils.stop_signals import InterruptRequest
 from sat_vg.backbone_finetuning.utils.terminal import say
+
+
+class SaveSchedule:
+    """Says whether a save is due; epochs' ends have their own rule.
+
+    Args:
+        every_steps: optimizer steps of the run between two saves; 0: not by steps.
+        every_seconds: since the last save of any kind; 0: not by time.
+    """
+
+    def __init__(self, every_steps: int, every_seconds: float) -> None:
+        self._every_steps, self._every_seconds = every_steps, every_seconds
+        self._last = time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """Whether the state after ``step`` steps is to be saved now."""
+        by_steps = self._every_steps > 0 and step % self._every_steps == 0
+        return by_steps or 0 < self._every_seconds <= time.monotonic() - self._last
+
+    def note_save(self) -> None:
+        """Count the time from now."""
+        self._last = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -117,7 +139,7 @@ def note_epoch(
     validation: Validation,
     num_epochs: int,
 ) -> bool:
-    """Record the epoch that has just ended; tells whether it is the best so far."""
+    """Log the epoch that has just ended; returns whether it is the best so far."""
     value = validation.value_of(stopping.metric)
     is_best = state.note_validation(
         value, validation.loss, stopping.higher_is_better, stopping.min_delta, phase.wins_ties
@@ -139,8 +161,7 @@ def note_epoch(
         numbers["wise_ft_share"] = state.wise_ft_share
     outputs.tracker.curves(epoch_curves(training, validation), state.step)
     if state.epoch_in_phase == 0:  # with the epoch's other numbers, so that a resumed run finds it once
-        began = f"from epoch {state.epoch + 1} on: {describe_phase(phase)}"
-        outputs.tracker.text("phases", code([began]), state.step)
+        outputs.tracker.text("phases", [f"from epoch {state.epoch + 1} on: {phase.description}"], state.step)
     outputs.tracker.numbers(numbers, state.step, "epoch")
     say(
         f"epoch {state.epoch + 1:3d}/{num_epochs}  train_loss {numbers['train_loss']:.4f}  "

@@ -1,4 +1,4 @@
-"""How the processes of a training keep their copies of the model alike; one alone has nothing to keep."""
+"""Replicas of the model: one process alone, or data parallel with averaged gradients and statistics."""
 
 import gc
 import inspect
@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from sat_vg.backbone_finetuning.data.loading.loaders import Batch
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training.batch_sources import SizedBatches
-from sat_vg.backbone_finetuning.training.interrupts import InterruptRequest
 from sat_vg.backbone_finetuning.utils.ranks import Ranks, SingleProcess
+from sat_vg.backbone_finetuning.utils.stop_signals import InterruptRequest
 
 # Rank 0's buffers are not handed round before each step: they have been averaged. The argument has a new name.
 _NAMES = inspect.signature(DistributedDataParallel).parameters
@@ -58,7 +58,7 @@ class Replica(Protocol):
         return own
 
     def in_step(self, batches: SizedBatches, interrupt: InterruptRequest) -> Iterator[Batch]:
-        """This process's batches, which the model is run on without gradients, until a stop is asked for."""
+        """This process's batches, which the model is run on without gradients, until a stop is requested."""
         for batch in batches:
             yield batch
             if interrupt.requested:
@@ -114,13 +114,13 @@ class DataParallelReplica(Replica):
         self._wrapped: DistributedDataParallel | None = None
 
     def enter_phase(self) -> None:
-        """Let go of the copy that waits for the gradients of stages which were trained in the phase before."""
+        """Rebuild DDP for the parameters that are trained now: drop the wrapper of the phase before."""
         self._wrapped = None
         gc.collect()  # its hooks on the parameters go with it, and it refers to itself
 
     @property
     def _copy(self) -> DistributedDataParallel:
-        """The model, wrapped for the stages that are trained now. Made by the first step: some phases have none."""
+        """The model, wrapped for the parameters trained now. Built by the first step: some phases have none."""
         if self._wrapped is None:
             self._wrapped = DistributedDataParallel(
                 _TrainingOutputs(self._model, self._outputs), gradient_as_bucket_view=True, **_KEEP_BUFFERS

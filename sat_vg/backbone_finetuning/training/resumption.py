@@ -1,16 +1,23 @@
-"""Whether a run can stand where its checkpoint says: held against the plan of phases, epochs and steps."""
+"""Whether a run can stand where its checkpoint says, and how a run that has ended is trained on."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from sat_vg.backbone_finetuning.training.checkpoint import RunState
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.training.assembly import plan_phases
+from sat_vg.backbone_finetuning.training.checkpoint import BEST_MODEL, RunState
 from sat_vg.backbone_finetuning.training.checkpoint_checks import places_of, steps_of
 from sat_vg.backbone_finetuning.training.phases import Phase
+from sat_vg.backbone_finetuning.training.run_folder import EarlierRun
+from sat_vg.backbone_finetuning.training.run_identity import config_of_run, reopened_place
 from sat_vg.backbone_finetuning.training.step_results import LONGEST_HISTORY, MOST_SKIPPED_IN_A_ROW
 from sat_vg.backbone_finetuning.training.training import Training
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 
 
 def require_place(
@@ -114,7 +121,7 @@ def _trained(state: RunState, training: Training, phases: Sequence[Phase]) -> tu
         steps += state.step_in_epoch if place == state.phase else 0
         if phase.method != "gradient" or not steps:
             continue
-        model.set_trainable(phase.trainable_stages)
+        phase.apply_to(model)
         names = {name for name, parameter in model.network.named_parameters() if parameter.requires_grad}
         may |= names
         must |= names if steps > skipped else set()
@@ -122,3 +129,24 @@ def _trained(state: RunState, training: Training, phases: Sequence[Phase]) -> tu
     group = training.optimizer.param_groups[0]
     keeps_nothing = isinstance(training.optimizer, torch.optim.SGD) and not group["momentum"]
     return (set(), set()) if keeps_nothing else (may, must)
+
+
+def epochs_to_reopen(earlier: EarlierRun, phases: list[Phase], model: FineTuneModel) -> int | None:
+    """The epochs that a finished run has done of its last phase, of which more are asked for now; else None."""
+    if not earlier.content["state"].get("finished"):
+        return None
+    then = plan_phases(config_of_run(earlier.content, earlier.path), model)
+    return reopened_place(then, phases, earlier.content["state"])
+
+
+def way_to_train_on(config: FinetuneConfig, earlier: EarlierRun) -> str:
+    """How to begin another run from the best weights of an earlier one, as a command."""
+    taken, number = (expand_home(config.checkpoint_dir), expand_home(config.log_dir)), 2
+    while any(folder.with_name(f"{folder.name}_{number}").exists() for folder in taken):
+        number += 1
+    checkpoints, logs = (folder.with_name(f"{folder.name}_{number}") for folder in taken)
+    flags = config.as_flags(leave_out=("weights", "pretrained", "checkpoint_dir", "log_dir", "resume"))
+    pretrained = [] if config.pretrained else ["--pretrained", "true"]
+    flags += [*pretrained, "--weights", str(earlier.path.with_name(BEST_MODEL))]
+    flags += ["--checkpoint_dir", str(checkpoints), "--log_dir", str(logs)]
+    return f"To train on from its best weights: {shlex.join(['sat-vg', 'train', *flags])}"

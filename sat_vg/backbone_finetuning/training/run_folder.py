@@ -84,7 +84,7 @@ def _begun_from(path: Path, checkpoint_dir: Path) -> EarlierRun | None:
     try:
         found = read_newest_sound(checkpoint_dir)
     except CheckpointError:
-        return None  # it is moved aside, as whatever else lies there
+        return None  # it is moved aside, like all other files there
     run = None if found is None else _in_own_folder(*found)
     return run if run is not None and run.resumed_from.get("path") == str(path.absolute()) else None
 
@@ -95,8 +95,8 @@ def _in_own_folder(path: Path, content: dict[str, Any]) -> EarlierRun:
 
 def _hash_of(content: dict[str, Any]) -> str:
     """What tells a state of a run from all others; the losses and times in it are not twice the same."""
-    told = (sorted(content["state"].items()), sorted(content["config"].items()), content["data_fingerprint"])
-    return hashlib.sha256(repr(told).encode("utf-8", "surrogateescape")).hexdigest()
+    content_id = (sorted(content["state"].items()), sorted(content["config"].items()), content["data_fingerprint"])
+    return hashlib.sha256(repr(content_id).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @contextmanager

@@ -1,6 +1,5 @@
-"""What TensorBoard gets of the best model once, at the end of a run: curves, mistakes, and its view of the images."""
+"""Pictures in the record: training images at its start; at its end curves, mistakes and vectors of the best model."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,28 +9,27 @@ from torch.nn import functional
 
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches
 from sat_vg.backbone_finetuning.data.loading.sampling import Part
+from sat_vg.backbone_finetuning.data.sources.splits import Splits
+from sat_vg.backbone_finetuning.evaluation.assessment import names_of_set
 from sat_vg.backbone_finetuning.evaluation.mistakes import most_confident_mistakes
 from sat_vg.backbone_finetuning.evaluation.tasks import TASKS
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.models.probabilities import TaskName
-from sat_vg.backbone_finetuning.reports.figures import draw_image_grid
+from sat_vg.backbone_finetuning.reports.figures import draw_image_grid, in_lines
 from sat_vg.backbone_finetuning.reports.projector import Embedding, principal_components
 from sat_vg.backbone_finetuning.training.batch_sources import image_values
 from sat_vg.backbone_finetuning.training.epoch_curves import MOST_CLASSES, chart_names
-from sat_vg.backbone_finetuning.training.tracking import FileTracker
+from sat_vg.backbone_finetuning.training.tracking import FileTracker, Tracker
 from sat_vg.backbone_finetuning.training.training import Training
 from sat_vg.backbone_finetuning.utils.precision import Precision
-from sat_vg.backbone_finetuning.utils.printable import one_line
 from sat_vg.backbone_finetuning.utils.terminal import progress
 
 MOST_IMAGES = 1000
 _MISTAKES, _DIRECTIONS, _THUMBNAIL = 12, 64, 48  # images, principal components, pixels
-_WRONG_CLASSES = 3  # named over an image
 
 
 @dataclass(frozen=True)
-class Look:
-    """What a model says of some validation images, on the CPU.
+class ValidationSnapshot:
+    """A model's outputs on some validation images, on the CPU.
 
     Attributes:
         indices: N places in the split.
@@ -52,6 +50,16 @@ class Look:
     thumbnails: Tensor
 
 
+def show_training_images(training: Training, splits: Splits, tracker: Tracker) -> None:
+    """Draw the first images of the run as the augmentation hands them to the model."""
+    dataset = training.sources.batches.parts[Part.TRAINING]
+    samples = [dataset[0, index] for index in training.plan.batches(epoch=0)[0][:16]]
+    images = training.model.preprocessing.pictures(torch.stack([image for image, _, _ in samples]))
+    titles = [in_lines(splits.train.name_of(label)) for _, label, _ in samples]
+    heading = "training images of the first step, as the model sees them before normalisation"
+    tracker.figure("training_images", draw_image_grid(images.permute(0, 2, 3, 1).numpy(), titles, heading), step=0)
+
+
 def show_best_model(training: Training, best_model: Path, tracker: FileTracker, step: int) -> None:
     """Show curves of precision over recall, the most confident mistakes, and the vectors of validation images.
 
@@ -69,20 +77,20 @@ def show_best_model(training: Training, best_model: Path, tracker: FileTracker, 
     """
     model = FineTuneModel.load_checkpoint(best_model)
     training.precision.place_model(model)
-    look = look_over(model, training.sources.batches, training.precision)
-    show_precision_recall(model, look, tracker, step)
-    show_mistakes(model, look, training.sources.batches, tracker, step)
+    seen = validation_snapshot(model, training.sources.batches, training.precision)
+    show_precision_recall(model, seen, tracker, step)
+    show_mistakes(model, seen, training.sources.batches, tracker, step)
     columns = {
-        "class": [_names(model, row) for row in look.targets],
-        "predicted": [_names(model, row) for row in look.given],
-        "confidence": [f"{share:.3f}" for share in look.probabilities.amax(1).tolist()],
+        "class": [names_of_set(row, model.class_names) for row in seen.targets],
+        "predicted": [names_of_set(row, model.class_names) for row in seen.given],
+        "confidence": [f"{share:.3f}" for share in seen.probabilities.amax(1).tolist()],
     }
-    vectors = principal_components(look.vectors.numpy(), _DIRECTIONS)
-    tracker.embedding(Embedding("best_model", vectors, columns, look.thumbnails.permute(0, 2, 3, 1).numpy()))
+    vectors = principal_components(seen.vectors.numpy(), _DIRECTIONS)
+    tracker.embedding(Embedding("best_model", vectors, columns, seen.thumbnails.permute(0, 2, 3, 1).numpy()))
 
 
 @torch.inference_mode()
-def look_over(model: FineTuneModel, batches: ImageBatches, precision: Precision) -> Look:
+def validation_snapshot(model: FineTuneModel, batches: ImageBatches, precision: Precision) -> ValidationSnapshot:
     """Run a model over the validation images, or over so many of them at equal distances, so of all classes."""
     images = batches.in_order(Part.VALIDATION)
     count = len(batches.parts[Part.VALIDATION])
@@ -102,12 +110,12 @@ def look_over(model: FineTuneModel, batches: ImageBatches, precision: Precision)
         said = task.given(logits), task.probabilities(logits), task.losses(logits, batch.targets)
         parts.append((batch.targets > 0.5, *said, vectors.float(), small))
     columns = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
-    return Look([index for few in images.indices for index in few], *columns)
+    return ValidationSnapshot([index for few in images.indices for index in few], *columns)
 
 
-def show_precision_recall(model: FineTuneModel, look: Look, tracker: FileTracker, step: int) -> None:
+def show_precision_recall(model: FineTuneModel, seen: ValidationSnapshot, tracker: FileTracker, step: int) -> None:
     """Show a curve of all classes together, and one of each class that has images, unless there are very many."""
-    is_class, shares = look.targets.numpy(), look.probabilities.numpy()
+    is_class, shares = seen.targets.numpy(), seen.probabilities.numpy()
     tracker.precision_recall("precision_recall/all classes", is_class.ravel(), shares.ravel(), step)
     if model.num_classes > MOST_CLASSES:
         return
@@ -116,69 +124,18 @@ def show_precision_recall(model: FineTuneModel, look: Look, tracker: FileTracker
             tracker.precision_recall(f"precision_recall_by_class/{name}", is_class[:, label], shares[:, label], step)
 
 
-def show_mistakes(model: FineTuneModel, look: Look, batches: ImageBatches, tracker: FileTracker, step: int) -> None:
+def show_mistakes(
+    model: FineTuneModel, seen: ValidationSnapshot, batches: ImageBatches, tracker: FileTracker, step: int
+) -> None:
     """Draw the images that the model is most wrong about; where none is wrong, nothing."""
-    shown = _MISTAKES_OF[model.task]
-    hits = (look.given == look.targets).all(1)
-    wrong = most_confident_mistakes(shown.severity(look), hits, _MISTAKES)
+    task = TASKS[model.task]
+    hits = (seen.given == seen.targets).all(1)
+    wrong = most_confident_mistakes(task.severity(seen.probabilities, seen.losses), hits, _MISTAKES)
     if not wrong:
         return
     dataset = batches.parts[Part.VALIDATION]
-    images = model.preprocessing.pictures(torch.stack([dataset[0, look.indices[place]][0] for place in wrong]))
-    titles = [shown.title(model, look, place) for place in wrong]
-    heading = shown.heading.format(f"{int((~hits).sum())} in {len(hits)}")
+    images = model.preprocessing.pictures(torch.stack([dataset[0, seen.indices[place]][0] for place in wrong]))
+    rows = zip(seen.targets[wrong], seen.given[wrong], seen.probabilities[wrong], strict=True)
+    titles = [task.mistake_title(*row, model.class_names) for row in rows]
+    heading = task.mistakes_heading.format(f"{int((~hits).sum())} in {len(hits)}")
     tracker.figure("mistakes", draw_image_grid(images.permute(0, 2, 3, 1).numpy(), titles, heading), step)
-
-
-@dataclass(frozen=True)
-class MistakesOf:
-    """How mistakes are shown.
-
-    Attributes:
-        severity: ``[N]``, by which the worst are chosen.
-        title: of the image at a place of the look, in lines.
-        heading: of the picture, with a place for how many there are.
-    """
-
-    severity: Callable[[Look], Tensor]
-    title: Callable[[FineTuneModel, Look, int], str]
-    heading: str
-
-
-def _one_class(model: FineTuneModel, look: Look, place: int) -> str:
-    true, given = _names(model, look.targets[place]), _names(model, look.given[place])
-    return f"{true}\n→ {given}\n{100 * float(look.probabilities[place].max()):.1f} %"
-
-
-def _several_classes(model: FineTuneModel, look: Look, place: int) -> str:
-    """A line for each of the worst wrong classes."""
-    shares, targets = look.probabilities[place], look.targets[place]
-    wrong = (look.given[place] != targets).nonzero()[:, 0]
-    wrong = wrong[(shares[wrong] - targets[wrong].float()).abs().argsort(descending=True, stable=True)]
-    lines = [
-        f"{'lacks' if targets[index] else 'adds'} {one_line(model.class_names[index])} {100 * shares[index]:.0f} %"
-        for index in wrong[:_WRONG_CLASSES].tolist()
-    ]
-    more = len(wrong) - _WRONG_CLASSES
-    return "\n".join([*lines, f"and {more} more"] if more > 0 else lines)
-
-
-_MISTAKES_OF: dict[TaskName, MistakesOf] = {
-    "single_label": MistakesOf(
-        lambda look: look.probabilities.amax(1),
-        _one_class,
-        "the best model's most confident mistakes, of {} validation images\n"
-        "true class → predicted class, with its probability",
-    ),
-    "multi_label": MistakesOf(
-        lambda look: look.losses,
-        _several_classes,
-        "the best model's worst mistakes, of {} validation images\n"
-        "it lacks a class that is there, or adds one that is not, of this probability",
-    ),
-}
-
-
-def _names(model: FineTuneModel, row: Tensor) -> str:
-    """The names of the classes that are set in a row, with commas between."""
-    return ", ".join(one_line(model.class_names[index]) for index in row.nonzero()[:, 0].tolist()) or "(none)"

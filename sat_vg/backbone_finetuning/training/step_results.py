@@ -1,4 +1,4 @@
-"""What steps gave: losses and gradients, looked at together so that no step waits for the device."""
+"""Losses and gradient norms of steps, copied from the device together so that no step waits for it."""
 
 import math
 import statistics
@@ -21,7 +21,7 @@ MOST_SKIPPED_IN_A_ROW = 32
 
 
 class StepResult(NamedTuple):
-    """What a step gave, on the device.
+    """Results of a step, on the device.
 
     Attributes:
         loss: summed over this process's share of the batch, fp32.
@@ -55,7 +55,7 @@ class _Pending(NamedTuple):
 
 
 class PendingSteps:
-    """Steps whose results have not been looked at yet. Nothing is saved while there are any.
+    """Steps whose results are still on the device. Nothing is saved while there are any.
 
     Args:
         path_of: file of a training image by its index, for error messages.
@@ -63,7 +63,7 @@ class PendingSteps:
         ranks: the processes whose shares of a batch have losses of their own.
 
     Attributes:
-        gradient_norm: of the last step that was looked at; None where its step was left out.
+        gradient_norm: of the last flushed step; None where loss scaling skipped it.
     """
 
     def __init__(self, path_of: Callable[[int], str], scales_loss: bool, ranks: Ranks) -> None:
@@ -72,11 +72,11 @@ class PendingSteps:
         self._pending: list[_Pending] = []
 
     def add(self, step: int, learning_rate: float, result: StepResult, indices: Sequence[int]) -> None:
-        """Take in a step's results as they are, on the device."""
+        """Add a step's results, still on the device."""
         self._pending.append(_Pending(step, learning_rate, result, indices))
 
     def flush(self, state: RunState) -> list[LossSpike]:
-        """Bring the results over from the device, all at once, check them and add them up in ``state``.
+        """Copy the results from the device, all at once, check them and add them up in ``state``.
 
         Returns:
             The losses that are worth a line, few an epoch.

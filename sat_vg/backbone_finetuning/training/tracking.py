@@ -4,7 +4,7 @@ import errno
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from sat_vg.backbone_finetuning.training.checkpoint import RunState
 from sat_vg.backbone_finetuning.training.event_files import EVENT_FILES, EventWriter
 from sat_vg.backbone_finetuning.training.metric_lines import METRICS, MetricLines, read_metric_lines
 from sat_vg.backbone_finetuning.utils.errors import WriteError
+from sat_vg.backbone_finetuning.utils.printable import one_line
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
 from sat_vg.backbone_finetuning.utils.terminal import say
 
@@ -65,8 +66,8 @@ class Tracker(Protocol):
     def curves(self, values: Mapping[str, float], step: int) -> None:
         """Record scalars."""
 
-    def text(self, name: str, text: str, step: int = 0) -> None:
-        """Record a Markdown text."""
+    def text(self, name: str, lines: Iterable[str], step: int = 0) -> None:
+        """Record lines of text."""
 
     def figure(self, name: str, figure: Figure, step: int) -> None:
         """Record a figure."""
@@ -92,7 +93,7 @@ class NullTracker(Tracker):
     def curves(self, values: Mapping[str, float], step: int) -> None:
         """Do nothing."""
 
-    def text(self, name: str, text: str, step: int = 0) -> None:
+    def text(self, name: str, lines: Iterable[str], step: int = 0) -> None:
         """Do nothing."""
 
     def figure(self, name: str, figure: Figure, step: int) -> None:
@@ -204,10 +205,10 @@ class FileTracker(Tracker):
         """The lines of metrics.jsonl that end epochs, those from before a resume included."""
         return read_metric_lines(self.log_dir / METRICS).ended_epochs
 
-    def text(self, name: str, text: str, step: int = 0) -> None:
-        """Show a text in TensorBoard: Markdown, in which code is indented by four spaces."""
+    def text(self, name: str, lines: Iterable[str], step: int = 0) -> None:
+        """Show lines in TensorBoard as they are: as code, which Markdown indents by four spaces."""
         with self._writing():
-            self._writer.add_text(name, text, step)
+            self._writer.add_text(name, "".join(f"    {one_line(line)}\n" for line in lines), step)
 
     def charts(self) -> None:
         """Lay out charts of several curves, under "Custom Scalars"."""

@@ -1,4 +1,4 @@
-"""What the loop trains with, put together once."""
+"""The components of a training."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,25 +27,25 @@ from sat_vg.backbone_finetuning.utils.ranks import Ranks, SingleProcess
 
 @dataclass(frozen=True)
 class Training:
-    """What the loop trains with. Made once, changed by nobody but the optimizer.
+    """The components of a training. Built once; only the optimizer changes them.
 
     Attributes:
         model: on its device.
         optimizer: over all of its parameters.
-        scaler: of the loss; hands through but in float16.
+        scaler: of the loss; enabled in float16 only.
         precision: device and number formats.
         schedule: of the learning rate.
         mixing: Mixup and CutMix.
         plan: which images form which training batch.
-        sources: what each phase is fed with.
+        sources: the batch sources of phases.
         seed: the run's.
         loss: ``(logits, targets) ->`` sum over the batch, fp32.
         gradient_clip: largest norm; infinite where clipping is off.
         micro_batches: how many images go through the model at once.
-        replica: computes the model's outputs, and keeps it like those of other processes.
+        replica: computes the model's outputs and synchronises processes.
         ranks: the processes that train together.
-        average: of the weights, which is validated and saved in their place.
-        start_weights: those that the running phase began with.
+        average: of the weights, which is validated and saved instead of them.
+        start_weights: the weights that the running phase began with.
         profile: takes the times of steps.
         resizing: gives the training images the size of their step.
     """
@@ -71,7 +71,7 @@ class Training:
 
     @property
     def tensors(self) -> RunTensors:
-        """What a checkpoint captures."""
+        """The tensors of a checkpoint."""
         regroup = partial(in_groups_of_today, model=self.model, optimizer=self.optimizer)
         return RunTensors(self.model.network, self.optimizer, self.scaler, self.average, self.start_weights, regroup)
 

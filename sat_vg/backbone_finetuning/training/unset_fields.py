@@ -1,4 +1,4 @@
-"""What nobody set, and what only the images, the backbone or an earlier run can say: settled here, told in a line."""
+"""Resolves unset fields by the images, the backbone or an earlier run, and says so in a line."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What the C library does with memory that is freed."""
+"""glibc's handling of freed memory."""
 
 import ctypes
 import sys
@@ -10,7 +10,7 @@ _MMAP_FROM = 2**30
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep what is freed for the next step and not to hand it back to the system.
+    """Make glibc keep freed memory for the next step instead of returning it to the system.
 
     By default every large tensor is mapped and unmapped anew, so the system fills its pages with zeros in every step.
     Holds for the rest of the process, which then keeps its largest size.
@@ -23,7 +23,7 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> None:
-    """Hand back once what was kept, where that can be done."""
+    """Return freed memory to the system once, where glibc can."""
     malloc_trim = _of_glibc("malloc_trim")
     if malloc_trim is not None:
         malloc_trim(0)

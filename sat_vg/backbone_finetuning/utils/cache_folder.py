@@ -1,4 +1,4 @@
-"""Where files are kept that can be made again at any time."""
+"""The folder of caches."""
 
 import os
 from pathlib import Path

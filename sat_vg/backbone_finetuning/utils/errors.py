@@ -1,14 +1,14 @@
-"""Errors that speak to the user: what was wrong, where, and what to do about it.
+"""Errors for the user: what was wrong, where, and what to do about it.
 
 The commands print them as one message without a traceback; a library caller can catch them as
-``ValueError``. Anything else that escapes is a defect of ours and keeps its traceback.
+``ValueError``. Any other exception is a bug and keeps its traceback.
 """
 
 import signal
 
 
 class UserError(ValueError):
-    """Something the user can mend; the message names the value, the place and the remedy."""
+    """An error that the user can fix; the message names the value, the place and the remedy."""
 
 
 class ConfigError(UserError):

@@ -1,4 +1,4 @@
-"""The edge between commands and the shell: errors become messages and exit codes."""
+"""Errors of commands become messages and exit codes."""
 
 import sys
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def run_command(action: Callable[[], None]) -> int:
 
     0: done. 1: a run that had begun cannot go on. 2: something the user can mend. 130: stopped by Ctrl-C. 75: by
     SIGTERM or SIGUSR1, as schedulers send them. Errors of these kinds are printed without a traceback; any other
-    one is a defect of ours and keeps it.
+    exception is a bug and keeps it.
     """
     stop = StopAtOnce()
     with handling(stop):

@@ -1,4 +1,4 @@
-"""Whether a file is still the one that it was, without reading it."""
+"""Stamps of files that show a change without reading the content."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where and in which number formats the model computes, and what else its speed depends on."""
+"""Device, number formats and memory format, and process settings that speed depends on."""
 
 import os
 import sys
@@ -26,7 +26,7 @@ class Precision:
         device: where the model is.
         autocast_dtype: format of convolutions and matrix products; float32 switches autocast off.
         memory_format: of weights and images; channels_last is what CPUs and tensor cores convolve fastest in.
-        process: what was set for the whole process, in words.
+        process: settings of the whole process, in words.
     """
 
     device: torch.device
@@ -35,12 +35,12 @@ class Precision:
     process: str = ""
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context for forward passes; does nothing in float32."""
+        """The autocast context of forward passes; disabled in float32."""
         enabled = self.autocast_dtype is not torch.float32
         return torch.autocast(self.device.type, dtype=self.autocast_dtype if enabled else None, enabled=enabled)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """The loss scaler; hands everything through but in float16."""
+        """The loss scaler; enabled in float16 only."""
         return torch.amp.GradScaler(self.device.type, enabled=self.autocast_dtype is torch.float16)
 
     def place_model(self, model: nn.Module) -> None:

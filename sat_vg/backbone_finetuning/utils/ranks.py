@@ -1,4 +1,4 @@
-"""The processes that train together, as ``torchrun`` starts them: who they are, and what they agree on.
+"""The processes that train together, as ``torchrun`` starts them: their numbers and collectives.
 
 One explicit context is handed to all that need it. A training in a single process has ``SingleProcess``, so no other
 code asks how many processes there are.
@@ -150,7 +150,7 @@ class SingleProcess(Ranks):
 
 
 class _HostPickler(pickle.Pickler):
-    """Pickles tensors as the CPU's: one of a GPU would turn up on the GPU of that number, whoever reads it."""
+    """Pickles tensors as CPU tensors: one of GPU 1 would be loaded onto GPU 1 by every reader."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, Tensor) and value.device.type != "cpu":
@@ -190,7 +190,7 @@ class DistributedProcess(Ranks):
         return self if self._machine is None else self._machine
 
     def all_reduce_max(self, *numbers: int) -> list[int]:
-        """Each number's largest value over the processes; all of them have to ask."""
+        """Each number's maximum over the processes; collective."""
         values = torch.tensor([int(number) for number in numbers])
         dist.all_reduce(values, dist.ReduceOp.MAX, group=self._group)
         return [int(value) for value in values]

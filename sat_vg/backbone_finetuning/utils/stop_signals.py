@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import NoReturn
 
@@ -50,7 +50,7 @@ class StopAtOnce:
     """Handles signals by raising ``StoppedBySignal``, once for those that come in one go.
 
     Attributes:
-        is_over: set once there is nothing left to stop.
+        is_over: set once the command has ended.
     """
 
     def __init__(self) -> None:
@@ -76,3 +76,43 @@ def ignore_from_now_on() -> None:
     """For a process that has done its work and is about to end with its exit code."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+class InterruptRequest:
+    """Within this context the first Ctrl-C, SIGTERM or SIGUSR1 sets ``requested``; a second one stops at once.
+
+    Signals within half a second of the first one count as the same: some senders signal a process twice.
+
+    Attributes:
+        requested: whether a signal has come.
+        number: which one.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.number: int = signal.SIGINT
+        self._first_at = 0.0
+        self._handlers = ExitStack()
+
+    @property
+    def name(self) -> str:
+        """The signal's name, as users know it."""
+        return "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
+
+    def __enter__(self) -> "InterruptRequest":
+        self._handlers.enter_context(handling(self._note))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._handlers.close()
+
+    def note(self, number: int) -> None:
+        """Take over the signal that another process of the training got."""
+        self.requested, self.number = True, number
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.requested:
+            self.requested, self.number, self._first_at = True, number, now
+        elif now - self._first_at >= ONE_REQUEST_S:
+            raise StoppedBySignal(number)

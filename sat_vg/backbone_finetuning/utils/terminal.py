@@ -1,4 +1,4 @@
-"""Lines for the person at the terminal, from one process: of several that train together rank 0 speaks."""
+"""Lines on the terminal; of several processes that train together only rank 0 prints."""
 
 import sys
 from typing import Any
@@ -11,18 +11,18 @@ _rank: int | None = None
 
 
 def speak_as(rank: int) -> None:
-    """From now on this process is one of several; all but rank 0 are silent, but for their errors."""
+    """Mark this process as one of several; all but rank 0 print nothing but errors."""
     global _rank
     _rank = rank
 
 
 def name_of_speaker() -> str:
-    """What an error begins with where it could be any of several processes': ``rank 3: ``; empty for one alone."""
+    """Prefix of error messages among several processes: ``rank 3: ``; empty for one alone."""
     return "" if _rank is None else f"rank {_rank}: "
 
 
 def speaks() -> bool:
-    """Whether this process tells what all of them do."""
+    """Whether this process prints."""
     return not _rank
 
 
@@ -34,5 +34,5 @@ def say(text: str) -> None:
 
 
 def progress(things: Any = None, **options: Any) -> "tqdm[Any]":
-    """A progress bar, as tqdm takes it, which is gone when it ends; only where a person looks on."""
+    """A tqdm progress bar that disappears at its end; shown in terminals only."""
     return tqdm(things, **{"leave": False, "disable": None if speaks() else True, **options})

@@ -8,9 +8,7 @@ from sat_vg.backbone_finetuning.evaluation.calibration import (
     confidence_bins,
     expected_calibration_error,
     fit_temperature,
-    fit_temperature_of_sets,
     negative_log_likelihood,
-    negative_log_likelihood_of_sets,
     reliability,
 )
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
@@ -104,11 +102,11 @@ def sampled_sets(count=4000, classes=7, temperature=1.0, seed=0):
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
 def test_one_temperature_for_all_classes_is_found(temperature):
     logits, has_class = sampled_sets(5000, temperature=temperature)
-    found = fit_temperature_of_sets(logits, has_class)
+    found = fit_temperature(logits, has_class)
     assert found == pytest.approx(temperature, rel=0.04)
-    best = negative_log_likelihood_of_sets(logits, has_class, found)
-    assert best < negative_log_likelihood_of_sets(logits, has_class, 0.99 * found)
-    assert best < negative_log_likelihood_of_sets(logits, has_class, 1.01 * found)
+    best = negative_log_likelihood(logits, has_class, found)
+    assert best < negative_log_likelihood(logits, has_class, 0.99 * found)
+    assert best < negative_log_likelihood(logits, has_class, 1.01 * found)
     assert torch.equal(logits / found >= 0, logits >= 0)
     errors = []
     for tried in (1.0, found):
@@ -123,9 +121,9 @@ def test_one_temperature_for_all_classes_is_found(temperature):
 def test_without_an_optimum_for_all_classes_nothing_is_fitted():
     logits, _ = sampled_sets(50)
     with pytest.raises(ConfigError, match="all classes of all 50 images are right"):
-        fit_temperature_of_sets(logits, logits >= 0)
+        fit_temperature(logits, logits >= 0)
     with pytest.raises(ConfigError, match="no better than chance"):
-        fit_temperature_of_sets(logits, logits < 0)
+        fit_temperature(logits, logits < 0)
     nearly = (logits >= 0).clone()
     nearly[0, 0] = ~nearly[0, 0]
-    assert 0 < fit_temperature_of_sets(logits, nearly) < 1
+    assert 0 < fit_temperature(logits, nearly) < 1

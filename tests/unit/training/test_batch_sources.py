@@ -10,9 +10,9 @@ from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageD
 from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, Part
 from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.training.batch_sources import BatchSources, FeaturePlan, FeatureSource, ImageSource
-from sat_vg.backbone_finetuning.training.loop import evaluate
+from sat_vg.backbone_finetuning.training.batch_sources import BatchSources, FeatureSource, FeatureSpec, ImageSource
 from sat_vg.backbone_finetuning.training.phases import Phase
+from sat_vg.backbone_finetuning.training.validation import evaluate
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache
 from sat_vg.backbone_finetuning.utils.precision import Precision
 
@@ -153,11 +153,11 @@ def test_found_again_and_only_while_all_is_the_same(class_folders, tmp_path, mon
 def test_nothing_is_stored_where_nothing_would_be_gained_or_it_would_not_fit(class_folders, tmp_path, capsys):
     sources = make_sources(class_folders, tmp_path, 1, num_views=2)
     trained = sources.model.trainable_stages
-    assert isinstance(sources.plan(Phase("some", 3, trained)), FeaturePlan)
-    assert sources.plan(Phase("some", 2, trained)) == ""  # two views in two epochs
-    assert sources.plan(Phase("some", 1, (), method="exact_head")) == ""
+    assert isinstance(sources.feature_spec(Phase("some", 3, trained)), FeatureSpec)
+    assert sources.feature_spec(Phase("some", 2, trained)) == ""  # two views in two epochs
+    assert sources.feature_spec(Phase("some", 1, (), method="exact_head")) == ""
     sources.model.set_trainable(sources.model.stage_names)
-    assert sources.plan(Phase("full", 9, sources.model.stage_names)) == ""
+    assert sources.feature_spec(Phase("full", 9, sources.model.stage_names)) == ""
     assert isinstance(sources.for_phase(Phase("full", 9, sources.model.stage_names), NEVER), ImageSource)
     assert "cached_views" in make_sources(class_folders, tmp_path, 1, num_views=0).describe(Phase("some", 9, trained))
     small = make_sources(class_folders, tmp_path, 1, max_bytes=1000)

@@ -3,16 +3,14 @@ import torch
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.training.checkpoint import (
-    RunIdentity,
     RunState,
     RunTensors,
-    check_identity,
-    fingerprint,
     read_newest_sound,
     read_run,
     restore_run,
     save_run,
 )
+from sat_vg.backbone_finetuning.training.run_identity import RunIdentity, check_identity, fingerprint
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 
 CONFIG = FinetuneConfig()

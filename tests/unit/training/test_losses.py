@@ -1,10 +1,17 @@
 """The losses against their formulas, written down once more in float64."""
 
+import inspect
+from dataclasses import fields, is_dataclass
+
 import pytest
 import torch
 from torch.nn import functional
 
-from sat_vg.backbone_finetuning.training.losses import BinaryCrossEntropy, CrossEntropy, weights_of_classes
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.data.sources.splits import Split
+from sat_vg.backbone_finetuning.training import losses
+from sat_vg.backbone_finetuning.training.assembly import training_loss
+from sat_vg.backbone_finetuning.training.losses import LOSSES, BinaryCrossEntropy, CrossEntropy, weights_of_classes
 
 CLASSES = 5
 WEIGHTS = torch.tensor([0.2, 3.0, 1.0, 0.7, 1.4])
@@ -139,3 +146,19 @@ def test_of_several_classes_an_image_those_with_are_weighed_against_those_withou
 
 def test_none_is_no_weights():
     assert weights_of_classes("none", COUNTS, 1100, is_multi_label=False) is None
+
+
+def test_every_loss_is_in_the_table_and_gets_every_setting_of_its_own():
+    found = [one for _, one in inspect.getmembers(losses, inspect.isclass) if one.__module__ == losses.__name__]
+    assert {one for one in found if is_dataclass(one)} == set(LOSSES.values()), "add it to LOSSES in losses.py"
+    several = Split("train", ("a.png", "b.png", "c.png"), (0, 1, 1), ("x", "y"), label_sets=((0,), (1,)))
+    single = Split("train", ("a.png", "b.png", "c.png"), (0, 1, 1), ("x", "y"))
+    changed = {"label_smoothing": 0.25, "focal_gamma": 1.5, "class_weights": "balanced"}
+    for split, kind in ((single, CrossEntropy), (several, BinaryCrossEntropy)):
+        loss = training_loss(FinetuneConfig(**changed), split, torch.device("cpu"))
+        assert type(loss) is kind
+        for entry in fields(kind):  # a new one needs a value here that is not its default
+            default, value = entry.default, getattr(loss, entry.name)
+            assert value is not default and not (isinstance(value, float) and value == default), entry.name
+        assert (loss.label_smoothing, loss.focal_gamma) == (0.25, 1.5)
+        assert loss.class_weights.shape == (2,)

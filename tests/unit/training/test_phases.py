@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.training.phases import STRATEGIES, Phase, PhasePlan, divide, then_mixed
+from sat_vg.backbone_finetuning.training.phases import STRATEGIES, Phase, StrategyInputs, divide, then_mixed
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 
 def phases(strategy, num_epochs=10, **more):
-    return STRATEGIES[strategy](PhasePlan(STAGES, num_epochs, **more))
+    return STRATEGIES[strategy](StrategyInputs(STAGES, num_epochs, **more))
 
 
 def test_one_phase_strategies():
@@ -87,7 +87,7 @@ def test_epochs_are_divided_without_loss(extra, shares):
 @given(st.sampled_from(sorted(STRATEGIES)), st.integers(2, 60), st.integers(2, 30))
 def test_every_strategy_fills_the_epochs_and_never_freezes_again(strategy, num_epochs, num_stages):
     stages = tuple(f"stage{n}" for n in range(num_stages))
-    found = STRATEGIES[strategy](PhasePlan(stages, num_epochs))
+    found = STRATEGIES[strategy](StrategyInputs(stages, num_epochs))
     assert sum(p.epochs for p in found) == num_epochs
     for before, after in pairwise(found):
         assert set(before.trainable_stages) < set(after.trainable_stages)

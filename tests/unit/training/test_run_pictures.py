@@ -8,10 +8,12 @@ import torch
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageDataset, Workers
 from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, Part
 from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
+from sat_vg.backbone_finetuning.evaluation.assessment import names_of_set
+from sat_vg.backbone_finetuning.evaluation.tasks import TASKS
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training import run_pictures
 from sat_vg.backbone_finetuning.training.checkpoint import RunState
-from sat_vg.backbone_finetuning.training.run_pictures import look_over, show_mistakes
+from sat_vg.backbone_finetuning.training.run_pictures import show_mistakes, validation_snapshot
 from sat_vg.backbone_finetuning.training.tracking import FileTracker
 from sat_vg.backbone_finetuning.utils.precision import Precision
 
@@ -32,7 +34,7 @@ def parts(class_folders):
 def test_images_at_equal_distances_are_looked_at(parts, monkeypatch, most, places):
     monkeypatch.setattr(run_pictures, "MOST_IMAGES", most)
     model, batches, _ = parts
-    look = look_over(*parts)
+    look = validation_snapshot(*parts)
     assert look.indices == places
     dataset = batches.parts[Part.VALIDATION]
     assert look.targets.float().argmax(1).tolist() == [dataset.split.labels[place] for place in places]
@@ -50,7 +52,7 @@ def test_images_at_equal_distances_are_looked_at(parts, monkeypatch, most, place
 
 def test_without_mistakes_there_is_no_picture_of_them(parts, tmp_path):
     model, batches, _ = parts
-    look = look_over(*parts)
+    look = validation_snapshot(*parts)
     for targets, is_drawn in ((look.given, False), (look.given.roll(1, dims=1), True)):
         changed = replace(look, targets=targets)
         with FileTracker(tmp_path / str(is_drawn), RunState()) as tracker:
@@ -60,15 +62,13 @@ def test_without_mistakes_there_is_no_picture_of_them(parts, tmp_path):
 
 def test_of_several_classes_the_wrong_ones_are_named_the_worst_first():
     names = ("bare\nsoil", "cars", "trees", "grass", "sea")
-    model = FineTuneModel("resnet18", 5, False, image_size=32, class_names=names, task="multi_label")
     targets = torch.zeros(9, 5, dtype=torch.bool)
     targets[:, :2] = True
     shares = torch.tensor([[0.1, 0.7, 0.9, 0.2, 0.6]]).repeat(9, 1)
-    look = run_pictures.Look(list(range(9)), targets, shares >= 0.5, shares, torch.rand(9), torch.rand(9, 4), None)
-    shown = run_pictures._MISTAKES_OF["multi_label"]
-    assert shown.title(model, look, 0) == "lacks bare\\nsoil 10 %\nadds trees 90 %\nadds sea 60 %"
-    five = replace(look, given=~targets)
-    assert shown.title(model, five, 0).endswith("\nand 2 more")
-    assert run_pictures._names(model, targets[0]) == "bare\\nsoil, cars"
-    assert run_pictures._names(model, torch.zeros(5)) == "(none)"
-    assert torch.equal(shown.severity(look), look.losses)
+    task, given, losses = TASKS["multi_label"], shares >= 0.5, torch.rand(9)
+    title = task.mistake_title(targets[0], given[0], shares[0], names)
+    assert title == "lacks bare\\nsoil 10 %\nadds trees 90 %\nadds sea 60 %"
+    assert task.mistake_title(targets[0], ~targets[0], shares[0], names).endswith("\nand 2 more")
+    assert names_of_set(targets[0], names) == "bare\\nsoil, cars"
+    assert names_of_set(torch.zeros(5), names) == "(none)"
+    assert torch.equal(task.severity(shares, losses), losses)

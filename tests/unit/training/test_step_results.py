@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sat_vg.backbone_finetuning.training.checkpoint import RunState
-from sat_vg.backbone_finetuning.training.save_schedule import SaveSchedule
+from sat_vg.backbone_finetuning.training.record import SaveSchedule
 from sat_vg.backbone_finetuning.training.step_results import PendingSteps, StepResult
 from sat_vg.backbone_finetuning.utils.errors import NonFiniteLossError
 from sat_vg.backbone_finetuning.utils.ranks import SingleProcess

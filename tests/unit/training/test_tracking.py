@@ -42,7 +42,7 @@ def write_until(folder, state, last_step, steps_per_epoch=4):
 
 def write_epoch(tracker, step, steps_per_epoch):
     tracker.curves({"f1_by_class/a b": step / 50}, step)
-    tracker.text("phases", f"a text of step {step}", step)
+    tracker.text("phases", [f"a text of step {step}"], step)
     tracker.numbers({"epoch": step // steps_per_epoch, "step": step, "val_accuracy": step / 100}, step, "epoch")
 
 
@@ -196,7 +196,7 @@ def test_a_run_that_is_stopped_before_its_first_step_describes_itself_once(tmp_p
     for _ in range(3):
         with FileTracker(tmp_path, RunState()) as tracker:
             assert tracker.is_empty
-            tracker.text("config", "    seed: 0")
+            tracker.text("config", ["seed: 0"])
             tracker.charts()
     with FileTracker(tmp_path, RunState(step=3, epoch=1)) as tracker:
         assert not tracker.is_empty

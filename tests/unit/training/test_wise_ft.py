@@ -7,7 +7,6 @@ from torch import nn
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.evaluation.metrics import Validation
 from sat_vg.backbone_finetuning.training.checkpoint import (
-    RunIdentity,
     RunState,
     RunTensors,
     read_run,
@@ -16,6 +15,7 @@ from sat_vg.backbone_finetuning.training.checkpoint import (
 )
 from sat_vg.backbone_finetuning.training.ema import MovingAverage, NullAverage
 from sat_vg.backbone_finetuning.training.phases import EXACT_PROBE, Phase, then_mixed
+from sat_vg.backbone_finetuning.training.run_identity import RunIdentity
 from sat_vg.backbone_finetuning.training.wise_ft import SHARES, NullStartWeights, PhaseStartWeights
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 

@@ -26,7 +26,7 @@ from sat_vg.backbone_finetuning.training.preparation import (
     decoder_of_config,
     find_images,
 )
-from sat_vg.backbone_finetuning.training.run import contents_of, fingerprint_of
+from sat_vg.backbone_finetuning.training.run_identity import contents_of, fingerprint_of
 from sat_vg.backbone_finetuning.training.unset_fields import choose_image_size
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, InterruptedRun, StoppedError, UserError, WriteError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home

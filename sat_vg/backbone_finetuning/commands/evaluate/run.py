@@ -8,7 +8,7 @@ from typing import Any
 
 from sat_vg.backbone_finetuning.commands.evaluate.files import epochs_of_run, write_results
 from sat_vg.backbone_finetuning.commands.evaluate.options import EvaluateOptions
-from sat_vg.backbone_finetuning.commands.evaluate.task_results import TASK_RESULTS, summary_of
+from sat_vg.backbone_finetuning.commands.evaluate.terminal_summary import summary_of
 from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_model
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageDataset, Workers, validation_loader
@@ -16,8 +16,10 @@ from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.sources.class_names import same_form
 from sat_vg.backbone_finetuning.data.sources.scenes import scenes_folder
 from sat_vg.backbone_finetuning.data.sources.splits import Split
+from sat_vg.backbone_finetuning.evaluation.calibration import fit_temperature
 from sat_vg.backbone_finetuning.evaluation.mistakes import look_at
-from sat_vg.backbone_finetuning.evaluation.predictions import Predictions, predict
+from sat_vg.backbone_finetuning.evaluation.predictions import Predictions
+from sat_vg.backbone_finetuning.evaluation.tasks import TASKS, predict
 from sat_vg.backbone_finetuning.models.artifact import current_versions, read_artifact, write_artifact
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.prediction_table import predictions_csv
@@ -62,14 +64,14 @@ def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
     read = decoder_of(model.preprocessing).read
     dataset = ImageDataset(split, model.preprocessing.geometry(), config.seed, read)
     predictions = run_over(model, dataset, config, precision, options.batch_size)
-    results = TASK_RESULTS[model.task]
+    task = TASKS[model.task]
     if target is not None:
-        model.temperature = results.fit_temperature(predictions.logits, predictions.labels)
-    lines = results.per_image(predictions, relative_paths(config, split), model)
-    mistakes = results.mistakes(predictions, lines, model)
+        model.temperature = fit_temperature(predictions.logits, predictions.labels)
+    lines = task.per_image(predictions, relative_paths(config, split), model.temperature)
+    mistakes = task.mistakes(predictions, lines, model.class_names, model.temperature)
     content = {
         **summary(options, config, model, split),
-        **results.assess(predictions, model.class_names, model.temperature),
+        **task.assess(predictions, model.class_names, model.temperature),
         "mistakes": [one.entry for one in mistakes],
     }
     say(summary_of(content))

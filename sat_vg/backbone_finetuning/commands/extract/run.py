@@ -34,7 +34,6 @@ from sat_vg.backbone_finetuning.evaluation.nearest_neighbours import knn_accurac
 from sat_vg.backbone_finetuning.models.artifact import current_versions
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.freezing import check_stage_names
-from sat_vg.backbone_finetuning.training.interrupts import InterruptRequest
 from sat_vg.backbone_finetuning.utils.errors import (
     ConfigError,
     DataError,
@@ -45,6 +44,7 @@ from sat_vg.backbone_finetuning.utils.errors import (
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision, set_up_process
 from sat_vg.backbone_finetuning.utils.safe_files import remove_unfinished
+from sat_vg.backbone_finetuning.utils.stop_signals import InterruptRequest
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 POOLED = "pooled"

@@ -9,7 +9,6 @@ from torch import nn
 from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training.checkpoint import (
-    RunIdentity,
     RunState,
     RunTensors,
     read_run,
@@ -24,6 +23,7 @@ from sat_vg.backbone_finetuning.training.fsdp_tensors import (
     shard_like,
     square_sum,
 )
+from sat_vg.backbone_finetuning.training.run_identity import RunIdentity
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.ranks import SingleProcess
 

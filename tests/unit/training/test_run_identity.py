@@ -3,8 +3,8 @@
 import pytest
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.training.phases import STRATEGIES, PhasePlan, then_mixed
-from sat_vg.backbone_finetuning.training.run_course import changed_course
+from sat_vg.backbone_finetuning.training.phases import STRATEGIES, StrategyInputs, then_mixed
+from sat_vg.backbone_finetuning.training.run_identity import changed_course
 
 STAGES = ("stem", "layer1", "layer2")
 WITHIN = {"phase": 0, "epoch": 3, "epoch_in_phase": 3, "step_in_epoch": 2}
@@ -13,7 +13,7 @@ STOPPED = {**DONE, "epoch": 5}
 
 
 def phases_of(config):
-    plan = PhasePlan(
+    plan = StrategyInputs(
         STAGES, config.num_epochs, config.last_layers, config.phase_epochs, config.probe_solver == "exact"
     )
     phases = STRATEGIES[config.strategy or "full"](plan)

@@ -6,18 +6,16 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score, p
 from sat_vg.backbone_finetuning.evaluation import bootstrap
 from sat_vg.backbone_finetuning.evaluation.bootstrap import bootstrap_intervals, bootstrap_intervals_of_sets
 from sat_vg.backbone_finetuning.evaluation.calibration import expected_calibration_error, reliability
-from sat_vg.backbone_finetuning.evaluation.classification_metrics import (
-    averages,
-    class_scores,
-    share_of_true_class,
-)
+from sat_vg.backbone_finetuning.evaluation.metrics import ValidationSums, averages, share_of_true_class
 
 
 def test_class_scores_with_classes_that_are_absent_or_never_predicted():
     matrix = [[5, 1, 0, 0], [2, 3, 0, 1], [0, 0, 0, 0], [0, 4, 0, 0]]
     labels = [r for r, row in enumerate(matrix) for count in row for _ in range(count)]
     predicted = [c for row in matrix for c, count in enumerate(row) for _ in range(count)]
-    rows = class_scores(torch.tensor(predicted), torch.tensor(labels), 4)
+    sums = ValidationSums(4, torch.device("cpu"))
+    sums.add(torch.eye(4)[predicted], torch.eye(4)[labels], torch.zeros(()))
+    rows = sums.result().rows()
     expected = precision_recall_fscore_support(labels, predicted, labels=range(4), zero_division=0)
     for row, *theirs in zip(rows, *expected, strict=True):
         assert list(row.values()) == pytest.approx(theirs, abs=1e-15)

@@ -1,21 +1,125 @@
-"""Whether a run would have come to where it stands with other settings as well: then it may go on with them."""
+"""What makes two runs the same: their settings, images and course. Only then is a run resumed."""
 
+import hashlib
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.configs.retired import RETIRED
+from sat_vg.backbone_finetuning.data.checks.readable import Readable
+from sat_vg.backbone_finetuning.data.sources.class_names import same_form
+from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits
 from sat_vg.backbone_finetuning.models.networks.table import find_backbone
 from sat_vg.backbone_finetuning.training.phases import Phase
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
+from sat_vg.backbone_finetuning.utils.terminal import say
 
 PhasesOf = Callable[[FinetuneConfig], Sequence[Phase]]
 # What they decide shows in the images themselves, their classes and splits, which are compared.
 _SEEN_IN_THE_IMAGES = frozenset({"num_classes", "on_bad_image", "val_fraction", "train_split", "val_split"})
 # What they decide shows in the phases, which are compared.
 _SEEN_IN_THE_PHASES = frozenset({"num_epochs", "phase_epochs", "strategy", "last_layers", "probe_solver"})
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What must agree for a run to be resumed.
+
+    Attributes:
+        config: the configuration as plain data.
+        data_fingerprint: of the images' names, labels and splits.
+        preprocessing: that the starting weights asked for; stored, not compared.
+        image_contents: by split, of the images' pixels.
+        resumed_from: where ``--resume PATH`` began; stored, see ``run_folder.find_run``.
+    """
+
+    config: dict[str, Any]
+    data_fingerprint: str
+    preprocessing: dict[str, Any]
+    image_contents: dict[str, str] = field(default_factory=dict)
+    resumed_from: dict[str, str] = field(default_factory=dict)
+
+
+def fingerprint(names_and_labels: Sequence[tuple[str, int | str]], class_names: Sequence[str]) -> str:
+    """A hash of which images there are, in which order, with which labels or contents."""
+    digest = hashlib.sha256("\0".join(class_names).encode("utf-8", "surrogateescape"))
+    for name, label in names_and_labels:
+        digest.update(f"\0{name}\0{label}".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def fingerprint_of(splits: Splits) -> str:
+    """A hash of all images' names, labels and splits; moving the whole data set, to macOS too, does not change it."""
+    root = os.path.commonpath([*splits.train.paths, *splits.val.paths])
+    entries = [
+        (same_form(f"{split.name}/{os.path.relpath(path, root)}"), _identity_of(split, label))
+        for split in (splits.train, splits.val)
+        for path, label in zip(split.paths, split.labels, strict=True)
+    ]
+    return fingerprint(entries, splits.class_names)
+
+
+def contents_of(images: Readable) -> dict[str, str]:
+    """By split, a hash of what its images show."""
+    return {
+        split.name: fingerprint([("", images.contents[path]) for path in split.paths], ())
+        for split in (images.splits.train, images.splits.val)
+    }
+
+
+def _identity_of(split: Split, label: int) -> int | str:
+    """What tells a label from others; where an image can have several classes its number alone does not."""
+    return str(split.classes_of(label)) if split.is_multi_label else label
+
+
+def check_identity(
+    content: Mapping[str, Any],
+    identity: RunIdentity,
+    path: Path,
+    phases_of: PhasesOf | None = None,
+    way_on: str = "",
+) -> None:
+    """Refuse to go on with a run that would have come elsewhere with these settings, or that other data began.
+
+    Args:
+        content: of the state.
+        identity: of what is to go on.
+        path: of the state, for the message.
+        phases_of: the phases that settings give; unset: settings are compared one by one.
+        way_on: for the message, how to train on from the run's weights.
+
+    Raises:
+        CheckpointError: names every field that differs, with both values, and the ways out.
+    """
+    of_run, now = config_of_run(content, path), FinetuneConfig.from_dict(identity.config)
+    differing = changed_course(of_run, now, content["state"], phases_of)
+    differing += _changed_images(content, identity)
+    if differing:
+        raise CheckpointError(
+            f"{str(path)!r} belongs to a run with other settings, which would change its course:\n  "
+            + "\n  ".join(differing)
+            + "\nGo on with the run's own settings, or begin another run with --checkpoint_dir DIR --log_dir DIR, "
+            f"or begin anew here with --resume never (the old run is moved aside){way_on}"
+        )
+
+
+def _changed_images(content: Mapping[str, Any], identity: RunIdentity) -> list[str]:
+    if content["data_fingerprint"] != identity.data_fingerprint:
+        return ["the images: their names, classes or splits are not those that the run began with"]
+    of_run = content.get("image_contents") or {}
+    if identity.image_contents and not of_run:
+        say("note: the run was begun by a version that kept no record of what the images show; whether any was "
+            "replaced since is not known")  # fmt: skip
+    return [
+        f"the images of {split}: names and classes are the same, and what they show is not (or another version of "
+        "Pillow or torchvision decodes them otherwise)"
+        for split, digest in identity.image_contents.items()
+        if of_run and of_run.get(split) != digest
+    ]
 
 
 def config_of_run(content: Mapping[str, Any], path: object) -> FinetuneConfig:
@@ -62,7 +166,7 @@ def changed_course(
 def reopened_place(then: Sequence[Phase], now: Sequence[Phase], state: Mapping[str, Any]) -> int | None:
     """The epochs of the last phase that a finished run has done, where more of them are asked for now.
 
-    None where there is nothing to go on with: no more are asked for, or it stopped before its time.
+    None where no more are given, or the run stopped early.
     """
     is_whole = _number(state, "epoch") == sum(phase.epochs for phase in then)
     return then[-1].epochs if is_whole and now[-1].epochs > then[-1].epochs else None
@@ -74,7 +178,7 @@ def _difference(of_run: FinetuneConfig, now: FinetuneConfig, name: str) -> str:
 
 
 def _meaning(config: FinetuneConfig) -> dict[str, Any]:
-    """The settings with those alike that mean the same, and without those that mean nothing beside others."""
+    """The settings, normalised: those that mean the same become equal, those without effect are left out."""
     values = config.to_dict()
     row = find_backbone(config.backbone)
     best = row.family.weights(row.name).get("DEFAULT")

@@ -5,10 +5,14 @@ import time
 
 import pytest
 
-from sat_vg.backbone_finetuning.training.interrupts import InterruptRequest
 from sat_vg.backbone_finetuning.utils.errors import InterruptedRun
 from sat_vg.backbone_finetuning.utils.exit_codes import run_command
-from sat_vg.backbone_finetuning.utils.stop_signals import ONE_REQUEST_S, STOP_SIGNALS, StoppedBySignal
+from sat_vg.backbone_finetuning.utils.stop_signals import (
+    ONE_REQUEST_S,
+    STOP_SIGNALS,
+    InterruptRequest,
+    StoppedBySignal,
+)
 
 
 def send(number: int) -> None:

@@ -1,0 +1,72 @@
+"""A pass over the validation images."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sat_vg.backbone_finetuning.data.loading.loaders import Batch
+from sat_vg.backbone_finetuning.evaluation.metrics import Validation
+from sat_vg.backbone_finetuning.evaluation.tasks import TASKS
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.training.batch_sources import SizedBatches, image_values
+from sat_vg.backbone_finetuning.training.checkpoint import RunState
+from sat_vg.backbone_finetuning.training.replicas import Replica, SingleReplica
+from sat_vg.backbone_finetuning.training.step_results import REMEDY
+from sat_vg.backbone_finetuning.utils.errors import NonFiniteLossError
+from sat_vg.backbone_finetuning.utils.precision import Precision
+from sat_vg.backbone_finetuning.utils.stop_signals import InterruptRequest
+from sat_vg.backbone_finetuning.utils.terminal import progress
+
+
+@torch.no_grad()  # not inference_mode: FSDP gathers weights into memory that is trained in, too
+def evaluate(
+    model: FineTuneModel,
+    batches: SizedBatches,
+    precision: Precision,
+    interrupt: InterruptRequest | None = None,
+    values: Callable[[Batch], Tensor] | None = None,
+    start: int = 0,
+    replica: Replica | None = None,
+) -> Validation | None:
+    """Loss, accuracy and scores by class over all batches of all processes; None where a stop was requested.
+
+    Args:
+        model: on its device.
+        batches: of images, or of what ``values`` takes: this process's share.
+        precision: device and formats.
+        interrupt: checked after each batch.
+        values: what the model takes, from a batch on the device; unset: its images, normalised.
+        start: number of stages that are already applied to the values.
+        replica: of the processes that share the batches; unset: this one is alone.
+    """
+    model.eval()
+    replica = replica or SingleReplica(model.training_outputs)
+    interrupt = interrupt or InterruptRequest()
+    values = values or partial(image_values, model, precision)
+    task = TASKS[model.task]
+    sums = task.sums(model.num_classes, precision.device)
+    for batch in progress(replica.in_step(batches, interrupt), total=len(batches), desc="validation", unit="batch"):
+        batch = batch.to(precision.device)
+        with precision.autocast():
+            logits = model(values(batch), start).float()
+        sums.add(logits, batch.targets, task.loss(logits, batch.targets))
+    if any(replica.ranks.all_reduce_max(interrupt.requested)):
+        return None
+    sums.gather(replica.ranks)
+    return sums.result()
+
+
+def require_finite(validation: Validation, state: RunState) -> None:
+    """Refuse to go on from a validation loss that is NaN or infinite.
+
+    Raises:
+        NonFiniteLossError: it is.
+    """
+    if not math.isfinite(validation.loss):
+        raise NonFiniteLossError(
+            f"the validation loss is {validation.loss} after step {state.step} (epoch {state.epoch + 1}). The "
+            f"checkpoints from before are untouched. {REMEDY}"
+        )
