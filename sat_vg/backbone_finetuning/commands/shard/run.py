@@ -17,14 +17,12 @@ from sat_vg.backbone_finetuning.data.shards.index import (
     PARTS,
     SHARD_NAME,
     ListedShard,
-    Sample,
     ShardIndex,
     read_index,
     write_index,
 )
-from sat_vg.backbone_finetuning.data.shards.paths import Shard
 from sat_vg.backbone_finetuning.data.shards.scan import ScannedShard, label_set_of, scan_shard
-from sat_vg.backbone_finetuning.data.shards.source import WRITING, shard_cache
+from sat_vg.backbone_finetuning.data.shards.source import WRITING, list_problems, shard_cache
 from sat_vg.backbone_finetuning.data.shards.writer import (
     PlannedShard,
     ShardLimit,
@@ -130,13 +128,7 @@ def index_shards(given: str) -> None:
     scanned = [scan_shard(path) for path in progress(paths, desc="reading shards", unit="shard")]
     names, label_of = _labels_of(folder, scanned)
     shards = tuple(
-        ListedShard(
-            path.name,
-            _part_of(path.name),
-            shard.num_bytes,
-            shard.sha256,
-            tuple(Sample(one.name, label_of[one.label], *one[2:]) for one in shard.images),
-        )
+        shard.listed(path.name, _part_of(path.name), label_of.__getitem__)
         for path, shard in zip(paths, scanned, strict=True)
     )
     index = ShardIndex(names, None, "", shards)
@@ -157,36 +149,29 @@ def check_shards(given: str) -> None:
     index = read_index(folder / INDEX if folder.is_dir() else folder)
     store = store_of(folder if folder.is_dir() else folder.parent, shard_cache(FinetuneConfig().cache_gib))
     problems = []
-    for entry in progress(index.shards, desc="reading shards", unit="shard"):
-        shard = Shard(entry.name, entry.num_bytes, entry.sha256, store)
+    for shard in progress(index.shards, desc="reading shards", unit="shard"):
         try:
             if isinstance(store, LocalShards):
-                _require_as_listed(store.path_of(shard), entry)
+                _require_as_listed(store, shard)
             else:
-                store.open(shard).close()
+                store.open(shard.located(store)).close()
         except DataError as error:
             problems.append(str(error))
     say(_table(index))
     if problems:
-        shown = "\n".join(f"  {problem}" for problem in problems[:_LISTED])
-        more = f"\n  and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
         raise DataError(
-            f"{len(problems)} of {len(index.shards)} shards are not as {INDEX} says:\n{shown}{more}\n"
+            f"{len(problems)} of {len(index.shards)} shards are not as {INDEX} says:\n{list_problems(problems)}\n"
             "Fetch or write them again"
         )
     say(f"all {len(index.shards)} shards are as {INDEX} says")
 
 
-def _require_as_listed(path: Path, entry: ListedShard) -> None:
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise DataError(f"shard {path.name!r} cannot be opened ({error.strerror})") from error
-    if size != entry.num_bytes:
-        raise DataError(f"shard {path.name!r} has {size} bytes, its index says {entry.num_bytes}")
-    scanned = scan_shard(path)
-    if scanned.sha256 != entry.sha256:
-        raise DataError(f"shard {path.name!r} has other bytes than its index says, as many of them: it was altered")
+def _require_as_listed(store: LocalShards, shard: ListedShard) -> None:
+    problem = store.why_not_whole(shard)
+    if problem is None and scan_shard(store.path_of(shard)).sha256 != shard.sha256:
+        problem = f"shard {shard.name!r} has other bytes than its index says, as many of them: it was altered"
+    if problem is not None:
+        raise DataError(problem)
 
 
 def _limit_of(options: ShardOptions) -> ShardLimit:
@@ -285,7 +270,7 @@ def _part_of(name: str) -> str:
 
 def _labels_of(folder: Path, scanned: Sequence[ScannedShard]) -> tuple[tuple[str, ...], dict[str, int]]:
     """Class names, and the place of each label's class among them."""
-    texts = sorted({image.label for shard in scanned for image in shard.images})
+    texts = sorted({label for shard in scanned for label in shard.labels})
     several = [text for text in texts if label_set_of(text) is not None]
     if several:
         raise DataError(

@@ -16,6 +16,7 @@ import importlib
 import os
 import re
 import shlex
+import stat
 import time
 from collections.abc import Generator
 from contextlib import AbstractContextManager
@@ -23,6 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO
 
+from sat_vg.backbone_finetuning.data.shards.index import ListedShard
 from sat_vg.backbone_finetuning.data.shards.paths import Shard
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
@@ -51,9 +53,21 @@ class LocalShards:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def path_of(self, shard: Shard) -> Path:
+    def path_of(self, shard: Shard | ListedShard) -> Path:
         """The file of a shard."""
         return self.folder / shard.name
+
+    def why_not_whole(self, shard: ListedShard) -> str | None:
+        """Why a shard cannot be the one of the index, by its size; None where it can."""
+        try:
+            status = self.path_of(shard).stat()
+        except OSError as error:
+            return f"shard {shard.name!r} cannot be opened ({error.strerror})"
+        if not stat.S_ISREG(status.st_mode):
+            return f"shard {shard.name!r} is no file"
+        if status.st_size != shard.num_bytes:
+            return f"shard {shard.name!r} has {status.st_size} bytes, its index says {shard.num_bytes}"
+        return None
 
     def open(self, shard: Shard) -> BinaryIO:
         """See ``ShardStore``."""

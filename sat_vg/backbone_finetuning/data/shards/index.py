@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from sat_vg.backbone_finetuning.data.shards.paths import Shard, ShardStore
 from sat_vg.backbone_finetuning.data.sources.class_names import same_form
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, read_json
@@ -33,7 +34,7 @@ class Sample(NamedTuple):
 
     Attributes:
         name: of the file in the tar.
-        label: place in ``class_names``, or in ``label_sets`` where there are some.
+        label: place in ``class_names``, or in ``label_sets`` where there are some; -1: not known yet.
         offset: of its first byte in the tar.
         size: in bytes.
         crc: CRC-32 of its bytes.
@@ -63,6 +64,10 @@ class ListedShard:
     num_bytes: int
     sha256: str
     samples: tuple[Sample, ...]
+
+    def located(self, store: ShardStore) -> Shard:
+        """The shard, to be read from a store."""
+        return Shard(self.name, self.num_bytes, self.sha256, store)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ unpacked.
 import hashlib
 import tarfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
-from sat_vg.backbone_finetuning.data.shards.index import is_sample_name
+from sat_vg.backbone_finetuning.data.shards.index import ListedShard, Sample, is_sample_name
 from sat_vg.backbone_finetuning.data.sources.image_files import IMAGE_ENDINGS
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, parse_json
@@ -22,41 +23,33 @@ _LONGEST_LABEL = 2**12
 _BLOCK = 2**20
 
 
-class FoundImage(NamedTuple):
-    """An image in a tar file.
-
-    Attributes:
-        name: of the file in the tar.
-        label: text of its ``.cls``; of its ``.json``, if that is a list of numbers and there is no ``.cls``.
-        offset: of its first byte in the tar.
-        size: in bytes.
-        crc: CRC-32 of its bytes.
-    """
-
-    name: str
-    label: str
-    offset: int
-    size: int
-    crc: int
-
-
 class ScannedShard(NamedTuple):
-    """What lies in a tar file.
+    """The content of a tar file.
 
     Attributes:
         num_bytes: of the file.
         sha256: of its bytes.
-        images: in their order.
+        samples: images in their order; their labels are not known yet.
+        labels: of each the text of its ``.cls``; of its ``.json``, if that is a list of numbers and there is no
+            ``.cls``.
     """
 
     num_bytes: int
     sha256: str
-    images: tuple[FoundImage, ...]
+    samples: tuple[Sample, ...]
+    labels: tuple[str, ...]
+
+    def listed(self, name: str, split: str, label_of: Callable[[str], int]) -> ListedShard:
+        """Its entry in an index."""
+        samples = tuple(
+            sample._replace(label=label_of(text)) for sample, text in zip(self.samples, self.labels, strict=True)
+        )
+        return ListedShard(name, split, self.num_bytes, self.sha256, samples)
 
 
 @dataclass
 class _Sample:
-    image: FoundImage | None = None
+    image: Sample | None = None
     labels: dict[str, str] = field(default_factory=dict)
 
 
@@ -81,10 +74,11 @@ def scan_shard(path: Path) -> ScannedShard:
             f"{str(path)!r} is no tar file without compression, or it is cut short or damaged ({error}); copy or "
             "unpack it again"
         ) from error
-    images = tuple(_labelled(path, key, sample) for key, sample in samples.items() if sample.image or sample.labels)
-    if not images:
+    labelled = [_labelled(path, key, sample) for key, sample in samples.items() if sample.image or sample.labels]
+    if not labelled:
         raise DataError(f"{str(path)!r} holds no images (endings looked for: {' '.join(IMAGE_ENDINGS)}); remove it")
-    return ScannedShard(count, digest.hexdigest(), images)
+    images, labels = zip(*labelled, strict=True)
+    return ScannedShard(count, digest.hexdigest(), images, labels)
 
 
 def _samples_of(path: Path, file: BinaryIO) -> dict[str, _Sample]:
@@ -105,7 +99,7 @@ def _samples_of(path: Path, file: BinaryIO) -> dict[str, _Sample]:
                 if not is_sample_name(name):
                     raise DataError(f"{str(path)!r} has an image {name!r}, which is no name to read; rename it")
                 content = _bytes_at(file, member)
-                sample.image = FoundImage(name, "", member.offset_data, member.size, zlib.crc32(content))
+                sample.image = Sample(name, -1, member.offset_data, member.size, zlib.crc32(content))
             elif ending in (LABEL, LABELS) and member.size <= _LONGEST_LABEL:
                 sample.labels[ending] = _bytes_at(file, member).decode("utf-8", "replace").strip()
     return samples
@@ -119,7 +113,7 @@ def _bytes_at(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
     return content
 
 
-def _labelled(path: Path, key: str, sample: _Sample) -> FoundImage:
+def _labelled(path: Path, key: str, sample: _Sample) -> tuple[Sample, str]:
     if sample.image is None:
         raise DataError(f"{str(path)!r} has a label and no image under {key!r}; add the image, or remove the label")
     label = sample.labels.get(LABEL, "")
@@ -130,7 +124,7 @@ def _labelled(path: Path, key: str, sample: _Sample) -> FoundImage:
             f"{str(path)!r} has no label for {sample.image.name!r}; it needs a {key}.{LABEL} with the number or name "
             "of its class"
         )
-    return sample.image._replace(label=label)
+    return sample.image, label
 
 
 def label_set_of(text: str) -> tuple[int, ...] | None:

@@ -5,45 +5,25 @@ shards is then the very run over these folders. Only where shards come and go (a
 order in which they lie in the shards, so that whoever reads all of them needs each shard once.
 """
 
-import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from sat_vg.backbone_finetuning.data.reading.decoded_cache import in_words
 from sat_vg.backbone_finetuning.data.shards.cache import SOURCE, FetchedShards, LocalShards, store_of
-from sat_vg.backbone_finetuning.data.shards.index import INDEX, ListedShard, ShardIndex, read_index
-from sat_vg.backbone_finetuning.data.shards.paths import Shard, ShardPath
+from sat_vg.backbone_finetuning.data.shards.index import INDEX, PARTS, ShardIndex, read_index
+from sat_vg.backbone_finetuning.data.shards.paths import ShardPath
 from sat_vg.backbone_finetuning.data.sources.image_files import is_image
 from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery, list_splits
 from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits, describe_splits, split_off
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache
 from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
+from sat_vg.backbone_finetuning.utils.printable import counted
 
 _CACHE = "shards"  # in the cache folder
 WRITING = ".writing.json"  # in a folder whose shards are not complete yet
 _LISTED = 10
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class ShardSettings:
-    """How shards are read.
-
-    Attributes:
-        cache: where fetched ones are kept.
-        window: shards whose images are shuffled together; 0: all.
-        val_fraction: share of each class that becomes val where no shard is val's, in (0, 1).
-        seed: of that split.
-    """
-
-    cache: BoundedCache
-    window: int = 0
-    val_fraction: float = 0.2
-    seed: int = 0
 
 
 def is_sharded(path: Path) -> bool:
@@ -84,18 +64,34 @@ class Shards:
         return query.path is not None and is_sharded(query.place)
 
     def load_splits(self, query: ImageQuery) -> Splits:
-        """See ``load_shards``."""
-        for name, value, usual in (
-            ("train_split", query.train_split, "train"),
-            ("val_split", query.val_split, "val"),
-        ):
-            if value != usual:
-                raise ConfigError(
-                    f"{name} = {value!r}: has no effect on shards, whose index says what is train's and val's; leave "
-                    "it out"
-                )
-        cache = shard_cache(query.cache_gib)
-        return load_shards(query.place, ShardSettings(cache, query.shard_window, query.val_fraction, query.seed))
+        """The images of ``shards.json``; paths are ``ShardPath``, below its folder wherever the shards lie.
+
+        Raises:
+            DataError: index or shards are missing, damaged or do not fit together.
+            ConfigError: the source is none, there is too little room for what is fetched, or a setting has no effect.
+        """
+        _require_usual_splits(query)
+        file = query.place / INDEX if query.place.is_dir() else query.place
+        index = read_index(file)
+        store = store_of(file.parent, shard_cache(query.cache_gib))
+        if isinstance(store, LocalShards):
+            require_shards(store, index)
+        else:
+            _require_room(store, index, query.shard_window)
+        where = "" if isinstance(store, LocalShards) else f", fetched {store.kind}"
+        how = f" ({counted(len(index.shards), 'shard')}{where})"
+        train, val, test = (split_of(file.parent, index, part, store) for part in PARTS)
+        if not len(train):
+            raise DataError(f"{str(file)!r} has no image of the split train; there is nothing to train on")
+        is_drawn = not len(val)
+        if is_drawn:
+            if index.label_sets is not None:
+                raise DataError(f"{str(file)!r} has no image of the split val; write the shards anew, with one")
+            train, val = _draw(_as_they_lie(train) if query.shard_window else train, query)
+            how += ", val split off by seed"
+        splits = describe_splits(train, val, test if len(test) else None, how=how)
+        splits = replace(splits, val_is_drawn=is_drawn)
+        return in_shard_order(splits) if query.shard_window else splits
 
     def list_images(self, query: ImageQuery) -> ImageList:
         """See ``Source``."""
@@ -110,90 +106,52 @@ def shard_cache(cache_gib: float) -> BoundedCache:
     return BoundedCache(cache_folder() / _CACHE, int(cache_gib * 2**30))
 
 
-def load_shards(path: Path, settings: ShardSettings) -> Splits:
-    """List the images of shards.
-
-    Args:
-        path: the folder of ``shards.json``, or that file.
-        settings: how they are read.
-
-    Returns:
-        The splits; paths are ``ShardPath``, below the folder of the index wherever the shards lie.
-
-    Raises:
-        DataError: index or shards are missing, damaged or do not fit together.
-        ConfigError: the source is none, or there is too little room for what is fetched.
-    """
-    file = path / INDEX if path.is_dir() else path
-    index = read_index(file)
-    store = store_of(file.parent, settings.cache)
-    if isinstance(store, LocalShards):
-        require_shards(store, index)
-    else:
-        _require_room(store, index, settings.window)
-    where = "" if isinstance(store, LocalShards) else f", fetched {store.kind}"
-    how = f" ({len(index.shards)} shard{'' if len(index.shards) == 1 else 's'}{where})"
-    parts = {
-        part: split_of(file.parent, index, part, store, settings.window > 0) for part in ("train", "val", "test")
-    }
-    train, val, test = parts["train"], parts["val"], parts["test"]
-    if not len(train):
-        raise DataError(f"{str(file)!r} has no image of the split train; there is nothing to train on")
-    if len(val):
-        return describe_splits(train, val, test if len(test) else None, how=how)
-    if index.label_sets is not None:
-        raise DataError(f"{str(file)!r} has no image of the split val; write the shards anew, with one")
-    train, val = _draw(train, settings)
-    drawn = describe_splits(train, val, test if len(test) else None, how=f"{how}, val split off by seed")
-    return replace(drawn, val_is_drawn=True)
+def _require_usual_splits(query: ImageQuery) -> None:
+    for name, usual in (("train_split", "train"), ("val_split", "val")):
+        if getattr(query, name) != usual:
+            raise ConfigError(
+                f"{name} = {getattr(query, name)!r}: has no effect on shards, whose index says what is train's and "
+                "val's; leave it out"
+            )
 
 
-def split_of(
-    folder: Path, index: ShardIndex, part: str, store: LocalShards | FetchedShards, as_they_lie: bool
-) -> Split:
-    """The images of a split, in the order of their names, or as they lie in the shards."""
-    found: list[tuple[str, ShardPath, int]] = []
-    for listed in index.of_part(part):
-        shard = _as_shard(listed, store)
+def split_of(folder: Path, index: ShardIndex, part: str, store: LocalShards | FetchedShards) -> Split:
+    """The images of a split, in the order of their names."""
+    found = []
+    for entry in index.of_part(part):
+        shard = entry.located(store)
         found += [(one.name, ShardPath(f"{folder}/{shard.name}/{one.name}", shard, *one[2:]), one.label)
-                  for one in listed.samples]  # fmt: skip
-    if not as_they_lie:
-        found.sort(key=lambda entry: entry[:2])
+                  for one in entry.samples]  # fmt: skip
+    found.sort(key=lambda entry: entry[:2])
     paths, labels = tuple(path for _, path, _ in found), tuple(label for _, _, label in found)
     return Split(part, paths, labels, index.class_names, index.label_sets)
 
 
 def in_shard_order(splits: Splits) -> Splits:
-    """The same splits, train and val with their images as they lie in the shards."""
-    return replace(splits, train=_as_they_lie(splits.train), val=_as_they_lie(splits.val))
+    """The same splits with their images as they lie in the shards."""
+    test = None if splits.test is None else _as_they_lie(splits.test)
+    return replace(splits, train=_as_they_lie(splits.train), val=_as_they_lie(splits.val), test=test)
 
 
 def require_shards(store: LocalShards, index: ShardIndex) -> None:
-    """Look whether all shards are there and whole, by their sizes.
+    """Check that all shards are there and whole, by their sizes.
 
     Raises:
         DataError: some are not; names them.
     """
-    problems = [problem for shard in index.shards if (problem := _why_not_whole(store, _as_shard(shard, store)))]
+    problems = [problem for shard in index.shards if (problem := store.why_not_whole(shard))]
     if problems:
-        more = f"\n  and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-        listed = "\n".join(f"  {problem}" for problem in problems[:_LISTED])
         raise DataError(
-            f"{len(problems)} of {len(index.shards)} shards in {str(store.folder)!r} cannot be used:\n{listed}{more}"
-            f"\nFetch or write them again; where they lie elsewhere, say where with the environment variable {SOURCE}"
+            f"{len(problems)} of {len(index.shards)} shards in {str(store.folder)!r} cannot be used:\n"
+            f"{list_problems(problems)}\nFetch or write them again; where they lie elsewhere, say where with the "
+            f"environment variable {SOURCE}"
         )
 
 
-def _why_not_whole(store: LocalShards, shard: Shard) -> str | None:
-    try:
-        status = store.path_of(shard).stat()
-    except OSError as error:
-        return f"shard {shard.name!r} cannot be opened ({error.strerror})"
-    if not stat.S_ISREG(status.st_mode):
-        return f"shard {shard.name!r} is no file"
-    if status.st_size != shard.num_bytes:
-        return f"shard {shard.name!r} has {status.st_size} bytes, its index says {shard.num_bytes}"
-    return None
+def list_problems(problems: Sequence[str]) -> str:
+    """The first problems, a line each, and how many more there are."""
+    more = [f"and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
+    return "\n".join(f"  {line}" for line in [*problems[:_LISTED], *more])
 
 
 def _require_room(store: FetchedShards, index: ShardIndex, window: int) -> None:
@@ -213,29 +171,20 @@ def _require_room(store: FetchedShards, index: ShardIndex, window: int) -> None:
     )
 
 
-def _as_shard(shard: ListedShard, store: LocalShards | FetchedShards) -> Shard:
-    return Shard(shard.name, shard.num_bytes, shard.sha256, store)
-
-
-def _draw(train: Split, settings: ShardSettings) -> tuple[Split, Split]:
+def _draw(train: Split, query: ImageQuery) -> tuple[Split, Split]:
     """Val split off train, class by class."""
     classes: dict[str, list[str]] = {name: [] for name in train.class_names}
     for path, label in zip(train.paths, train.labels, strict=True):
         classes[train.class_names[label]].append(path)
-    drawn = split_off(classes, settings.val_fraction, settings.seed)
-    train, val = (_as_they_lie(split) if settings.window else split for split in drawn)
-    return train, val
+    return split_off(classes, query.val_fraction, query.seed)
 
 
 def _as_they_lie(split: Split) -> Split:
     order = sorted(range(len(split)), key=lambda index: _place_of(split.paths[index]))
-    return replace(split, paths=_taken(split.paths, order), labels=_taken(split.labels, order))
+    paths, labels = tuple(split.paths[index] for index in order), tuple(split.labels[index] for index in order)
+    return replace(split, paths=paths, labels=labels)
 
 
 def _place_of(path: str) -> tuple[str, int]:
     assert isinstance(path, ShardPath), path
     return path.shard.name, path.offset
-
-
-def _taken(values: Sequence[T], order: list[int]) -> tuple[T, ...]:
-    return tuple(values[index] for index in order)

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from sat_vg.backbone_finetuning.data.reading.files import opened
-from sat_vg.backbone_finetuning.data.shards.index import ListedShard, Sample
+from sat_vg.backbone_finetuning.data.shards.index import ListedShard
 from sat_vg.backbone_finetuning.data.shards.paths import ShardPath
 from sat_vg.backbone_finetuning.data.shards.scan import LABEL, LABELS, ScannedShard, label_set_of
 from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits
@@ -126,20 +126,13 @@ def listed(shard: PlannedShard, scanned: ScannedShard, label_sets: tuple[tuple[i
         DataError: the tar file holds something else than was planned.
     """
     planned = sorted((f"{image.key}.{image.ending}", image.label) for image in shard.images)
-    if sorted((image.name, image.label) for image in scanned.images) != planned:
+    found = sorted(zip((sample.name for sample in scanned.samples), scanned.labels, strict=True))
+    if found != planned:
         raise DataError(f"the shard {shard.name!r} holds other images than were to be written; remove it")
     places = {sets: label for label, sets in enumerate(label_sets or ())}
-    samples = tuple(
-        Sample(
-            image.name,
-            int(image.label) if label_sets is None else places[label_set_of(image.label) or ()],
-            image.offset,
-            image.size,
-            image.crc,
-        )
-        for image in scanned.images
+    return scanned.listed(
+        shard.name, shard.split, int if label_sets is None else lambda text: places[label_set_of(text) or ()]
     )
-    return ListedShard(shard.name, shard.split, scanned.num_bytes, scanned.sha256, samples)
 
 
 def _planned(split: Split, index: int, number: int) -> PlannedImage:
