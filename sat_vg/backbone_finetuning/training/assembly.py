@@ -11,13 +11,14 @@ import sat_vg
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.checks.readable import Readable
 from sat_vg.backbone_finetuning.data.loading.augmentation import augmentation_of
-from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageDataset, Workers
+from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageDataset
 from sat_vg.backbone_finetuning.data.loading.mixing import Mixing
 from sat_vg.backbone_finetuning.data.loading.sampling import (
     SAMPLERS,
     BatchPlan,
     Part,
 )
+from sat_vg.backbone_finetuning.data.loading.workers import Workers
 from sat_vg.backbone_finetuning.data.shards.order import ShardWindows
 from sat_vg.backbone_finetuning.data.sources.splits import Split
 from sat_vg.backbone_finetuning.evaluation.tasks import task_of

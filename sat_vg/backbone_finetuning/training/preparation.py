@@ -18,9 +18,7 @@ from sat_vg.backbone_finetuning.data.checks.readable import (
     Readable,
     require_readable,
 )
-from sat_vg.backbone_finetuning.data.loading.loaders import (
-    why_loading_failed,
-)
+from sat_vg.backbone_finetuning.data.loading.workers import why_loading_failed
 from sat_vg.backbone_finetuning.data.reading.bands import ChosenBands, find_bands
 from sat_vg.backbone_finetuning.data.reading.decoded_cache import keep_decoded, lay_out
 from sat_vg.backbone_finetuning.data.reading.decoder import Decoder

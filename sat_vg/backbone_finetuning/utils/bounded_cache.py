@@ -5,8 +5,8 @@ It is built in a folder beside it (``safe_files.folder_aside``) and renamed once
 processes that build the same entry the later one throws its own away. What a killed process left unfinished is
 removed by the next one that builds.
 
-An entry may be removed while somebody uses it. On POSIX systems a file that is open or mapped stays whole until it is
-closed, so whoever needs an entry opens its files at once and keeps them open.
+An entry may be removed while it is used. On POSIX systems a file that is open or mapped stays whole until it is
+closed, so open the files of an entry at once and keep them open.
 """
 
 import os
@@ -26,7 +26,7 @@ _KEY = re.compile(r"[0-9a-f]{16,128}")
 _UNFINISHED = re.compile(r"\.[0-9a-f]{16,128}\..+\.tmp")
 _LOCK = ".lock"
 _RESERVED = ".reserved"  # in an unfinished entry: the bytes that it will take
-_RESERVE_BYTES = 2 * 2**30  # of the disk's free space; what else goes on there must not fail for a cache
+_RESERVE_BYTES = 2 * 2**30  # of the disk's free space; other programs must not fail for a cache
 _SMALL_SHARE = 100  # what takes up to a hundredth of the free space makes nothing else fail
 
 
@@ -54,7 +54,7 @@ def bytes_to_spare(free: int, total: int) -> int:
     """What one entry may take of a disk with ``free`` bytes of ``total``.
 
     All but a reserve of 2 GiB, or of a tenth of a small disk. On a disk that is full to the reserve, a small entry is
-    built all the same: up to a hundredth of what is free, as refusing it would spare nobody else anything.
+    built all the same: up to a hundredth of what is free, as refusing it would help no other program.
     """
     return max(free - min(_RESERVE_BYTES, total // 10), free // _SMALL_SHARE)
 
@@ -132,7 +132,7 @@ class BoundedCache:
         with self._locked():
             (folder / _RESERVED).unlink()
             if path.is_symlink() or not path.is_dir():
-                path.unlink(missing_ok=True)  # no entry of ours, and in the way of one
+                path.unlink(missing_ok=True)  # a link or file in the place of an entry
             try:
                 folder.rename(path)
             except OSError:
@@ -178,9 +178,9 @@ class BoundedCache:
 
 
 def _remove(path: Path) -> None:
-    """Remove an entry; nobody finds half of it meanwhile."""
+    """Remove an entry at once, so that no process finds half of it."""
     doomed = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    with suppress(OSError):  # another process removes it, or nobody may
+    with suppress(OSError):  # another process removes it, or it may not be removed
         path.rename(doomed)
         if doomed.is_symlink() or not doomed.is_dir():
             doomed.unlink()

@@ -1,10 +1,9 @@
 """One run at a time in a folder: a lock file that says who holds it and that dies with its process.
 
-The lock is the operating system's (``flock``), so a process that died, by whatever means, holds none, in whichever
-container it ran. Not every file system carries such locks from one host to another. So the holder also renews what it
-has written into the file, every few seconds, and a starter that finds the name of a process of another kernel there
-watches: where nothing is renewed, the lock is taken over. It goes by changes and compares no times, as the clocks of
-two hosts may differ.
+The lock is the operating system's (``flock``), so a process that died holds none, in whichever container it ran.
+Not every file system carries such locks from one host to another. So the holder also renews the text in the file
+every few seconds, and a starter that finds a process of another kernel in it waits: a lock that is not renewed is
+taken over. No times are compared, as the clocks of two hosts may differ.
 """
 
 import errno
@@ -30,8 +29,8 @@ from sat_vg.backbone_finetuning.utils.terminal import say
 LOCK = ".lock"
 _OTHERS = "choose others with --checkpoint_dir DIR --log_dir DIR"
 _RENEWED_EVERY_S, _STALE_AFTER_S = 5.0, 30.0
-_SETTLED_AFTER_S = 2.0  # longer than it takes to write a name after having looked
-_LENGTH = 1024  # of the text, always: a renewal overwrites it, so that nobody reads half of it
+_SETTLED_AFTER_S = 2.0  # longer than it takes to read the lock file and write into it
+_LENGTH = 1024  # of the text, always: a renewal overwrites it, so that no reader finds half of it
 _held: set[int] = set()
 
 
@@ -197,7 +196,7 @@ def _own_text() -> dict[str, Any]:
 
 
 def _kernel() -> str:
-    """What tells one running kernel from all others: containers on one share it, whatever their host names."""
+    """The identity of the running kernel, which all containers of a machine share."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -205,7 +204,7 @@ def _kernel() -> str:
 
 
 def _processes() -> str:
-    """What tells the process numbers of one container from those of another on the same kernel."""
+    """The identity of the container whose process numbers these are."""
     try:
         return str(Path("/proc/self/ns/pid").readlink())
     except OSError:

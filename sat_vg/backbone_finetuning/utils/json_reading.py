@@ -1,4 +1,4 @@
-"""JSON that somebody else, or a killed process, may have written: read with bounds, or refused with a reason."""
+"""JSON that a stranger or a killed process may have written: read with bounds, or refused with a reason."""
 
 import json
 import math

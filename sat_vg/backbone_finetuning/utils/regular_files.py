@@ -9,14 +9,14 @@ from typing import BinaryIO
 
 
 class NotRegularFileError(OSError):
-    """What is to be opened is a pipe, a socket, a device or the like."""
+    """The path is that of a pipe, a socket, a device or the like."""
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(errno.EINVAL, "it is a pipe, a device or the like, not a file", str(path))
 
 
 def open_regular(path: str | Path, flags: int = os.O_RDONLY) -> BinaryIO:
-    """Open a file that has an end, without waiting where it is a pipe that nobody writes to.
+    """Open a file that has an end, without waiting where it is a pipe without a writer.
 
     Args:
         path: of the file; links are followed.
@@ -31,7 +31,7 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY) -> BinaryIO:
         try:
             descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         except OSError as error:
-            if error.errno == errno.ENXIO:  # a socket, or a pipe's end that nobody reads
+            if error.errno == errno.ENXIO:  # a socket, or a pipe without a reader
                 raise NotRegularFileError(path) from None
             raise
         undo.callback(os.close, descriptor)

@@ -20,7 +20,7 @@ from sat_vg.backbone_finetuning.utils.file_locks import is_abandoned, is_at, loc
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a binary file that appears under ``path`` only once it is complete and on the disk.
 
-    Whatever was at ``path`` stays until the rename; on an error the temporary file is removed.
+    The file from before stays until the rename; on an error the temporary file is removed.
 
     Raises:
         OSError: the folder cannot be written to or the disk is full.
@@ -34,7 +34,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
-        if is_at(lock, temporary):  # else it was renamed, and what is there now is another process's
+        if is_at(lock, temporary):  # else it was renamed, and another process's file is there
             temporary.unlink()
         os.close(lock)
     sync(path.parent)
@@ -98,7 +98,7 @@ def _claim(path: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
             if not remove_if_abandoned(own):
                 own = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
             continue
-        with suppress(FileNotFoundError):  # here, too: somebody took it for abandoned before it was locked
+        with suppress(FileNotFoundError):  # here, too: another process took it for abandoned before it was locked
             lock = os.open(own, os.O_RDONLY)
             if lock_file(lock) is not False and is_at(lock, own):
                 return own, lock
@@ -106,12 +106,12 @@ def _claim(path: Path, make: Callable[[Path], None]) -> tuple[Path, int]:
 
 
 def remove_if_abandoned(path: Path) -> bool:
-    """Remove a temporary file or folder that nobody writes any more; tells whether it is gone."""
+    """Remove a temporary file or folder whose writer has ended; returns whether it is gone."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
     except FileNotFoundError:
         return True
-    except OSError:  # a link, or another user's: no work of ours
+    except OSError:  # a link, or another user's
         return False
     try:
         if is_abandoned(descriptor) and is_at(descriptor, path):

@@ -85,7 +85,7 @@ def load_tensors(path: Path) -> Any:
     """Read a file of tensors and plain data onto the CPU; nothing in it can run code.
 
     Files of ``torch.save`` are looked through first: checksums are compared, and what would need more memory than
-    the file is long is refused. Safetensors are told by their content, whatever the name ends in.
+    the file is long is refused. Safetensors are recognised by their content, not by the name.
 
     Raises:
         CheckpointError: the file is missing, cut short, altered, or holds more than tensors and plain data.

@@ -1,8 +1,8 @@
-"""What a file of ``torch.save`` declares, looked at before any of it is loaded.
+"""Checks of a file of ``torch.save`` before any of it is loaded.
 
 ``torch.load(weights_only=True)`` runs no code, but it believes the sizes that a file names, unpacks compressed
-entries and does not look at checksums. Here a file is refused that is cut or altered, or that would take more memory
-than it is long.
+entries and compares no checksums. Here a file is refused that is cut or altered, or that would take more memory than
+it is long.
 """
 
 import io

@@ -10,9 +10,10 @@ from torch import nn
 
 from sat_vg.backbone_finetuning.configs.choices import AUGMENTATIONS_OF_ANY_BANDS
 from sat_vg.backbone_finetuning.data.loading.augmentation import PRESETS, augmentation_of
-from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageDataset, Workers
+from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageDataset
 from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, Part
 from sat_vg.backbone_finetuning.data.loading.transforms import GaussianNoise, Sometimes
+from sat_vg.backbone_finetuning.data.loading.workers import Workers
 from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, BandFiles, Preprocessing

@@ -7,14 +7,9 @@ import pytest
 import torch
 
 from sat_vg.backbone_finetuning.data.loading.augmentation import satellite
-from sat_vg.backbone_finetuning.data.loading.loaders import (
-    ImageBatches,
-    ImageDataset,
-    Workers,
-    validation_loader,
-    why_loading_failed,
-)
+from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageDataset, validation_loader
 from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, Part
+from sat_vg.backbone_finetuning.data.loading.workers import Workers, why_loading_failed
 from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from sat_vg.backbone_finetuning.data.loading.augmentation import satellite
-from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageDataset, Workers
+from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageDataset
 from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, Part
+from sat_vg.backbone_finetuning.data.loading.workers import Workers
 from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training.batch_sources import BatchSources, FeatureSource, FeatureSpec, ImageSource

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageDataset, Workers
+from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageDataset
 from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, Part
+from sat_vg.backbone_finetuning.data.loading.workers import Workers
 from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.evaluation.assessment import names_of_set
 from sat_vg.backbone_finetuning.evaluation.tasks import TASKS

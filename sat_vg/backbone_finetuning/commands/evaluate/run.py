@@ -11,7 +11,8 @@ from sat_vg.backbone_finetuning.commands.evaluate.options import EvaluateOptions
 from sat_vg.backbone_finetuning.commands.evaluate.terminal_summary import summary_of
 from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_model
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.data.loading.loaders import ImageDataset, Workers, validation_loader
+from sat_vg.backbone_finetuning.data.loading.loaders import ImageDataset, validation_loader
+from sat_vg.backbone_finetuning.data.loading.workers import Workers
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.sources.class_names import same_form
 from sat_vg.backbone_finetuning.data.sources.scenes import scenes_folder

@@ -1,4 +1,4 @@
-"""What frozen stages make of images, computed once and memory-mapped. The stages are a function from outside."""
+"""Features of frozen stages, computed once and memory-mapped. The stages are a function from outside."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -145,7 +145,7 @@ def compute_features(
 def _begin(
     stack: ExitStack, building: AbstractContextManager[Path | NoRoom], num_bytes: int
 ) -> Path | NoRoom | NotKept:
-    """Make the file, in its full size, where there is room for it; all processes are told if it cannot be made."""
+    """Make the file, in its full size, where there is room for it; every process learns if it cannot be made."""
     try:
         with ExitStack() as undo:
             folder = undo.enter_context(building)
@@ -165,7 +165,7 @@ def _fill(
     function: Callable[[Batch], Tensor],
     should_stop: Callable[[], bool],
 ) -> bool:
-    """Store what the function gives; tells whether it came to the end."""
+    """Store the results of the function; returns whether it came to the end."""
     with progress(total=sum(map(len, passes)), desc="frozen stages", unit="batch") as bar:
         for view, batches in enumerate(passes):
             for batch in batches:

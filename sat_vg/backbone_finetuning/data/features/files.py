@@ -81,7 +81,7 @@ def identity_of(path: Path) -> str | None:
         with open_regular(path) as file:
             about = parse_json(_FORMATS[path.suffix][1](file))
         return str(about["identity"])
-    except Exception:  # noqa: BLE001 - whatever a foreign or damaged file makes three libraries raise
+    except Exception:  # noqa: BLE001 - three libraries raise many kinds for foreign or damaged files
         return None
 
 

@@ -27,5 +27,5 @@ def map_numbers(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], writab
         size = os.fstat(file.fileno()).st_size
         if size != prod(shape) * dtype.itemsize:
             raise ValueError(f"{str(path)!r} has {size} bytes")
-        # "c": nobody writes, but torch wants memory that could be written to.
+        # "c" (copy on write): torch wants memory that could be written to.
         return np.memmap(file, dtype, mode="r+" if writable else "c", shape=shape)

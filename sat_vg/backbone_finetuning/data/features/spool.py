@@ -1,8 +1,8 @@
-"""Features on their way to a file: a folder beside it that a killed extraction goes on from.
+"""Features of an extraction before they become one file: a folder beside it, from which a killed extraction goes on.
 
 It holds the numbers of each column in a plain file, row after row, and ``progress.json``: how many images are done,
-and a hash of which ones these were. Progress is saved after the numbers are on the disk, and what lies behind it is
-dropped, so an extraction that was stopped at whatever instant goes on with neither a gap nor anything twice.
+and a hash of these images. Progress is saved after the numbers are on the disk, and rows behind it are dropped, so an
+extraction that is stopped at any instant goes on with neither a gap nor a row twice.
 """
 
 import hashlib

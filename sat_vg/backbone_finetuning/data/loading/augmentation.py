@@ -43,7 +43,7 @@ def satellite(size: int, interpolation: str) -> nn.Module:
 
 
 def turns(size: int, interpolation: Interpolation) -> nn.Module:
-    """One of the eight flips and quarter turns of what validation sees; colours and scale stay as they are."""
+    """One of the eight flips and quarter turns of the image as validation sees it; colours and scale stay."""
     return nn.Sequential(Preprocessing(image_size=size, interpolation=interpolation).geometry(), RandomQuarterTurn())
 
 

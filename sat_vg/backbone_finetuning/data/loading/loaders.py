@@ -1,12 +1,12 @@
-"""Datasets and loaders: keys of samples in, uint8 batches out, the same with any number of workers."""
+"""From image files to batches.
 
-import multiprocessing
-import os
-import re
-import signal
-import threading
+``sampling.BatchPlan`` divides an epoch into batches of indices. A ``Pass`` over some of them hands keys ``(part,
+view, index)`` to torch's ``DataLoader``, whose workers look each up in an ``ImageDataset``: read the file,
+transform the image. ``_collate`` stacks images and targets into a ``Batch``. All random numbers depend on seed and
+key alone, so the batches are the same with any number of workers.
+"""
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, Part, PartKey, RunningPass, SampleKey
+from sat_vg.backbone_finetuning.data.loading.workers import Workers, leave_signals_to_the_parent
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.data.sources.splits import Split
 from sat_vg.backbone_finetuning.utils.ranks import Share
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, seed_default_generator
-from sat_vg.backbone_finetuning.utils.stop_signals import STOP_SIGNALS
 
 
 class Batch(NamedTuple):
@@ -82,21 +82,6 @@ class _Parts(Dataset[tuple[Tensor, int, int]]):
     def __getitem__(self, key: PartKey) -> tuple[Tensor, int, int]:
         part, view, index = key
         return self.parts[part][view, index]
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Who decodes images.
-
-    Attributes:
-        count: processes; 0: the training process itself.
-        device: where batches go.
-        timeout: seconds to wait for a batch before RuntimeError, which ``why_loading_failed`` explains; 0: for ever.
-    """
-
-    count: int
-    device: torch.device
-    timeout: int = 0
 
 
 class ImageBatches:
@@ -175,59 +160,10 @@ def _collate(rows: Tensor, samples: Sequence[tuple[Tensor, int, int]]) -> Batch:
     return Batch(torch.stack(images), rows[torch.tensor(labels)], torch.tensor(indices))
 
 
-def _leave_signals_to_the_parent(worker_id: int) -> None:
-    """Let a worker outlive Ctrl-C and what schedulers send to all processes, so that the step can be finished."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigtimedwait"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # blocked ones are not ignored, but wait
-        threading.Thread(target=_obey_the_parent, args=(os.getppid(),), daemon=True).start()
-
-
-def _obey_the_parent(starter: int) -> None:
-    """End this worker with the process that started it, or when its loader says so."""
-    parent = multiprocessing.parent_process()
-    obeyed = {starter, parent.pid if parent is not None else starter}
-    while os.getppid() == starter:
-        asked = signal.sigtimedwait({signal.SIGTERM}, 1.0)
-        if asked is not None and asked.si_pid in obeyed:
-            break
-    os._exit(0)
-
-
 def validation_loader(dataset: ImageDataset, batch_size: int, workers: Workers) -> DataLoader[Batch]:
     """A loader that yields every image once, in order; its workers end with the pass."""
     batches = [[(0, index) for index in few.tolist()] for few in torch.arange(len(dataset)).split(batch_size)]
     return _loader(dataset, dataset.split, batches, workers, is_read_again=False)
-
-
-def why_loading_failed(error: RuntimeError) -> str | None:
-    """What an error of a loader means and what to do about it; None if it is none of a loader's.
-
-    The loader of torch raises plain RuntimeErrors, which only their texts tell apart.
-    """
-    text = str(error)
-    if "DataLoader timed out" in text:
-        seconds = re.search(r"after ([\d.]+) seconds", text)
-        return (
-            f"the worker processes handed over no batch for {seconds.group(1) if seconds else 'many'} seconds. The "
-            "disk or network share of the images may hang; if it is only slow, raise --loader_timeout (0: no limit)"
-        )
-    if "shared memory" in text or "bus error" in text.lower():
-        return (
-            "a worker process found no room in the shared memory (/dev/shm) to hand over a batch. Enlarge it (docker "
-            "run --shm-size=8g), or use a smaller --batch_size, or --num_workers 0"
-        )
-    if "received 0 items of ancdata" in text or "Too many open files" in text:
-        return "there are too many open files; raise the limit (ulimit -n 65536), or use fewer --num_workers"
-    if "DataLoader worker" in text:
-        first = text.splitlines()[0].strip()
-        return (
-            f"a worker process that decodes images died ({first}). Killed: the memory is used up, so use fewer "
-            "--num_workers or smaller images (dmesg tells). Bus error: the shared memory (/dev/shm) is full, so "
-            "enlarge it (docker run --shm-size=8g). --num_workers 0 needs neither"
-        )
-    return None
 
 
 def _loader(
@@ -245,7 +181,7 @@ def _loader(
         pin_memory=workers.device.type == "cuda",
         persistent_workers=workers.count > 0 and is_read_again,
         timeout=workers.timeout if workers.count else 0,
-        worker_init_fn=_leave_signals_to_the_parent,
+        worker_init_fn=leave_signals_to_the_parent,
         # The loader draws a base seed for its workers; it must not touch the generator that dropout uses.
         generator=torch.Generator(),
     )

@@ -145,7 +145,7 @@ class BatchPlan:
         return min(len(Share(rank, self.share.count).of_batch(smallest)) for rank in range(self.share.count))
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """The indices of every batch of ``epoch``, whole, whoever computes them."""
+        """The indices of every batch of ``epoch``, those of all processes."""
         generator = torch_generator(derive_seed(self.seed, Purpose.ORDER, epoch))
         order = self.order(self.num_samples, generator)
         return [part.tolist() for part in order.tensor_split(self.num_batches)]

@@ -1,13 +1,12 @@
-"""Where shards are read from: a folder, or a command or address that each is fetched from when it is needed.
+"""Reading shards: from a folder, or from a command or address that each is fetched from when it is needed.
 
-What is fetched is kept whole in the cache folder, in as many bytes as ``cache_gib`` allows, so a disk that holds a
-few shards serves a data set of any size. A shard is fetched by one process at a time, however many need it, counts
-only once it has the size and the hash that the index says, and is removed again when others need the room and it was
-used least recently. Readers open it for each image anew: one that was removed is fetched again, and one that is
-removed meanwhile stays whole for whoever has it open.
+Fetched shards are kept in the cache folder, bounded by ``cache_gib``, so a disk that holds a few shards serves a data
+set of any size. One process at a time fetches a shard, however many need it; it is used once its size and hash are
+those of the index, and removed when others need the room and it was used least recently. It is opened anew for each
+image: a shard that was removed is fetched again; one that is removed while it is read stays whole until it is closed.
 
-The source is named by an environment variable. Configurations travel within checkpoints and as files, and indexes
-with their shards; none of them may bring a command that this machine runs.
+The source is an environment variable: configurations travel within checkpoints, and indexes with their shards, and
+neither may bring a command that this machine runs.
 """
 
 import contextlib
@@ -78,7 +77,7 @@ class LocalShards:
         return stamp_of(self.path_of(shard))
 
     def give_up(self, shard: Shard) -> None:
-        """See ``ShardStore``; the user's own files are left alone."""
+        """See ``ShardStore``; files of the user are left as they are."""
 
 
 class FetchedShards:
@@ -120,7 +119,7 @@ class FetchedShards:
 
     def _fetched(self, shard: Shard) -> BinaryIO:
         with self._alone_with(shard):
-            kept = self._open_kept(shard)  # by whoever had the lock before
+            kept = self._open_kept(shard)  # fetched while this process waited for the lock
             if kept is not None:
                 return kept
             if shard.name in self._failed:
@@ -137,7 +136,7 @@ class FetchedShards:
                 ) from error
 
     def _fetch(self, shard: Shard) -> BinaryIO:
-        """Fetch a shard into the cache, and open it before anybody can remove it."""
+        """Fetch a shard into the cache, and open it before another process can remove it."""
         waited = time.monotonic()
         while True:
             with self.cache.building(shard.sha256, shard.num_bytes) as folder:

@@ -1,9 +1,9 @@
-"""``shards.json``: which images lie where in which tar file, and what they are labelled.
+"""``shards.json``: the images in each tar file, with place, size, checksum and label.
 
-The tar files are WebDataset's, and can be read without this index by whoever streams them. With it, every image of a
-data set is known before one is opened, and any of them can be read on its own.
+The tar files are WebDataset's, and can be streamed without this index. With it, every image of a data set is known
+before one is opened, and each can be read on its own.
 
-An index may come from anybody. So it names neither folders nor commands: shards are plain file names, which also may
+An index may come from a stranger, so it names neither folders nor commands: shards are plain file names, which can
 stand in a command without quotes.
 """
 
@@ -101,11 +101,11 @@ class ShardIndex:
 
 
 class _UnsoundError(Exception):
-    """What is wrong with an index."""
+    """Says in which place an index is unsound."""
 
 
 def write_index(path: Path, index: ShardIndex) -> None:
-    """Write an index, atomically; a line for each shard, so that its beginning can be looked at.
+    """Write an index, atomically, one line for each shard.
 
     Raises:
         OSError: it cannot be written.

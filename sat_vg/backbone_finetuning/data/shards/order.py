@@ -1,4 +1,4 @@
-"""An order for shards that come and go: few of them are needed at a time, and every image comes once an epoch."""
+"""The order of a run that fetches its shards: it needs few of them at a time, and every image once an epoch."""
 
 from collections import defaultdict
 from dataclasses import dataclass

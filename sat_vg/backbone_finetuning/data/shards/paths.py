@@ -2,7 +2,7 @@
 
 Such a path reads ``FOLDER/train-000003.tar/00000041_sea_7.jpg``. It goes wherever a path goes (splits, orders,
 records, tables, messages), is compared as a text, and takes its place in the tar along into threads and worker
-processes. So whoever opens images by paths opens these too, and nothing has to be looked up or told to a worker.
+processes. Code that opens images by their paths opens these too, without a registry.
 """
 
 import io

@@ -1,7 +1,6 @@
-"""What lies in a tar file of WebDataset's kind: images with their labels, and where each begins.
+"""The content of a tar file of WebDataset: images with their labels, and where each begins. Nothing is unpacked.
 
-A sample is what shares a name up to its first dot: ``00000041_sea_7.jpg`` and ``00000041_sea_7.cls``. Nothing is
-unpacked.
+Files with the same name up to its first dot form a sample: ``00000041_sea_7.jpg`` and ``00000041_sea_7.cls``.
 """
 
 import hashlib

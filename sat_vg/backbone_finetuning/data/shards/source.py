@@ -1,8 +1,8 @@
-"""Training from shards: the splits that an index of tar files gives, without opening an image.
+"""The source of images in shards: the splits of their index, without opening an image.
 
 The images come in the order of their names, which is that of the folders that ``sat-vg shard`` has read: a run over
-shards is then the very run over these folders. Only where shards come and go (a window is set) do they come in the
-order in which they lie in the shards, so that whoever reads all of them needs each shard once.
+shards equals the run over these folders. With a window they come in the order in which they lie in the shards, and a
+pass over all of them fetches each shard once.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def is_sharded(path: Path) -> bool:
     """Whether a path is meant as that of shards.
 
     Raises:
-        DataError: it is a folder of shards whose writing has not ended, or of tar files that nobody knows.
+        DataError: it is a folder of shards whose writing has not ended, or of tar files without an index.
     """
     try:
         if not path.is_dir():

@@ -1,7 +1,7 @@
-"""Shards out of images: which image comes into which tar file is settled first, and then they are written.
+"""Shards out of images: a plan says which image goes into which tar file, then the files are written.
 
-The plan is a function of the images, their splits and a seed, and the bytes of a tar file one of the plan (no times,
-no users). So whoever is killed goes on with the first file that is missing, and ends with the same bytes.
+The plan is a function of the images, their splits and a seed, and the bytes of a tar file are a function of the plan
+(no times, no users). So a killed call goes on with the first file that is missing, and ends with the same bytes.
 """
 
 import hashlib
@@ -27,15 +27,15 @@ from sat_vg.backbone_finetuning.utils.unreadable import Unreadable
 _LONGEST_KEY = 80  # bytes; tar's first format holds names of 100
 _TAR_BLOCK = 512
 T = TypeVar("T")
-_PLAN = 1  # raise it with any change of what is planned or written
+_PLAN = 1  # the version of plan and bytes
 
 
 class ShardLimit(NamedTuple):
-    """How large a shard becomes; of both, what is reached first. None: no limit.
+    """The limits of a shard, of which the first that is reached counts; None: no limit.
 
     Attributes:
-        images: at the most.
-        num_bytes: at the most, but for a single image that is larger.
+        images: in it.
+        num_bytes: of it; a single image may be larger.
     """
 
     images: int | None
@@ -49,7 +49,7 @@ class PlannedImage(NamedTuple):
         key: the name in the tar without its ending.
         path: where it lies now.
         ending: of its name, without a dot.
-        label: what is written beside it.
+        label: the text that is written beside it.
     """
 
     key: str
@@ -71,7 +71,7 @@ def plan_shards(splits: Splits, limit: ShardLimit, seed: int) -> list[PlannedSha
     """Shuffle the images of each split into shards.
 
     Raises:
-        DataError: an image cannot be looked at.
+        DataError: an image cannot be read.
     """
     planned, number = [], 0
     for place, split in enumerate(splits.parts):
@@ -93,13 +93,13 @@ def hash_of_plan(planned: Iterable[PlannedShard], splits: Splits) -> str:
     """A hash of all that the shards are made of: names, places, labels, sizes and times of change of images.
 
     Raises:
-        DataError: an image cannot be looked at.
+        DataError: an image cannot be read.
     """
     digest = hashlib.sha256(repr((_PLAN, splits.class_names, splits.train.label_sets)).encode("utf-8", "replace"))
     for shard in planned:
         digest.update(f"\n{shard.name}".encode())
         for image in shard.images:
-            digest.update(f"\n{image!r} {_looked_at(image.path, _stamp)}".encode("utf-8", "surrogateescape"))
+            digest.update(f"\n{image!r} {_explained(image.path, _stamp)}".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -113,7 +113,7 @@ def write_shard(folder: Path, shard: PlannedShard, webdataset: ModuleType, tell:
     with atomic_write(folder / shard.name) as file:
         writer = webdataset.TarWriter(file, user="", group="", mode=0o644, encoder=False, mtime=0)
         for image in shard.images:
-            content = _looked_at(image.path, _bytes_of)
+            content = _explained(image.path, _bytes_of)
             writer.write({"__key__": image.key, image.ending: content, shard.label_ending: image.label.encode()})
             tell()
         writer.close()
@@ -142,7 +142,7 @@ def _planned(split: Split, index: int, number: int) -> PlannedImage:
 
 
 def _key(number: int, class_name: str, path: str) -> str:
-    """A name that no other image has, without dots, in which class and file can be told."""
+    """A name that no other image has, without dots, with the names of class and file in it."""
     words = unicodedata.normalize("NFC", f"{class_name}_{Path(path).stem}")
     clean = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in words)
     return f"{number:08d}_{clean}".encode()[:_LONGEST_KEY].decode("utf-8", "ignore")
@@ -152,7 +152,7 @@ def _filled(images: Iterable[PlannedImage], limit: ShardLimit) -> list[list[Plan
     groups: list[list[PlannedImage]] = []
     taken = 0
     for image in images:
-        size = _looked_at(image.path, _size)
+        size = _explained(image.path, _size)
         size = 3 * _TAR_BLOCK + -(-size // _TAR_BLOCK) * _TAR_BLOCK  # its header, and label with header
         is_full = not groups or len(groups[-1]) == limit.images
         if is_full or (limit.num_bytes is not None and taken + size > limit.num_bytes):
@@ -178,14 +178,14 @@ def _bytes_of(path: str) -> bytes:
     return opened(path, lambda file: file.read())
 
 
-def _looked_at(path: str, look: Callable[[str], T]) -> T:
-    """What ``look`` sees of an image.
+def _explained(path: str, read: Callable[[str], T]) -> T:
+    """The result of ``read`` for an image.
 
     Raises:
         DataError: it cannot be read.
     """
     try:
-        return look(path)
+        return read(path)
     except Unreadable as problem:
         raise DataError(f"cannot read the image {path!r}: {problem.reason}; {problem.remedy}") from None
     except OSError as error:
