@@ -18,7 +18,7 @@ from sat_vg.backbone_finetuning.data.shards.paths import Shard, ShardStore
 from sat_vg.backbone_finetuning.data.sources.class_names import same_form
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, read_json
-from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
+from sat_vg.backbone_finetuning.utils.safe_files import write_text
 
 INDEX = "shards.json"
 PARTS = ("train", "val", "test")
@@ -110,25 +110,21 @@ def write_index(path: Path, index: ShardIndex) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    head = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "class_names": index.class_names,
-        "label_sets": index.label_sets,
-        "plan": index.plan,
-    }
-    with atomic_write(path) as file:
-        file.write(json.dumps(head, indent=1).removesuffix("\n}").encode() + b',\n "shards": [\n')
-        for place, shard in enumerate(index.shards):
-            line = {
-                "name": shard.name,
-                "split": shard.split,
-                "bytes": shard.num_bytes,
-                "sha256": shard.sha256,
-                "samples": shard.samples,
+    head = {"format": _FORMAT, "version": _VERSION, "class_names": index.class_names, "label_sets": index.label_sets}
+    lines = ",\n".join(
+        json.dumps(
+            {
+                "name": one.name,
+                "split": one.split,
+                "bytes": one.num_bytes,
+                "sha256": one.sha256,
+                "samples": one.samples,
             }
-            file.write(json.dumps(line).encode() + (b",\n" if place + 1 < len(index.shards) else b"\n"))
-        file.write(b" ]\n}\n")
+        )
+        for one in index.shards
+    )
+    begin = json.dumps({**head, "plan": index.plan}, indent=1).removesuffix("\n}")
+    write_text(path, f'{begin},\n "shards": [\n{lines}\n ]\n}}\n')
 
 
 def read_index(path: Path) -> ShardIndex:
