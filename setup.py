@@ -33,7 +33,6 @@ setup(
         "pillow>=10.3",
         "tqdm>=4.66",
         "tensorboard>=2.16",
-        "jsonargparse[signatures]>=4.43",
         "safetensors>=0.4.3",
         "matplotlib>=3.8",
         "jinja2>=3.1",

@@ -50,7 +50,7 @@ def test_folders_that_cannot_be_used(train_here, class_folders, tmp_path):
 
 def test_settings_that_cannot_be_used(train_here, class_folders, tmp_path):
     data = ("--dataset_path", class_folders)
-    refuse(train_here(*data, "--bacbone", "resnet18"), "did you mean 'backbone'")
+    refuse(train_here(*data, "--bacbone", "resnet18"), "did you mean --backbone?")
     refuse(train_here(*data, "--backbone", "resnet19"), "resnet18")
     refuse(train_here(*data, "--batch_size", "0", "--dropout", "2"), "2 problems", "batch_size = 0", "dropout = 2.0")
     refuse(train_here(*data, "--num_classes", "4"), "num_classes = 4", "3 classes")

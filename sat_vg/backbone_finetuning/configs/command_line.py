@@ -1,14 +1,9 @@
 """The command line of the training command, made from FinetuneConfig: flags over YAML over edited defaults."""
 
-import re
 import sys
-from argparse import SUPPRESS, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_type_hints
-
-import docstring_parser
-from jsonargparse import ArgumentParser
 
 from sat_vg.backbone_finetuning.configs.finetune_config import (
     SCENES_DEFAULTS,
@@ -16,8 +11,14 @@ from sat_vg.backbone_finetuning.configs.finetune_config import (
     FinetuneConfig,
     shipped_defaults,
 )
-from sat_vg.backbone_finetuning.configs.option_parser import is_list, placeholder
-from sat_vg.backbone_finetuning.configs.plain_values import as_argument
+from sat_vg.backbone_finetuning.configs.option_parser import (
+    add_fields,
+    help_parser,
+    refuse_words,
+    split_arguments,
+    typed_value,
+)
+from sat_vg.backbone_finetuning.configs.ranges import rule_of, rules_of
 from sat_vg.backbone_finetuning.configs.retired import RETIRED
 from sat_vg.backbone_finetuning.configs.validation import explain_unknown_fields, require_all_fields
 from sat_vg.backbone_finetuning.configs.yaml_files import read_yaml
@@ -38,7 +39,8 @@ resumes), LOG_DIR (TensorBoard and metrics.jsonl). Exit codes: 0 done, 1 stopped
 2 a setting or an input is wrong, 130 stopped by Ctrl-C, 75 by SIGTERM or SIGUSR1 (after both the same command
 resumes).
 """
-_OWN_FLAGS = ("config", "print_config", "dry_run", "help")
+_USAGE = "%(prog)s [--config FILE] [--dry_run] [--print_config] [--FIELD VALUE ...]"
+_OWN_FLAGS = {"config": str, "dry_run": bool, "print_config": bool}
 
 
 @dataclass(frozen=True)
@@ -47,44 +49,6 @@ class TrainCommand:
 
     config: FinetuneConfig
     dry_run: bool
-
-
-def build_parser(prog: str = "python -m sat_vg.backbone_finetuning.train") -> ArgumentParser:
-    """The parser of the training command; its namespace holds only the fields that were given."""
-    parser = ArgumentParser(
-        prog=prog,
-        usage="%(prog)s [--config FILE] [--dry_run] [--print_config] [--FIELD VALUE ...]",
-        description=_DESCRIPTION,
-        exit_on_error=False,
-        print_config=None,
-        formatter_class=RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", action="append", metavar="FILE", help="YAML file with any of the fields below.")
-    parser.add_argument(
-        "--dry_run",
-        action="store_true",
-        help="Print the data, the phases with their trainable stages, steps and batch shapes; train nothing.",
-    )
-    parser.add_argument(
-        "--print_config", action="store_true", help="Print the configuration as YAML, ready for --config, and exit."
-    )
-    texts = {entry.arg_name: entry.description for entry in docstring_parser.parse_from_object(FinetuneConfig).params}
-    types, headings = get_type_hints(FinetuneConfig), {first: topic for topic, first in TOPICS.items()}
-    group: Any = parser
-    for name, default in FinetuneConfig.defaults().items():
-        if name in headings:
-            group = parser.add_argument_group(headings[name])
-        text = f"{texts.get(name)}" + ("" if default is None else f" (default: {as_argument(default)})")
-        group.add_argument(
-            f"--{name}",
-            type=types[name],
-            default=SUPPRESS,
-            metavar=placeholder(types[name]),
-            help=text.replace("%", "%%"),
-        )
-    for name in RETIRED:
-        parser.add_argument(f"--{name}", type=int | float | str, default=SUPPRESS, help=SUPPRESS)
-    return parser
 
 
 def parse_command_line(
@@ -100,22 +64,43 @@ def parse_command_line(
         ConfigError: a flag or field is unknown (the nearest known one is named), or a value is invalid.
     """
     require_all_fields(shipped_defaults(), FinetuneConfig.field_names())
-    flags = _parse_flags(arguments, prog)
-    own = {name: flags.pop(name) for name in ("config", "dry_run", "print_config")}
-    from_files: dict[str, Any] = {}
-    for path in own["config"] or ():
+    hints = get_type_hints(FinetuneConfig)
+    types = {name: hints[name] for name in FinetuneConfig.field_names()}
+    types |= _OWN_FLAGS | dict.fromkeys(RETIRED, int | float | str)
+    rules = {**{name: rule_of(kind) for name, kind in types.items()}, **rules_of(FinetuneConfig)}
+    written, words = split_arguments(arguments, types, rules, prog)
+    if "help" in written:
+        _print_help(prog)
+    refuse_words(words, prog)
+    named: dict[str, Any] = {}
+    for path in written.pop("config", ()):
         from_file = read_yaml(path)
-        explain_unknown_fields(from_file, _known(), place=f"the config file {path!r}")
-        from_files |= from_file
-    edited, named = edited_settings(), from_files | flags
+        explain_unknown_fields(from_file, (*FinetuneConfig.field_names(), *RETIRED), f"the config file {path!r}")
+        named |= from_file
+    named |= {name: typed_value(texts[-1], types[name]) for name, texts in written.items()}
+    dry_run, print_config = (named.pop(name, False) for name in ("dry_run", "print_config"))
+    edited = edited_settings()
     given = edited | named
     has_images = given.get("dataset_path") is not None or given.get("dataset") is not None
     scenes = {} if has_images else SCENES_DEFAULTS
     config = FinetuneConfig.of(given, scenes, _origins(edited, named, scenes))
-    if own["print_config"]:
+    if print_config:
         print(config.as_yaml(), end="")
         raise SystemExit(0)
-    return TrainCommand(config, dry_run=own["dry_run"])
+    return TrainCommand(config, dry_run)
+
+
+def _print_help(prog: str) -> None:
+    parser = help_parser(prog, _DESCRIPTION, _USAGE)
+    for flag, word, text in (
+        ("--config", "FILE", "YAML file with any of the fields below."),
+        ("--dry_run", "", "Print data, phases with their trainable stages, steps and batch shapes; train nothing."),
+        ("--print_config", "", "Print the configuration as YAML, ready for --config, and exit."),
+    ):
+        parser.add_argument(flag, metavar=word, help=text)
+    add_fields(parser, FinetuneConfig, topics={first: topic for topic, first in TOPICS.items()})
+    parser.print_help()
+    raise SystemExit(0)
 
 
 def edited_settings() -> dict[str, Any]:
@@ -135,10 +120,6 @@ def _place() -> str:
     return str(sys.modules[FinetuneConfig.__module__].__file__)
 
 
-def _known() -> tuple[str, ...]:
-    return (*FinetuneConfig.field_names(), *RETIRED)
-
-
 def _origins(edited: Mapping[str, Any], named: Mapping[str, Any], scenes: Mapping[str, Any]) -> list[str]:
     """Where the settings come from that stand neither on the command line nor in the YAML file, in lines."""
     lines = []
@@ -150,41 +131,3 @@ def _origins(edited: Mapping[str, Any], named: Mapping[str, Any], scenes: Mappin
         if taken:
             lines.append(f"settings of {place}: {', '.join(taken)}")
     return lines
-
-
-def _parse_flags(arguments: list[str], prog: str) -> dict[str, Any]:
-    """The flags that were given; a value that is not of its field's type stays a text, for the check to name it."""
-    flags = [argument[2:].partition("=")[0] for argument in arguments if re.match("--.", argument)]
-    explain_unknown_fields(flags, (*_known(), *_OWN_FLAGS), place="the command line")
-    arguments = _with_values_joined(arguments)
-    parser, wrong = build_parser(prog), dict[str, Any]()
-    while True:
-        try:
-            return vars(parser.parse_args(arguments)) | wrong
-        except ArgumentError as error:
-            found = re.search(r'key "(\w+)"', str(error))
-            if found is None:
-                raise ConfigError(f"{error}; --help lists all fields") from None
-            start = f"--{found.group(1)}="
-            wrong[found.group(1)] = next(a for a in reversed(arguments) if a.startswith(start)).removeprefix(start)
-            arguments = [argument for argument in arguments if not argument.startswith(start)]
-
-
-def _with_values_joined(arguments: list[str]) -> list[str]:
-    """``--unfreeze_layers layer3,layer4`` as ``--unfreeze_layers=[layer3,layer4]``, and the like for every field.
-
-    Joined to its flag, a negative number such as -3.4e38 is not mistaken for another flag.
-    """
-    lists = {name for name, kind in get_type_hints(FinetuneConfig).items() if is_list(kind)}
-    joined, rest = list[str](), list(arguments)
-    while rest:
-        flag, has_value, value = rest.pop(0).partition("=")
-        name = flag.removeprefix("--")
-        if name in _known() and flag != name and not has_value and rest and not rest[0].startswith("--"):
-            has_value, value = "=", rest.pop(0)
-        if name in lists and has_value and not value.startswith("[") and value != "null":
-            value = f"[{value}]"
-        if name in _known():  # given twice, the last one counts
-            joined = [argument for argument in joined if not argument.startswith(f"{flag}=")]
-        joined.append(f"{flag}{has_value}{value}")
-    return joined

@@ -1,17 +1,16 @@
-"""The command line of a command, made from the dataclass of its options."""
+"""Command lines made from dataclasses: flags, help and messages follow from types and docstrings of the fields."""
 
+import ast
 import difflib
-import json
-import re
+import inspect
 import sys
-from argparse import ArgumentError, RawDescriptionHelpFormatter
+import textwrap
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
+from itertools import pairwise
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import docstring_parser
-from jsonargparse import ArgumentParser
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from sat_vg.backbone_finetuning.configs.plain_values import as_argument
 from sat_vg.backbone_finetuning.configs.ranges import Rule, rules_of
@@ -21,9 +20,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Options = TypeVar("Options", bound="DataclassInstance")
-_NEGATIVE_NUMBER = re.compile(r"-\.?\d")
-_PLACEHOLDERS = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
-_INTEGER = re.compile(r"-?\d+", re.ASCII)
+_PLACEHOLDERS = {int: ("N",), float: ("X",), str: ("TEXT",), bool: ("true", "false")}
 
 
 def parse_options(
@@ -53,83 +50,64 @@ def parse_options(
         ConfigError: an option is unknown (the nearest known one is named) or has a wrong value.
     """
     positionals = positionals or {}
-    flags, words = _split(sys.argv[1:] if arguments is None else arguments, kind, positionals, renamed or {}, prog)
-    parser = _build_parser(kind, prog, description, positionals)
-    parser.usage = usage or parser.usage
-    required = [positionals[field.name] for field in fields(kind) if field.default is MISSING]
-    if len(words) < len(required) and "--help" not in flags:
-        raise ConfigError(f"{prog} needs {' and '.join(required)}; {prog} --help lists all options")
-    try:
-        namespace = parser.parse_args([*flags, "--", *words] if words else flags)
-    except ArgumentError as error:
-        raise ConfigError(_explain(str(error), flags, rules_of(kind), prog)) from None
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in namespace.items()}
-    for name, rule in rules_of(kind).items():
+    types, rules = get_type_hints(kind), rules_of(kind)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    written, words = split_arguments(arguments, types, rules, prog, positionals, renamed)
+    if "help" in written:
+        parser = help_parser(prog, description, usage or _usage(kind, positionals))
+        add_fields(parser, kind, positionals)
+        parser.print_help()
+        raise SystemExit(0)
+    values = {name: typed_value(texts[-1], types[name]) for name, texts in written.items()}
+    for name, value in values.items():
         # Texts are checked where they are used, in words that say what they are for.
-        is_text_or_unset = isinstance(values[name], (str, NoneType)) or name in positionals
-        if not is_text_or_unset and not rule.holds(values[name]):
-            raise ConfigError(f"--{name} {as_argument(values[name])}: must be {_allowed(rule)}")
+        if str not in _parts(types[name]) and not rules[name].holds(value):
+            raise ConfigError(f"--{name} {as_argument(value)}: must be {_allowed(rules[name])}")
+    for name in positionals:
+        if words:
+            count = len(words) if _is_list(types[name]) else 1
+            values[name] = tuple(words[:count]) if _is_list(types[name]) else words[0]
+            words = words[count:]
+    lacking = [positionals[f.name] for f in fields(kind) if f.default is MISSING and f.name not in values]
+    if lacking:
+        raise ConfigError(f"{prog} needs {' and '.join(lacking)}; {prog} --help lists all options")
+    refuse_words(words, prog)
     return kind(**values)
 
 
-def _build_parser(
-    kind: "type[DataclassInstance]", prog: str, description: str, positionals: Mapping[str, str]
-) -> ArgumentParser:
-    types = get_type_hints(kind)
-    texts = {entry.arg_name: entry.description or "" for entry in docstring_parser.parse_from_object(kind).params}
-    parser = ArgumentParser(
-        prog=prog,
-        description=description,
-        exit_on_error=False,
-        print_config=None,
-        formatter_class=RawDescriptionHelpFormatter,
-    )
-    usage = ["%(prog)s"]
-    for field in fields(kind):
-        name, is_required, text = field.name, field.default is MISSING, texts[field.name]
-        word, more = positionals.get(name), dict[str, Any]()
-        if word is None:
-            text += "" if field.default is None else f" (default: {as_argument(field.default)})"
-            more = {"type": types[name], "default": field.default, "metavar": placeholder(types[name])}
-        else:
-            counts = ("+", "*") if is_list(types[name]) else (None, "?")
-            more = {"type": str, "nargs": counts[not is_required], "metavar": word}
-            usage.append(f"[{word}]" if not is_required else f"{word} ..." if is_list(types[name]) else word)
-        parser.add_argument(f"--{name}" if word is None else name, help=text.replace("%", "%%"), **more)
-    parser.usage = " ".join([*usage, "[--OPTION VALUE ...]"])
-    return parser
-
-
-def _split(
+def split_arguments(
     arguments: Sequence[str],
-    kind: "type[DataclassInstance]",
-    positionals: Mapping[str, str],
-    renamed: Mapping[str, str],
+    types: Mapping[str, Any],
+    rules: Mapping[str, Rule],
     prog: str,
-) -> tuple[list[str], list[str]]:
-    """Options, all in the form ``--name=value``, and what is given by position."""
-    types, rules = get_type_hints(kind), rules_of(kind)
-    flags: list[str] = []
-    words: list[str] = []
-    rest = list(arguments)
-    known = [*renamed, *(name for name in types if name not in positionals)]
+    positionals: Mapping[str, str] | None = None,
+    renamed: Mapping[str, str] | None = None,
+) -> tuple[dict[str, list[str]], list[str]]:
+    """The texts that were given for each option, in order, and the words that are given by position.
+
+    Raises:
+        ConfigError: an option is unknown (the nearest known one is named) or lacks its value.
+    """
+    positionals, renamed = positionals or {}, renamed or {}
+    written, words, rest = dict[str, list[str]](), list[str](), list(arguments)
+    known = [*renamed, *(option for option in types if option not in positionals)]
     while rest:
         argument = rest.pop(0)
         if argument == "--":
-            return flags, words + rest
+            return written, words + rest
         if argument in ("-h", "--help"):
-            flags.append("--help")
+            written["help"] = []
             continue
         if not argument.startswith("--"):
             words.append(argument)
             continue
         name, has_value, value = argument[2:].partition("=")
-        new = renamed.get(name, name)
         if name not in known:
             raise ConfigError(_unknown(name, known, prog))
-        is_switch = "=" in new or bool in union_parts(types[new])
+        new = renamed.get(name, name)
+        is_switch = "=" in new or set(_parts(types[new])) <= {bool, NoneType}
         if not has_value and rest and (_is_value(rest[0], is_switch) or f"{name}={rest[0]}" in renamed):
-            has_value, value = "=", rest.pop(0)
+            value = rest.pop(0)
         elif not has_value and is_switch:
             value = "true"
         elif not has_value:
@@ -138,15 +116,86 @@ def _split(
         if new in positionals:
             words.append(value)
         else:
-            flags.append(f"--{new}={_as_json(value, types[new]) if is_list(types[new]) else value}")
-    return flags, words
+            written.setdefault(new, []).append(value)
+    return written, words
+
+
+def refuse_words(words: Sequence[str], prog: str) -> None:
+    """Raise a ConfigError if there are words that no option takes."""
+    if words:
+        raise ConfigError(f"unrecognized arguments: {' '.join(words)}; {prog} --help lists all options")
+
+
+def typed_value(text: str, kind: Any) -> Any:
+    """A text as a value of a type, such as ``int | None``; the text itself where it is none."""
+    parts = _parts(kind)
+    if NoneType in parts and text == "null":
+        return None
+    for part in parts:
+        if get_origin(part) is tuple:
+            entries = text.removeprefix("[").removesuffix("]").removesuffix(",").split(",")
+            return tuple(typed_value(entry.strip().strip("'\""), get_args(part)[0]) for entry in entries)
+        if part is bool and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        if part in (int, float) and text.isascii():
+            try:
+                return part(text)
+            except ValueError:
+                continue
+    return text
+
+
+def help_parser(prog: str, description: str, usage: str) -> ArgumentParser:
+    """A parser that only prints help."""
+    return ArgumentParser(prog, usage, description, formatter_class=RawDescriptionHelpFormatter)
+
+
+def add_fields(
+    parser: ArgumentParser,
+    kind: "type[DataclassInstance]",
+    positionals: Mapping[str, str] | None = None,
+    topics: Mapping[str, str] | None = None,
+) -> None:
+    """Add the fields of a dataclass to the help; ``topics`` are headings by the first field below them."""
+    types, texts = get_type_hints(kind), _texts_of(kind)
+    group: Any = parser
+    for field in fields(kind):
+        default, text = field.default, texts.get(field.name, "").replace("%", "%%")
+        if positionals and field.name in positionals:
+            parser.add_argument(field.name, metavar=positionals[field.name], help=text)
+            continue
+        if topics and field.name in topics:
+            group = parser.add_argument_group(topics[field.name])
+        shown = "" if default in (None, MISSING) else f" (default: {as_argument(default)})".replace("%", "%%")
+        group.add_argument(f"--{field.name}", metavar=_placeholder(types[field.name]), help=text + shown)
+
+
+def _texts_of(kind: type) -> dict[str, str]:
+    """The docstring under each field of a class."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(tree, ast.ClassDef)
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in pairwise(tree.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
+
+
+def _usage(kind: "type[DataclassInstance]", positionals: Mapping[str, str]) -> str:
+    types, words = get_type_hints(kind), ["%(prog)s"]
+    for field in (field for field in fields(kind) if field.name in positionals):
+        word = positionals[field.name]
+        required = f"{word} ..." if _is_list(types[field.name]) else word
+        words.append(required if field.default is MISSING else f"[{word}]")
+    return " ".join([*words, "[--OPTION VALUE ...]"])
 
 
 def _is_value(argument: str, is_switch: bool) -> bool:
     """Whether an argument behind an option is its value."""
     if is_switch:
         return argument.lower() in ("true", "false", "null")
-    return not argument.startswith("-") or argument == "-" or _NEGATIVE_NUMBER.match(argument) is not None
+    return not argument.startswith("-") or argument == "-" or argument[1:2] in {*"0123456789."}
 
 
 def _current_spelling(
@@ -163,25 +212,6 @@ def _current_spelling(
     return new_name, new_value if has_value else value
 
 
-def _as_json(value: str, kind: Any) -> str:
-    """``layer3,layer4`` as the parser reads it: with quotes and brackets."""
-    if value == "null" or value.startswith("["):
-        return value
-    numbers = int in union_parts(get_args(union_parts(kind)[0])[0])
-    parts = [part.strip() for part in value.removesuffix(",").split(",")]
-    return json.dumps([int(part) if numbers and _INTEGER.fullmatch(part) else part for part in parts])
-
-
-def _explain(message: str, flags: Sequence[str], rules: Mapping[str, Rule], prog: str) -> str:
-    """The parser's message in one sentence with option, value, and what is allowed."""
-    key = re.search(r'key "(\w+)"', message)
-    if key and key.group(1) in rules:
-        name = key.group(1)
-        value = next(flag for flag in reversed(flags) if flag.startswith(f"--{name}=")).partition("=")[2]
-        return f"--{name} {value}: must be {_allowed(rules[name])}"
-    return f"{message}; {prog} --help lists all options"
-
-
 def _unknown(name: str, known: Sequence[str], prog: str) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f": did you mean --{near[0]}?" if near else ";"
@@ -194,22 +224,17 @@ def _allowed(rule: Rule) -> str:
     return allowed if rule.example is None else f"{allowed}; for example {as_argument(rule.example)}"
 
 
-def union_parts(kind: Any) -> list[Any]:
-    """The types that a union may be, without None; of another type itself."""
-    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    return [part for part in parts if part is not NoneType]
-
-
-def is_list(kind: Any) -> bool:
-    """Whether values of a type are lists, which are written with commas between their entries."""
-    return any(get_origin(part) is tuple for part in union_parts(kind))
-
-
-def placeholder(kind: Any) -> str:
+def _placeholder(kind: Any) -> str:
     """What stands for a value in the help, such as ``N|auto``."""
-    if is_list(kind):
+    if _is_list(kind):
         return "A,B"
-    parts = union_parts(kind)
-    return "|".join(
-        "|".join(get_args(part)) if get_origin(part) is Literal else _PLACEHOLDERS[part] for part in parts
-    )
+    parts = [part for part in _parts(kind) if part is not NoneType]
+    return "|".join(word for part in parts for word in _PLACEHOLDERS.get(part, get_args(part)))
+
+
+def _parts(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _is_list(kind: Any) -> bool:
+    return any(get_origin(part) is tuple for part in _parts(kind))

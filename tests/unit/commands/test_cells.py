@@ -80,7 +80,7 @@ def test_the_recipe_for_ucmerced_is_sound(tmp_path):
         ({"flags": ("--seed", "3")}, "", "--seed cannot stand behind '--'"),
         ({"flags": ("--backbone=x",)}, "", "--backbone cannot stand behind '--'"),
         ({"flags": ("--dry_run",)}, "", "put --dry_run or --help before it"),
-        ({"flags": ("--num_epoch", "3")}, "", "did you mean 'num_epochs'"),
+        ({"flags": ("--num_epoch", "3")}, "", "did you mean --num_epochs?"),
         ({"flags": ("--last_layers", "2")}, "", "belongs under settings_by_strategy"),
         ({"flags": ("--num_epochs", "none")}, "", "resnet18 full: the configuration has 1 problem"),
         ({"data": None}, "", "no images to compare on"),

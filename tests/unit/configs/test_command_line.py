@@ -46,10 +46,13 @@ def test_values_that_only_look_like_something_else():
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--bacbone", "x"], "did you mean 'backbone'"),
+        (["--bacbone", "x"], "no option --bacbone: did you mean --backbone?"),
         (["--batch_size", "many"], "batch_size = 'many': must be a whole number of 1 or more"),
         (["--lr_scheduler", "linear"], "cosine or step or plateau"),
-        (["--batch_size"], "expected one argument"),
+        (
+            ["--batch_size"],
+            "--batch_size needs a value: it must be a whole number of 1 or more, or auto; for example 32",
+        ),
         (["stray"], "stray"),
         (["--config", "/nowhere.yaml"], "'/nowhere.yaml' cannot be read"),
         (["--batch_size", "-1", "--lr_gamma", "3"], "2 problems"),
