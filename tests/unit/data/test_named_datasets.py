@@ -21,11 +21,18 @@ from tiny_datasets import BUILDERS, class_folder, eurosat, idx, md5, pixels
 
 from sat_vg.backbone_finetuning.configs.choices import DATASETS as DATASET_NAMES
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
-from sat_vg.backbone_finetuning.data.sources.named_datasets import load_named
+from sat_vg.backbone_finetuning.data.sources import named_datasets
+from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
+from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.data.sources.torchvision_datasets import DATASETS
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 IN_PROCESSES = multiprocessing.get_context("fork")
+
+
+def load_named(name: str, folder: Path | None = None, **options: object) -> Splits:
+    path = None if folder is None else str(folder)
+    return named_datasets.load_named(ImageQuery(dataset=name, path=path, **options))
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +119,7 @@ def test_a_killed_unpacking_is_not_taken_for_whole(copy, cache):
     process = IN_PROCESSES.Process(target=unpack_in_process, args=(copy,))
     process.start()
     deadline = time.monotonic() + 60
-    while len(list(cache.glob("unpacked/.mnist.*.unfinished/train/*/*.png"))) < 20:
+    while len(list(cache.glob("unpacked/.mnist-*.unfinished.tmp/train/*/*.png"))) < 20:
         assert process.is_alive()
         assert time.monotonic() < deadline
     os.kill(process.pid, signal.SIGKILL)
@@ -120,7 +127,7 @@ def test_a_killed_unpacking_is_not_taken_for_whole(copy, cache):
     assert [each for each in (cache / "unpacked").iterdir() if not each.name.startswith(".")] == []
     splits = load_named("mnist", copy)
     assert len(splits.train) + len(splits.val) == 6000
-    assert list(cache.glob("unpacked/.mnist.*.unfinished")) == []
+    assert list(cache.glob("unpacked/.mnist-*.tmp")) == []
 
 
 def test_two_processes_at_once(copy, cache):

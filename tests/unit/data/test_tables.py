@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from conftest import write_image
 
+from sat_vg.backbone_finetuning.data.sources import tables
 from sat_vg.backbone_finetuning.data.sources.class_names import judge_cells
 from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
-from sat_vg.backbone_finetuning.data.sources.splits import Split, load_class_folders
-from sat_vg.backbone_finetuning.data.sources.tables import TABLES, SplitNames, load_table
+from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits, load_class_folders
+from sat_vg.backbone_finetuning.data.sources.tables import TABLES
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.printable import printable
 
@@ -25,6 +26,10 @@ def table(folder: Path, *lines: str, name: str = "images.csv") -> Path:
     path = folder / name
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return path
+
+
+def load_table(path: Path, **options: object) -> Splits:
+    return tables.load_table(ImageQuery(path=str(path), outside_flag="--allow_outside true", **options))
 
 
 def is_table(path: Path) -> bool:
@@ -110,7 +115,7 @@ def test_a_split_by_seed_of_several_classes_is_stratified(tmp_path):
 def test_splits_by_other_names(tmp_path):
     images(tmp_path, "a.png", "b.png", "c.png")
     path = table(tmp_path, "path,label,split", "a.png,x,fit", "b.png,y,fit", "c.png,x,dev")
-    splits = load_table(path, names=SplitNames("fit", "dev"))
+    splits = load_table(path, train_split="fit", val_split="dev")
     assert [len(split) for split in splits.parts] == [2, 1]
     with pytest.raises(
         DataError, match=r"line 2: there is no split 'fit', only train, val, test; write one of these"
@@ -255,7 +260,7 @@ def cells_in_table(folder: Path, column: str, cells: list[str], times: int = 4) 
     ],
 )
 def test_other_separators_are_read_once_they_are_named(tmp_path, separator, cells):
-    splits = load_table(cells_in_table(tmp_path, "labels", cells), separator=separator, val_fraction=0.25)
+    splits = load_table(cells_in_table(tmp_path, "labels", cells), label_separator=separator, val_fraction=0.25)
     found = Counter(classes for part in splits.parts for _, classes in content(part, tmp_path))
     assert found == {"sea, ships": 8, "(none)": 4, "sea": 4}
     assert splits.class_names == ("sea", "ships")

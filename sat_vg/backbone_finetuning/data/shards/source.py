@@ -14,7 +14,7 @@ from sat_vg.backbone_finetuning.data.shards.cache import SOURCE, FetchedShards, 
 from sat_vg.backbone_finetuning.data.shards.index import INDEX, PARTS, ShardIndex, read_index
 from sat_vg.backbone_finetuning.data.shards.paths import ShardPath
 from sat_vg.backbone_finetuning.data.sources.image_files import is_image
-from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery, list_splits
+from sat_vg.backbone_finetuning.data.sources.source import ImageQuery, Source
 from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits, describe_splits, split_off
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache
 from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
@@ -56,7 +56,7 @@ def is_sharded(path: Path) -> bool:
     return False
 
 
-class Shards:
+class Shards(Source):
     """The source of images in tar files with an index."""
 
     def takes(self, query: ImageQuery) -> bool:
@@ -87,15 +87,12 @@ class Shards:
         if is_drawn:
             if index.label_sets is not None:
                 raise DataError(f"{str(file)!r} has no image of the split val; write the shards anew, with one")
-            train, val = _draw(_as_they_lie(train) if query.shard_window else train, query)
+            train = _as_they_lie(train) if query.shard_window else train
+            train, val = split_off(train.by_class(), query.val_fraction, query.seed)
             how += ", val split off by seed"
         splits = describe_splits(train, val, test if len(test) else None, how=how)
         splits = replace(splits, val_is_drawn=is_drawn)
         return in_shard_order(splits) if query.shard_window else splits
-
-    def list_images(self, query: ImageQuery) -> ImageList:
-        """See ``Source``."""
-        return list_splits(self.load_splits(query))
 
 
 SHARDS = Shards()
@@ -171,18 +168,8 @@ def _require_room(store: FetchedShards, index: ShardIndex, window: int) -> None:
     )
 
 
-def _draw(train: Split, query: ImageQuery) -> tuple[Split, Split]:
-    """Val split off train, class by class."""
-    classes: dict[str, list[str]] = {name: [] for name in train.class_names}
-    for path, label in zip(train.paths, train.labels, strict=True):
-        classes[train.class_names[label]].append(path)
-    return split_off(classes, query.val_fraction, query.seed)
-
-
 def _as_they_lie(split: Split) -> Split:
-    order = sorted(range(len(split)), key=lambda index: _place_of(split.paths[index]))
-    paths, labels = tuple(split.paths[index] for index in order), tuple(split.labels[index] for index in order)
-    return replace(split, paths=paths, labels=labels)
+    return split.take(sorted(range(len(split)), key=lambda index: _place_of(split.paths[index])))
 
 
 def _place_of(path: str) -> tuple[str, int]:

@@ -7,9 +7,7 @@ that is killed leaves nothing that counts; the next one clears up. Of two proces
 import hashlib
 import importlib.util
 import os
-import shutil
 import socket
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException
@@ -27,25 +25,13 @@ from tqdm import tqdm
 from sat_vg.backbone_finetuning.data.sources.torchvision_datasets import NamedDataset
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.file_locks import alone_with
+from sat_vg.backbone_finetuning.utils.safe_files import folder_aside, remove_unfinished
 
 # What torchvision's classes let escape where files are missing, damaged or out of reach.
 _TORCHVISION_ERRORS = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    HTTPException,
-    UnpicklingError,
-    TarError,
-    BadZipFile,
-    ZlibError,
-)
-_UNFINISHED = ".unfinished"
+    OSError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError, AttributeError,
+    EOFError, HTTPException, UnpicklingError, TarError, BadZipFile, ZlibError,
+)  # fmt: skip
 _PATIENCE_S = 60  # for a server that says nothing
 
 
@@ -112,10 +98,11 @@ def unpacked(
     folder = cache / f"{name}-{_key_of(dataset, root)}"
     if not folder.is_dir():
         try:
-            with _alone(cache, name) as is_alone:
+            with _alone(cache, name):
                 if not folder.is_dir():
                     tell(f"unpacking {dataset.title} into {str(folder)!r}, once")
-                    _unpack(dataset, root, folder, clear=is_alone)
+                    remove_unfinished(cache, [f"{name}-*"])
+                    _unpack(dataset, root, folder)
         except OSError as error:
             raise DataError(
                 f"{dataset.title} cannot be unpacked into {str(cache)!r}: {error.strerror or error}. Make room "
@@ -166,10 +153,10 @@ def _build(dataset: NamedDataset, root: Path, arguments: Mapping[str, Any], **mo
 
 def _fetch(dataset: NamedDataset, root: Path, archives: list[Path]) -> None:
     """Download, or unpack archives, beside what is there, and move in what was missing."""
-    with _alone(root, dataset.kind) as is_alone:
+    with _alone(root, dataset.kind):
         if _is_whole(dataset, root):  # another process was first
             return
-        with _unfinished(root, dataset.kind, clear=is_alone) as temporary:
+        with folder_aside(root / dataset.kind) as temporary:
             for archive in archives:
                 (temporary / archive.name).symlink_to(archive.absolute())
             options = {"download": True} if dataset.can_download else {}
@@ -191,9 +178,9 @@ def _move_into(source: Path, target: Path) -> None:
             entry.rename(place)
 
 
-def _unpack(dataset: NamedDataset, root: Path, folder: Path, *, clear: bool) -> None:
+def _unpack(dataset: NamedDataset, root: Path, folder: Path) -> None:
     """Write ``folder/PART/CLASS/NUMBER.png``, where the number is the image's place in its part."""
-    with _unfinished(folder.parent, folder.name.rpartition("-")[0], clear=clear) as temporary:
+    with folder_aside(folder) as temporary:
         for part, arguments in dataset.parts.items():
             with _explained(dataset, root):
                 images = _build(dataset, root, arguments)
@@ -233,29 +220,11 @@ def _key_of(dataset: NamedDataset, root: Path) -> str:
 
 
 @contextmanager
-def _unfinished(folder: Path, name: str, *, clear: bool) -> Iterator[Path]:
-    """A new folder in ``folder`` that is removed at the end, unless it was renamed.
-
-    Args:
-        folder: where.
-        name: of what is made.
-        clear: remove first what killed processes left; nobody else may be making the same there.
-    """
-    for left in folder.glob(f".{name}.*{_UNFINISHED}") if clear else ():
-        shutil.rmtree(left, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=_UNFINISHED, dir=folder))
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def _alone(folder: Path, name: str) -> Iterator[bool]:
-    """Keep other processes from doing the same in a folder; false where the file system locks nothing."""
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """Let one process at a time do the same in a folder, if its file system has locks."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with alone_with(folder / f".{name}.lock") as is_alone:
-        yield is_alone
+    with alone_with(folder / f".{name}.lock"):
+        yield
 
 
 @contextmanager

@@ -12,13 +12,13 @@ from sat_vg.backbone_finetuning.data.sources.image_files import (
     images_below,
     is_image,
 )
-from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery, describe_images
+from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery, Source, describe_images
 from sat_vg.backbone_finetuning.data.sources.split_folders import role_of
 from sat_vg.backbone_finetuning.data.sources.splits import Splits, load_class_folders
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 
-class Folders:
+class Folders(Source):
     """Class folders for a training; any images to run a model over. The source of whatever no other one takes.
 
     Images are labelled by class folders, ``DIR/CLASS/…`` or ``DIR/train/CLASS/…`` with ``val`` or ``test``, if each

@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 from sat_vg.backbone_finetuning.data.sources.class_names import describe_unknown, same_form
 from sat_vg.backbone_finetuning.data.sources.multi_label_split import split_label_sets
+from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
 from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits, as_split, describe_splits, split_off
 from sat_vg.backbone_finetuning.utils.errors import DataError
-
-PARTS = ("train", "val", "test")
 
 
 class ListedImage(NamedTuple):
@@ -28,29 +27,17 @@ class ListedImage(NamedTuple):
     place: str
 
 
-class Drawing(NamedTuple):
-    """How val is split off train where none is listed.
-
-    Attributes:
-        val_fraction: share of each class, in (0, 1).
-        seed: the split depends on it, and else on paths and classes alone.
-        how: for the description, why it is; begins with its punctuation.
-    """
-
-    val_fraction: float
-    seed: int
-    how: str
-
-
 def splits_of(
-    parts: dict[str, list[ListedImage]], source: str, drawing: Drawing, *, is_multi_label: bool = False
+    parts: dict[str, list[ListedImage]], place: str, query: ImageQuery, how: str, *, is_multi_label: bool = False
 ) -> Splits:
     """Splits with the listed images, whatever order they are listed in.
 
     Args:
-        parts: images of ``train``, ``val`` and ``test``; with no key ``val``, val is split off train.
-        source: what they are listed in, for messages and the description.
-        drawing: how it is split off.
+        parts: images of ``train``, ``val`` and ``test``; with no key ``val``, val is split off train by the query's
+            share and seed.
+        place: where they are listed, for messages and the description.
+        query: where they come from.
+        how: for the description, why val is split off; begins with its punctuation.
         is_multi_label: an image can have several classes, or none.
 
     Raises:
@@ -62,15 +49,15 @@ def splits_of(
     if len(names) < 2:
         held = f"only one class, {names[0]!r}" if names else "no class at all"
         raise DataError(
-            f"{source}: train has {held}, but a classifier needs at least two to tell apart; add images of others"
+            f"{place}: train has {held}, but a classifier needs at least two to tell apart; add images of others"
         )
     for part, images in parts.items():
-        _require_known(images, part, names, source)
+        _require_known(images, part, names, place)
     listed = _label_sets(parts, names) if is_multi_label else _single_labels(parts, names)
     if "val" in parts:
-        return describe_splits(listed["train"], listed["val"], listed.get("test"), how=f" ({source})")
-    train, val = _draw(listed["train"], drawing)
-    drawn = describe_splits(train, val, listed.get("test"), how=f" ({source}){drawing.how}")
+        return describe_splits(listed["train"], listed["val"], listed.get("test"), how=f" ({place})")
+    train, val = _draw(listed["train"], query)
+    drawn = describe_splits(train, val, listed.get("test"), how=f" ({place}){how}")
     return replace(drawn, val_is_drawn=True)
 
 
@@ -78,13 +65,13 @@ def _in_one_form(image: ListedImage) -> ListedImage:
     return image._replace(classes=tuple(map(same_form, image.classes)))
 
 
-def _require_known(images: Sequence[ListedImage], part: str, names: Sequence[str], source: str) -> None:
+def _require_known(images: Sequence[ListedImage], part: str, names: Sequence[str], place: str) -> None:
     """Refuse classes that train lacks."""
     known = frozenset(names)
     unknown = {name: image.place for image in images for name in image.classes if name not in known}
     if unknown:
         raise DataError(
-            f"{source}: {part} has classes that train lacks: {describe_unknown(unknown, names)}; classes are matched "
+            f"{place}: {part} has classes that train lacks: {describe_unknown(unknown, names)}; classes are matched "
             "by name, in which case counts: rename them, or add images of them to train"
         )
 
@@ -118,31 +105,17 @@ def _label_sets(parts: dict[str, list[ListedImage]], names: tuple[str, ...]) -> 
     return splits
 
 
-def _draw(train: Split, drawing: Drawing) -> tuple[Split, Split]:
+def _draw(train: Split, query: ImageQuery) -> tuple[Split, Split]:
     """Train and val out of train."""
     if train.label_sets is None:
-        classes: dict[str, list[str]] = {name: [] for name in train.class_names}
-        for path, label in zip(train.paths, train.labels, strict=True):
-            classes[train.class_names[label]].append(path)
-        return split_off(classes, drawing.val_fraction, drawing.seed)
+        return split_off(train.by_class(), query.val_fraction, query.seed)
     # By path, as the numbers of the labels depend on the images of the test split too.
     by_path = sorted(range(len(train)), key=lambda index: _sorting_key(train.paths[index]))
     labels = [train.labels[index] for index in by_path]
-    chosen = split_label_sets(labels, train.label_sets, drawing.val_fraction, drawing.seed)
+    chosen = split_label_sets(labels, train.label_sets, query.val_fraction, query.seed)
     of_val = {by_path[position] for position in chosen}
-    return (
-        _take(train, "train", [index for index in range(len(train)) if index not in of_val]),
-        _take(train, "val", sorted(of_val)),
-    )
-
-
-def _take(split: Split, name: str, indices: Sequence[int]) -> Split:
-    return replace(
-        split,
-        name=name,
-        paths=tuple(split.paths[index] for index in indices),
-        labels=tuple(split.labels[index] for index in indices),
-    )
+    rest = [index for index in range(len(train)) if index not in of_val]
+    return train.take(rest, "train"), train.take(sorted(of_val), "val")
 
 
 def _sorting_key(path: str) -> str:

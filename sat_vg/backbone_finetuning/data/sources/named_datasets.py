@@ -1,11 +1,10 @@
 """Training on a data set that torchvision knows, by its name: train, val and test as the data set has them."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from sat_vg.backbone_finetuning.data.sources.dataset_copies import list_files, require_copy, unpacked
-from sat_vg.backbone_finetuning.data.sources.listed_splits import Drawing, ListedImage, splits_of
-from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery, list_splits
+from sat_vg.backbone_finetuning.data.sources.listed_splits import ListedImage, splits_of
+from sat_vg.backbone_finetuning.data.sources.source import ImageQuery, Source
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.data.sources.torchvision_datasets import DATASETS, NamedDataset
 from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
@@ -14,7 +13,7 @@ from sat_vg.backbone_finetuning.utils.errors import DataError
 COPIES, UNPACKED = "datasets", "unpacked"  # in the cache folder
 
 
-class NamedDatasets:
+class NamedDatasets(Source):
     """The source of data sets that torchvision knows by name."""
 
     def takes(self, query: ImageQuery) -> bool:
@@ -23,42 +22,23 @@ class NamedDatasets:
 
     def load_splits(self, query: ImageQuery) -> Splits:
         """See ``load_named``."""
-        assert query.dataset is not None
-        folder = None if query.path is None else query.place
-        return load_named(query.dataset, folder, val_fraction=query.val_fraction, seed=query.seed, tell=query.tell)
-
-    def list_images(self, query: ImageQuery) -> ImageList:
-        """See ``Source``."""
-        return list_splits(self.load_splits(query))
+        return load_named(query)
 
 
 NAMED_DATASETS = NamedDatasets()
 
 
-def load_named(
-    name: str,
-    folder: Path | None = None,
-    *,
-    val_fraction: float = 0.2,
-    seed: int = 0,
-    tell: Callable[[str], None] = lambda line: None,
-) -> Splits:
-    """List the images of a data set, without opening them.
+def load_named(query: ImageQuery) -> Splits:
+    """Images of a data set: train, val and test as it has them, with its class names, sorted.
 
-    Args:
-        name: of the data set.
-        folder: that of a copy, in torchvision's layout; None: one in the cache folder. What is missing there is
-            downloaded.
-        val_fraction: share of each class of train that becomes val where the data set has no val, in (0, 1).
-        seed: of that split.
-        tell: called with lines for the user, as a download may take long.
-
-    Returns:
-        The splits, with the class names of the data set, sorted.
+    The path is that of a copy in torchvision's layout; where none is given, it lies in the cache folder. What is
+    missing there is downloaded.
 
     Raises:
         DataError: there is no whole copy and none can be downloaded, or it is damaged.
     """
+    assert query.dataset is not None
+    name, folder = query.dataset, None if query.path is None else query.place
     dataset = DATASETS[name]
     if folder is not None and not folder.is_dir():
         raise DataError(
@@ -66,9 +46,9 @@ def load_named(
             f"out for the cache folder ({str(cache_folder() / COPIES / name)!r})"
         )
     root = cache_folder() / COPIES / name if folder is None else folder
-    require_copy(dataset, root, tell)
+    require_copy(dataset, root, query.tell)
     if dataset.files is None:
-        found = unpacked(name, dataset, root, cache_folder() / UNPACKED, tell)
+        found = unpacked(name, dataset, root, cache_folder() / UNPACKED, query.tell)
     else:
         found = list_files(dataset, root)
         _require_inside(dataset, root, found)
@@ -76,10 +56,10 @@ def load_named(
         part: [ListedImage(path, (class_name,), path) for path, class_name in images]
         for part, images in found.items()
     }
-    share = f", split by seed {seed}"
+    how = f", split by seed {query.seed}"
     if len(parts) > 1:
-        share = f", which has no val, so val is {100 * val_fraction:g}% of train by seed {seed}"
-    return splits_of(parts, dataset.title, Drawing(val_fraction, seed, share))
+        how = f", which has no val, so val is {100 * query.val_fraction:g}% of train by seed {query.seed}"
+    return splits_of(parts, dataset.title, query, how)
 
 
 def _require_inside(dataset: NamedDataset, root: Path, found: dict[str, list[tuple[str, str]]]) -> None:

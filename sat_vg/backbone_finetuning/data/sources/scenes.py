@@ -15,15 +15,15 @@ from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.data.sources import scene_textures as draw
 from sat_vg.backbone_finetuning.data.sources.folders import FOLDERS
-from sat_vg.backbone_finetuning.data.sources.scene_textures import REACH, Array, Canvas, Shape
-from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery
+from sat_vg.backbone_finetuning.data.sources.scene_textures import REACH, Canvas, Shape
+from sat_vg.backbone_finetuning.data.sources.source import ImageQuery, Source
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.safe_files import folder_aside
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
 
-_VERSION = 1  # part of the cache folder's name: raise it whenever the same seed would draw other pixels
+_VERSION = 2  # part of the cache folder's name: raise it whenever the same seed would draw other pixels
 _SMALLEST = 16
 _JPEG_QUALITY = 92
 
@@ -34,114 +34,66 @@ def _bare_soil(canvas: Canvas) -> None:
     # Ridged noise reads as rills and dry washes.
     rills = np.clip(0.35 - np.abs(canvas.noise(rng.uniform(16, 34), 3)), 0, 1)
     canvas.image = canvas.image * (1 + np.float32(rng.uniform(-0.7, 0.4)) * rills)[..., None]
-    canvas.image = canvas.image * (1 + 0.05 * canvas.relief(canvas.noise(9, 3)))[..., None]
-    if rng.uniform() < 0.5:
-        draw.trees(canvas, (6, 6), rng.uniform(0.7, 1.2), 1.0, rng.uniform(0.02, 0.2))
-    if rng.uniform() < 0.35:
-        track = draw.band(draw.meander(canvas, 6, rng.uniform(-20, 20)), rng.uniform(0.8, 1.5))
-        canvas.paint([(track, canvas.pick(draw.SOILS))], 0.6)
+    draw.trees(canvas, (6, 6), rng.uniform(0.7, 1.2), 1.0, rng.uniform(0, 0.15))
 
 
 def _cropland(canvas: Canvas) -> None:
-    rng = canvas.rng
-    draw.fields(canvas, rng.uniform(9, 17))
-    if rng.uniform() < 0.08:
-        u, v, radius = rng.uniform(-14, 14), rng.uniform(-14, 14), rng.uniform(12, 22)
-        canvas.cover(canvas.vegetation(), 0.06 * canvas.noise(8, 3), canvas.stencil([draw.disc(u, v, radius)]))
-    if rng.uniform() < 0.4:
-        lane = draw.band(draw.meander(canvas, 1, rng.uniform(-24, 24)), rng.uniform(0.8, 1.6))
-        canvas.paint([(lane, canvas.pick(draw.SOILS))], 0.8)
-    if rng.uniform() < 0.4:
-        draw.trees(canvas, (7, 7), 1.5, 1.0, rng.uniform(0.02, 0.08))
+    draw.fields(canvas, canvas.rng.uniform(9, 17))
 
 
 def _forest(canvas: Canvas) -> None:
-    rng = canvas.rng
     canvas.dryness *= 0.5  # woods wither less than grass does
-    if rng.uniform() < 0.25:
-        draw.soil(canvas, canvas.vegetation() * np.float32(1.2))
-        closed = np.clip(3 * (canvas.noise(30, 3) + rng.uniform(0.8, 1.5)), 0, 1)
-        draw.canopy(canvas, canvas.vegetation() * np.float32(0.8), closed)
-    else:
-        draw.canopy(canvas, canvas.vegetation() * np.float32(rng.uniform(0.7, 0.95)))
-    if rng.uniform() < 0.3:
-        track = draw.band(draw.meander(canvas, 8, rng.uniform(-20, 20)), rng.uniform(0.8, 1.6))
-        canvas.paint([(track, canvas.pick(draw.SOILS))], 0.7)
+    draw.soil(canvas, canvas.vegetation() * np.float32(1.2))
+    closed = np.clip(3 * (canvas.noise(30, 3) + canvas.rng.uniform(0.8, 4)), 0, 1)
+    draw.canopy(canvas, canvas.vegetation() * np.float32(0.8), closed)
 
 
 def _harbor(canvas: Canvas) -> None:
     rng = canvas.rng
-    draw.water(canvas, canvas.pick(draw.WATERS))
+    draw.water(canvas)
     quay = rng.uniform(4, 24)
     land = canvas.stencil([draw.rectangle(0, quay + REACH, 3 * REACH, 2 * REACH)])
     canvas.cover(canvas.pick(draw.PAVINGS), 0.07 * canvas.noise(10, 4), land)
-    pitch, length = rng.uniform(9, 16), rng.uniform(14, 34)
-    piers = np.arange(-REACH, REACH, pitch) + rng.uniform(0, pitch)
-    reach = length * rng.uniform(0.7, 1.1, len(piers))
-    decks = draw.rectangle(piers, quay - reach / 2, rng.uniform(1.0, 1.8), reach)
-    boats = draw.moored_boats(canvas, piers, quay, reach)
-    tones = canvas.pick_many(draw.SHEDS, len(boats)) * rng.uniform(0.9, 1.2, (len(boats), 1)).astype(np.float32)
-    sheds = np.arange(-REACH, REACH, 14) + rng.uniform(0, 14)
-    sheds = sheds[rng.uniform(size=len(sheds)) < 0.6]
-    count = len(sheds)
-    roofs = draw.rectangle(
-        sheds, quay + rng.uniform(7, 12, count), rng.uniform(5, 11, count), rng.uniform(4, 8, count)
-    )
-    canvas.cast_shadows([decks, boats, roofs], 0.7, 0.35)
-    planks = np.broadcast_to(canvas.pick(draw.PAVINGS), (len(piers), 3))
-    canvas.paint([(decks, planks), (boats, tones), (roofs, canvas.pick_many(draw.ROOFS, count))])
+    piers = np.arange(-REACH, REACH, rng.uniform(9, 16)) + rng.uniform(0, 9)
+    length = rng.uniform(14, 34)
+    decks = draw.rectangle(piers, quay - length / 2, rng.uniform(1.0, 1.8), length)
+    u, v = (part.ravel() for part in np.meshgrid(piers, quay - np.arange(1.5, length, rng.uniform(1.6, 2.6))))
+    sides = rng.choice([-1, 1], len(u))
+    boats = draw.rectangle(u + 2.4 * sides, v, rng.uniform(2.6, 4.2), rng.uniform(0.9, 1.3))
+    boats = boats[rng.uniform(size=len(boats)) < rng.uniform(0.5, 0.9)]
+    canvas.cast_shadows([decks, boats], 0.7)
+    tones = canvas.pick_many(draw.ROOFS, len(boats))
+    canvas.paint([(decks, canvas.pick(draw.PAVINGS)), (boats, tones)])
 
 
 def _highway(canvas: Canvas) -> None:
     rng = canvas.rng
     draw.countryside(canvas)
     path = draw.meander(canvas, rng.uniform(0, 6), rng.uniform(-11, 11))
-    lanes = rng.uniform(3.0, 4.8)
-    median = rng.uniform(0.8, 2.4)
-    verge, asphalt = canvas.pick(draw.SOILS), canvas.pick(draw.PAVINGS)
-    canvas.paint([(draw.band(path, 2 * lanes + median + rng.uniform(1.5, 5)), verge)], rng.uniform(0.4, 0.9))
+    lanes, median, asphalt = rng.uniform(3.0, 4.8), rng.uniform(0.8, 2.4), canvas.pick(draw.PAVINGS)
+    verge = draw.band(path, 2 * lanes + median + rng.uniform(1.5, 5))
+    canvas.paint([(verge, canvas.pick(draw.SOILS))], rng.uniform(0.4, 0.9))
     middle = (lanes + median) / 2
     shapes: list[Shape] = [(draw.band(path, lanes, side * middle), asphalt) for side in (-1, 1)]
     marking = np.full(3, min(1.0, float(asphalt.mean()) + 0.25), dtype=np.float32)
     shapes += [(draw.band(path, 0.45, side * (middle + lanes / 2 - 0.3)), marking) for side in (-1, 1)]
-    if rng.uniform() < 0.3:
-        u = rng.uniform(-18, 18)
-        crossing = np.array([(u - 6, -60), (u, 0), (u + rng.uniform(-14, 14), 60)], dtype=np.float32)
-        shapes.append((draw.band(crossing, rng.uniform(2.0, 3.2)), asphalt * np.float32(1.12)))
     cars = int(rng.integers(0, 16))
     places = path[rng.integers(4, len(path) - 4, cars)]
-    lane = rng.choice([-1, 1], cars) * (middle + rng.choice([-0.25, 0.25], cars) * lanes)
-    outlines = draw.rectangle(places[:, 0], places[:, 1] + lane, rng.choice([1.6, 1.8, 3.6], cars), 0.9)
-    shapes.append((outlines, np.repeat(rng.choice([0.15, 0.5, 0.9], (cars, 1)), 3, axis=1).astype(np.float32)))
-    canvas.paint(shapes)
+    outlines = draw.rectangle(places[:, 0], places[:, 1] + rng.choice([-1, 1], cars) * middle, 1.8, 0.9)
+    canvas.paint([*shapes, (outlines, canvas.pick_many(draw.ROOFS, cars))])
 
 
 def _industrial(canvas: Canvas) -> None:
     rng = canvas.rng
     draw.soil(canvas, canvas.pick(draw.PAVINGS if rng.uniform() < 0.7 else draw.SOILS), 0.09)
-    if rng.uniform() < 0.5:
-        canvas.cover(canvas.vegetation(), 0.05 * canvas.noise(4, 2), np.clip(canvas.noise(20, 3) - 0.4, 0, 1))
-    halls: list[Array] = []
-    tanks: list[Array] = []
-    shapes: list[Shape] = []
-    for left, top, right, bottom in draw.split_plots(rng, rng.uniform(11, 18)):
-        gap = rng.uniform(2.0, 4.5)
-        width, height = right - left - 2 * gap, bottom - top - 2 * gap
-        u, v, use = (left + right) / 2, (top + bottom) / 2, rng.uniform()
-        if min(width, height) < 4 or use > 0.92 or np.hypot(u, v) > REACH + 12:
-            continue
-        if use < 0.10:
-            radius = min(width, height) / 4
-            tanks += [draw.disc(u + a * radius * 1.3, v + b * radius * 1.3, radius) for a in (-1, 1) for b in (-1, 1)]
-        elif use < 0.22:
-            shapes.append(draw.parked_vehicles(canvas, u, v, width, height))
-        else:
-            roof, tones = draw.hall_roof(canvas, u, v, width, height)
-            halls.append(roof[:1])
-            shapes.append((roof, tones))
-    canvas.cast_shadows(halls + tanks, rng.uniform(0.8, 2.2))
-    steel = canvas.pick(draw.SHEDS)
-    canvas.paint([*shapes, *((tank, steel) for tank in tanks)])
+    plots = np.array(draw.split_plots(rng, rng.uniform(11, 18)), dtype=np.float32)
+    (left, top, right, bottom), gap = plots[rng.uniform(size=len(plots)) < 0.9].T, rng.uniform(2.0, 4.5)
+    width, height = np.maximum(right - left - 2 * gap, 3), np.maximum(bottom - top - 2 * gap, 3)
+    u, v = (left + right) / 2, (top + bottom) / 2
+    halls, tones = draw.rectangle(u, v, width, height), canvas.pick_many(draw.ROOFS, len(u))
+    canvas.cast_shadows([halls], rng.uniform(0.8, 2.2))
+    bays = draw.rectangle(u, v, width / rng.uniform(2, 5), height)
+    canvas.paint([(halls, tones), (bays, tones * np.float32(0.9))])
 
 
 def _orchard(canvas: Canvas) -> None:
@@ -151,70 +103,47 @@ def _orchard(canvas: Canvas) -> None:
     across = rng.uniform(4.6, 7.8)
     along = across * rng.uniform(0.75, 1.0)
     draw.trees(canvas, (along, across), along * rng.uniform(0.3, 0.4), rng.uniform(0, 0.3), rng.uniform(0.85, 1))
-    if rng.uniform() < 0.3:
-        lane = draw.band(draw.meander(canvas, 0.5, across * rng.integers(-4, 4) + across / 2), across * 0.7)
-        canvas.paint([(lane, canvas.pick(draw.SOILS))], 0.9)
 
 
 def _residential(canvas: Canvas) -> None:
     rng = canvas.rng
     lawn = canvas.vegetation() if rng.uniform() < 0.65 else canvas.pick(draw.SOILS)
     draw.soil(canvas, lawn * np.float32(rng.uniform(0.95, 1.25)), 0.10)
-    deep, wide = rng.uniform(13, 18), rng.uniform(26, 46)
-    bow, phase = rng.uniform(0, 4), rng.uniform(0, 2 * np.pi)
-
-    def bend(points: Array) -> Array:
-        swing = bow * np.sin(points[..., 0] / 16 + phase)
-        return np.stack([points[..., 0], points[..., 1] + swing], axis=-1).astype(np.float32)
-
-    run = np.linspace(-REACH, REACH, 24, dtype=np.float32)
-    rows = np.arange(-REACH - deep, REACH + deep, deep) + rng.uniform(0, deep)
-    columns = np.arange(-REACH - wide, REACH + wide, wide) + rng.uniform(0, wide)
-    streets = [draw.band(bend(np.stack([run, np.full_like(run, v)], axis=1)), 2.2) for v in rows]
-    streets += [draw.band(np.stack([np.full_like(run, u), run], axis=1), 2.0) for u in columns]
+    deep, wide, lot = rng.uniform(13, 18), rng.uniform(26, 46), rng.uniform(4.8, 6.5)
+    rows = np.arange(-REACH, REACH, deep) + rng.uniform(0, deep)
+    columns = np.arange(-REACH, REACH, wide) + rng.uniform(0, wide)
     street = canvas.pick(draw.PAVINGS)
-    canvas.paint([(outline, street) for outline in streets])
-    houses = bend(draw.houses_along(canvas, np.concatenate([rows - deep * 0.28, rows + deep * 0.28]), columns))
-    tones = canvas.pick_many(draw.ROOFS, len(houses))
-    middles = (houses[:, [1, 0]] + houses[:, [2, 3]]) / 2
-    far_halves = np.concatenate([houses[:, :2], middles], axis=1)
+    along, across = draw.rectangle(0, rows, 2 * REACH, 2.2), draw.rectangle(columns, 0, 2.0, 2 * REACH)
+    canvas.paint([(along, street), (across, street)])
+    beside = np.concatenate([rows - deep * 0.28, rows + deep * 0.28])
+    u, v = (part.ravel() for part in np.meshgrid(np.arange(-REACH, REACH, lot), beside))
+    clear = np.abs(u[:, None] - columns).min(axis=1) > 0.5 * lot
+    built = clear & (rng.uniform(size=u.shape) < rng.uniform(0.7, 0.95))
+    count = int(built.sum())
+    houses = draw.rectangle(u[built], v[built], rng.uniform(0.5, 0.75, count) * lot, rng.uniform(2.6, 4.2, count))
     canvas.cast_shadows([houses], rng.uniform(0.5, 1.1))
-    canvas.paint([(houses, tones), (far_halves, tones * np.float32(0.78))])
+    canvas.paint([(houses, canvas.pick_many(draw.ROOFS, count))])
     draw.trees(canvas, (5, 5), rng.uniform(0.9, 1.4), 1.0, rng.uniform(0.05, 0.35))
 
 
 def _river(canvas: Canvas) -> None:
     rng = canvas.rng
     draw.countryside(canvas)
-    path = draw.meander(canvas, rng.uniform(4, 10), rng.uniform(-10, 10))
-    width = rng.uniform(9, 18) * (1 + 0.15 * np.sin(path[:, 0] / 9 + rng.uniform(0, 6)))
+    path, width = draw.meander(canvas, rng.uniform(4, 10), rng.uniform(-10, 10)), rng.uniform(9, 18)
     banks = canvas.pick(draw.SOILS) if rng.uniform() < 0.5 else canvas.vegetation() * np.float32(0.7)
-    margin = canvas.stencil([draw.band(path, (width + rng.uniform(1, 5)).astype(np.float32))])
-    canvas.cover(banks, 0.15 * canvas.noise(5, 3), margin * np.float32(rng.uniform(0.7, 1)))
-    bed = canvas.stencil([draw.band(path, width.astype(np.float32))])
-    draw.water(canvas, canvas.pick(draw.WATERS), bed)
-    if rng.uniform() < 0.2:
-        bars = np.clip(2 * (canvas.noise(14, 3) - 1.1), 0, 1) * bed
-        canvas.cover(canvas.pick(draw.SOILS), 0.05 * canvas.noise(4, 2), bars)
+    canvas.cover(banks, 0.15 * canvas.noise(5, 3), canvas.stencil([draw.band(path, width + rng.uniform(1, 5))]))
+    draw.water(canvas, canvas.stencil([draw.band(path, width)]))
 
 
 def _water(canvas: Canvas) -> None:
     rng = canvas.rng
-    draw.water(canvas, canvas.pick(draw.WATERS))
+    draw.water(canvas)
     if rng.uniform() < 0.4:
         shore = draw.meander(canvas, 5, rng.uniform(14, 28))
         corners = np.array([(REACH * 2, REACH * 2), (-REACH * 2, REACH * 2)], dtype=np.float32)
         land = canvas.stencil([np.concatenate([shore, corners])])
-        canvas.cover(
-            canvas.vegetation() if rng.uniform() < 0.6 else canvas.pick(draw.SOILS),
-            0.1 * canvas.noise(6, 4),
-            land,
-        )
-    if rng.uniform() < 0.2:
-        u, v = rng.uniform(-16, 16, 2)
-        wake = np.array([(u, v), (u - 14, v - 1.6), (u - 14, v + 1.6)], dtype=np.float32)
-        canvas.paint([(wake, canvas.image.mean(axis=(0, 1)) * np.float32(1.25))], 0.5)
-        canvas.paint([(draw.hulls(u - 1, v, 3.2, 1.2), canvas.pick(draw.SHEDS))])
+        ground = canvas.vegetation() if rng.uniform() < 0.6 else canvas.pick(draw.SOILS)
+        canvas.cover(ground, 0.1 * canvas.noise(6, 4), land)
 
 
 _PAINTERS: dict[str, Callable[[Canvas], None]] = {
@@ -288,7 +217,7 @@ def write_scenes(
                     bar.update()
 
 
-class Scenes:
+class Scenes(Source):
     """The source of the built-in scenes: of a run that names no images."""
 
     def takes(self, query: ImageQuery) -> bool:
@@ -298,10 +227,6 @@ class Scenes:
     def load_splits(self, query: ImageQuery) -> Splits:
         """See ``Source``."""
         return FOLDERS.load_splits(replace(query, path=str(scenes_folder())))
-
-    def list_images(self, query: ImageQuery) -> ImageList:
-        """See ``Source``."""
-        return FOLDERS.list_images(replace(query, path=str(scenes_folder())))
 
 
 SCENES = Scenes()

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from sat_vg.backbone_finetuning.data.sources.class_names import SEPARATOR
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
@@ -77,11 +76,12 @@ class ImageList:
         return tuple(sorted(set(self.labels or ())))
 
 
-class Source(Protocol):
+class Source:
     """One kind of place that images come from; ``table.SOURCES`` lists all."""
 
     def takes(self, query: ImageQuery) -> bool:
         """Whether the query means this source. Raises DataError where it is a broken one."""
+        raise NotImplementedError
 
     def load_splits(self, query: ImageQuery) -> Splits:
         """Images and labels of train, val and, where there is one, test; none is opened.
@@ -89,20 +89,14 @@ class Source(Protocol):
         Raises:
             DataError: there are none, or their classes do not fit together.
         """
+        raise NotImplementedError
 
     def list_images(self, query: ImageQuery) -> ImageList:
-        """All images, with their labels if they have some; none is opened.
-
-        Raises:
-            DataError: there are none.
-        """
-
-
-def list_splits(splits: Splits) -> ImageList:
-    """The images of all splits, labelled."""
-    paths = tuple(path for split in splits.parts for path in split.paths)
-    labels = tuple(split.name_of(label) for split in splits.parts for label in split.labels)
-    return ImageList(paths, labels, splits.description)
+        """All images, with their labels if they have some; none is opened. Raises DataError where there are none."""
+        splits = self.load_splits(query)
+        paths = tuple(path for split in splits.parts for path in split.paths)
+        labels = tuple(split.name_of(label) for split in splits.parts for label in split.labels)
+        return ImageList(paths, labels, splits.description)
 
 
 def describe_images(labels: tuple[str, ...] | None, number: int, how: str) -> str:

@@ -11,7 +11,7 @@ both end loops, and the second keeps the images of other classes out of this one
 
 import difflib
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,6 +75,22 @@ class Split:
     def name_of(self, label: int) -> str:
         """The names of a label's classes, with commas between."""
         return ", ".join(self.class_names[index] for index in self.classes_of(label)) or "(none)"
+
+    def take(self, indices: Sequence[int], name: str | None = None) -> "Split":
+        """The images at some places, in that order."""
+        return replace(
+            self,
+            name=name or self.name,
+            paths=tuple(self.paths[index] for index in indices),
+            labels=tuple(self.labels[index] for index in indices),
+        )
+
+    def by_class(self) -> dict[str, list[str]]:
+        """Paths by class, where each image has one."""
+        classes: dict[str, list[str]] = {name: [] for name in self.class_names}
+        for path, label in zip(self.paths, self.labels, strict=True):
+            classes[self.class_names[label]].append(path)
+        return classes
 
     def class_counts(self) -> list[int]:
         """Number of images per class, in the order of ``class_names``."""
@@ -211,8 +227,7 @@ def _count(splits: Splits) -> int:
 
 
 def _leave_out(split: Split, left_out: frozenset[str]) -> Split:
-    pairs = [pair for pair in zip(split.paths, split.labels, strict=True) if pair[0] not in left_out]
-    return replace(split, paths=tuple(path for path, _ in pairs), labels=tuple(label for _, label in pairs))
+    return split.take([index for index, path in enumerate(split.paths) if path not in left_out])
 
 
 def describe_splits(train: Split, val: Split, test: Split | None, *, how: str) -> Splits:

@@ -9,7 +9,7 @@ trained on. ``image_tables`` says what may not be named.
 import difflib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from sat_vg.backbone_finetuning.data.sources.class_names import (
@@ -28,8 +28,8 @@ from sat_vg.backbone_finetuning.data.sources.image_tables import (
     Row,
     read_image_table,
 )
-from sat_vg.backbone_finetuning.data.sources.listed_splits import Drawing, ListedImage, splits_of
-from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery, describe_images
+from sat_vg.backbone_finetuning.data.sources.listed_splits import ListedImage, splits_of
+from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery, Source, describe_images
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
@@ -39,22 +39,7 @@ _SPLIT_COLUMNS = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class SplitNames:
-    """What the column ``split`` calls train and val; test is ``test``."""
-
-    train: str = "train"
-    val: str = "val"
-
-    def part_of(self) -> dict[str, str]:
-        """Train, val and test by what they are called."""
-        return {self.train: "train", self.val: "val", "test": "test"}
-
-
-_USUAL_NAMES = SplitNames()
-
-
-class Tables:
+class Tables(Source):
     """The source of images that are listed in a file."""
 
     def takes(self, query: ImageQuery) -> bool:
@@ -68,14 +53,7 @@ class Tables:
                 f"{query.path!r} is a list of paths, without classes; give a table (.csv) with the columns path and "
                 "label, or the folder of the class folders"
             )
-        return load_table(
-            query.place,
-            names=SplitNames(query.train_split, query.val_split),
-            val_fraction=query.val_fraction,
-            seed=query.seed,
-            allow_outside=query.allow_outside,
-            separator=query.label_separator,
-        )
+        return load_table(query)
 
     def list_images(self, query: ImageQuery) -> ImageList:
         """Images of a text file are not labelled, nor those of a table without a column of labels."""
@@ -99,24 +77,8 @@ def _label_of(cells: Mapping[str, str], separator: str) -> str:
     return ", ".join(sorted(set(map(same_form, names_in(cells["labels"], separator))) - {""})) or "(none)"
 
 
-def load_table(
-    path: Path,
-    *,
-    names: SplitNames = _USUAL_NAMES,
-    val_fraction: float = 0.2,
-    seed: int = 0,
-    allow_outside: bool = False,
-    separator: str = SEPARATOR,
-) -> Splits:
-    """List the images of a table (see the top of this module), without opening them.
-
-    Args:
-        path: the CSV file, in UTF-8.
-        names: of the splits.
-        val_fraction: share of each class that becomes val where the table gives none, in (0, 1).
-        seed: of that split, which depends on nothing else but paths and classes, and not on the order of lines.
-        allow_outside: paths may lead out of the table's folder.
-        separator: between the classes of an image in the column ``labels``.
+def load_table(query: ImageQuery) -> Splits:
+    """Images of a table (see the top of this module); val, where it gives none, does not depend on the lines' order.
 
     Returns:
         The splits; a label is the place of its class among train's, sorted, or in ``label_sets`` with a column
@@ -126,13 +88,13 @@ def load_table(
         DataError: the table cannot be read, a column or cell is missing or wrong, images are missing or there twice,
             train has fewer than two classes, or val or test has a class that train lacks.
     """
+    path, separator = query.place, query.label_separator
     if not path.exists():
         raise DataError(f"there is no file {str(path)!r}; check the path")
-    table = read_image_table(
-        path, ("label", "labels", "split"), Filling(("label",)), None if allow_outside else "--allow_outside true"
-    )
+    refuse_outside = None if query.allow_outside else query.outside_flag
+    table = read_image_table(path, ("label", "labels", "split"), Filling(("label",)), refuse_outside)
     is_multi_label = _has_label_sets(path, table)
-    parts = _by_part(path, table.rows, names)
+    parts = _by_part(path, table.rows, query)
     _require_once(path, table.rows)
     _require_files(path, table.rows)
     paths = _alike([row.path for row in table.rows])
@@ -145,11 +107,11 @@ def load_table(
         ]
         for part, indices in parts.items()
     }
-    drawn = f", split by seed {seed}"
+    drawn = f", split by seed {query.seed}"
     if len(parts) > 1 or "split" in table.rows[0].cells:
-        drawn = f", no line says {names.val!r}, so val is {100 * val_fraction:g}% of {names.train!r} by seed {seed}"
-    drawing = Drawing(val_fraction, seed, drawn)
-    splits = splits_of(listed, f"table {str(path)!r}", drawing, is_multi_label=is_multi_label)
+        share = f"{100 * query.val_fraction:g}% of {query.train_split!r} by seed {query.seed}"
+        drawn = f", no line says {query.val_split!r}, so val is {share}"
+    splits = splits_of(listed, f"table {str(path)!r}", query, drawn, is_multi_label=is_multi_label)
     column = "labels" if is_multi_label else "label"
     doubts = judge_cells([row.cells[column] for row in table.rows], separator, column)
     doubts += missing_values(splits.class_names) + _unread_splits(table, is_told="split" in table.rows[0].cells)
@@ -195,12 +157,12 @@ def _classes_of(path: Path, row: Row, separator: str) -> tuple[str, ...]:
     return classes
 
 
-def _by_part(path: Path, rows: Sequence[Row], names: SplitNames) -> dict[str, list[int]]:
+def _by_part(path: Path, rows: Sequence[Row], query: ImageQuery) -> dict[str, list[int]]:
     """Indices of the rows of train, val and test; all are train's where no line says anything."""
     given = [row.cells.get("split", "") for row in rows]
     if not any(given):
         return {"train": list(range(len(rows)))}
-    part_of = names.part_of()
+    part_of = {query.train_split: "train", query.val_split: "val", "test": "test"}
     parts: dict[str, list[int]] = {}
     for index, (row, split) in enumerate(zip(rows, given, strict=True)):
         if not split:
@@ -215,7 +177,9 @@ def _by_part(path: Path, rows: Sequence[Row], names: SplitNames) -> dict[str, li
             )
         parts.setdefault(part_of[split], []).append(index)
     if "train" not in parts:
-        raise DataError(f"{str(path)!r} has no line with the split {names.train!r}; there is nothing to train on")
+        raise DataError(
+            f"{str(path)!r} has no line with the split {query.train_split!r}; there is nothing to train on"
+        )
     return parts
 
 
