@@ -194,7 +194,7 @@ class Preprocessing:
         """Refuse what would be normalised to something else than in the training, by its type and shape alone.
 
         Floats of 8-bit images are refused whatever their values: in [0, 1], as most loaders give them, they would be
-        divided by 255 once more, and a dark image in [0, 255] cannot be told from them.
+        divided by 255 once more, and a dark image in [0, 255] cannot be distinguished from them.
         """
         channels = len(self.mean)
         if not isinstance(images, Tensor):
@@ -218,7 +218,7 @@ class Preprocessing:
             raise UserError(f"images of type {images.dtype}: give real numbers, as they stand in the files")
 
     def pictures(self, images: Tensor) -> Tensor:
-        """``[B, C, H, W]``, not normalised → uint8 ``[B, 3, H, W]`` for people to look at; 8-bit RGB as it is.
+        """``[B, C, H, W]``, not normalised → uint8 ``[B, 3, H, W]`` for display; 8-bit RGB as it is.
 
         Drawn are the bands that are named red, green and blue; where these are not all there, the first three, or
         the first in grey. Of other values than uint8 what lies from 2 to 98 % of a normal distribution with the data

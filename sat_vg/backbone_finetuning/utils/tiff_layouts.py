@@ -35,7 +35,7 @@ _TAG_ERRORS = (
 
 @dataclass(frozen=True)
 class TiffLayout:
-    """What the tags of a TIFF say of its pixels.
+    """The layout of a TIFF's pixels, by its tags.
 
     Attributes:
         bands: how many there are.
@@ -44,10 +44,10 @@ class TiffLayout:
         photometric: what the bands mean.
         extra: what those beyond the colours mean: 0 anything, 1 associated alpha, 2 unassociated alpha.
         compression: its number.
-        is_planar: whether the bands are said to lie one after the other, which Pillow misreads of a single one, too.
+        is_planar: whether the bands are stored one after the other; Pillow misreads that mark even of a single band.
         orientation: 1 to 8, as in EXIF.
-        is_geodata: whether software for geodata has written it: there is a reference system or a GDAL tag, or the
-            kind of values is said where it goes without saying, which image editors leave out.
+        is_geodata: whether software for geodata has written it: there is a reference system, a GDAL tag, or a tag
+            for the kind of values, which image editors leave out.
         scaling: scale and offset by band; empty where all are 1 and 0.
     """
 

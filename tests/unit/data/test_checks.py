@@ -204,8 +204,8 @@ class TestRecord:
         damaged = paths[0]
         find_unreadable(paths, record=record)
         damage_unseen(damaged)
-        examined = examine_images(paths, record=record, look=lambda image: tuple(image.shape))
-        assert examined.looks == dict.fromkeys(paths[1:], (3, 16, 16))
+        examined = examine_images(paths, record=record, measure=lambda image: tuple(image.shape))
+        assert examined.stats == dict.fromkeys(paths[1:], (3, 16, 16))
         assert [bad.path for bad in examined.bad] == [damaged]
 
 

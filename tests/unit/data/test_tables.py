@@ -8,7 +8,7 @@ import pytest
 from conftest import write_image
 
 from sat_vg.backbone_finetuning.data.sources import tables
-from sat_vg.backbone_finetuning.data.sources.class_names import judge_cells
+from sat_vg.backbone_finetuning.data.sources.class_names import check_cells
 from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
 from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits, load_class_folders
 from sat_vg.backbone_finetuning.data.sources.tables import TABLES
@@ -279,7 +279,7 @@ def test_other_separators_are_read_once_they_are_named(tmp_path, separator, cell
     ],
 )
 def test_cells_with_another_separator_are_warned_of(cells, separator, count):
-    (note,) = judge_cells(cells, "|", "labels")
+    (note,) = check_cells(cells, "|", "labels")
     assert count in note
     assert repr(cells[0]) in note
     assert f"--label_separator {separator!r}" in note
@@ -290,7 +290,7 @@ def test_cells_with_another_separator_are_warned_of(cells, separator, count):
     [["dense town", "sparse town", "tennis court"], ["sea|dense town", "sea", "dense town"], ["a-b", "a", "b"]],
 )
 def test_spaces_within_names_are_not(cells):
-    assert not judge_cells(cells, "|", "labels")
+    assert not check_cells(cells, "|", "labels")
 
 
 def test_doubts_about_cells_are_handed_on(tmp_path):

@@ -14,7 +14,7 @@ from torch.nn import functional
 from sat_vg.backbone_finetuning.data.checks.band_statistics import measure_bands
 from sat_vg.backbone_finetuning.data.checks.duplicates import thumbnail
 from sat_vg.backbone_finetuning.data.checks.readable import Examined
-from sat_vg.backbone_finetuning.data.checks.statistics import Statistics, look_at, summarise_looks
+from sat_vg.backbone_finetuning.data.checks.statistics import Statistics, measure_image, summarise
 from sat_vg.backbone_finetuning.data.reading.bands import ChosenBands
 from sat_vg.backbone_finetuning.data.reading.decoder import Decoder
 from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER
@@ -70,11 +70,11 @@ class RgbStats:
 
     def measure(self, image: Tensor) -> Any:
         """Size, sums and thumbnail."""
-        return look_at(image)
+        return measure_image(image)
 
     def summarise(self, paths: Sequence[str], examined: Examined) -> Statistics:
         """Statistics of all pixels, scaled to [0, 1]."""
-        return summarise_looks([examined.looks[path] for path in paths])
+        return summarise([examined.stats[path] for path in paths])
 
     def thumbnails(self, looks: Sequence[Any], numbers: Statistics | None) -> NDArray[np.uint8]:
         """The thumbnails that ``measure`` made."""

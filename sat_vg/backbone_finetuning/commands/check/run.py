@@ -124,7 +124,7 @@ def examine(splits: Splits, stats: ImageStats) -> Findings:
     """Read all images of the splits and judge them."""
     paths = [path for split in splits.parts for path in split.paths]
     record = cache_folder() / READABLE_IMAGES
-    examined = examine_images(paths, record=record, look=stats.measure, decoder=stats.decoder)
+    examined = examine_images(paths, record=record, measure=stats.measure, decoder=stats.decoder)
     bad = examined.bad
     findings = Findings(splits.without({image.path for image in bad}), stats, unreadable=bad)
     if bad:
@@ -181,7 +181,7 @@ def _judge_near_copies(findings: Findings, examined: Examined) -> None:
     paths = list(first_of.values())
     if not paths:
         return
-    small = findings.stats.thumbnails([examined.looks[path] for path in paths], findings.statistics)
+    small = findings.stats.thumbnails([examined.stats[path] for path in paths], findings.statistics)
     flat = np.ptp(small.reshape(len(small), -1).astype(np.int16), axis=1) < _FLAT
     pairs = find_near(np.stack([perceptual_hash(one) for one in small]), small, skip=flat)
     findings.near = [(paths[i], paths[j]) for i, j in pairs]

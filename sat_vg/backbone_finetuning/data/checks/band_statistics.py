@@ -1,7 +1,7 @@
-"""Mean and deviation of each band over the training images, measured once and remembered by their content.
+"""Mean and standard deviation of each band over the training images, measured once and cached by their content.
 
-They are robust against a few values that are none: what lies more than ``_FARTHEST`` robust deviations from the
-median is left out and told. No value of a sensor lies so far out; one patch of 1e25 would otherwise be all they show.
+They are robust against a few invalid values: what lies more than ``_FARTHEST`` robust deviations from the
+median is left out, with a warning. No value of a sensor lies so far out; one patch of 1e25 would dominate them.
 """
 
 import hashlib

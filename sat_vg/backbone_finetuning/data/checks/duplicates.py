@@ -93,7 +93,7 @@ def resolve_copies(splits: Splits, contents: Mapping[str, int], policy: OnDuplic
         splits: the images.
         contents: fingerprints of their pixels by path.
         policy: of copies across splits that the folders give: ``"error"`` raises, ``"warn"`` tells. With
-            both, a val that was drawn by seed gets no copies of train's images. ``"ignore"`` does and tells nothing.
+            both, a val that was drawn by seed gets no copies of train's images. ``"ignore"`` does nothing.
 
     Returns:
         The splits, nothing left out, and lines for the user.
@@ -231,7 +231,7 @@ def thumbnail(image: Tensor) -> NDArray[np.uint8]:
     """The mean grey of 9 x 9 parts of an image.
 
     Args:
-        image: uint8 ``[3, H, W]``; of a large one, every k-th pixel is looked at.
+        image: uint8 ``[3, H, W]``; of a large one, every k-th pixel is used.
 
     Returns:
         uint8 ``[9, 9]``.

@@ -21,7 +21,7 @@ import torchvision
 from torch import Tensor
 from tqdm import tqdm
 
-from sat_vg.backbone_finetuning.data.reading.decoder import Decoder, Traits, content_of
+from sat_vg.backbone_finetuning.data.reading.decoder import Decoder, Traits, fingerprint
 from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER
 from sat_vg.backbone_finetuning.data.reading.files import stamp_of_image
 from sat_vg.backbone_finetuning.data.reading.threads import run_in_order
@@ -61,15 +61,15 @@ class Examined(NamedTuple):
 
     Attributes:
         bad: the images that cannot be decoded, in the order of the paths.
-        contents: of every other path a fingerprint of its pixels (see ``content_of``).
-        looks: of every other path what ``look`` gave, if it was asked for.
+        contents: of every other path a fingerprint of its pixels (see ``fingerprint``).
+        stats: of every other path what ``measure`` gave, if it was given.
         sizes: of every other path its height and width in pixels.
-        traits: of every other path what its file says of its values.
+        traits: of every other path the traits of its values.
     """
 
     bad: list[BadImage]
     contents: dict[str, int]
-    looks: dict[str, Any]
+    stats: dict[str, Any]
     sizes: dict[str, tuple[int, int]]
     traits: dict[str, Traits]
 
@@ -82,7 +82,7 @@ class Readable(NamedTuple):
         left_out: images that could not be decoded.
         contents: of every path a fingerprint of its pixels.
         sizes: of every path its height and width in pixels.
-        traits: of every path what its file says of its values.
+        traits: of every path the traits of its values.
     """
 
     splits: Splits
@@ -103,7 +103,7 @@ class _Checked(NamedTuple):
     path: str
     key: int | None  # under which the record holds an image that decodes
     image: _Remembered
-    look: Any
+    stats: Any
     bad: BadImage | None
 
 
@@ -111,7 +111,7 @@ def examine_images(
     paths: Sequence[str],
     *,
     record: Path | None = None,
-    look: Callable[[Tensor], Any] | None = None,
+    measure: Callable[[Tensor], Any] | None = None,
     threads: int | None = None,
     show_progress: bool = True,
     decoder: Decoder = RGB_DECODER,
@@ -123,7 +123,7 @@ def examine_images(
         record: file that remembers which images decoded well, by path, size, inode and times, and their fingerprints,
             so that a later check passes over them. It is a cache: if it is damaged, of another version or cannot
             be written, the images are decoded. None remembers nothing.
-        look: called with every decoded image, uint8 ``[3, H, W]``, in some thread; no image is passed over then.
+        measure: called with every decoded image, uint8 ``[3, H, W]``, in some thread; the record is then not used.
         threads: images decoded at a time; by default one per available core.
         show_progress: show a progress bar where stderr is a terminal.
         decoder: how they are decoded; what one could read is no promise for another.
@@ -131,22 +131,22 @@ def examine_images(
     known = _read_record(record) if record is not None else {}
     before = len(known)
     examined = Examined([], {}, {}, {}, {})
-    passed_over = known if look is None else {}
+    passed_over = known if measure is None else {}
     bar = tqdm(total=len(paths), desc="checking images", unit="image", disable=None if show_progress else True)
     try:
         with bar:
-            for results in run_in_order(paths, lambda path: _check(path, passed_over, look, decoder), threads):
+            for results in run_in_order(paths, lambda path: _check(path, passed_over, measure, decoder), threads):
                 known.update({result.key: result.image for result in results if result.key is not None})
                 good = [result for result in results if result.bad is None]
                 examined.contents.update({result.path: result.image.content for result in good})
                 examined.sizes.update({result.path: (result.image.height, result.image.width) for result in good})
                 examined.traits.update({result.path: result.image.traits for result in good})
-                if look is not None:
-                    examined.looks.update({result.path: result.look for result in good})
+                if measure is not None:
+                    examined.stats.update({result.path: result.stats for result in good})
                 examined.bad.extend(result.bad for result in results if result.bad is not None)
                 bar.update(len(results))
     finally:  # what was checked before Ctrl-C need not be checked again
-        if record is not None and (len(known) > before or look is not None):
+        if record is not None and (len(known) > before or measure is not None):
             _write_record(record, known)
     return examined
 
@@ -236,7 +236,7 @@ def _listing(bad: Sequence[BadImage]) -> str:
 
 
 def _check(
-    path: str, known: Mapping[int, _Remembered], look: Callable[[Tensor], Any] | None, decoder: Decoder
+    path: str, known: Mapping[int, _Remembered], measure: Callable[[Tensor], Any] | None, decoder: Decoder
 ) -> _Checked:
     # Taken before decoding: a file that changes meanwhile is then decoded again next time.
     key = _key(path, decoder)
@@ -246,12 +246,12 @@ def _check(
     if isinstance(picture, str):
         return _Checked(path, None, _Remembered(0, 0, 0), None, BadImage(path, picture))
     image = picture.pixels
-    seen = _Remembered(content_of(image), image.shape[1], image.shape[2], picture.traits)
-    return _Checked(path, key, seen, look(image) if look else None, None)
+    seen = _Remembered(fingerprint(image), image.shape[1], image.shape[2], picture.traits)
+    return _Checked(path, key, seen, measure(image) if measure else None, None)
 
 
 def _key(path: str, decoder: Decoder = RGB_DECODER) -> int | None:
-    """64 bits of a hash of path, size, inode, times and decoder; None if the file cannot be looked at.
+    """64 bits of a hash of path, size, inode, times and decoder; None if there is no such file.
 
     A million images take 8 MB as such; that a bad image passes for a known one has a chance of 1 in 10**13.
     """

@@ -1,4 +1,4 @@
-"""What can be counted and measured on a data set: sizes, grey images, per-band mean and deviation, looks."""
+"""Statistics of a data set: sizes, grey images, mean and deviation by band."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from sat_vg.backbone_finetuning.data.sources.splits import Splits
 _PART = 2**20  # pixels that are counted at a time
 
 
-class Look(NamedTuple):
-    """What is kept of an image that was looked at.
+class ImageStats(NamedTuple):
+    """Measurements of one image.
 
     Attributes:
         size: width and height in pixels.
@@ -52,7 +52,7 @@ class Statistics:
     warnings: tuple[str, ...] = ()
 
 
-def look_at(image: Tensor) -> Look:
+def measure_image(image: Tensor) -> ImageStats:
     """Measure an image, uint8 ``[3, H, W]``."""
     pixels = image.permute(1, 2, 0).reshape(-1, 3).numpy()
     counts = np.zeros((3, 256), np.int64)  # exact, and no slower than sums of floats
@@ -63,17 +63,17 @@ def look_at(image: Tensor) -> Look:
     sums, squares = (counts @ values).astype(np.float64), (counts @ values**2).astype(np.float64)
     same = bool((counts == counts[0]).all())
     grey = same and bool((pixels == pixels[:, :1]).all())
-    return Look((image.shape[2], image.shape[1]), sums, squares, grey, thumbnail(image))
+    return ImageStats((image.shape[2], image.shape[1]), sums, squares, grey, thumbnail(image))
 
 
-def summarise_looks(looks: Sequence[Look]) -> Statistics:
+def summarise(stats: Sequence[ImageStats]) -> Statistics:
     """Numbers on all images together."""
-    count = sum(look.size[0] * look.size[1] for look in looks)
-    mean = np.sum([look.sums for look in looks], axis=0) / count
-    variance = np.sum([look.squares for look in looks], axis=0) / count - np.square(mean)
+    count = sum(one.size[0] * one.size[1] for one in stats)
+    mean = np.sum([one.sums for one in stats], axis=0) / count
+    variance = np.sum([one.squares for one in stats], axis=0) / count - np.square(mean)
     return Statistics(
-        sizes=dict(Counter(look.size for look in looks).most_common()),
-        grey=sum(look.grey for look in looks),
+        sizes=dict(Counter(one.size for one in stats).most_common()),
+        grey=sum(one.grey for one in stats),
         mean=tuple(float(value) for value in mean / 255),
         std=tuple(float(value) for value in np.sqrt(np.maximum(variance, 0)) / 255),
     )

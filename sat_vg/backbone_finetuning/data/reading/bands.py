@@ -1,4 +1,4 @@
-"""What a GeoTIFF says of itself, and which of its bands a configuration means."""
+"""Headers of GeoTIFFs, and the bands that a configuration names in them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 from sat_vg.backbone_finetuning.configs.band_choice import BandChoice, parse_band
 from sat_vg.backbone_finetuning.data.reading.decoder import Scaling
-from sat_vg.backbone_finetuning.data.reading.files import opened
+from sat_vg.backbone_finetuning.data.reading.files import read_file
 from sat_vg.backbone_finetuning.data.reading.gdal import require_rasterio, scaling_of, with_gdal
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, BandFiles
@@ -39,7 +39,7 @@ class ChosenBands(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself; ``nodata``, ``descriptions`` and ``scaling`` (scale and offset) by band."""
+    """The header of a GeoTIFF; ``nodata``, ``descriptions`` and ``scaling`` (scale and offset) by band."""
 
     count: int
     dtype: str
@@ -86,7 +86,7 @@ def find_bands(bands: Sequence[int | str], paths: Sequence[str], nodata: float |
     first: tuple[str, str] | None = None
     for path in paths:
         try:
-            header = opened(path, lambda file: with_gdal(file, lambda source, _: header_of(source)))
+            header = read_file(path, lambda file: with_gdal(file, lambda source, _: header_of(source)))
             return _choose([parse_band(band) for band in bands], header, path, nodata)
         except Unreadable as problem:
             first = first or (path, problem.reason)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sat_vg.backbone_finetuning.configs.choices import Cache
-from sat_vg.backbone_finetuning.data.reading.decoder import content_of
+from sat_vg.backbone_finetuning.data.reading.decoder import fingerprint
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_or_reason, decode_rgb
 from sat_vg.backbone_finetuning.data.reading.threads import run_in_order
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
@@ -70,7 +70,7 @@ class Reader(NamedTuple):
 
     Attributes:
         read: a file's path → its image, as ``decode_rgb`` gives it.
-        note: a line for the user on what is done; None where nothing was to be done.
+        note: a line for the user; None if images are decoded as asked.
     """
 
     read: Callable[[str], Tensor]
@@ -86,7 +86,7 @@ def lay_out(paths: Sequence[str], contents: Mapping[str, int], sizes: Mapping[st
 
     Args:
         paths: image files.
-        contents: fingerprints of their pixels (see ``checks.content_of``).
+        contents: fingerprints of their pixels (see ``checks.fingerprint``).
         sizes: their heights and widths.
     """
     row_of: dict[int, int] = {}
@@ -108,8 +108,8 @@ def lay_out(paths: Sequence[str], contents: Mapping[str, int], sizes: Mapping[st
 class DecodedImages:
     """Reads images from a file of their pixels. Worker processes get the open file, not its path.
 
-    The mapping is private: whoever writes into an image does so for the own process, never into the file. What the
-    file does not hold is decoded.
+    The mapping is private: writing into an image changes it for this process, never in the file. Images that the
+    file does not hold are decoded.
 
     Args:
         descriptor: of the open file, which this object closes.
@@ -297,13 +297,13 @@ def _fill(descriptor: int, layout: Layout) -> None:
         _NotKeptError: an image is not what it was when it was checked.
         OSError: there is no room.
     """
-    if hasattr(os, "posix_fallocate"):  # where there is too little room, this tells at once
+    if hasattr(os, "posix_fallocate"):  # fails at once where there is too little room
         os.posix_fallocate(descriptor, 0, layout.num_bytes)
 
     def place(path: str) -> str | None:
         content, offset, *size = layout.index[layout.rows[path]].tolist()
         image = decode_or_reason(path)
-        if isinstance(image, str) or list(image.shape[1:]) != size or content_of(image) != content:
+        if isinstance(image, str) or list(image.shape[1:]) != size or fingerprint(image) != content:
             return f"{path!r} has changed since it was checked"
         _write(descriptor, image.permute(1, 2, 0).contiguous().numpy(), offset)
         return None

@@ -1,4 +1,4 @@
-"""What a file becomes: an image with the traits of its values, by a decoder."""
+"""Decoders: an image file → a tensor with the traits of its values."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from typing import BinaryIO, NamedTuple
 
 from torch import Tensor
 
-from sat_vg.backbone_finetuning.data.reading.files import opened
+from sat_vg.backbone_finetuning.data.reading.files import read_file
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.unreadable import Unreadable
 
@@ -15,7 +15,7 @@ Scaling = tuple[tuple[float, float], ...]
 
 
 class Traits(NamedTuple):
-    """What an image's file says of its values.
+    """Traits of an image's values, by its file.
 
     Attributes:
         depth: kind of the values: ``8-bit``, ``16-bit``; of chosen bands their type.
@@ -26,7 +26,7 @@ class Traits(NamedTuple):
         nodata: by chosen band.
         names: descriptions of the bands that were chosen by their number.
         levels: how many levels of grey deep pixels have as 8 bits, at most; 0: they are no deep pixels.
-        fills: values that were taken for "no value" though no tag says so.
+        fills: values that were taken for "no value" without a tag.
     """
 
     depth: str = "8-bit"
@@ -61,7 +61,7 @@ class Traits(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A decoded image ``[C, H, W]``, and what its file says of its values."""
+    """A decoded image ``[C, H, W]`` and the traits of its values."""
 
     pixels: Tensor
     traits: Traits = Traits()
@@ -86,14 +86,14 @@ class Decoder:
             DataError: the file cannot be read; names file, reason and remedy.
         """
         try:
-            return opened(path, self.decode).pixels
+            return read_file(path, self.decode).pixels
         except Unreadable as problem:
             raise DataError(f"cannot read the image {str(path)!r}: {problem.reason}; {problem.remedy}") from None
 
     def examine(self, path: str | Path) -> Picture | str:
         """The image with its traits, or the reason why the file cannot be read, without its path."""
         try:
-            return opened(path, self.decode)
+            return read_file(path, self.decode)
         except Unreadable as problem:
             return problem.reason
 
@@ -103,7 +103,7 @@ class Decoder:
         return picture if isinstance(picture, str) else picture.pixels
 
 
-def content_of(image: Tensor) -> int:
+def fingerprint(image: Tensor) -> int:
     """A fingerprint of size and pixels of an image: 63 bits of a hash.
 
     Of the pixels and not of the file, so that a copy with other metadata or in another lossless format is one.

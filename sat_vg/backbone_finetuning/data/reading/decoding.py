@@ -18,7 +18,7 @@ several frames or pages                 the first
 float, signed, 32 bits, over 4 bands    refused; ``geo`` reads them as they are
 ======================================  ===========================================================
 
-GDAL marks the fourth of four 8-bit bands as alpha unless it is told otherwise, and in many data sets it is near
+GDAL marks the fourth of four 8-bit bands as alpha by default, and in many data sets it is near
 infrared. So in a TIFF that software for geodata wrote alpha is taken for transparency only if it is nearly binary: no
 value between 0 and full, or at least three times as many full ones as such.
 
@@ -161,7 +161,7 @@ def _decode_jpeg(data: bytearray) -> Picture:
             raise Unreadable(f"it is a JPEG of more than {_MAX_SCANS} scans, made to keep decoders busy")
     # Versions of torchvision differ in how they turn CMYK into RGB, hence Pillow's for all.
     if decode_jpeg is not None and header is not None and header.components != 4 and is_whole:
-        # What torchvision refuses Pillow then reads, or tells better why not.
+        # Pillow then reads what torchvision refuses, or gives a better reason.
         with contextlib.suppress(RuntimeError), one_large_at_a_time(header.width * header.height):
             encoded = torch.frombuffer(data, dtype=torch.uint8)
             image: Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)

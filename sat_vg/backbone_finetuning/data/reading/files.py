@@ -44,11 +44,11 @@ def stamp_of_image(path: str) -> str:
     return path.stamp() if isinstance(path, PathInArchive) else stamp_of(path)
 
 
-def opened(path: str | Path, use: Callable[[BinaryIO], T]) -> T:
+def read_file(path: str | Path, use: Callable[[BinaryIO], T]) -> T:
     """What ``use`` makes of a file that has an end and is not too large.
 
     Raises:
-        Unreadable: there is no such file, it cannot be opened, or ``use`` says so.
+        Unreadable: there is no such file, it cannot be opened, or ``use`` cannot read it.
         DataError: it lies in an archive that cannot be fetched.
     """
     _mute_warnings()

@@ -1,6 +1,6 @@
 """Files that GDAL opens, and their colours: from memory, by the driver that their first bytes name.
 
-GDAL is shown nothing but the bytes of one file, and no driver but that of its format: some of GDAL's formats name
+GDAL gets the bytes of one file and the driver of its format alone: some of GDAL's formats name
 other files, or hosts to fetch from. What lies beside a file (``.aux.xml``, ``.msk``, ``.ovr``) is not read.
 """
 
@@ -153,7 +153,7 @@ def colours_of(source: Any, num_bytes: int, inverts: bool) -> Colours:
     Args:
         source: it.
         num_bytes: of its file.
-        inverts: its largest value is black.
+        inverts: whether its largest value is black.
 
     Raises:
         Unreadable: it is too large, or its values are not unsigned integers of 16 bits at the most.

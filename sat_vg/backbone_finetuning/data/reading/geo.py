@@ -110,7 +110,7 @@ def decoder_of_files(
 
 
 def _values_of(source: Any, files: BandFiles, num_bytes: int) -> tuple[NDArray[np.float32], Traits]:
-    """The values of the chosen bands ``[C, H, W]``, NaN where there is none, and what the file says of them."""
+    """The values of the chosen bands ``[C, H, W]``, NaN where there is none, and their traits."""
     header = header_of(source)
     numbers = numbers_in(header, files)
     scaling = _scaling_of(header, files, numbers)
@@ -152,7 +152,7 @@ def _scaled(stored: NDArray[Any], scaling: Sequence[tuple[float, float]]) -> NDA
 
 
 def _bounded_step(source: Any, header: Header, num_bands: int, num_bytes: int) -> int:
-    """Each so-manieth row and column is read, so that memory is bounded.
+    """The step between rows and columns that are read, which bounds the memory.
 
     Raises:
         Unreadable: even listing or unpacking the image would take too much.
@@ -205,7 +205,7 @@ def _scaling_of(header: Header, files: BandFiles, numbers: Sequence[int]) -> lis
 
 
 def _masked(source: Any, numbers: Sequence[int], shape: tuple[int, int]) -> tuple[list[int], str]:
-    """Those of the chosen bands whose mask tells what is missing, and what the file's alpha is (see ``Traits``).
+    """The chosen bands whose mask marks missing values, and the kind of the file's alpha (see ``Traits``).
 
     An alpha band is no mask where it was chosen, or where its values are no transparency.
     """

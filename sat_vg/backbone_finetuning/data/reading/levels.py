@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from sat_vg.backbone_finetuning.data.reading.decoder import Decoder, Picture, Scaling, Traits
-from sat_vg.backbone_finetuning.data.reading.files import opened
+from sat_vg.backbone_finetuning.data.reading.files import read_file
 from sat_vg.backbone_finetuning.data.reading.gdal import (
     colours_of,
     gdal_versions,
@@ -88,7 +88,7 @@ def find_levels(paths: Sequence[str]) -> Levels:
     units, reason = None, ""
     for path in paths:
         try:
-            units = opened(path, _read).scaling
+            units = read_file(path, _read).scaling
             break
         except Unreadable as problem:
             reason = reason or f" (the first, {path!r}: {problem.reason})"
@@ -125,7 +125,7 @@ def _levels_of(counts: NDArray[np.int64], units: Scaling) -> Levels:
 def _count(path: str, units: Scaling) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """By band the values of an image in the units of the first one, and how often there are."""
     try:
-        deep = opened(path, _read)
+        deep = read_file(path, _read)
     except Unreadable:  # the check names it
         return []
     counted = []

@@ -1,4 +1,4 @@
-"""What reading one image may cost: bounds on size, on the directories of a TIFF, and on large images at a time."""
+"""Bounds on the cost of reading an image: its size, the directories of a TIFF, large images at a time."""
 
 import contextlib
 import struct
@@ -75,7 +75,7 @@ def tell_reduced(width: int, height: int, step: int) -> None:
 def require_bounded_tiff(file: BinaryIO) -> None:
     """Refuse a TIFF of so many pages, or of so long a tag, that only listing them takes long; leaves it at its start.
 
-    What is no TIFF, or cut short, is left to its reader to refuse.
+    Other files, and TIFFs that are cut short, are left to their readers.
 
     Raises:
         Unreadable: names the limit.

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from sat_vg.backbone_finetuning.data.reading.files import opened
+from sat_vg.backbone_finetuning.data.reading.files import read_file
 from sat_vg.backbone_finetuning.data.shards.index import ListedShard
 from sat_vg.backbone_finetuning.data.shards.paths import ShardPath
 from sat_vg.backbone_finetuning.data.shards.scan import LABEL, LABELS, ScannedShard, label_set_of
@@ -175,7 +175,7 @@ def _stamp(path: str) -> str:
 
 
 def _bytes_of(path: str) -> bytes:
-    return opened(path, lambda file: file.read())
+    return read_file(path, lambda file: file.read())
 
 
 def _explained(path: str, read: Callable[[str], T]) -> T:

@@ -89,7 +89,7 @@ def _without_quotes(name: str) -> str:
     return name[1:-1].strip() if len(name) > 1 and name[0] == name[-1] and name[0] in "'\"" else name
 
 
-def judge_cells(cells: Sequence[str], separator: str, column: str) -> list[str]:
+def check_cells(cells: Sequence[str], separator: str, column: str) -> list[str]:
     """A line where cells seem to hold several classes with something else than the separator between.
 
     Commas, semicolons and lists in brackets are taken for that; spaces, slashes, plus and ampersand only where each

@@ -1,7 +1,7 @@
 """A copy of a named data set on this machine: found, downloaded where that is possible, and unpacked where need be.
 
-What is downloaded or unpacked goes into a folder of another name first and is renamed once it is whole, so a process
-that is killed leaves nothing that counts; the next one clears up. Of two processes one waits for the other.
+Downloads and unpacked files go into a temporary folder that is renamed once it is complete, so a killed process
+leaves nothing that is taken for a copy. Of two processes one waits for the other.
 """
 
 import hashlib
@@ -27,16 +27,16 @@ from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.file_locks import alone_with
 from sat_vg.backbone_finetuning.utils.safe_files import folder_aside, remove_unfinished
 
-# What torchvision's classes let escape where files are missing, damaged or out of reach.
+# Raised by torchvision's classes where files are missing, damaged or out of reach.
 _TORCHVISION_ERRORS = (
     OSError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AssertionError, AttributeError,
     EOFError, HTTPException, UnpicklingError, TarError, BadZipFile, ZlibError,
 )  # fmt: skip
-_PATIENCE_S = 60  # for a server that says nothing
+_PATIENCE_S = 60  # for a server that does not answer
 
 
 def require_copy(dataset: NamedDataset, root: Path, tell: Callable[[str], None]) -> None:
-    """See to it that a folder holds a whole copy of a data set, by a download if need be.
+    """Make sure that a folder holds a complete copy of a data set, by a download if necessary.
 
     Args:
         dataset: which.

@@ -102,7 +102,7 @@ def read_image_table(
 
 
 def _real(image: Path, folders: dict[Path, Path]) -> Path:
-    """Where a file really lies; each folder is looked up once, which in long lists is most of the work."""
+    """The resolved path of a file; each folder is resolved once, which in long lists is most of the work."""
     if image.name == ".." or os.path.islink(image):  # noqa: PTH114 - Path raises at long names
         return image.resolve()
     if image.parent not in folders:

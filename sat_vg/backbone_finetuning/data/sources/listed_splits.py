@@ -14,7 +14,7 @@ from sat_vg.backbone_finetuning.utils.errors import DataError
 
 
 class ListedImage(NamedTuple):
-    """An image with what is known of it.
+    """An image of a list.
 
     Attributes:
         path: the file to open.

@@ -14,7 +14,7 @@ _CACHE_GIB = 16.0  # as in the configuration
 
 @dataclass(frozen=True, kw_only=True)
 class ImageQuery:
-    """Where images come from, as a user says it.
+    """The settings that say where images come from.
 
     Attributes:
         path: a folder, file or glob; None: none was given.
@@ -53,7 +53,7 @@ class ImageQuery:
 
 @dataclass(frozen=True)
 class ImageList:
-    """Images in order, with what is known of their classes.
+    """Images in order, with their classes if these are known.
 
     Attributes:
         paths: files to open: the folder as it was given, and what follows.

@@ -91,7 +91,7 @@ def describe_folders(found: dict[str, Path], names: dict[str, str]) -> str:
     return ", split folders " + ", ".join(f"{found[role].name!r} ({role})" for role in names if role in found)
 
 
-def judge_layout(root: Path, class_names: Sequence[str]) -> list[str]:
+def check_layout(root: Path, class_names: Sequence[str]) -> list[str]:
     """A line where the "classes" seem to be something else: splits, parts of the data set, folders around splits."""
     inner = {name: set(subfolders(root / name)) for name in subfolders(root) if _holds_only_folders(root / name)}
     around = [name for name, folders in inner.items() if {"train"} < set(map(role_of, folders)) - {None}]

@@ -2,7 +2,7 @@
 
 Two layouts are read: a root with ``train/`` and ``val/`` (``test/`` if there is one), each with a folder per
 class; or a root with a folder per class, of which each class is split by seed. Images lie at any depth inside
-their class folder and are told by their ending. Names that begin with a dot, and folders that systems and
+their class folder and are recognised by their ending. Names that begin with a dot, and folders that systems and
 archives leave behind, are skipped. Split folders may have other usual names (see ``split_folders``). Names of
 classes are the same in composed and decomposed Unicode. Symbolic links are followed, also out of the root; a real
 folder is read once per class, and a link inside a class that leads to a folder around that class is not followed:
@@ -28,10 +28,10 @@ from sat_vg.backbone_finetuning.data.sources.image_files import (
     subfolders,
 )
 from sat_vg.backbone_finetuning.data.sources.split_folders import (
+    check_layout,
     describe_folders,
     find_splits,
     holds_only_images,
-    judge_layout,
     unpacked,
 )
 from sat_vg.backbone_finetuning.utils.errors import DataError
@@ -198,7 +198,7 @@ def load_class_folders(
         classes = _require_classes(root, _scan_classes(root, left_out), left_out)
         train, val = split_off(classes, val_fraction, seed)
         splits = describe_splits(train, val, None, how=f", split by seed {seed}")
-        notes = (*splits.notes, *_judge_forms(root), *judge_layout(root, tuple(classes)))
+        notes = (*splits.notes, *_check_forms(root), *check_layout(root, tuple(classes)))
         return with_others(splits, notes, val_is_drawn=True)
     train_root = unpacked(found["train"], ())
     classes = _require_classes(train_root, _scan_classes(train_root, left_out), left_out)
@@ -214,12 +214,12 @@ def load_class_folders(
     note = f"; not used: {listing(unused)}{unlabelled}" if unused else ""
     if "val" in held:
         splits = describe_splits(as_split("train", classes, names), held["val"], held.get("test"), how=how + note)
-        return with_others(splits, (*splits.notes, *_judge_forms(train_root)))
+        return with_others(splits, (*splits.notes, *_check_forms(train_root)))
     train, val = split_off(classes, val_fraction, seed)
     share = f"{100 * val_fraction:g}% of {label!r} by seed {seed}"
     how = f"{how}, no folder {val_split!r}, so val is {share}{note}"
     splits = describe_splits(train, val, held.get("test"), how=how)
-    return with_others(splits, (*splits.notes, *_judge_forms(train_root)), val_is_drawn=True)
+    return with_others(splits, (*splits.notes, *_check_forms(train_root)), val_is_drawn=True)
 
 
 def _count(splits: Splits) -> int:
@@ -290,7 +290,7 @@ def _scan_classes(folder: Path, left_out: "Counter[str]") -> dict[str, list[str]
     return classes
 
 
-def _judge_forms(folder: Path) -> list[str]:
+def _check_forms(folder: Path) -> list[str]:
     """A line for class folders that are one class, as their names differ in their Unicode form alone."""
     counts = Counter(map(same_form, subfolders(folder)))
     return [
@@ -345,7 +345,7 @@ def _require_folder(root: Path) -> None:
 
 
 def _require_classes(folder: Path, classes: dict[str, list[str]], left_out: "Counter[str]") -> dict[str, list[str]]:
-    """Refuse what is no set of at least two filled class folders, with a hint at what it seems to be."""
+    """Require at least two class folders with images; else raise an error with a hint."""
     place = repr(str(folder))
     if not classes:
         files = [entry.name for entry in entries_of(folder)]

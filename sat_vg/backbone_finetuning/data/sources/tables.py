@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sat_vg.backbone_finetuning.data.sources.class_names import (
     SEPARATOR,
-    judge_cells,
+    check_cells,
     missing_values,
     names_in,
     same_form,
@@ -113,7 +113,7 @@ def load_table(query: ImageQuery) -> Splits:
         drawn = f", no line says {query.val_split!r}, so val is {share}"
     splits = splits_of(listed, f"table {str(path)!r}", query, drawn, is_multi_label=is_multi_label)
     column = "labels" if is_multi_label else "label"
-    doubts = judge_cells([row.cells[column] for row in table.rows], separator, column)
+    doubts = check_cells([row.cells[column] for row in table.rows], separator, column)
     doubts += missing_values(splits.class_names) + _unread_splits(table, is_told="split" in table.rows[0].cells)
     return replace(splits, notes=(*splits.notes, *(f"table {str(path)!r}: {doubt}" for doubt in doubts)))
 
@@ -211,7 +211,7 @@ def _require_files(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _alike(paths: Sequence[str]) -> list[str]:
-    """All paths relative or all absolute, so that what they have in common can be told."""
+    """All paths relative or all absolute, so that they have a common folder."""
     if not any(Path(path).is_absolute() for path in paths):
         return list(paths)
     return [str(Path(path).absolute()) for path in paths]

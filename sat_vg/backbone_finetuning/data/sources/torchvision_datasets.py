@@ -26,7 +26,7 @@ class NamedDataset:
         title: its name as its authors write it.
         kind: torchvision's class.
         parts: the arguments that give train and, where they are its own, val and test.
-        needs: paths in the folder of a copy, without which it is no whole copy.
+        needs: paths that a complete copy has in its folder.
         by_hand: what to bring into that folder where it cannot be downloaded.
         files: path and class of each image of an object of that class; None: they are unpacked.
         class_names: of all classes, by number, for what is unpacked.
