@@ -10,15 +10,20 @@ import torch
 from torch import nn
 from torchvision.models.regnet import BlockParams
 
-from sat_vg.backbone_finetuning.models.networks.table import BackboneRow, build_network
+from sat_vg.backbone_finetuning.models.networks.facts import read_facts
+from sat_vg.backbone_finetuning.models.networks.table import BACKBONES, BackboneRow, build_network
 
-# A small one of each family.
+_FACTS = read_facts()
+# Blocks that the smallest of their families have not.
+_OTHER_BLOCKS = ["resnext50_32x4d", "efficientnet_v2_s", "swin_v2_t"]
+# The smallest one of each family, and those.
 SMALL = [
-    "resnet18", "resnet50", "resnext50_32x4d", "regnet_y_400mf", "densenet121", "vgg11_bn", "alexnet", "mobilenet_v2",
-    "mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5", "efficientnet_b0", "efficientnet_v2_s", "convnext_tiny",
-    "vit_b_16", "swin_t", "swin_v2_t", "squeezenet1_1", "googlenet", "inception_v3", "maxvit_t", "custom_cnn",
-]  # fmt: skip
-SIZES = {"Inception v3": 96, "MaxViT": 224}
+    *dict.fromkeys(
+        min((name for name, row in BACKBONES.items() if row.family is family), key=lambda name: _FACTS[name].parameters)
+        for family in (row.family for row in BACKBONES.values())
+    ),
+    *_OTHER_BLOCKS,
+]
 
 
 def slow_but(quick: Collection[str], names: Iterable[str]) -> list:
@@ -27,8 +32,9 @@ def slow_but(quick: Collection[str], names: Iterable[str]) -> list:
 
 
 def smallest_size(row: BackboneRow) -> int:
-    """The image size that a family is tried at."""
-    return SIZES.get(row.family.name, 64 if not row.name.endswith("_14") else 56)
+    """The image size that a network is tried at."""
+    multiple = row.family.image_multiple(row.name)
+    return max(multiple, (64 if row.family.smallest_image <= 64 else 96) // multiple * multiple)
 
 
 @contextmanager

@@ -40,15 +40,15 @@ class Artifact:
 
     Attributes:
         backbone: torchvision's name.
-        class_names: in the order of the classifier's outputs.
-        preprocessing: what an image goes through before the backbone.
+        class_names: names of the classes, in the order of the classifier's outputs.
+        preprocessing: steps that an image goes through before the backbone.
         state_dict: weights under torchvision's own names, classifier included.
-        dropout: before the classifier, in training.
-        config: the run's configuration, plain data; empty where there was none.
-        metrics: the validation metrics of these weights, plain numbers.
-        versions: of the libraries that wrote the file.
-        temperature: what logits are divided by where probabilities are wanted.
-        task: whether an image has one class or any number of them.
+        dropout: probability of dropping a pooled feature, in training.
+        config: configuration of the run, plain data; empty where there was none.
+        metrics: validation metrics of these weights, plain numbers.
+        versions: versions of the libraries that wrote the file.
+        temperature: divisor of the logits where probabilities are wanted.
+        task: ``single_label`` or ``multi_label``.
     """
 
     backbone: str

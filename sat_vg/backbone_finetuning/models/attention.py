@@ -18,23 +18,10 @@ _LARGEST_RESULT = 2 * 2**30  # bytes
 def attention_maps(
     network: nn.Module, row: BackboneRow, stages: Sequence[Stage], images: Tensor, layer_idx: int
 ) -> Tensor:
-    """Attention weights of one block of a ViT (Dosovitskiy et al., 2021), as the block applies them.
+    """Attention weights of one block, as the block applies them; see ``FineTuneModel.get_attention_maps``.
 
-    They are computed once more, since the fused attention of a forward pass never holds them.
-
-    Args:
-        network: the backbone, or any module with the same children, such as a feature extractor.
-        row: the backbone's row of the table.
-        stages: the backbone's stages.
-        images: ``[B, C, H, W]``, normalised.
-        layer_idx: block, counted from 0 over the whole network in order of depth; negative from the end.
-
-    Returns:
-        ``[B, heads, tokens, tokens]``: row i holds how much token i takes from each token and sums to 1. Token 0 is
-        the class token.
-
-    Raises:
-        ConfigError: the backbone is no ViT, or has no such block, or the result would be larger than 2 GiB.
+    They are computed once more, since the fused attention of a forward pass never holds them. ``network`` may be any
+    module with the backbone's children, such as a feature extractor.
     """
     return attention_on_grid(network, row, stages, images, layer_idx)[0]
 

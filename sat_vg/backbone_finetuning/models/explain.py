@@ -18,6 +18,7 @@ from sat_vg.backbone_finetuning.models.probabilities import PROBABILITIES
 from sat_vg.backbone_finetuning.models.staged_classifier import StagedClassifier
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
+from sat_vg.backbone_finetuning.utils.printable import list_some
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
 
 _SMALLEST_CONTRAST = 1e-5  # of the highest value; smaller differences are rounding and no picture of anything
@@ -34,22 +35,9 @@ def grad_cam(
     convolutions pad on both sides, what a cell sees is centred up to half a cell further up and left.
 
     The model is run in eval mode and left as it was: training flags, parameters, ``requires_grad`` and ``.grad``;
-    which stages are frozen makes no difference.
-
-    Args:
-        model: the classifier to explain.
-        images: ``[B, C, H, W]``, normalised; of any size that the backbone takes.
-        classes: the class to explain: its index or name for all images, or indices ``[B]``; unset: of each image the
-            class that is predicted.
-        stage: whose map is looked at; unset: the deepest one whose map the logit depends on. In a ViT, whose class
-            token alone is read at the end, this is the input of the last block. Earlier stages show finer but less
-            meaningful places.
-
-    Returns:
-        Heat ``[B, H, W]``, float32, 0 to 1, on the images' device.
-
-    Raises:
-        ConfigError: there is no such class or stage, the stage gives no map, or the images are no batch.
+    which stages are frozen makes no difference. Arguments, result and errors are those of ``FineTuneModel.explain``.
+    In a ViT, whose class token alone is read at the end, the deepest map that the logit depends on is the input of
+    the last block. Earlier stages show finer but less meaningful places.
     """
     _check_batch(model, images)
     if not images.is_floating_point():
@@ -100,24 +88,7 @@ def save_explanation(
     stage: str | None = None,
     layer_idx: int | None = None,
 ) -> None:
-    """Draw images beside what the model looked at in them, as a PNG.
-
-    Over each image stand the predicted class with its probability and the explained class. Drawn are the bands that
-    are named red, green and blue; where these are not all there, the first three channels, or a single one in grey.
-
-    Args:
-        model: the classifier to explain.
-        images: ``[B, C, H, W]``: uint8, or normalised floats; of any size that the backbone takes.
-        path: of the PNG; it appears whole or not at all.
-        kind: ``grad_cam``, for every backbone; ``attention``, for ViT.
-        classes: for Grad-CAM, as there.
-        stage: for Grad-CAM, as there.
-        layer_idx: for attention: the block, from 0, negative from the end; unset: the last.
-
-    Raises:
-        ConfigError: an argument that cannot be used, or that this kind has no use for.
-        WriteError: the file cannot be written.
-    """
+    """Draw images beside what the model looked at in them, as a PNG; see ``FineTuneModel.save_explanation``."""
     path = Path(path)
     _check_choice(kind, path, classes, stage, layer_idx)
     _check_batch(model, images)
@@ -202,17 +173,13 @@ def _heat(maps: Tensor, slopes: Tensor, image_hw: tuple[int, int]) -> Tensor:
 
 
 def _class_indices(model: StagedClassifier, classes: Tensor | int | str, batch: int) -> Tensor:
-    """Indices ``[batch]`` of the classes to explain.
-
-    Raises:
-        ConfigError: there is no such class, or there are more or fewer than images.
-    """
+    """Indices ``[batch]`` of the classes to explain."""
     if isinstance(classes, str):
         if classes not in model.class_names:
             near = difflib.get_close_matches(classes, model.class_names, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ConfigError(
-                f"classes = {classes!r}: no class of this model; {hint}Classes: {_some(model.class_names)}"
+                f"classes = {classes!r}: no class of this model; {hint}Classes: {list_some(model.class_names, 20)}"
             )
         classes = model.class_names.index(classes)
     indices = torch.as_tensor(classes)
@@ -225,11 +192,6 @@ def _class_indices(model: StagedClassifier, classes: Tensor | int | str, batch: 
     if wrong:
         raise ConfigError(f"classes = {wrong[0]}: this model has classes 0 to {model.num_classes - 1}")
     return indices.long().expand(batch)
-
-
-def _some(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:20])
-    return shown if len(names) <= 20 else f"{shown} and {len(names) - 20} more"
 
 
 def _check_batch(model: StagedClassifier, images: Tensor) -> None:
@@ -251,11 +213,7 @@ def _check_gives_map(model: StagedClassifier, stage: str) -> None:
 def _check_choice(
     kind: str, path: Path, classes: Tensor | int | str | None, stage: str | None, layer_idx: int | None
 ) -> None:
-    """Refuse arguments that would be passed over in silence.
-
-    Raises:
-        ConfigError: names the argument and the remedy.
-    """
+    """Refuse arguments that would be passed over in silence."""
     if kind not in ("grad_cam", "attention"):
         raise ConfigError(f"kind = {kind!r}: must be 'grad_cam' or 'attention'")
     if path.suffix.lower() != ".png":

@@ -27,24 +27,23 @@ class FeatureExtractor(nn.Module):
     for the classifier.
 
     Attributes:
-        out_names: the stages whose maps are given, in order of depth.
+        out_names: names of the stages whose maps are given, in order of depth.
         channels: channels of each map, measured.
-        strides: input pixels per map pixel, measured.
-        stage_strides: of every stage that gives a map, by name, wanted or not.
+        strides: input pixels per map pixel of each map, measured.
+        stage_strides: strides of all stages that give a map, wanted or not, by name.
         num_channels: channels of the last map.
         embed_dim: length of the pooled vector.
-        size_divisibility: images are padded to multiples of this.
-        smallest_image: and to so many pixels a side at least.
-        mean: of the normalisation, for images scaled to [0, 1].
-        std: of the normalisation.
+        size_divisibility: number whose multiples images are padded to.
+        smallest_image: pixels a side that images are padded to at least.
+        mean, std: normalisation, for images scaled to [0, 1].
         in_channels: channels of the input.
-        bands: what they are, in order.
-        image_size: of the training images, in pixels.
-        interpolation: of the training images' resizing.
-        class_names: of the classes it was fine-tuned on.
-        backbone: torchvision's name.
-        provenance: where the weights come from, plain data.
-        trainable_stages: stages with gradients.
+        bands: names of these channels, in order.
+        image_size: height and width of the training images, in pixels.
+        interpolation: interpolation of the training images' resizing.
+        class_names: classes it was fine-tuned on.
+        backbone: name of the backbone, torchvision's.
+        provenance: origin of the weights, plain data.
+        trainable_stages: names of the stages with gradients.
     """
 
     def __init__(  # noqa: PLR0913 - built by FineTuneModel.get_feature_extractor alone
@@ -103,11 +102,7 @@ class FeatureExtractor(nn.Module):
             self.register_buffer(name, buffer)
 
     def _dilate(self) -> None:
-        """Take away the last halving of the resolution; the maps that are given stay the same ones.
-
-        Raises:
-            ConfigError: it cannot be done with this backbone.
-        """
+        """Take away the last halving of the resolution; the maps that are given stay the same ones."""
         strides = self.stage_strides
         largest = max(strides.values())
         first = next(place for place, stage in enumerate(self._stages) if strides.get(stage.name) == largest)
@@ -270,12 +265,12 @@ class FeatureExtractor(nn.Module):
 
     def _pad(self, images: Tensor, value: float) -> Tensor:
         """Pad ``[B, C, H, W]`` at the right and the bottom to multiples of ``size_divisibility``."""
-        down, right = (self._missing(side) for side in images.shape[-2:])
+        at_least = [max(side, self.smallest_image) for side in images.shape[-2:]]
+        down, right = (
+            least - side + -least % self.size_divisibility
+            for side, least in zip(images.shape[-2:], at_least, strict=True)
+        )
         return images if down == right == 0 else functional.pad(images, (0, right, 0, down), value=value)
-
-    def _missing(self, side: int) -> int:
-        at_least = max(side, self.smallest_image)
-        return at_least - side + -at_least % self.size_divisibility
 
     def transforms(self) -> nn.Module:
         """A PIL image or uint8 tensor ``[C, H, W]`` → ``[C, image_size, image_size]``, as in the validation.
@@ -317,11 +312,7 @@ class FeatureExtractor(nn.Module):
 
 
 def _by_name(wanted: Sequence[str | int], names: Sequence[str]) -> tuple[str, ...]:
-    """Names of stages that were asked for by name or by position.
-
-    Raises:
-        ConfigError: there is no such name or position; the message lists all.
-    """
+    """Names of stages that were asked for by name or by position."""
     if isinstance(wanted, str) or not wanted:
         raise ConfigError(f"out_names = {wanted!r}: must be a list of stages that is not empty: {', '.join(names)}")
     for position in wanted:

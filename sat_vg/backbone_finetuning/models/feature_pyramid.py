@@ -37,15 +37,12 @@ class SimpleFeaturePyramid(nn.Module):
         channels: of every map.
 
     Attributes:
-        extractor: the wrapped one.
+        extractor: wrapped extractor.
         out_names: ``p2 … p5``, in falling order of resolution.
-        channels: of each map.
+        channels: channels of each map.
         strides: input pixels per map pixel; integers but where the patch does not divide by 4.
         num_channels: channels of the last map.
-        size_divisibility: images are padded to multiples of this, by the extractor.
-        mean: of the normalisation, for images scaled to [0, 1].
-        std: of the normalisation.
-        in_channels: channels of the input.
+        size_divisibility, mean, std, in_channels: those of the extractor.
         untrained: True: the pyramid's own layers need training.
 
     Raises:

@@ -138,7 +138,7 @@ class FineTuneModel(StagedClassifier):
         Args:
             images: ``[B, C, H, W]``, normalised.
             classes: index or name of the class for all images, or indices ``[B]``; unset: what is predicted.
-            stage: whose map is looked at; unset: the deepest one whose map the logit depends on.
+            stage: stage of the map; unset: the deepest one whose map the logit depends on.
 
         Returns:
             Heat ``[B, H, W]``, float32, 0 to 1; zeros where nothing speaks for the class.
@@ -158,7 +158,10 @@ class FineTuneModel(StagedClassifier):
         stage: str | None = None,
         layer_idx: int | None = None,
     ) -> None:
-        """Draw images beside what the model looked at in them, as a PNG; see ``explain.save_explanation``.
+        """Draw images beside what the model looked at in them, as a PNG.
+
+        Over each image stand the predicted class with its probability and the explained class. The bands named red,
+        green and blue are drawn; where these are not all there, the first three channels, or a single one in grey.
 
         Args:
             images: ``[B, C, H, W]``: uint8, or normalised floats.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sat_vg.backbone_finetuning.models.networks.families.timm_cutting import TRUNK
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, WeightsError
 from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, parse_json
+from sat_vg.backbone_finetuning.utils.printable import list_some
 from sat_vg.backbone_finetuning.utils.tensor_files import is_safetensors, load_tensors, safetensors_metadata
 
 _MAX_DEPTH = 8  # dictionaries within dictionaries
@@ -76,7 +77,11 @@ def read_weights(path: Path) -> WeightsFile:
         else:
             others[_WRAPPERS.sub("", name)] = type(value).__name__
     if not tensors:
-        held = f"a {type(content).__name__}" if not isinstance(content, Mapping) else _some(others) or "nothing"
+        held = (
+            f"a {type(content).__name__}"
+            if not isinstance(content, Mapping)
+            else list_some([f"{name} ({kind})" for name, kind in others.items()]) or "nothing"
+        )
         raise WeightsError(
             f"weights = {str(path)!r}: the file holds no state dict, but {held}; expected names with tensors, such "
             "as torch.save(network.state_dict(), PATH) writes"
@@ -235,8 +240,3 @@ def _as_float32(part: dict[str, Tensor], prefix: str, notes: list[str]) -> Chose
         notes.append(f"converted from {', '.join(sorted(str(kind).removeprefix('torch.') for kind in kinds))}")
     tensors = {name: value.float() if value.is_floating_point() else value for name, value in part.items()}
     return ChosenTensors(tensors, prefix, tuple(notes))
-
-
-def _some(others: Mapping[str, str], limit: int = 4) -> str:
-    names = [f"{name} ({kind})" for name, kind in others.items()]
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -2,12 +2,13 @@
 
 import difflib
 import unicodedata
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 from urllib.error import URLError
 
+import torch
 from torch import Tensor, nn
 
 from sat_vg.backbone_finetuning.models.input_bands import first_convolution, inflate_rgb, of_bands
@@ -16,17 +17,11 @@ from sat_vg.backbone_finetuning.models.networks.families.timm_networks import PR
 from sat_vg.backbone_finetuning.models.networks.table import BackboneRow, new_layers, present_auxiliary_heads
 from sat_vg.backbone_finetuning.models.position_embedding import resample_positions
 from sat_vg.backbone_finetuning.models.probabilities import TaskName
-from sat_vg.backbone_finetuning.models.weight_checks import (
-    explain_misfit,
-    require_no_deeper,
-    require_numbers,
-    require_whole,
-    some,
-)
 from sat_vg.backbone_finetuning.models.weight_files import ChosenTensors, WeightsFile, choose_tensors, read_weights
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, WeightsError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.preprocessing import IMAGENET_MEAN, IMAGENET_STD, RGB, Preprocessing
+from sat_vg.backbone_finetuning.utils.printable import list_some
 
 # num_batches_tracked counts steps and shapes no output; old files lack it.
 _COUNTER = "num_batches_tracked"
@@ -85,21 +80,21 @@ class LoadedWeights:
             return f"weights: {self.source}"
         parts = [f"weights: {self.source}: {self.loaded} tensors loaded", *self.notes]
         if self.dropped:
-            parts.append(f"dropped {some(self.dropped)}")
+            parts.append(f"dropped {list_some(self.dropped)}")
         complete = "none missing" if self.keeps_head else "none missing but the new head"
-        parts.append(f"missing {some(self.missing)}, which start at random" if self.missing else complete)
+        parts.append(f"missing {list_some(self.missing)}, which start at random" if self.missing else complete)
         return "; ".join(parts)
 
 
-class _Given(NamedTuple):
-    """Weights at hand.
+class _Candidate(NamedTuple):
+    """Weights that are to be loaded.
 
     Attributes:
-        source: where they came from, in words.
-        chosen: the tensors.
+        source: origin, in words.
+        chosen: tensors.
         preprocessing: that goes with them, for the images to come.
         head: names of the classifier's tensors, where these are taken over.
-        is_of_bands: the first convolution is for the bands of the images already, whatever these are.
+        is_of_bands: whether the first convolution is for the bands of the images already.
     """
 
     source: str
@@ -128,7 +123,7 @@ def load_initial_weights(network: nn.Module, row: BackboneRow, request: StartReq
     if wanted in published:
         entry = published[wanted]
         chosen = ChosenTensors(_download(entry, row.name), "", ())
-        given = _Given(f"{row.name} {entry.name}", chosen, _for_bands(row, entry, request))
+        given = _Candidate(f"{row.name} {entry.name}", chosen, _for_bands(row, entry, request))
         return _apply(network, row, given, request.allow_missing)
     path = expand_home(wanted)
     if not path.is_file():
@@ -140,7 +135,9 @@ def load_initial_weights(network: nn.Module, row: BackboneRow, request: StartReq
     stored = _of_artifact(file, request)
     preprocessing = stored or _for_bands(row, published.get("DEFAULT"), request)
     is_of_bands = stored is not None and tuple(file.facts["preprocessing"].get("bands", RGB)) == request.bands
-    return _apply(network, row, _Given(str(path), chosen, preprocessing, head, is_of_bands), request.allow_missing)
+    return _apply(
+        network, row, _Candidate(str(path), chosen, preprocessing, head, is_of_bands), request.allow_missing
+    )
 
 
 def _explain_unknown(wanted: str, row: BackboneRow, published: Mapping[str, PublishedWeights]) -> str:
@@ -183,10 +180,10 @@ def _of_artifact(file: WeightsFile, request: StartRequest) -> Preprocessing | No
     """
     if "preprocessing" not in file.facts:
         return None
-    told = file.facts["preprocessing"]
-    if not isinstance(told, Mapping) or not {"mean", "std"} <= told.keys():
+    given = file.facts["preprocessing"]
+    if not isinstance(given, Mapping) or not {"mean", "std"} <= given.keys():
         raise CheckpointError(f"{str(file.path)!r} has no sound preprocessing: it is altered; use another file")
-    stored = Preprocessing.from_dict({**told, "image_size": request.image_size})
+    stored = Preprocessing.from_dict({**given, "image_size": request.image_size})
     bands = request.bands
     if stored.bands == bands:
         return stored
@@ -214,12 +211,12 @@ def _download(entry: PublishedWeights, backbone: str) -> dict[str, Tensor]:
 
 def _require_backbone(file: WeightsFile, backbone: str) -> None:
     """Refuse a file that says itself that it is another backbone's."""
-    told = file.facts.get("backbone")
-    if not isinstance(told, str) or _architecture(told) == _architecture(backbone):
+    other = file.facts.get("backbone")
+    if not isinstance(other, str) or _architecture(other) == _architecture(backbone):
         return
     raise WeightsError(
-        f"weights = {str(file.path)!r}: the file holds a {told}, and backbone = {backbone!r}. Train that one: "
-        f"--backbone {told}; or start from other weights"
+        f"weights = {str(file.path)!r}: the file holds a {other}, and backbone = {backbone!r}. Train that one: "
+        f"--backbone {other}; or start from other weights"
     )
 
 
@@ -244,10 +241,10 @@ def _with_head(
     file: WeightsFile, chosen: ChosenTensors, network: nn.Module, row: BackboneRow, request: StartRequest
 ) -> tuple[ChosenTensors, tuple[str, ...]]:
     """The tensors with the classifier's rows in the order of the classes to come, and which of them are its."""
-    told = file.facts.get("class_names")
-    if request.class_names is None or not isinstance(told, list) or not all(isinstance(one, str) for one in told):
+    names = file.facts.get("class_names")
+    if request.class_names is None or not isinstance(names, list) or not all(isinstance(one, str) for one in names):
         return chosen, ()
-    theirs, ours = ([unicodedata.normalize("NFC", name) for name in names] for names in (told, request.class_names))
+    theirs, ours = ([unicodedata.normalize("NFC", one) for one in given] for given in (names, request.class_names))
     head, own = new_layers(network, row.family), network.state_dict()
     task = file.facts.get("task", "single_label")
     if task != request.task:
@@ -265,7 +262,7 @@ def _with_head(
     return chosen._replace(notes=(*chosen.notes, note)), ()
 
 
-def _apply(network: nn.Module, row: BackboneRow, weights: _Given, allow_missing: bool) -> LoadedWeights:
+def _apply(network: nn.Module, row: BackboneRow, weights: _Candidate, allow_missing: bool) -> LoadedWeights:
     """Put weights into the network once nothing is left that could be wrong with them."""
     source, bands = weights.source, weights.preprocessing.bands
     given = _adapt(network, row, weights.chosen.tensors, source)
@@ -273,20 +270,18 @@ def _apply(network: nn.Module, row: BackboneRow, weights: _Given, allow_missing:
     new_head = () if weights.head else new_layers(network, row.family)
     given = {name: value for name, value in given.items() if _COUNTER not in name or name in own}
     usable = {name: value for name, value in given.items() if name in own and name not in new_head}
-    require_numbers(usable, own, source)
+    _require_numbers(usable, own, source)
     _resize_positions(row, usable, own)
     if not weights.is_of_bands:
         stem = first_convolution(network, row.family.stages(network))[0] + ".weight"
         _carry_over_bands(stem, usable, own, source, bands)
-    misfits = [name for name, value in usable.items() if value.shape != own[name].shape]
-    if misfits or not usable:
-        raise WeightsError(explain_misfit(row.name, source, given, own, misfits))
+    _require_shapes(row.name, source, given, usable, own)
     decisive = _decisive(network, row)
     missing = [name for name in own if name in decisive and name not in usable]
     dropped = [name for name in given if name not in usable]
     if not allow_missing:
-        require_whole(row.name, source, missing, dropped, len(decisive))
-        require_no_deeper(row.name, source, dropped, own, new_layers(network, row.family)[0])
+        _require_all(row.name, source, missing, dropped, len(decisive))
+        _require_no_deeper(row.name, source, dropped, own, new_layers(network, row.family)[0])
     # With the layers' version numbers, which a plain dictionary of tensors lacks.
     versioned = OrderedDict(usable)
     versioned._metadata = own._metadata  # type: ignore[attr-defined]
@@ -322,7 +317,7 @@ def _resize_positions(row: BackboneRow, usable: dict[str, Tensor], own: Mapping[
         return
     count = usable[name].shape[1] - prefix
     if count < 1 or round(count**0.5) ** 2 != count or usable[name].shape[2] != own[name].shape[2]:
-        return  # a misfit, which is told with all others
+        return  # a misfit, which is reported with all others
     grid_side = round((own[name].shape[1] - prefix) ** 0.5)
     usable[name] = resample_positions(usable[name], (grid_side, grid_side), prefix)
 
@@ -344,3 +339,89 @@ def _carry_over_bands(
             "weights were trained on, in their order, such as --bands red=4,green=3,blue=2,nir=8; or pass weights "
             "for RGB"
         )
+
+
+def _require_numbers(usable: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
+    """Refuse integers where the network has fractions, NaN and infinity, and negative variances."""
+    for name, value in usable.items():
+        if not own[name].is_floating_point():
+            continue
+        if not value.is_floating_point():
+            raise WeightsError(
+                f"weights = {source!r}: {name} holds {str(value.dtype).removeprefix('torch.')} and not "
+                "floating-point numbers; quantised weights cannot be trained: pass those from before the quantisation"
+            )
+        if not bool(torch.isfinite(value).all()):
+            count = int((~torch.isfinite(value)).sum())
+            numbers, verb = ("number", "is") if count == 1 else ("numbers", "are")
+            raise WeightsError(
+                f"weights = {source!r}: {name} has {count} {numbers} of {value.numel()} that {verb} NaN, infinite or "
+                "too large for float32. The training that made them went wrong, or the file is altered: use an "
+                "earlier one"
+            )
+        if name.endswith("running_var") and bool((value < 0).any()):
+            raise WeightsError(
+                f"weights = {source!r}: {name} is a variance and has numbers below 0, which make NaN of every image. "
+                "The file is altered, or what made it went wrong: use an earlier one"
+            )
+
+
+def _require_all(backbone: str, source: str, missing: list[str], dropped: list[str], num_needed: int) -> None:
+    """Refuse weights that leave a part of the backbone random."""
+    if not missing:
+        return
+    unused = f"; the file has, unused, {list_some(dropped)}" if dropped else ""
+    raise WeightsError(
+        f"weights = {source!r}: {len(missing)} of the {num_needed} tensors of {backbone} are missing and would start "
+        f"at random: {list_some(missing)}{unused}. Pass the backbone they were made with; or, where that is meant, "
+        "--allow_missing true"
+    )
+
+
+def _require_no_deeper(
+    backbone: str, source: str, dropped: list[str], own: Mapping[str, Tensor], classifier: str
+) -> None:
+    """Refuse weights of a deeper network: more numbered layers where the network has numbered ones alone.
+
+    What lies beside the ``classifier``, which names one of its tensors, differs for good reasons.
+    """
+    numbered: dict[str, set[str]] = defaultdict(set)
+    for name in own:
+        parts = name.split(".")
+        for depth in range(1, len(parts) - 1):
+            numbered[".".join(parts[:depth])].add(parts[depth])
+    deeper = []
+    for name in dropped:
+        parts = name.split(".")
+        for depth in range(1, len(parts) - 1):
+            there = numbered.get(".".join(parts[:depth]), set())
+            if parts[depth].isdigit() and there and parts[depth] not in there and all(map(str.isdigit, there)):
+                deeper.append(".".join(parts[: depth + 1]))
+                break
+    head = classifier.partition(".")[0] + "."
+    deeper = [name for name in dict.fromkeys(deeper) if not name.startswith(head)]
+    if deeper:
+        raise WeightsError(
+            f"weights = {source!r}: the file has layers that {backbone} lacks: {list_some(deeper)}. They seem to be "
+            "those of a deeper network: pass the backbone they were made with; or, where that is meant, "
+            "--allow_missing true"
+        )
+
+
+def _require_shapes(
+    backbone: str, source: str, given: Mapping[str, Tensor], usable: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> None:
+    """Refuse weights of which a tensor has another shape, or no name is known."""
+    misfits = [name for name, value in usable.items() if value.shape != own[name].shape]
+    if misfits:
+        name = misfits[0]
+        count = "1 tensor has" if len(misfits) == 1 else f"{len(misfits)} tensors have"
+        detail = (
+            f"{count} another shape: {name} is {tuple(given[name].shape)}, {backbone} needs {tuple(own[name].shape)}"
+        )
+    elif not usable:
+        held, needed = list_some(list(given)), list_some(list(own))
+        detail = f"no name matches, under no prefix: it holds {held}; {backbone} needs {needed}"
+    else:
+        return
+    raise WeightsError(f"weights = {source!r} do not fit {backbone}: {detail}. Pass the backbone they were made with")

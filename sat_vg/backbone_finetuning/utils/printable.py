@@ -1,5 +1,7 @@
 """Texts for people: without control characters, and with the plural where it belongs."""
 
+from collections.abc import Sequence
+
 
 def printable(text: str) -> str:
     r"""The text with control characters escaped (``\x1b`` and the like); line breaks stay."""
@@ -9,6 +11,12 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """The text with line breaks escaped as well."""
     return printable(text).replace("\n", "\\n")
+
+
+def list_some(names: Sequence[str], limit: int = 4) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:

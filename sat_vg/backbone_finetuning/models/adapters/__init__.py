@@ -4,7 +4,6 @@ Every adapter is a module around the extractor that it is given, not a copy: wei
 frozen batch norm are the extractor's.
 """
 
-from sat_vg.backbone_finetuning.models.adapters.detectron2_style import Detectron2Backbone, as_detectron2
 from sat_vg.backbone_finetuning.models.adapters.detr import (
     DetrBackbone,
     DetrJoiner,
@@ -15,10 +14,19 @@ from sat_vg.backbone_finetuning.models.adapters.detr import (
     export_detr_state_dict,
     invert_mask,
 )
-from sat_vg.backbone_finetuning.models.adapters.huggingface_style import BackboneOutput, HfBackbone, as_hf
-from sat_vg.backbone_finetuning.models.adapters.last_map import TensorBackbone, as_tensor
 from sat_vg.backbone_finetuning.models.adapters.smp_style import SmpEncoder, as_smp
-from sat_vg.backbone_finetuning.models.adapters.timm_style import FeatureInfo, TimmBackbone, as_timm
+from sat_vg.backbone_finetuning.models.adapters.styles import (
+    BackboneOutput,
+    Detectron2Backbone,
+    FeatureInfo,
+    HfBackbone,
+    TensorBackbone,
+    TimmBackbone,
+    as_detectron2,
+    as_hf,
+    as_tensor,
+    as_timm,
+)
 from sat_vg.backbone_finetuning.models.adapters.torchvision_detection import TorchvisionBackbone, as_torchvision
 
 __all__ = [

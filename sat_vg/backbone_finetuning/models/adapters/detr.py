@@ -52,11 +52,7 @@ def invert_mask(mask: Tensor) -> Tensor:
 
 
 def _require_masked(samples: object) -> None:
-    """Refuse what has no ``.tensors`` and ``.mask``.
-
-    Raises:
-        ConfigError: names the type and the remedy.
-    """
+    """Refuse what has no ``.tensors`` and ``.mask``."""
     if not (hasattr(samples, "tensors") and hasattr(samples, "mask")):
         raise ConfigError(
             f"samples of type {type(samples).__name__}: give an object with .tensors [B, C, H, W] and .mask "
@@ -73,8 +69,8 @@ class DetrBackbone(nn.Module):
 
     Attributes:
         num_channels: channels of the last map, or the list of all.
-        channels: of each map.
-        strides: of each map.
+        channels: channels of each map.
+        strides: input pixels per map pixel of each map.
     """
 
     def __init__(self, extractor: Extractor, num_channels: Literal["last", "list"] = "last") -> None:
@@ -87,9 +83,8 @@ class DetrBackbone(nn.Module):
     def forward(self, samples: Samples) -> dict[str, Samples]:
         """Maps under ``"0"``, ``"1"``, … in order of depth, each of the class of ``samples``, with a bool mask."""
         _require_masked(samples)
-        make = type(samples)
         maps = self.body.forward_with_mask(samples.tensors, samples.mask)
-        return {str(index): make(features, mask) for index, (features, mask) in enumerate(maps.values())}
+        return {str(index): type(samples)(features, mask) for index, (features, mask) in enumerate(maps.values())}
 
 
 class PositionEmbedding(nn.Module):
@@ -108,16 +103,12 @@ class DetrJoiner(nn.Sequential):
     """Backbone and position embedding as DETR takes them (Carion et al., 2020): made by ``as_detr``.
 
     Attributes:
-        num_channels: channels of the last map, or the list of all.
-        channels: of each map.
-        strides: of each map.
+        num_channels, channels, strides: those of ``DetrBackbone``.
     """
 
     def __init__(self, backbone: DetrBackbone, position_embedding: nn.Module) -> None:
         super().__init__(backbone, position_embedding)
-        self.num_channels = backbone.num_channels
-        self.channels = backbone.channels
-        self.strides = backbone.strides
+        self.num_channels, self.channels, self.strides = backbone.num_channels, backbone.channels, backbone.strides
 
     def forward(self, samples: Samples) -> tuple[list[Samples], list[Tensor]]:
         """Masked images → masked maps in order of depth, and the position encoding of each in the map's dtype."""

@@ -8,7 +8,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from sat_vg.backbone_finetuning.models.adapters.cropping import crop_padding
+from sat_vg.backbone_finetuning.models.adapters.torchvision_detection import crop_padding
 from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
 from sat_vg.backbone_finetuning.models.feature_pyramid import Extractor
 from sat_vg.backbone_finetuning.models.stages import find_member

@@ -8,10 +8,15 @@ from collections import OrderedDict
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from sat_vg.backbone_finetuning.models.adapters.cropping import crop_padding
 from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
 from sat_vg.backbone_finetuning.models.feature_pyramid import Extractor, SimpleFeaturePyramid
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
+
+
+def crop_padding(features: Tensor, images: Tensor, stride: float) -> Tensor:
+    """``features [B, C, h, w]`` without the rows and columns that lie in what the extractor padded."""
+    height, width = (math.ceil(side / stride) for side in images.shape[-2:])
+    return features[:, :, :height, :width]
 
 
 class TorchvisionBackbone(nn.Module):
