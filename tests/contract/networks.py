@@ -1,8 +1,9 @@
 """Networks for the contract suite: without values on the meta device, or with cheap ones."""
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -10,20 +11,16 @@ import torch
 from torch import nn
 from torchvision.models.regnet import BlockParams
 
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.networks.facts import read_facts
 from sat_vg.backbone_finetuning.models.networks.table import BACKBONES, BackboneRow, build_network
 
 _FACTS = read_facts()
 # Blocks that the smallest of their families have not.
 _OTHER_BLOCKS = ["resnext50_32x4d", "efficientnet_v2_s", "swin_v2_t"]
+_BY_SIZE = sorted(BACKBONES.values(), key=lambda row: -_FACTS[row.name].parameters)
 # The smallest one of each family, and those.
-SMALL = [
-    *dict.fromkeys(
-        min((name for name, row in BACKBONES.items() if row.family is family), key=lambda name: _FACTS[name].parameters)
-        for family in (row.family for row in BACKBONES.values())
-    ),
-    *_OTHER_BLOCKS,
-]
+SMALL = [*{row.family.name: row.name for row in _BY_SIZE}.values(), *_OTHER_BLOCKS]
 
 
 def slow_but(quick: Collection[str], names: Iterable[str]) -> list:
@@ -79,3 +76,21 @@ def fill(network: nn.Module) -> None:
         if isinstance(module, nn.BatchNorm2d):  # not those of a fresh layer, so that mixing them up shows
             module.running_mean.copy_(0.1 * block[: module.num_features])
             module.running_var.copy_(1 + 0.5 * block[: module.num_features].sin())
+
+
+def filled_network(row: BackboneRow, image_size: int, num_classes: int) -> nn.Module:
+    """The network with the values of ``fill``."""
+    with no_initialisation():
+        network = build_network(row, num_classes, image_size)
+    fill(network)
+    return network
+
+
+def model_on(build: Callable[[BackboneRow, int, int], nn.Module], name: str, **options: Any) -> FineTuneModel:
+    """A FineTuneModel of 7 classes around a network that was built more cheaply than its constructor does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "sat_vg.backbone_finetuning.models.finetune_model.build_network",
+            lambda row, num_classes, image_size, seed: build(row, image_size, num_classes),
+        )
+        return FineTuneModel(name, 7, pretrained=False, image_size=smallest_size(BACKBONES[name]), **options)

@@ -1,4 +1,4 @@
-"""Where in an image a class was seen: Grad-CAM for every backbone, and what a ViT attends to."""
+"""Explanations of predictions: Grad-CAM for every backbone, and the attention of a ViT."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def grad_cam(
         raise ConfigError(f"images of type {images.dtype}: normalise them first, by model.preprocessing.normalise")
     if stage is not None:
         _check_gives_map(model, stage)
-    # Inside somebody's inference mode there would be no gradient to be had.
+    # In the caller's inference mode there would be no gradients.
     with in_eval_mode(model), torch.inference_mode(False):
         heat = _heat_of_deepest(model, _as_the_model(model, images), classes, stage)
     return heat.to(images.device)

@@ -190,7 +190,7 @@ class FineTuneModel(StagedClassifier):
             out_names: stages whose maps are wanted, by name, or by position among the stages that give maps
                 (negative: from the end); unset: the last one of every stride from 4 on.
             trainable_stages: stages that the consumer trains; unset: all up to the last map.
-            freeze_norm: batch norm keeps its statistics, scale and shift, whoever calls ``train()``.
+            freeze_norm: batch norm keeps its statistics, scale and shift, also after calls of ``train()``.
             dilation: the last maps at half their stride, by dilated convolutions with the same weights, as in DETR's
                 DC5 and TransVG; see ``dilation.dilate``.
 

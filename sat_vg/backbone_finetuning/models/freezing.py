@@ -1,4 +1,4 @@
-"""Which stages are trained. Frozen means: no gradient, no statistics, no dropout, whoever calls ``train()``."""
+"""Which stages are trained. Frozen means: no gradient, no statistics, no dropout, also after calls of ``train()``."""
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
@@ -81,7 +81,7 @@ def apply_trainable(network: nn.Module, stages: Sequence[Stage], trainable: Sequ
 
 
 def keep_in_eval(modules: Iterable[nn.Module]) -> None:
-    """Put back into eval mode whatever has left it."""
+    """Put modules that have left eval mode back into it."""
     for module in modules:
         if module.training:
             module.training = False

@@ -1,4 +1,4 @@
-"""Batch norm that never moves: statistics, scale and shift stay as they are, whoever calls ``train()``."""
+"""Batch norm that never changes: statistics, scale and shift stay as they are, also after calls of ``train()``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a backbone takes: normalised images as one tensor; anything else is refused in a sentence."""
+"""Checks of what is passed to a backbone: normalised images as one tensor."""
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ def require_batch(images: object, num_channels: int) -> None:
 
 
 def require_normalised(images: object, num_channels: int, network: nn.Module) -> None:
-    """Refuse what is no batch of normalised images in the weights' type; without a look at the values.
+    """Refuse what is no batch of normalised images in the weights' type; the values are not read.
 
     Args:
         images: should be ``[B, num_channels, H, W]``, floating-point.

@@ -111,10 +111,10 @@ def _facts(content: Any, path: Path) -> Mapping[str, Any]:
     if not {"backbone", "class_names", "preprocessing"} <= set(metadata):
         return {}
     try:
-        told = {name: parse_json(metadata[name]) for name in ("class_names", "preprocessing")}
+        parsed = {name: parse_json(metadata[name]) for name in ("class_names", "preprocessing")}
     except UnsoundJSONError as error:
         raise CheckpointError(f"{str(path)!r} has metadata that are altered: {error}") from None
-    return {**metadata, **told}
+    return {**metadata, **parsed}
 
 
 def choose_tensors(file: WeightsFile, network: nn.Module, needed: frozenset[str]) -> ChosenTensors:

@@ -1,4 +1,4 @@
-"""Starting weights: torchvision's by name, a file, or none; always saying what was loaded and what was not."""
+"""Starting weights: torchvision's by name, a file, or none; the report says what was loaded and what was not."""
 
 import difflib
 import unicodedata
@@ -30,18 +30,18 @@ _STATISTICS = ("running_mean", "running_var")
 
 @dataclass(frozen=True, kw_only=True)
 class StartRequest:
-    """Which weights a network is to start from, and for what.
+    """Weights that a network is to start from.
 
     Attributes:
-        weights: a name such as ``IMAGENET1K_V2`` or ``DEFAULT``, ``none``, or the path of a file with the network's
-            tensors under their names: plain or nested in dictionaries, under any common prefix. Unset: decided by
+        weights: name such as ``IMAGENET1K_V2`` or ``DEFAULT``, ``none``, or path of a file with the network's tensors
+            under their names: plain or nested in dictionaries, under any common prefix. Unset: decided by
             ``pretrained``.
         pretrained: whether unset weights mean the best published ones or none.
-        image_size: of the images to come; position embeddings are resampled for it.
-        bands: of the images to come; the first convolution of RGB weights is inflated for them.
-        class_names: of the classifier to come; that of a file with the same classes is kept. Unset: none is.
-        task: of the classifier to come.
-        allow_missing: a file may lack a part of the network, which then keeps its random start.
+        image_size: size of the images to come; position embeddings are resampled for it.
+        bands: bands of the images to come; the first convolution of RGB weights is inflated for them.
+        class_names: classes of the classifier to come; that of a file with the same classes is kept. Unset: none is.
+        task: task of the classifier to come.
+        allow_missing: whether a file may lack a part of the network, which then keeps its random start.
     """
 
     weights: str | None
@@ -55,15 +55,15 @@ class StartRequest:
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What came of loading starting weights.
+    """Report of loading starting weights.
 
     Attributes:
-        source: where they came from, in words.
+        source: origin, in words.
         loaded: number of tensors taken over.
         dropped: names in the source that were not used (the old classifier, parts the network lacks).
         missing: names in the network that the source lacks; they keep their random start.
         preprocessing: that of the source; for a plain file that of the backbone's best published weights.
-        notes: what was decided on the way, in words.
+        notes: decisions that were made, in words.
         keeps_head: whether the classifier was taken over, too.
     """
 

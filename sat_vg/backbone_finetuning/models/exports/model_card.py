@@ -20,7 +20,7 @@ from sat_vg.backbone_finetuning.utils.preprocessing import RGB, Preprocessing
 from sat_vg.backbone_finetuning.utils.printable import one_line
 
 SCHEMA = 1
-NOT_SET = "not set: whoever passes the file on has to say it (--license)"
+NOT_SET = "not set (--license)"
 _PATHS = ("dataset_path", "weights")
 # Settings that say where and how a run was kept, and nothing about its weights.
 _HOUSEKEEPING = {

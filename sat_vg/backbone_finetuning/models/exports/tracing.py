@@ -190,7 +190,7 @@ def _smallest(
 def _allow_trained_grid(model: FineTuneModel, program: ExportedProgram) -> None:
     """Let a ViT's graph for all sizes run at the size of its training too.
 
-    It was traced at another one, where position embeddings are resampled, so the program is told to refuse the
+    It was traced at another one, where position embeddings are resampled, so the program refuses the
     trained grid, at which the model skips that. Resampling to the same grid changes nothing, as the comparison shows.
     """
     family = model.row.family
@@ -213,7 +213,7 @@ def _forget_origins(program: ExportedProgram) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings of torch's own tracer, which nobody here can act on; what fails is raised, and said."""
+    """Silence the warnings of torch's tracer, which no user can act on; failures are raised."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

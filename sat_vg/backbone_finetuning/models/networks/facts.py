@@ -1,4 +1,4 @@
-"""What is known of every backbone of the table: measured once, written down, and measured again by the tests.
+"""Facts of every backbone of the table: measured once, stored as JSON, and measured again by the tests.
 
 Reading it needs no torch, so the listing appears at once.
 """
@@ -18,9 +18,9 @@ class StageFacts:
     """One stage.
 
     Attributes:
-        name: of the stage.
-        parameters: their number.
-        channels: of its map; None where it gives none.
+        name: name of the stage.
+        parameters: number of parameters.
+        channels: channels of its map; None where it gives none.
         stride: input pixels per map pixel; None where it gives no map.
     """
 
@@ -35,13 +35,13 @@ class BackboneFacts:
     """One backbone without its classifier.
 
     Attributes:
-        name: as in the table.
-        family: how it is cut into stages.
-        stages: in order of depth.
+        name: name in the table.
+        family: name of its family.
+        stages: stages in order of depth.
         embed_dim: length of the pooled vector.
-        size_divisibility: the extractor pads images to multiples of this.
-        image_size: of the best published weights, in pixels; None where there are none.
-        interpolation: of their training's resizing.
+        size_divisibility: number whose multiples the extractor pads images to.
+        image_size: image size of the best published weights, in pixels; None where there are none.
+        interpolation: interpolation of their training's resizing.
         weights: names of the published weights.
     """
 
@@ -56,7 +56,7 @@ class BackboneFacts:
 
     @property
     def parameters(self) -> int:
-        """Of all stages together."""
+        """Number of parameters of all stages together."""
         return sum(stage.parameters for stage in self.stages)
 
     @property
@@ -65,7 +65,7 @@ class BackboneFacts:
         return tuple({s.stride: s for s in self.stages if s.stride is not None and s.stride >= 4}.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; the name is left to whoever keeps it."""
+        """Plain data, without the name."""
         values = asdict(self)
         del values["name"]
         return {**values, "stages": [list(stage.values()) for stage in values["stages"]]}

@@ -25,7 +25,7 @@ class BackboneRow:
 
     Attributes:
         name: torchvision's name, ``custom_cnn``, or ``timm:`` and timm's name.
-        family: how it is cut into stages.
+        family: description of how it is cut into stages.
     """
 
     name: str

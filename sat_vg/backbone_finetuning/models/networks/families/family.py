@@ -19,9 +19,9 @@ class AuxiliaryHead:
 
     Attributes:
         module: dotted name of the head in the network.
-        after_stage: the stage whose output it takes.
+        after_stage: name of the stage whose output it takes.
         classifier: dotted name of its last linear layer.
-        weight: of its loss beside the main one.
+        weight: weight of its loss beside the main one.
     """
 
     module: str
@@ -70,16 +70,15 @@ def always(size: int, network_or_name: object) -> int:
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """Weights that can be had by name.
+    """Weights that are published under a name.
 
     Attributes:
-        name: such as ``IMAGENET1K_V2``.
-        url: where they lie.
-        fetch: downloads them, or reads them where they were downloaded before.
-        image_size: of their training, in pixels.
-        mean: of their training's normalisation, for images scaled to [0, 1].
-        std: likewise.
-        interpolation: of their training's resizing.
+        name: name such as ``IMAGENET1K_V2``.
+        url: address of the file.
+        fetch: function that downloads them, or reads the file of an earlier download.
+        image_size: image size of their training, in pixels.
+        mean, std: normalisation of their training, for images scaled to [0, 1].
+        interpolation: interpolation of their training's resizing.
     """
 
     name: str
@@ -111,7 +110,7 @@ def torchvision_weights(name: str) -> dict[str, PublishedWeights]:
 
 
 def no_weights(name: str) -> dict[str, PublishedWeights]:
-    """For networks that nobody has published weights for."""
+    """For networks without published weights."""
     return {}
 
 
