@@ -15,10 +15,15 @@ from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.networks.facts import read_facts
 from sat_vg.backbone_finetuning.models.networks.table import BACKBONES, BackboneRow, build_network
 
-_FACTS = read_facts()
+
+def num_parameters(row: BackboneRow) -> float:
+    """Of the listing; infinite for a new row, which ``make backbones`` is yet to measure."""
+    return read_facts()[row.name].parameters if row.name in read_facts() else math.inf
+
+
 # Blocks that the smallest of their families have not.
 _OTHER_BLOCKS = ["resnext50_32x4d", "efficientnet_v2_s", "swin_v2_t"]
-_BY_SIZE = sorted(BACKBONES.values(), key=lambda row: -_FACTS[row.name].parameters)
+_BY_SIZE = sorted(BACKBONES.values(), key=num_parameters, reverse=True)
 # The smallest one of each family, and those.
 SMALL = [*{row.family.name: row.name for row in _BY_SIZE}.values(), *_OTHER_BLOCKS]
 

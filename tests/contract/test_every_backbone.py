@@ -17,6 +17,7 @@ from contract.networks import (
     meta_network,
     model_on,
     no_initialisation,
+    num_parameters,
     slow_but,
     smallest_size,
 )
@@ -28,14 +29,15 @@ from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.networks.facts import FACTS_FILE, read_facts
 from sat_vg.backbone_finetuning.models.networks.measuring import measure
 from sat_vg.backbone_finetuning.models.networks.table import BACKBONES, head_parameters
+from sat_vg.backbone_finetuning.models.stages import find_member
 from sat_vg.backbone_finetuning.training.losses import CrossEntropy
 from sat_vg.backbone_finetuning.training.optim import build_optimizer, set_learning_rate, spared_from_decay
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 
 NAMES = list(BACKBONES)
 # A step takes four times the memory of the parameters: larger ones are composed, or only shaped.
-TRAINED = [name for name in NAMES if read_facts()[name].parameters < 25e6]
-COMPOSED = [name for name in NAMES if read_facts()[name].parameters < 210e6]
+TRAINED = [name for name, row in BACKBONES.items() if num_parameters(row) < 25e6]
+COMPOSED = [name for name, row in BACKBONES.items() if num_parameters(row) < 210e6]
 
 
 def test_the_listing_has_every_row():
@@ -52,14 +54,18 @@ def shapes(request):
     return row, meta_network(row, smallest_size(row))
 
 
-def test_every_parameter_is_one_stages_or_the_heads_and_the_listing_is_true(shapes):
+def test_every_parameter_is_one_stages_or_the_heads_and_counted_in_the_listing(shapes):
     row, network = shapes
     stages, head = row.family.stages(network), head_parameters(network, row.family)
     owned = [n for stage in stages for n, _ in stage.named_parameters(network)]
     assert head
     assert sorted([*owned, *head]) == sorted(n for n, _ in network.named_parameters())
     assert len(stages) == len({stage.name for stage in stages}) >= 4
-    assert measure(row, network) == read_facts()[row.name]
+    counted = [(stage.name, sum(p.numel() for _, p in stage.named_parameters(network))) for stage in stages]
+    facts = read_facts()[row.name]
+    assert counted == [(stage.name, stage.parameters) for stage in facts.stages], "make backbones"
+    assert find_member(network, row.family.classifier).in_features == facts.embed_dim
+    assert sorted({entry.name for entry in row.family.weights(row.name).values()}) == list(facts.weights)
 
 
 def test_weight_decay_pulls_at_the_matrices_of_layers_alone(shapes):
@@ -75,6 +81,13 @@ def test_weight_decay_pulls_at_the_matrices_of_layers_alone(shapes):
     assert len(of_layers) > 5
     spared = spared_from_decay(network, row.family)
     assert sorted(n for n, _ in network.named_parameters() if n not in spared) == sorted(of_layers)
+
+
+@pytest.mark.parametrize("name", slow_but(SMALL, NAMES))
+def test_the_listing_is_as_measured(name):
+    """Channels, strides and multiples, for which the network is run; parameters are counted above for all rows."""
+    row = BACKBONES[name]
+    assert measure(row, meta_network(row, smallest_size(row))) == read_facts()[name], "make backbones"
 
 
 @pytest.mark.parametrize("name", slow_but(SMALL, NAMES))

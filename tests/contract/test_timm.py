@@ -36,7 +36,7 @@ EXPECTED = {
 SIZE = 64
 
 
-QUICK = ("pvt_v2_b0", "mobilenetv3_small_050", "mixer_s32_224", "deit3_small_patch16_224", "xcit_nano_12_p16_224")
+QUICK = ("pvt_v2_b0", "mobilenetv3_small_050", "mixer_s32_224", "vit_tiny_patch16_224", "xcit_nano_12_p16_224")
 PARAMETERS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in EXPECTED]
 
 

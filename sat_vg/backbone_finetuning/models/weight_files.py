@@ -64,11 +64,14 @@ class ChosenTensors(NamedTuple):
 def read_weights(path: Path) -> WeightsFile:
     """Read a file of ``torch.save`` or of safetensors, whatever its name ends in; no code in it is run.
 
+    Published checkpoints of DINO, MAE and DETR hold their command line as an ``argparse.Namespace``: it is left out,
+    with all else that is no tensor. Objects of any other class are refused.
+
     Raises:
         CheckpointError: it cannot be read.
         WeightsError: it holds no named tensors.
     """
-    content = load_tensors(path)
+    content = load_tensors(path, with_namespace=True)
     tensors: dict[str, Tensor] = {}
     others: dict[str, str] = {}
     for name, value in _flatten(content, "", set(), _MAX_DEPTH):

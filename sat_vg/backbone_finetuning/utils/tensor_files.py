@@ -1,5 +1,6 @@
 """Files of tensors and plain data: written whole or not at all, read without running any code in them."""
 
+import argparse
 import pickle
 import shutil
 import struct
@@ -81,11 +82,15 @@ def safetensors_metadata(path: Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
-def load_tensors(path: Path) -> Any:
+def load_tensors(path: Path, with_namespace: bool = False) -> Any:
     """Read a file of tensors and plain data onto the CPU; nothing in it can run code.
 
     Files of ``torch.save`` are looked through first: checksums are compared, and what would need more memory than
     the file is long is refused. Safetensors are recognised by their content, not by the name.
+
+    Args:
+        path: of the file.
+        with_namespace: the file may hold objects of the class ``argparse.Namespace``, as published checkpoints do.
 
     Raises:
         CheckpointError: the file is missing, cut short, altered, or holds more than tensors and plain data.
@@ -95,8 +100,9 @@ def load_tensors(path: Path) -> Any:
     try:
         if is_safetensors(path):
             return safetensors.torch.load_file(path)
-        require_sound(path)
-        with path.open("rb") as file:  # of a path torch would believe the ending
+        require_sound(path, with_namespace)
+        allowed = torch.serialization.safe_globals([argparse.Namespace] if with_namespace else [])
+        with allowed, path.open("rb") as file:  # of a path torch would believe the ending
             return torch.load(file, map_location="cpu", weights_only=True)
     except RefusedFileError as error:
         raise CheckpointError(

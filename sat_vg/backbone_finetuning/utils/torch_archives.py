@@ -43,6 +43,7 @@ _CALLED = _REBUILDERS | {
     "torch._utils._rebuild_parameter_with_state",
 }
 _NAMED = frozenset({"torch.Tensor", "torch.nn.parameter.Parameter"})
+NAMESPACE = "argparse.Namespace"  # holds the command line in many published checkpoints; nothing but named values
 _VALUES = (
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "NONE", "NEWTRUE", "NEWFALSE", "BINUNICODE"),
     *("SHORT_BINSTRING", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"),
@@ -51,7 +52,7 @@ _VALUES = (
 _TAKES: dict[str, int | None] = {
     **dict.fromkeys([*_VALUES, "PROTO", "STOP", "GLOBAL", "BINGET", "LONG_BINGET", "EMPTY_TUPLE"], 0),
     **dict.fromkeys(["APPEND", "BUILD", "BINPERSID", "BINPUT", "LONG_BINPUT", "TUPLE1"], 1),
-    **dict.fromkeys(["SETITEM", "REDUCE", "TUPLE2"], 2),
+    **dict.fromkeys(["SETITEM", "REDUCE", "NEWOBJ", "TUPLE2"], 2),
     "TUPLE3": 3,
     **dict.fromkeys(["APPENDS", "SETITEMS", "TUPLE"]),
 }
@@ -65,8 +66,12 @@ class DamagedFileError(Exception):
     """A file that is cut short or altered; the message says where it shows."""
 
 
-def require_sound(path: Path) -> None:
+def require_sound(path: Path, with_namespace: bool = False) -> None:
     """Look through a file of ``torch.save``, of either of its formats, without loading it.
+
+    Args:
+        path: of the file.
+        with_namespace: objects of the class ``argparse.Namespace`` are allowed.
 
     Raises:
         RefusedFileError: it holds Python objects, or declares more than it holds.
@@ -77,9 +82,9 @@ def require_sound(path: Path) -> None:
         is_zip = file.read(4) == b"PK\x03\x04"
         file.seek(0)
         if is_zip:
-            _survey_zip(file, size)
+            _survey_zip(file, size, with_namespace)
         else:
-            _survey_stream(file, size)
+            _survey_stream(file, size, with_namespace)
 
 
 def require_plain_zip(file: BinaryIO) -> dict[str, int]:
@@ -98,7 +103,7 @@ def require_plain_zip(file: BinaryIO) -> dict[str, int]:
         raise DamagedFileError(str(error)) from error
 
 
-def _survey_zip(file: BinaryIO, size: int) -> None:
+def _survey_zip(file: BinaryIO, size: int, with_namespace: bool) -> None:
     _bound_directory(file, size)
     try:
         with zipfile.ZipFile(file) as archive:
@@ -123,7 +128,7 @@ def _survey_zip(file: BinaryIO, size: int) -> None:
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise DamagedFileError(str(error)) from error
     root = pickles[0].removesuffix("data.pkl")
-    for key, declared in _Survey(size).run(listing).storages.items():
+    for key, declared in _Survey(size, with_namespace).run(listing).storages.items():
         stored = lengths.get(f"{root}data/{key}")
         if stored is None:
             raise DamagedFileError(f"the numbers of tensor {key!r} are not there")
@@ -160,10 +165,10 @@ def _bound_entries(entries: list[zipfile.ZipInfo], size: int) -> dict[str, int]:
     return lengths
 
 
-def _survey_stream(file: BinaryIO, size: int) -> None:
+def _survey_stream(file: BinaryIO, size: int, with_namespace: bool) -> None:
     """The format before torch 1.6: pickles one after the other, then the numbers."""
     parts = ("magic number", "protocol", "machine", "content", "order of the tensors")
-    declared = sum(sum(_Survey(size).run(file).storages.values()) for _ in parts)
+    declared = sum(sum(_Survey(size, with_namespace).run(file).storages.values()) for _ in parts)
     if declared > size:
         raise RefusedFileError(f"its tensors claim {declared} bytes, the file has {size}")
 
@@ -180,13 +185,15 @@ class _Survey:
 
     Args:
         file_size: what tensors may not exceed, in bytes.
+        with_namespace: see ``require_sound``.
 
     Attributes:
         storages: bytes that the numbers of each tensor claim to take, by their key.
     """
 
-    def __init__(self, file_size: int) -> None:
+    def __init__(self, file_size: int, with_namespace: bool) -> None:
         self.file_size = file_size
+        self.with_namespace = with_namespace
         self.storages: dict[str, int] = {}
 
     def run(self, file: BinaryIO) -> "_Survey":
@@ -215,7 +222,12 @@ class _Survey:
         if name.startswith("TUPLE") or name == "EMPTY_TUPLE":
             return [_tuple_of(taken)]
         if name == "GLOBAL":
-            return [_named(*argument.split(" ", 1))]
+            full = argument.replace(" ", ".", 1)
+            return [full if full == NAMESPACE and self.with_namespace else _named(*argument.split(" ", 1))]
+        if name == "NEWOBJ" and (taken[0] != NAMESPACE or taken[1].items):
+            raise RefusedFileError(f"it builds an object of {taken[0]}")
+        if name == "NEWOBJ":
+            return [None]
         if name == "REDUCE":
             self._check_call(*taken)
             return [None]  # nothing depends on what a call gives
@@ -226,6 +238,8 @@ class _Survey:
             return taken
         if name.endswith("BINGET"):
             return [memo[argument]]
+        if argument == "__setstate__":  # as an attribute of a namespace it would be called with the next state
+            raise RefusedFileError("it sets __setstate__")
         return [argument] if name in _VALUES else []
 
     def _check_call(self, function: str, arguments: Any) -> None:

@@ -1,6 +1,8 @@
 """Files of weights as people have them: nested, prefixed, in pieces, damaged, and those that this package writes."""
 
+import argparse
 import json
+import re
 import zipfile
 
 import pytest
@@ -228,6 +230,30 @@ def test_what_is_no_floating_point_number_is_refused(path, first, dtype):
 )
 def test_files_without_named_tensors_say_what_they_hold(path, content, part):
     assert part in refusal(save(content, path))
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_command_line_in_the_file_is_left_out_and_other_objects_are_refused(path, first, is_zip):
+    """DINO, MAE and DETR save their ``argparse.Namespace`` beside the weights."""
+    args = argparse.Namespace(lr=1e-4, betas=(0.9, 0.999), output_dir="", inner=argparse.Namespace(weights=[1.0]))
+    content = {"teacher": with_prefix("backbone.", first), "args": args, "epoch": 300}
+    torch.save(content, path, _use_new_zipfile_serialization=is_zip)
+    assert holds(build(path), first)
+    args.output_dir = path
+    torch.save(content, path, _use_new_zipfile_serialization=is_zip)
+    assert re.search(r"it holds the Python object pathlib\S*Path", refusal(path, error=CheckpointError))
+    with pytest.raises(CheckpointError, match=r"no best_model|argparse\.Namespace"):
+        FineTuneModel.load_checkpoint(path)
+
+
+def test_a_namespace_cannot_call_anything(tmp_path):
+    """A second state would be passed to what the first one had put under ``__setstate__``."""
+    build_twice = (
+        b"\x80\x02cargparse\nNamespace\n)\x81}X\x0c\x00\x00\x00__setstate__ctorch\nTensor\nsbJ\xff\xff\xff\x7fb."
+    )
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+        archive.writestr("w/data.pkl", build_twice)
+    assert "it sets __setstate__" in refusal(tmp_path / "w.pth", error=CheckpointError)
 
 
 def test_dictionaries_without_end_end(path):
