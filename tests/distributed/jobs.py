@@ -1,4 +1,4 @@
-"""A training in several real processes, started by torchrun in a folder of its own."""
+"""A training in several real processes in a folder of its own."""
 
 import json
 import os
@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
-from conftest import COLOURS, environment, write_image
+from conftest import environment
+from forks import ForkedRanks
 
-TRACED = Path(__file__).with_name("traced_training.py")
+TRACED, MANY = (Path(__file__).with_name(f"{name}.py") for name in ("traced_training", "many_runs"))
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 # No batch norm, whose statistics would be those of each process's own images.
 FLAGS = [
@@ -23,31 +25,61 @@ FLAGS = [
 ]  # fmt: skip
 
 
-def write_images(root: Path) -> Path:
-    """Three classes of 9 + 3 images: batches of 5 and 6, so that shares are uneven."""
-    for number, (name, colour) in enumerate(COLOURS.items()):
-        for split, count, first in (("train", 9, 0), ("val", 3, 50)):
-            for index in range(count):
-                write_image(root / split / name / f"{index}.png", colour, 100 * number + first + index)
-    return root
+# No batch norm and fp32: one process and two differ by rounding alone, and by a small rate this stays small.
+PLAIN: dict[str, Any] = {
+    "backbone": "squeezenet1_1", "pretrained": False, "image_size": 32, "batch_size": 6, "mixed_precision": False,
+    "warmup_epochs": 0.0, "learning_rate": 1e-5, "num_workers": 0, "log_every": 1, "early_stopping_patience": 0,
+}  # fmt: skip
+
+
+def run_many(folder: Path, count: int, runs: dict[str, dict[str, Any]]) -> Path:
+    """Trainings one after another in the same processes, each in a folder of its name below ``folder``."""
+    folder.mkdir()
+    (folder / "runs.json").write_text(json.dumps(runs))
+    output = folder / "output.txt"
+    output.touch()
+    # With a cache of its own: features are built by as many processes.
+    ranks = ForkedRanks(count, str(MANY), ["runs.json"], folder, environment(folder), output)
+    try:
+        code = ranks.wait(400)
+    finally:
+        ranks.kill()
+    assert code == 0, output.read_text()
+    return folder
+
+
+def of_ranks(folder: Path, name: str) -> list[dict]:
+    """What each process of ``run_many`` noted at the end of a run, by rank."""
+    lines = [json.loads(line) for line in (folder / "ranks.jsonl").read_text().splitlines()]
+    return sorted((line for line in lines if line["run"] == name), key=lambda line: line["rank"])
+
+
+def lines_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "logs/metrics.jsonl").read_text().splitlines()]
+
+
+def state_of(folder: Path) -> dict:
+    return torch.load(folder / "ckpt/last.pt", weights_only=True)
 
 
 class Job:
-    """A training in so many processes, in a folder of its own."""
+    """A training in so many processes, in a folder of its own; started by torchrun if options for it are given."""
 
     def __init__(self, folder: Path, count: int, images: Path, *more: object, torchrun: tuple[str, ...] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.trace = folder, folder / "trace.jsonl"
+        self.folder, self.trace, output = folder, folder / "trace.jsonl", folder / "output.txt"
+        output.touch()
         flags = ["--dataset_path", images, *FLAGS, "--log_dir", "logs", "--checkpoint_dir", "ckpt", *more]
-        launcher = [*TORCHRUN, "--standalone", "--nproc_per_node", str(count), *torchrun]
-        self.output = (folder / "output.txt").open("a")
-        self.process = subprocess.Popen(
-            [*launcher, str(TRACED), *map(str, flags)],
-            cwd=folder,
-            env=environment(folder.parent, TRACE=str(self.trace)),
-            stdout=self.output,
-            stderr=subprocess.STDOUT,
-        )
+        arguments = [str(flag) for flag in flags]
+        variables = environment(folder.parent, TRACE=str(self.trace))
+        if not torchrun:
+            self.process = ForkedRanks(count, str(TRACED), arguments, folder, variables, output)
+            return
+        launcher = [*TORCHRUN, "--nproc_per_node", str(count), *torchrun]
+        with output.open("a") as file:
+            self.process = subprocess.Popen(
+                [*launcher, str(TRACED), *arguments], cwd=folder, env=variables, stdout=file, stderr=subprocess.STDOUT
+            )
 
     @property
     def printed(self) -> str:
@@ -65,16 +97,14 @@ class Job:
 
     @property
     def lines(self) -> list[dict]:
-        return [json.loads(line) for line in (self.folder / "logs/metrics.jsonl").read_text().splitlines()]
+        return lines_of(self.folder)
 
     @property
     def state(self) -> dict:
-        return torch.load(self.folder / "ckpt/last.pt", weights_only=True)
+        return state_of(self.folder)
 
     def wait(self, seconds: float = 240) -> int:
-        code = self.process.wait(seconds)
-        self.output.close()
-        return code
+        return self.process.wait(seconds)
 
     def finish(self) -> "Job":
         assert self.wait() == 0, self.printed

@@ -1,4 +1,4 @@
-"""Several real processes, as torchrun starts them: one run, whoever computes it, whatever dies on the way."""
+"""Several real processes: one run, whoever computes it, whatever dies on the way."""
 
 import os
 import signal
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from jobs import Job, batches_of, started, write_images
+from conftest import write_classes
+from jobs import Job, batches_of, started
 
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
@@ -20,7 +21,7 @@ TIMES = {"seconds", "images_per_second"}
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("ranks") / "images")
+    return write_classes(tmp_path_factory.mktemp("ranks") / "images")
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_a_rank_that_is_killed_is_started_again_and_changes_nothing(start):
     settings = ("--num_epochs", 6, "--save_every_steps", 4, "--save_frequency", 100, "--learning_rate", "1e-3")
     settings = (*settings, "--dropout", "0.3", "--ema_decay", "0.9")
     undisturbed = start("undisturbed", 2, *settings).finish()
-    job = start("killed", 2, *settings, torchrun=("--max-restarts", "3"))
+    job = start("killed", 2, *settings, torchrun=("--standalone", "--max-restarts", "3"))
     for step, rank in ((6, 1), (15, 0)):
         job.wait_for_step(step)
         pids = [line["pid"] for line in job.steps if line["rank"] == rank]
@@ -105,7 +106,7 @@ def test_two_ranks_one_and_two_again_see_the_images_in_the_same_order(start):
 
 def test_an_error_of_rank_0_ends_the_job_with_its_message(start, tmp_path):
     began = time.monotonic()
-    job = start("wrong", 2, "--resume", tmp_path / "no_such.pt")
+    job = start("wrong", 2, "--resume", tmp_path / "no_such.pt", torchrun=("--standalone",))
     assert job.wait() != 0
     assert time.monotonic() - began < 60
     assert job.printed.count("no_such.pt") >= 1 and "error: rank 0: " in job.printed

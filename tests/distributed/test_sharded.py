@@ -1,8 +1,6 @@
 """Weights in shards: the same run as by one process, whichever way it is gone on with, in the same files."""
 
-import json
 import signal
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -10,20 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import environment
-from jobs import TORCHRUN, started, write_images
+from conftest import write_classes
+from jobs import PLAIN, lines_of, of_ranks, run_many, started, state_of
 
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
 pytestmark = [pytest.mark.recipe, pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")]
 
-DRIVER = Path(__file__).with_name("sharded_runs.py")
-# No batch norm and fp32: one process and two differ by rounding alone, and by a small rate this stays small.
-PLAIN: dict[str, Any] = {
-    "backbone": "squeezenet1_1", "pretrained": False, "image_size": 32, "batch_size": 6, "mixed_precision": False,
-    "warmup_epochs": 0.0, "learning_rate": 1e-5, "num_workers": 0, "log_every": 1, "early_stopping_patience": 0,
-    "save_frequency": 100, "num_epochs": 3,
-}  # fmt: skip
+SETTINGS = {**PLAIN, "save_frequency": 100, "num_epochs": 3}
 RUNS: dict[str, dict[str, Any]] = {
     "full": {"mixup_alpha": 0.4, "ema_decay": 0.9, "micro_batch_size": 2, "gradient_clip": 0.5},
     # Three batches of validation images, so that one process has fewer; what is frozen changes twice.
@@ -39,7 +31,7 @@ NORM = {"backbone": "shufflenet_v2_x0_5", "num_epochs": 1, "image_size": 64, "ba
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("shards") / "images")
+    return write_classes(tmp_path_factory.mktemp("shards") / "images")
 
 
 @pytest.fixture
@@ -53,43 +45,12 @@ def folders(images: Path) -> dict[int, Path]:
     """All runs, by one process and in the shards of two; batch norm's by two with and without shards."""
     found = {}
     for count in (1, 2):
-        found[count] = folder = images.parent / f"of_{count}"
-        folder.mkdir()
-        runs = {name: {**PLAIN, **more, "shard_weights": count > 1} for name, more in RUNS.items()}
+        runs = {name: {**more, "shard_weights": count > 1} for name, more in RUNS.items()}
         if count > 1:
-            runs |= {f"norm_{sharded}": {**PLAIN, **NORM, "shard_weights": sharded} for sharded in (False, True)}
-        settings = {name: {**of, "dataset_path": str(images)} for name, of in runs.items()}
-        (folder / "runs.json").write_text(json.dumps(settings))
-        code = run_all(folder, count)
-        assert code == 0, (folder / "output.txt").read_text()
+            runs |= {f"norm_{sharded}": {**NORM, "shard_weights": sharded} for sharded in (False, True)}
+        runs = {name: {**SETTINGS, **more, "dataset_path": str(images)} for name, more in runs.items()}
+        found[count] = run_many(images.parent / f"of_{count}", count, runs)
     return found
-
-
-def run_all(folder: Path, count: int) -> int:
-    """The exit code of all runs of a folder; processes that wait for one another are ended, by torchrun."""
-    command = [*TORCHRUN, "--standalone", "--nproc_per_node", str(count), str(DRIVER), "runs.json"]
-    with (folder / "output.txt").open("w") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment(folder), stdout=output, stderr=subprocess.STDOUT
-        )
-        try:
-            return process.wait(400)
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            return process.wait(60)
-
-
-def lines_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "logs/metrics.jsonl").read_text().splitlines()]
-
-
-def state_of(folder: Path) -> dict:
-    return torch.load(folder / "ckpt/last.pt", weights_only=True)
-
-
-def of_ranks(folder: Path, name: str) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "ranks.jsonl").read_text().splitlines()]
-    return sorted((line for line in lines if line["run"] == name), key=lambda line: line["rank"])
 
 
 def assert_same_run(first: Path, second: Path) -> None:
@@ -171,7 +132,7 @@ def test_what_is_trained_changes_under_way(folders):
 
 def test_in_shards_by_one_process_and_in_shards_again(start, folders):
     """Stopped by a signal each time; with a moving average, and in parts of a batch."""
-    settings = [str(word) for name, value in {**PLAIN, **RUNS["full"]}.items() for word in (f"--{name}", value)]
+    settings = [str(word) for name, value in {**SETTINGS, **RUNS["full"]}.items() for word in (f"--{name}", value)]
     for count, until in ((2, 4), (1, 8)):
         job = start("changing", count, *settings, "--shard_weights", str(count > 1).lower())
         job.wait_for_step(until)
