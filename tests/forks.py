@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import runpy
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -77,18 +76,21 @@ class Forked:
 
 
 class ForkedRanks:
-    """Forked processes that find each other by the variables that ``torchrun`` sets.
+    """Forked processes that find each other by the variables and the store that ``torchrun`` gives them.
 
-    A signal goes to each of them, as from torchrun; none is started again.
+    As by torchrun, a signal goes to each of them, and where one fails the others are ended; none is started again.
     """
 
     def __init__(
         self, count: int, program: str, arguments: list[str], folder: Path, environment: dict[str, str], out: Path
     ) -> None:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = found.getsockname()[1]
-        shared = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        from torch.distributed import TCPStore
+
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        shared = {
+            "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": self._store.port, "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }  # fmt: skip
         self._ranks = []
         for rank in range(count):
             own = {name: str(value) for name, value in {**shared, "RANK": rank, "LOCAL_RANK": rank}.items()}
@@ -100,9 +102,16 @@ class ForkedRanks:
         return None if None in codes else next(filter(None, codes), 0)
 
     def wait(self, seconds: float) -> int:
-        until = time.monotonic() + seconds
-        codes = [rank.wait(max(0.0, until - time.monotonic())) for rank in self._ranks]
-        return next(filter(None, codes), 0)
+        until, has_failed = time.monotonic() + seconds, False
+        while (code := self.poll()) is None and time.monotonic() < until:
+            if not has_failed and any(rank.poll() for rank in self._ranks):
+                has_failed, until = True, time.monotonic() + 30
+                self.send_signal(signal.SIGTERM)
+            time.sleep(0.05)
+        if code is None:
+            self.kill()
+            raise TimeoutError("processes that did not end were killed")
+        return code
 
     def send_signal(self, number: int) -> None:
         for rank in self._ranks:

@@ -257,15 +257,19 @@ def test_the_accuracy_script(class_folders, tmp_path):
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("threads", ["one", pytest.param("as many as there are cores", marks=pytest.mark.slow)])
-def test_quickstart(shown, tmp_path, threads):
-    """The command of ``make quickstart`` as it is, to its end; with one thread it runs beside other tests."""
+@pytest.mark.parametrize(
+    ("more", "accuracy"),
+    [(("--num_epochs", "1", "--image_size", "32"), 0.3), pytest.param((), 0.90, marks=pytest.mark.slow)],
+    ids=["one small epoch", "whole"],
+)
+def test_quickstart(shown, tmp_path, more, accuracy):
+    """The command of ``make quickstart``; as it is, it runs in the slow tests, on all cores."""
     from conftest import Run
 
     given = environment(tmp_path)
-    if threads != "one":
+    if not more:
         del given["OMP_NUM_THREADS"]
-    command = [sys.executable, *shlex.split(TRAIN)[1:]]
+    command = [sys.executable, *shlex.split(TRAIN)[1:], *more]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=given)
     assert done.returncode == 0, done.stderr
     first_lines = done.stdout.splitlines()[:2]
@@ -276,7 +280,7 @@ def test_quickstart(shown, tmp_path, threads):
     logs = tmp_path / "logs/quickstart"
     run = Run(0, done.stdout, done.stderr, tmp_path)
     (tmp_path / "logs/metrics.jsonl").symlink_to(logs / "metrics.jsonl")
-    assert max(line["val_accuracy"] for line in run.epochs) >= 0.90
-    code, out, err = shown(tmp_path, TRAIN, {})
+    assert max(line["val_accuracy"] for line in run.epochs) >= accuracy
+    code, out, err = shown(tmp_path, TRAIN, {}, *more)
     assert code == 0, err
     assert "has finished" in out
