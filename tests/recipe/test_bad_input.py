@@ -49,7 +49,7 @@ def test_folders_that_cannot_be_used(train_here, class_folders, tmp_path):
 
 
 def test_settings_that_cannot_be_used(train_here, class_folders, tmp_path):
-    data = ("--dataset_path", class_folders)
+    data = ("--dataset_path", class_folders, "--backbone", "resnet18")
     refuse(train_here(*data, "--bacbone", "resnet18"), "did you mean --backbone?")
     refuse(train_here(*data, "--backbone", "resnet19"), "resnet18")
     refuse(train_here(*data, "--batch_size", "0", "--dropout", "2"), "2 problems", "batch_size = 0", "dropout = 2.0")
@@ -80,6 +80,6 @@ def test_few_images_and_a_last_batch_of_one(train_here, tmp_path, count):
 def test_names_that_would_steer_a_terminal(train_here, class_folders):
     (class_folders / "train/sea").rename(class_folders / "train/\x1b[31msea")
     (class_folders / "val/sea").rename(class_folders / "val/\x1b[31msea")
-    run = train_here(*TINY, "--dataset_path", class_folders, "--num_epochs", 1)
+    run = train_here("--dataset_path", class_folders, "--num_epochs", 1, draws=True)
     assert run.code == 0, run.err
     assert "\x1b" not in run.out + run.err

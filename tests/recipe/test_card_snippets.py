@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from conftest import train_in, write_classes
 from PIL import Image
 
 from sat_vg.backbone_finetuning.commands.export import cli as export
@@ -32,6 +33,17 @@ def accuracy(folder, class_names, logits_of):
     return 100 * right / len(paths)
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("card")
+    images = write_classes(folder / "images")
+    trained = train_in(
+        folder, "--dataset_path", images, "--backbone", "resnet18", "--num_epochs", 1, "--image_size", 40
+    )
+    assert trained.code == 0
+    return trained
+
+
 @pytest.mark.parametrize(
     ("name", "options", "call"),
     [
@@ -43,21 +55,18 @@ def accuracy(folder, class_names, logits_of):
     ],
     ids=["torchvision", "safetensors", "pt2", "pt2 of uint8", "onnx"],
 )
-def test_the_snippet_gives_the_stored_accuracy(train_here, class_folders, tmp_path, name, options, call):
+def test_the_snippet_gives_the_stored_accuracy(run, tmp_path, name, options, call):
     if name.endswith(".onnx"):
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
-    run = train_here("--dataset_path", class_folders, "--num_epochs", "1", "--image_size", "40")
-    assert run.code == 0, run.err
+    folder = run.folder.parent / "images/val"
     model = FineTuneModel.load_checkpoint(run.best_model)
     stored = torch.load(run.best_model, weights_only=True)["metrics"]["val_accuracy"]
     defined = exported(run.best_model, tmp_path / name, *options)
     with torch.no_grad():
-        found = accuracy(
-            class_folders / "val", model.class_names, lambda image: call(defined, defined["prepare"](image)[None])
-        )
+        found = accuracy(folder, model.class_names, lambda image: call(defined, defined["prepare"](image)[None]))
         assert found == pytest.approx(stored if stored > 1 else 100 * stored)
-        with Image.open(next((class_folders / "val").glob("*/*"))) as image:
+        with Image.open(next(folder.glob("*/*"))) as image:
             prepared = defined["prepare"](image)[None]
             own = model(model.preprocessing.transforms()(image)[None])
             torch.testing.assert_close(call(defined, prepared), own, rtol=1e-3, atol=1e-3)

@@ -30,7 +30,17 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_thirteen_bands_by_their_own_names_from_random_weights(train_here, tiles):
-    run = train_here("--dataset_path", tiles, "--bands", ",".join(SENTINEL_2), "--num_epochs", 6)
+    run = train_here(
+        "--dataset_path",
+        tiles,
+        "--backbone",
+        "resnet18",
+        "--bands",
+        ",".join(SENTINEL_2),
+        "--num_epochs",
+        6,
+        draws=True,
+    )
     assert run.code == 0, run.err
     assert "bands: B01 (1), B02 (2)" in run.out
     assert "band statistics of 24 training images: made in" in run.out
@@ -64,7 +74,7 @@ def test_rgb_weights_land_on_the_right_bands(train_here, tiles, tmp_path):
     torch.save(start.network.state_dict(), tmp_path / "rgb.pth")
     run = train_here(
         "--dataset_path", tiles, "--bands", "nir=8,blue=2,green=3,red=4", "--pretrained", "true", "--weights",
-        tmp_path / "rgb.pth", "--num_epochs", 1, "--strategy", "linear_probe", "--image_size", 32,
+        tmp_path / "rgb.pth", "--backbone", "resnet18", "--num_epochs", 1, "--strategy", "linear_probe",
     )  # fmt: skip
     assert run.code == 0, run.err
     stem = torch.load(run.best_model, weights_only=True)["state_dict"]["conv1.weight"]

@@ -131,11 +131,11 @@ class TestImages:
             (images / "val/sea" / os.fsdecode(name)).write_bytes(b"bad")
         bad = len(BAD_IMAGES) + len(ODD_NAMES)
         seal(tmp_path)
-        run = train_here(*TINY, "--dataset_path", images)
+        run = train_here("--dataset_path", images)
         refused(run.code, run.out, run.err, f"{bad} of {bad + 12} images cannot be read", f"and {bad - 10} more")
-        run = train_here(*TINY, "--dataset_path", images, "--on_bad_image", "skip")
+        run = train_here("--dataset_path", images, "--on_bad_image", "skip")
         refused(run.code, run.out, run.err, "--on_bad_image skip:0.774")
-        run = train_here(*TINY, "--dataset_path", images, "--on_bad_image", "skip:1", "--num_epochs", 1)
+        run = train_here("--dataset_path", images, "--on_bad_image", "skip:1", "--num_epochs", 1)
         assert run.code == 0, run.err
         assert sum(line.startswith("left out ") for line in run.out.splitlines()) == 11  # ten, and how many others
         assert f"left out {bad - 10} more" in run.out
@@ -159,9 +159,9 @@ class TestImages:
         findings = json.loads(out)
         assert findings["unreadable"] == []
         assert len(findings["copies"]) == len(ODD_IMAGES)
-        run = train_here(*TINY, "--dataset_path", images)
+        run = train_here("--dataset_path", images)
         refused(run.code, run.out, run.err, f"{len(ODD_IMAGES)} in train and val", "--on_duplicates warn")
-        run = train_here(*TINY, "--dataset_path", images, "--on_duplicates", "warn", "--num_epochs", 1)
+        run = train_here("--dataset_path", images, "--on_duplicates", "warn", "--num_epochs", 1)
         assert run.code == 0, run.err
         assert "warning: the same images" in run.out
         assert not (run.folder / "logs/skipped_images.txt").exists()
@@ -177,7 +177,7 @@ class TestImages:
         seal(tmp_path)
         code, out, err = check_here(tmp_path / "images")
         assert code == 0, err
-        run = train_here(*TINY, "--dataset_path", tmp_path / "images", "--num_epochs", 1)
+        run = train_here("--dataset_path", tmp_path / "images", "--num_epochs", 1, draws=True)
         assert run.code == 0, run.err
         assert all(c == "\n" or c.isprintable() for c in out + run.out + run.err)
         model = FineTuneModel.load_checkpoint(run.best_model)
@@ -199,7 +199,7 @@ class TestImages:
         for flags in ((), ("--bands", "1")):
             says = ("24 of 24 images cannot be read", "16000 x 16000 pixels", "0.tif") if flags else ()
             refused(*check_here(tmp_path / "images", *flags), *says)
-            run = train_here(*TINY, "--dataset_path", tmp_path / "images", *flags)
+            run = train_here("--dataset_path", tmp_path / "images", *flags)
             refused(run.code, run.out, run.err, *says)
 
     def test_no_permission(self, images, tmp_path, check_here):

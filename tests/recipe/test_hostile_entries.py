@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, Run, small_disk, train_command, write_image
+from conftest import small_disk, train_in, write_image
 from odd_entries import ODD_ENTRIES, put_in_place
 
-from sat_vg.backbone_finetuning import train
 from sat_vg.backbone_finetuning.commands.extract import cli as extract
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.regular_files import NotRegularFileError, open_regular, read_bounded
@@ -72,11 +71,7 @@ def few_images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(few_images, tmp_path_factory):
     """A run with its cache beside it."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SAT_VG_CACHE", str(folder / "cache"))
-        code = train.main(train_command(folder / "run", *TINY, "--dataset_path", few_images, *FROZEN)[3:])
-    return Run(code, "", "", folder / "run")
+    return train_in(tmp_path_factory.mktemp("undisturbed"), "--dataset_path", few_images, *FROZEN)
 
 
 class TestCaches:
@@ -93,7 +88,7 @@ class TestCaches:
         assert len(entries) == 3
         for path in files if where == "inside" else entries:
             put_in_place(path, kind)
-        run = train_here(*TINY, "--dataset_path", few_images, *FROZEN)
+        run = train_here("--dataset_path", few_images, *FROZEN)
         assert course(run) == course(undisturbed)
         (line,) = [line for line in run.out.splitlines() if line.startswith("decoded images:")]
         assert ", made in" in line
@@ -116,7 +111,7 @@ class TestCaches:
                         os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(cache).free)
                 else:
                     subprocess.run(["mount", "-o", "remount,ro", str(cache)], check=True)
-            run = train_here(*TINY, "--dataset_path", few_images, *FROZEN)
+            run = train_here("--dataset_path", few_images, *FROZEN)
         assert course(run) == course(undisturbed)
         assert run.out.count("frozen stages run in every epoch: ") == 1
         assert run.out.count("decoded images: not kept, every epoch decodes them anew (") == 1

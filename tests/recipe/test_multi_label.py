@@ -20,6 +20,7 @@ from sat_vg.cli import COMMANDS
 pytestmark = pytest.mark.recipe
 
 NAMES = tuple(COLOURS)
+RESNET = ("--backbone", "resnet18")  # where something has to be learned
 SETS = ("", "field", "field|sea", "field|sea|town", "sea", "sea|town", "town", "field|town")
 
 
@@ -75,8 +76,9 @@ def truth_of(table: Path, split: str = "val") -> tuple[list[str], np.ndarray]:
 
 
 def test_from_a_table_to_probabilities(train_here, command, table, tmp_path):
-    run = train_here("--dataset_path", table, "--num_epochs", 4, "--learning_rate", 1e-3, "--label_smoothing", 0.1,
-                     "--mixup_alpha", 0.2, "--mixed_precision", "false")  # fmt: skip
+    run = train_here(*RESNET, "--dataset_path", table, "--num_epochs", 4, "--learning_rate", 1e-3,
+                     "--label_smoothing", 0.1, "--mixup_alpha", 0.2, "--mixed_precision", "false",
+                     draws=True)  # fmt: skip
     assert run.code == 0, run.err
     best = max(run.epochs, key=lambda line: line["val_map"])
     assert {"val_loss", "val_accuracy", "macro_f1", "micro_f1"} <= best.keys()
@@ -173,14 +175,15 @@ def test_a_likeliest_class_that_is_not_given_is_told_so(command, tmp_path):
 
 
 def test_probes_and_stored_features(train_here, table):
-    run = train_here("--dataset_path", table, "--strategy", "linear_probe")
+    run = train_here(*RESNET, "--dataset_path", table, "--strategy", "linear_probe")
     assert run.code == 0, run.err
     assert "exact linear probe on 32 images: L2 " in run.out
     assert " % mAP held out)" in run.out
     (epoch,) = run.epochs
     assert epoch["val_map"] > 0.8  # untrained features tell colours
-    sgd = train_here("--dataset_path", table, "--strategy", "linear_probe", "--probe_solver", "sgd", "--num_epochs",
-                     5, "--use_augmentation", "false", "--learning_rate", 0.05, folder="sgd")  # fmt: skip
+    sgd = train_here(*RESNET, "--dataset_path", table, "--strategy", "linear_probe", "--probe_solver", "sgd",
+                     "--num_epochs", 5, "--use_augmentation", "false", "--learning_rate", 0.05,
+                     folder="sgd")  # fmt: skip
     assert sgd.code == 0, sgd.err
     assert "frozen stages run once, not 5 times" in sgd.out
     assert sgd.epochs[-1]["train_loss"] < sgd.epochs[0]["train_loss"]
@@ -246,7 +249,7 @@ def test_data_of_the_other_kind_are_refused(train_here, command, class_folders, 
 
 
 def test_a_temperature_for_all_classes_is_fitted_stored_and_used(train_here, command, table, tmp_path):
-    run = train_here("--dataset_path", table, "--strategy", "linear_probe", *TINY)
+    run = train_here(*RESNET, "--dataset_path", table, "--strategy", "linear_probe", *TINY)
     assert run.code == 0, run.err
     shutil.copy(run.best_model, tmp_path / "several.pt")
     with table.open(newline="") as file:
@@ -308,15 +311,15 @@ def test_features_of_such_a_model_are_extracted(command, table, tmp_path):
 def test_two_classes(train_here, command, class_folders):
     for split in ("train", "val"):
         shutil.rmtree(class_folders / split / "town")
-    run = train_here("--dataset_path", class_folders, "--strategy", "linear_probe")
+    run = train_here(*RESNET, "--dataset_path", class_folders, "--strategy", "linear_probe")
     assert run.code == 0, run.err
     content = torch.load(run.best_model, weights_only=True)
     assert content["task"] == "single_label"
     assert content["class_names"] == ["field", "sea"]
     # Unset and what it means are the same: a run from before it could be left out goes on.
     assert content["config"]["early_stopping_metric"] == "val_accuracy"
-    again = train_here("--dataset_path", class_folders, "--strategy", "linear_probe", "--early_stopping_metric",
-                       "val_accuracy")  # fmt: skip
+    again = train_here(*RESNET, "--dataset_path", class_folders, "--strategy", "linear_probe",
+                       "--early_stopping_metric", "val_accuracy")  # fmt: skip
     assert again.code == 0, again.err
     assert "has finished" in again.out
     code, out, err = command("evaluate", run.best_model)

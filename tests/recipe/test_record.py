@@ -21,8 +21,8 @@ def text_of(events, name):
 def test_tensorboards_own_reader_finds_everything(train_here, class_folders):
     for split in ("train", "val"):
         (class_folders / split / "sea").rename(class_folders / split / "<script>alert(1)\n")
-    run = train_here("--dataset_path", class_folders, "--strategy", "lp_ft", "--probe_solver", "sgd",
-                     "--layer_decay", 0.5, "--head_lr_scale", 3)  # fmt: skip
+    run = train_here("--dataset_path", class_folders, "--backbone", "resnet18", "--strategy", "lp_ft",
+                     "--probe_solver", "sgd", "--layer_decay", 0.5, "--head_lr_scale", 3, draws=True)  # fmt: skip
     assert run.code == 0, run.err
     events = events_of(run)
     scalars = set(events.Tags()["scalars"])
@@ -57,8 +57,8 @@ def test_tensorboards_own_reader_finds_everything(train_here, class_folders):
 def test_tensorboard_tells_what_the_run_is_and_shows_the_best_model(train_here, class_folders, tmp_path):
     from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 
-    run = train_here("--dataset_path", class_folders, "--strategy", "progressive", "--learning_rate", 1e-9,
-                     "--min_lr", 0)  # fmt: skip
+    run = train_here("--dataset_path", class_folders, "--backbone", "resnet18", "--strategy", "progressive",
+                     "--learning_rate", 1e-9, "--min_lr", 0, draws=True)  # fmt: skip
     assert run.code == 0, run.err
     events, logs = events_of(run), run.folder / "logs"
     yaml = tmp_path / "again.yaml"

@@ -156,7 +156,7 @@ for percent in (1, *range(95, 20, -5)):
 def test_too_little_memory_halves_the_parts_and_goes_on(class_folders, tmp_path):
     arguments = train_command(
         tmp_path / "run", "--dataset_path", class_folders, "--image_size", 224, "--batch_size", 27,
-        "--num_epochs", 1, "--keep_freed_memory", "false", "--cache", "off",
+        "--num_epochs", 1, "--keep_freed_memory", "false", "--cache", "off", "--backbone", "resnet18",
     )[3:]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", WITH_LITTLE_MEMORY, *arguments], capture_output=True, text=True,

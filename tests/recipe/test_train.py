@@ -31,7 +31,9 @@ def weights_of_run(path: Path) -> dict:
 
 
 def test_images_in_folders_to_extractor(train, class_folders):
-    run = train("--dataset_path", class_folders, "--num_epochs", 3, "--mixed_precision", "false")
+    run = train(
+        "--dataset_path", class_folders, "--backbone", "resnet18", "--num_epochs", 3, "--mixed_precision", "false"
+    )
     assert run.code == 0, run.err
     assert "27 " in run.out
     for part in ("done: validation accuracy", "best_model.pt", "layer4: 512 channels at stride 32", "--logdir"):
@@ -196,8 +198,9 @@ def test_the_other_families_run(train_here, class_folders, backbone, more):
 def test_the_command_sat_vg_and_dry_run(class_folders, tmp_path):
     program = shutil.which("sat-vg", path=str(Path(sys.executable).parent))
     assert program
-    flags = train_command(tmp_path / "run", "--dataset_path", class_folders, "--freeze_early_layers", "true",
-                          "--unfreeze_layers", "layer3,layer4", "--dry_run")[3:]  # fmt: skip
+    flags = train_command(tmp_path / "run", "--dataset_path", class_folders, "--backbone", "resnet18",
+                          "--freeze_early_layers", "true", "--unfreeze_layers", "layer3,layer4",
+                          "--dry_run")[3:]  # fmt: skip
     done = subprocess.run([program, "train", *flags], capture_output=True, text=True, env=environment(tmp_path))
     assert done.returncode == 0, done.stderr
     for part in ("field", "phase 1, partial: 2 epochs", "steps per epoch: 5, of 5 or 6 images",
@@ -213,8 +216,8 @@ def test_frozen_stages_stay_to_the_bit(train_here, class_folders, tmp_path):
     torch.manual_seed(0)
     start = FineTuneModel("resnet18", 9, pretrained=False, image_size=32, seed=4)
     start.save_checkpoint(tmp_path / "start.pt")
-    run = train_here("--dataset_path", class_folders, "--weights", tmp_path / "start.pt", "--pretrained", "true",
-                "--freeze_early_layers", "true", "--unfreeze_layers", "layer4")  # fmt: skip
+    run = train_here("--dataset_path", class_folders, "--backbone", "resnet18", "--weights", tmp_path / "start.pt",
+                "--pretrained", "true", "--freeze_early_layers", "true", "--unfreeze_layers", "layer4")  # fmt: skip
     assert run.code == 0, run.err
     end = torch.load(run.best_model, weights_only=True)["state_dict"]
     moved = {name.split(".")[0] for name, value in start.network.state_dict().items()
