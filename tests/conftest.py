@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import IO
 
@@ -154,6 +155,22 @@ def train_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
             code = main(train_command(target, *arguments)[3:])
         out, err = capfd.readouterr()
         return Run(code, out, err, target)
+
+    return run
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    """``sat-vg COMMAND`` in this process, in ``tmp_path``: exit code, standard output, standard error."""
+    from sat_vg.cli import COMMANDS
+
+    monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = import_module(COMMANDS[name].module).main([str(argument) for argument in arguments])
+        return code, *capfd.readouterr()
 
     return run
 

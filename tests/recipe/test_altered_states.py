@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import COLOURS, train_command, write_image
+from conftest import train_command, write_classes
 
 from sat_vg.backbone_finetuning.train import main
 from sat_vg.backbone_finetuning.training import run as recipe
@@ -32,12 +32,7 @@ STEP = 8  # of 15, in the second of three phases
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("altered") / "images"
-    for number, (name, colour) in enumerate(COLOURS.items()):
-        for split, count, first in (("train", 9, 0), ("val", 3, 50)):
-            for index in range(count):
-                write_image(root / split / name / f"{index}.png", colour, 100 * number + first + index)
-    return root
+    return write_classes(tmp_path_factory.mktemp("altered") / "images")
 
 
 @pytest.fixture(scope="module")

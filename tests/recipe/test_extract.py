@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,6 @@ import pytest
 import torch
 from conftest import COLOURS, REPOSITORY, environment, write_image
 
-from sat_vg.backbone_finetuning.commands.extract import cli as extract
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.evaluation.nearest_neighbours import knn_accuracy
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
@@ -47,16 +47,8 @@ def images(tmp_path) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capfd):
-    """The command in this process: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = extract.main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return run
+def run(command):
+    return partial(command, "extract")
 
 
 def expected(checkpoint: Path, paths, stages=None) -> np.ndarray:

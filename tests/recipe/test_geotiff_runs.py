@@ -86,7 +86,7 @@ def test_rgb_weights_land_on_the_right_bands(train_here, tiles, tmp_path):
 def test_evaluate_predict_and_extract_read_the_same_bands(train_here, tiles, tmp_path, capfd):
     run = train_here("--dataset_path", tiles, "--bands", FOUR, "--num_epochs", 2, "--mixed_precision", "false")
     assert run.code == 0, run.err
-    best = max(run.epochs, key=lambda line: line["val_accuracy"])
+    best = max(run.epochs, key=lambda line: (line["val_accuracy"], -line["val_loss"]))
     assert evaluate([str(run.best_model), "--out", str(tmp_path / "evaluation")]) == 0
     content = json.loads((tmp_path / "evaluation/evaluation.json").read_text())
     assert content["accuracy"] == best["val_accuracy"]

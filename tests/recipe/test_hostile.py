@@ -6,6 +6,7 @@ The corpus is in ``hostile_corpus.py``. Everything runs in this process, which a
 import json
 import os
 import resource
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,7 @@ import torch
 from conftest import TINY, write_image
 from hostile_corpus import BAD_IMAGES, CONFIGS, ODD_CLASS_NAMES, ODD_IMAGES, ODD_NAMES, TENSOR_FILES, encoded, noise
 
-from sat_vg.backbone_finetuning.commands.check import cli as check
 from sat_vg.backbone_finetuning.commands.check import run as checking
-from sat_vg.backbone_finetuning.commands.evaluate import cli as evaluate
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training.preparation import explained_losses
@@ -87,13 +86,8 @@ def refused(code, out, err, *parts, expected=2):
 
 
 @pytest.fixture
-def check_here(capfd):
-    def run(*arguments):
-        capfd.readouterr()
-        code = check.main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return run
+def check_here(command):
+    return partial(command, "check")
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +100,8 @@ def product_path(tmp_path_factory):
 
 
 @pytest.fixture
-def evaluate_here(capfd):
-    def run(*arguments):
-        capfd.readouterr()
-        code = evaluate.main([*map(str, arguments), "--out", "run/evaluation", "--num_workers", "0"])
-        return code, *capfd.readouterr()
-
-    return run
+def evaluate_here(command):
+    return lambda *arguments: command("evaluate", *arguments, "--out", "run/evaluation", "--num_workers", 0)
 
 
 class TestImages:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import COLOURS, environment, small_disk, write_image
+from conftest import environment, small_disk, write_classes
 from lives import Life, none_left
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -37,12 +37,7 @@ TIMES = {"seconds", "images_per_second"}
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("kill") / "images"
-    for number, (name, colour) in enumerate(COLOURS.items()):
-        for split, count, first in (("train", 6, 0), ("val", 3, 50)):
-            for index in range(count):
-                write_image(root / split / name / f"{index}.png", colour, 100 * number + first + index)
-    return root
+    return write_classes(tmp_path_factory.mktemp("kill") / "images", train=6)
 
 
 def command(images: Path, *more: object) -> list[str]:

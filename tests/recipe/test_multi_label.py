@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from sklearn.metrics import average_precision_score, f1_score, log_loss
 
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.cli import COMMANDS
 
 pytestmark = pytest.mark.recipe
 
@@ -52,20 +50,6 @@ def table(tmp_path) -> Path:
             write_scene(tmp_path / "data" / name, set(labels.split("|")), 100 * (split == "val") + number)
             rows.append((name, labels, split))
     return write_table(tmp_path / "data", rows)
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capfd):
-    """Another command in this process: exit code, standard output, standard error."""
-    monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-
-    def run(name: str, *arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = import_module(COMMANDS[name].module).main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return run
 
 
 def truth_of(table: Path, split: str = "val") -> tuple[list[str], np.ndarray]:

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ import torch
 from conftest import COLOURS, REPOSITORY, environment, write_image
 from PIL import Image
 
-from sat_vg.backbone_finetuning.commands.predict import cli as predict
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
@@ -38,16 +38,8 @@ def images(tmp_path) -> Path:
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capfd):
-    """The command in this process: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = predict.main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return run
+def run(command):
+    return partial(command, "predict")
 
 
 def objects(out: str) -> list[dict]:

@@ -55,7 +55,7 @@ def test_evaluate_predict_and_extract_see_what_the_training_saw(train_here, scen
             image[:, 0, 0].double(), torch.tensor(model.preprocessing.mean).double(), rtol=1e-6, atol=0
         )
         assert min(model.preprocessing.mean) > 500
-    best = max(run.epochs, key=lambda line: line["val_accuracy"])
+    best = max(run.epochs, key=lambda line: (line["val_accuracy"], -line["val_loss"]))
     assert evaluate([str(run.best_model), "--out", str(tmp_path / "evaluation")]) == 0
     content = json.loads((tmp_path / "evaluation/evaluation.json").read_text())
     assert content["accuracy"] == best["val_accuracy"]
