@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import IO
@@ -170,7 +171,9 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     def run(name: str, *arguments: object) -> tuple[int, str, str]:
         capfd.readouterr()
         code = import_module(COMMANDS[name].module).main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
 
     return run
 
@@ -204,19 +207,10 @@ def mobilenet_weights() -> Path:
 
 
 @pytest.fixture
-def shard_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+def shard_command(command, monkeypatch: pytest.MonkeyPatch):
     """``sat-vg shard`` in this process: exit code, standard output, standard error."""
-    from sat_vg.backbone_finetuning.commands.shard import cli as shard
-
-    monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("SAT_VG_SHARD_SOURCE", raising=False)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = shard.main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return run
+    return partial(command, "shard")
 
 
 @pytest.fixture

@@ -14,27 +14,12 @@ import torch
 from conftest import COLOURS, TINY, environment, write_image
 
 from sat_vg.backbone_finetuning.commands.check import cli as check
-from sat_vg.backbone_finetuning.commands.shard import cli as shard
 from sat_vg.backbone_finetuning.data.shards.cache import SOURCE
 
 pytestmark = pytest.mark.recipe
 pytest.importorskip("webdataset", reason="shards are written with webdataset, which is not installed")
 
 SAME = ("--mixed_precision", "false", "--num_threads", 1, "--cache", "off")
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capfd):
-    """``sat-vg shard`` in this process: exit code, standard output, standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = shard.main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return run
 
 
 def results_of(run) -> list[dict]:
@@ -47,9 +32,9 @@ def weights_of(run) -> dict[str, torch.Tensor]:
 
 
 def test_folders_to_shards_to_training_is_the_training_from_folders(
-    train_here, class_folders, command, tmp_path, capfd
+    train_here, class_folders, shard_command, tmp_path, capfd
 ):
-    code, out, err = command(class_folders, "--out", "SHARDS", "--images_per_shard", 4)
+    code, out, err = shard_command(class_folders, "--out", "SHARDS", "--images_per_shard", 4)
     assert code == 0, err
     assert re.search(r"train\s+7\s+27", out), out
     assert "sat-vg train --dataset_path SHARDS" in out
@@ -74,9 +59,9 @@ def test_folders_to_shards_to_training_is_the_training_from_folders(
     assert len(re.findall(r"^val-00000\d\.tar/\d{8}_(field|sea|town)_val_\d\.(jpg|png)", table, re.MULTILINE)) == 9
 
 
-def test_a_damaged_shard_ends_the_command_before_training(train_here, class_folders, command, tmp_path):
-    assert command(class_folders, "--out", "SHARDS", "--images_per_shard", 4)[0] == 0
-    code, out, err = command("--check", "SHARDS")
+def test_a_damaged_shard_ends_the_command_before_training(train_here, class_folders, shard_command, tmp_path):
+    assert shard_command(class_folders, "--out", "SHARDS", "--images_per_shard", 4)[0] == 0
+    code, out, err = shard_command("--check", "SHARDS")
     assert (code, err) == (0, "")
     assert "all 10 shards are as shards.json says" in out
     path = tmp_path / "SHARDS/train-000002.tar"
@@ -87,7 +72,7 @@ def test_a_damaged_shard_ends_the_command_before_training(train_here, class_fold
     assert f"shard 'train-000002.tar' has {len(whole) - 1500} bytes, its index says {len(whole)}" in run.err
     assert not run.folder.exists()
     path.write_bytes(whole[:3000] + b"x" + whole[3001:])
-    code, _, err = command("--check", "SHARDS")
+    code, _, err = shard_command("--check", "SHARDS")
     assert code == 2
     assert "1 of 10 shards are not as shards.json says" in err
     assert "'train-000002.tar' has other bytes than its index says" in err
@@ -96,13 +81,15 @@ def test_a_damaged_shard_ends_the_command_before_training(train_here, class_fold
     run = train_here(*TINY, "--dataset_path", "SHARDS")
     assert run.code == 2
     assert "sat-vg shard --index DIR" in run.err
-    assert command("--index", "SHARDS")[0] == 0
+    assert shard_command("--index", "SHARDS")[0] == 0
     assert train_here(*TINY, "--dataset_path", "SHARDS", "--num_epochs", 1).code == 0
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_training_through_a_pipe_and_a_small_disk(train_here, class_folders, command, tmp_path, monkeypatch, workers):
-    assert command(class_folders, "--out", "FAR", "--images_per_shard", 3)[0] == 0
+def test_training_through_a_pipe_and_a_small_disk(
+    train_here, class_folders, shard_command, tmp_path, monkeypatch, workers
+):
+    assert shard_command(class_folders, "--out", "FAR", "--images_per_shard", 3)[0] == 0
     (tmp_path / "SHARDS").mkdir()
     shutil.copy(tmp_path / "FAR/shards.json", tmp_path / "SHARDS")
     sizes = sorted(path.stat().st_size for path in (tmp_path / "FAR").glob("*.tar"))
@@ -136,12 +123,12 @@ def start(folder: Path, *arguments: object) -> "subprocess.Popen[str]":
     )  # fmt: skip
 
 
-def test_a_killed_writer_goes_on_where_it_was(command, tmp_path, train_here):
+def test_a_killed_writer_goes_on_where_it_was(shard_command, tmp_path, train_here):
     for number in range(90):
         name = list(COLOURS)[number % 3]
         write_image(tmp_path / "images" / name / f"{number:02d}.png", COLOURS[name], number, size=12)
     flags = ("images", "--images_per_shard", 1, "--val_fraction", 0.1)
-    assert command(*flags, "--out", "whole")[0] == 0
+    assert shard_command(*flags, "--out", "whole")[0] == 0
 
     process = start(tmp_path, *flags, "--out", "cut")
     deadline = time.monotonic() + 120
@@ -157,13 +144,13 @@ def test_a_killed_writer_goes_on_where_it_was(command, tmp_path, train_here):
     run = train_here(*TINY, "--dataset_path", "cut")
     assert run.code == 2
     assert "writing has not ended; run the same sat-vg shard command again" in run.err
-    code, _, err = command("images", "--out", "cut", "--images_per_shard", 2)
+    code, _, err = shard_command("images", "--out", "cut", "--images_per_shard", 2)
     assert code == 2
     assert "of another writing, which has not ended" in err
 
     os.truncate(tmp_path / "cut/train-000001.tar", 100)  # as a power cut might leave it
     del there["train-000001.tar"]
-    code, out, err = command(*flags, "--out", "cut")
+    code, out, err = shard_command(*flags, "--out", "cut")
     assert code == 0, err
     assert "going on in cut" in out
     assert {name: (tmp_path / "cut" / name).stat().st_mtime_ns for name in there} == there
@@ -173,17 +160,17 @@ def test_a_killed_writer_goes_on_where_it_was(command, tmp_path, train_here):
     assert len(theirs) == 91
     assert ours == theirs  # no temporary file, no lock, the same bytes
 
-    code, out, _ = command(*flags, "--out", "cut")
+    code, out, _ = shard_command(*flags, "--out", "cut")
     assert (code, "nothing was written" in out) == (0, True)
     write_image(tmp_path / "images/sea/new.png", COLOURS["sea"], 99, size=12)
-    code, _, err = command(*flags, "--out", "cut")
+    code, _, err = shard_command(*flags, "--out", "cut")
     assert code == 2
     assert "holds shards of other images" in err
 
 
-def test_what_the_command_refuses(command, class_folders, tmp_path):
+def test_what_the_command_refuses(shard_command, class_folders, tmp_path):
     def refused(*arguments: object) -> str:
-        code, _, err = command(*arguments)
+        code, _, err = shard_command(*arguments)
         assert code == 2, err
         return err
 
@@ -196,7 +183,7 @@ def test_what_the_command_refuses(command, class_folders, tmp_path):
     (class_folders / "train/sea/broken.jpg").write_bytes(b"no image")
     assert "1 of 37 images cannot be read" in refused(class_folders, "--out", "o")
     assert not (tmp_path / "o").exists()
-    code, out, _ = command(class_folders, "--out", "o", "--on_bad_image", "skip", "--max_bad_fraction", 0.1)
+    code, out, _ = shard_command(class_folders, "--out", "o", "--on_bad_image", "skip", "--max_bad_fraction", 0.1)
     assert (code, "left out" in out) == (0, True)
     (tmp_path / "p").mkdir()
     (tmp_path / "p/mine.tar").write_bytes(b"")
@@ -221,14 +208,14 @@ finally:
     assert "torch" not in done.stdout.split()
 
 
-def test_geotiffs_in_shards(command, train_here, tmp_path):
+def test_geotiffs_in_shards(shard_command, train_here, tmp_path):
     geotiffs = pytest.importorskip("geotiffs")
     for number in range(12):
         name = list(geotiffs.SPECTRA)[number % 3]
         tile = geotiffs.sentinel_2(name, number + 1, size=20)
         geotiffs.write_geotiff(tmp_path / "tiles" / name / f"{number}.tif", tile, descriptions=geotiffs.SENTINEL_2)
     bands = ("--bands", "red=4,green=3,blue=2,nir=8")
-    code, _, err = command("tiles", "--out", "SHARDS", *bands, "--images_per_shard", 2)
+    code, _, err = shard_command("tiles", "--out", "SHARDS", *bands, "--images_per_shard", 2)
     assert code == 0, err
     runs = [
         train_here(

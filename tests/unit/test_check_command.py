@@ -2,26 +2,20 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 from conftest import write_image
 from PIL import Image
 
-from sat_vg.backbone_finetuning.commands.check.cli import main
 from sat_vg.backbone_finetuning.data.checks.statistics import measure_image, summarise
 from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 
 
 @pytest.fixture
-def check(tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
-
-    def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return run
+def check(command):
+    return partial(command, "check")
 
 
 def findings(check, *arguments):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ from conftest import write_image
 from geotiffs import SENTINEL_2, write_geotiff, write_tiles
 from tiny_datasets import idx
 
-from sat_vg.backbone_finetuning.commands.check.cli import main
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.checks.band_statistics import measure_bands
 from sat_vg.backbone_finetuning.training.preparation import check_images, choose_bands, computed_cache, load_splits
@@ -20,17 +20,8 @@ FOUR = "red=4,green=3,blue=2,nir=8"
 
 
 @pytest.fixture
-def check(tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
-
-    def run(*arguments):
-        capfd.readouterr()
-        code = main([str(argument) for argument in arguments])
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return run
+def check(command):
+    return partial(command, "check")
 
 
 @pytest.fixture
