@@ -212,7 +212,7 @@ def test_other_settings_or_images_are_refused(images, out, here):
         (["--backbones", "resnet18,microsoft/resnet-18"], "are the same network"),
         (["--strategies", "half"], "strategy = 'half': must be full or"),
         (["--seeds", "0,0"], "0 is there more than once"),
-        (["--backbones", ""], "backbones: none were given"),
+        (["--backbones", ""], "--backbones : must be a list of texts that are not empty, with commas between"),
         (["--weights", "resnet50=x.pth"], "'resnet50' is none of the backbones custom_cnn"),
         (["--weights", "custom_cnn=x.pth"], "there is no file 'x.pth'"),
         (["--recipe", "none.yaml"], "the recipe 'none.yaml' cannot be read"),

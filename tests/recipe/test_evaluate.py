@@ -231,7 +231,7 @@ def test_what_cannot_be_evaluated(simple, class_folders, tmp_path, capfd):
         ((tmp_path / "none.pt",), "there is no file"),
         ((simple, tmp_path / "none"), "none"),
         ((simple, class_folders, "--split", "test"), "has no folder test"),
-        ((simple, "--batch_size", 0), "batch_size = 0: must be a whole number of 1 or more"),
+        ((simple, "--batch_size", 0), "--batch_size 0: must be a whole number of 1 or more"),
         ((tmp_path / "last.pt",), "is no best_model.pt of sat_vg"),
         ((tmp_path / "nir.pt", class_folders), "takes images with the bands red, green, blue, nir"),
         ((tmp_path / "twice.pt", class_folders), "has two classes of the name 'sea'"),

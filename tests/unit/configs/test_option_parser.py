@@ -95,7 +95,7 @@ def test_old_spellings_work_with_a_hint(arguments, expected, hint, capsys):
         (("m", "--shift", "--json"), "--shift needs a value: it must be a number; for example 1"),
         (("m", "--kind", "three"), "--kind three: must be one or two; for example one"),
         (("m", "--json=maybe"), "--json maybe: must be true or false"),
-        (("m", "--sizes", "1,x"), "must be a list of whole numbers"),
+        (("m", "--sizes", "1,x"), "--sizes 1,x: must be a list of whole numbers, with commas between"),
         ((), "prog needs MODEL; prog --help lists all options"),
     ],
 )
@@ -121,3 +121,17 @@ def test_help(capsys):
         "--json true|false Print JSON. (default: false)",
     ):
         assert part in out, part
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "[", "[a", "{", "{a: [}", "!!python/name:os.system", "null", "\0", "'", "- -", "a: b", "1e999", "nan"],
+)
+@pytest.mark.parametrize("name", ["out", "bands", "sizes", "shift", "count", "kind", "json", "with_head"])
+def test_odd_values_are_read_or_refused(name, value):
+    try:
+        found = parse("m", f"--{name}={value}")
+    except ConfigError as error:
+        assert str(error).startswith(f"--{name} ")
+    else:
+        assert isinstance(found, Options)
