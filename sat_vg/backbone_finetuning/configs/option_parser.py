@@ -221,6 +221,8 @@ def _unknown(name: str, known: Sequence[str], prog: str) -> str:
 def _allowed(rule: Rule) -> str:
     """What an option may be, with an example; without "or null", as an option may also be left out."""
     allowed = rule.allowed.removesuffix(" or null").removesuffix(",")
+    if allowed.startswith("a list"):
+        return f"{allowed}, with commas between"
     return allowed if rule.example is None else f"{allowed}; for example {as_argument(rule.example)}"
 
 

@@ -2,7 +2,7 @@
 
 from sat_vg.backbone_finetuning.reports.comparison_figures import draw_comparison
 from sat_vg.backbone_finetuning.reports.comparison_report import Comparison, cells_of, headings_of, points
-from sat_vg.backbone_finetuning.reports.pages import figure_address, render_page
+from sat_vg.backbone_finetuning.reports.pages import figure_url, render_page
 
 
 def as_html(comparison: Comparison) -> str:
@@ -23,7 +23,7 @@ def as_html(comparison: Comparison) -> str:
         comparison=comparison,
         headings=headings_of(comparison)[3:],
         lines=list(zip(comparison.rows, cells_of(comparison), strict=True)),
-        chart=figure_address(draw_comparison(comparison)),
+        chart=figure_url(draw_comparison(comparison)),
         differences=differences,
         points=points,
     )

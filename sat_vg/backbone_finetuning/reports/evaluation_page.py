@@ -9,7 +9,7 @@ import numpy as np
 
 from sat_vg.backbone_finetuning.reports.evaluation_figures import TERMS, draw_reliability
 from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix, draw_learning_curves, measure_of
-from sat_vg.backbone_finetuning.reports.pages import figure_address, image_address, render_page
+from sat_vg.backbone_finetuning.reports.pages import figure_url, image_url, render_page
 
 _MAX_CLASSES_AS_TABLE = 40  # of a confusion matrix; with more it is a picture
 _MAX_PAIRS = 10
@@ -41,7 +41,7 @@ def render_report(report: Report) -> str:
     curves = None
     if len(epochs) > 1:
         best = content["training"]["metrics"]["epoch"]
-        curves = figure_address(draw_learning_curves(epochs, best, is_stacked=True))
+        curves = figure_url(draw_learning_curves(epochs, best, is_stacked=True))
     return render_page(
         f"evaluation_{content['task']}.html",
         title=f"{content['backbone']} on {source}",
@@ -51,9 +51,9 @@ def render_report(report: Report) -> str:
         class_rows=sorted(content["classes"].items(), key=lambda entry: (not entry[1]["images"], entry[1]["f1"])),
         confused_pairs=_confused_pairs(content),
         confusion_picture=_confusion_picture(content),
-        reliability=figure_address(draw_reliability(content["calibration"]["bins"], content["ece"], terms)),
+        reliability=figure_url(draw_reliability(content["calibration"]["bins"], content["ece"], terms)),
         mistakes=[
-            (entry, [(what, image_address(picture)) for what, picture in pictures.items()])
+            (entry, [(what, image_url(picture)) for what, picture in pictures.items()])
             for entry, pictures in zip(content["mistakes"], report.pictures, strict=True)
         ],
         has_attention=any("attention" in pictures for pictures in report.pictures),
@@ -81,4 +81,4 @@ def _confusion_picture(content: Mapping[str, Any]) -> str | None:
     names = list(content["classes"])
     if "confusion" not in content or len(names) <= _MAX_CLASSES_AS_TABLE:
         return None
-    return figure_address(draw_confusion_matrix(np.array(content["confusion"]), names, content["split"]))
+    return figure_url(draw_confusion_matrix(np.array(content["confusion"]), names, content["split"]))

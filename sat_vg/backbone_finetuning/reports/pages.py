@@ -63,19 +63,19 @@ def figure_as_svg(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def figure_address(figure: Figure) -> Markup:
-    """The address of a figure that lies in the address itself. As a picture of its own it cannot alter the page."""
-    return _address(figure_as_svg(figure), "svg+xml")
+def figure_url(figure: Figure) -> Markup:
+    """A figure as a ``data:`` URL. As an image of its own it cannot alter the page."""
+    return _data_url(figure_as_svg(figure), "svg+xml")
 
 
-def image_address(image: np.ndarray) -> Markup:
-    """The address of an image, uint8 ``[H, W, 3]``, as a JPEG that lies in the address itself."""
+def image_url(image: np.ndarray) -> Markup:
+    """An image, uint8 ``[H, W, 3]``, as a JPEG in a ``data:`` URL."""
     picture = Image.fromarray(image)
     picture.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE))
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=88)
-    return _address(file.getvalue(), "jpeg")
+    return _data_url(file.getvalue(), "jpeg")
 
 
-def _address(content: bytes, kind: str) -> Markup:
+def _data_url(content: bytes, kind: str) -> Markup:
     return Markup(f"data:image/{kind};base64,{base64.b64encode(content).decode()}")

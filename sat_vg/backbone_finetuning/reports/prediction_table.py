@@ -10,7 +10,7 @@ from sat_vg.backbone_finetuning.reports.tables import csv_text, spreadsheet_cell
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image.
+    """Prediction for one image.
 
     Attributes:
         path: of the image, relative to the data folder.
@@ -48,7 +48,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class SetPrediction:
-    """What a model says of one image that can have several classes.
+    """Prediction for one image that can have several classes.
 
     Attributes:
         path: of the image, relative to the data folder.

@@ -64,7 +64,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class NetworkCosts:
-    """Costs of a network, which do not depend on its weights: see ``engine.costs``."""
+    """Costs of a network, which do not depend on its weights: see ``evaluation.costs``."""
 
     parameters: int
     flops: int

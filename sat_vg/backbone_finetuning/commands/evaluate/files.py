@@ -38,7 +38,7 @@ def write_results(
         content: of evaluation.json.
         predictions: the text of predictions.csv.
         views: of the mistakes that ``content`` lists.
-        curves: the epochs of the training, and where there are none, why.
+        curves: epochs of the training, or the reason why there are none.
 
     Raises:
         WriteError: the folder cannot be written to or the disk is full.
@@ -80,7 +80,7 @@ def _save_figure(path: Path, figure: Figure) -> None:
 
 
 def epochs_of_run(training: Mapping[str, Any]) -> tuple[list[dict[str, float]], str]:
-    """The epochs of the training that a checkpoint comes from, and where its log is not to be had, why.
+    """Epochs of the training that a checkpoint comes from, or the reason why there are none.
 
     Args:
         training: ``config`` and ``metrics`` in the checkpoint; the config names the folder of the log, which may lie
@@ -103,7 +103,7 @@ def epochs_of_run(training: Mapping[str, Any]) -> tuple[list[dict[str, float]], 
 
 
 def _epoch_of(line: str) -> dict[str, float] | None:
-    """What the curves need of a line that ends an epoch; None for other lines."""
+    """The numbers that the curves show, of a line that ends an epoch; None for other lines."""
     try:
         entry = parse_json(line)
         numbers = {key: entry[key] for key in (*_CURVES, *(key for key in _MAYBE if key in entry))}

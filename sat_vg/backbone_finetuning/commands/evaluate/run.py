@@ -1,4 +1,4 @@
-"""How well a best_model.pt does on images, from checkpoint to report.html."""
+"""Evaluate a best_model.pt on images: from checkpoint to report.html."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
     source = expand_home(options.checkpoint)
     model = _load_classifier(source)
     target = None if options.calibrate is None else calibrated_path(options.calibrate, source)
-    config = settings_of(options, model)
+    config = config_of(options, model)
     precision = choose_hardware(config)
     splits, _ = require_images(config, find_images(config), decoder_of(model.preprocessing, marks_missing=True))
     split = {"val": splits.val, "train": splits.train, "test": splits.test}[options.split]
@@ -64,7 +64,7 @@ def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
     split = with_labels_of(model, split)
     read = decoder_of(model.preprocessing).read
     dataset = ImageDataset(split, model.preprocessing.geometry(), config.seed, read)
-    predictions = run_over(model, dataset, config, precision, options.batch_size)
+    predictions = predict_all(model, dataset, config, precision, options.batch_size)
     task = TASKS[model.task]
     if target is not None:
         model.temperature = fit_temperature(predictions.logits, predictions.labels)
@@ -95,7 +95,7 @@ def _load_classifier(path: Path) -> FineTuneModel:
 
 
 def calibrated_path(wanted: str, source: Path) -> Path:
-    """Where the calibrated copy goes; looked at before anything is computed.
+    """Path of the calibrated copy, checked before anything is computed.
 
     Raises:
         ConfigError: something may not be overwritten by it.
@@ -109,7 +109,7 @@ def calibrated_path(wanted: str, source: Path) -> Path:
     return path
 
 
-def settings_of(options: EvaluateOptions, model: FineTuneModel) -> FinetuneConfig:
+def config_of(options: EvaluateOptions, model: FineTuneModel) -> FinetuneConfig:
     """The settings of the training, with the options in their place.
 
     Raises:
@@ -159,10 +159,10 @@ def _some(names: Sequence[str], limit: int) -> str:
     return ", ".join(map(repr, names[:limit])) + (" …" if len(names) > limit else "")
 
 
-def run_over(
+def predict_all(
     model: FineTuneModel, dataset: ImageDataset, config: FinetuneConfig, precision: Precision, wanted: int | None
 ) -> Predictions:
-    """What the model says of all images, in the number format of the training; ``wanted`` at once, if it is set.
+    """Predictions for all images in the number format of the training, in batches of ``wanted`` if it is set.
 
     Raises:
         UserError: an image is gone, the device has too little memory, or the weights give no numbers.
@@ -194,7 +194,7 @@ def relative_paths(config: FinetuneConfig, split: Split) -> list[str]:
 
 
 def summary(options: EvaluateOptions, config: FinetuneConfig, model: FineTuneModel, split: Split) -> dict[str, Any]:
-    """What evaluation.json says of what was evaluated."""
+    """The part of evaluation.json that says what was evaluated."""
     return {
         "checkpoint": options.checkpoint,
         "data": config.dataset or config.dataset_path,
@@ -208,7 +208,7 @@ def summary(options: EvaluateOptions, config: FinetuneConfig, model: FineTuneMod
 
 
 def plain(values: Mapping[Any, object]) -> dict[str, Any]:
-    """What JSON can hold of a part of a checkpoint, which may come from anybody; of all else the name of its type."""
+    """A part of a checkpoint as JSON can hold it; of foreign values only the name of their type."""
 
     def is_plain(value: object) -> bool:
         if isinstance(value, (int, float)):

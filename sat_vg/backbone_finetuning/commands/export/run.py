@@ -31,7 +31,7 @@ from sat_vg.backbone_finetuning.utils.terminal import say
 
 @dataclass(frozen=True)
 class _Export:
-    """One that holds, in a folder aside."""
+    """An export that was read back and compared."""
 
     contract: Contract
     differences: list[Difference]
@@ -81,7 +81,7 @@ def export_checkpoint(options: ExportCommandOptions) -> dict[str, Any]:
         with aside.open("rb") as file:
             os.fsync(file.fileno())  # not every format's own writer does so
         _put_in_place(aside, out, list(cards))
-    _tell(card, out)
+    _print_summary(card, out)
     return card
 
 
@@ -134,7 +134,7 @@ def _aside(out: Path) -> Iterator[Path]:
 
 
 def _put_in_place(aside: Path, out: Path, endings: Sequence[str]) -> None:
-    """Rename the file and its cards; at no instant is there a card that belongs to another file."""
+    """Rename the file and its cards; the old cards go first, so that none ever describes another file."""
     for ending in endings:
         out.with_name(out.name + ending).unlink(missing_ok=True)
     for ending in ("", *endings):
@@ -245,7 +245,7 @@ def _table_of(differences: Sequence[Difference]) -> str:
     return text_table(("batch × height × width", "absolute", "relative"), rows)
 
 
-def _tell(card: dict[str, Any], out: Path) -> None:
+def _print_summary(card: dict[str, Any], out: Path) -> None:
     differences = [Difference(**one) for one in card["differences"]]
     say(f"difference from the checkpoint on random images (tolerance {card['tolerance']:.0e}):")
     say(_table_of(differences))

@@ -1,4 +1,4 @@
-"""Features of images by a best_model.pt: from checkpoint and images to one file, which a killed run goes on with."""
+"""Extract features of images with a best_model.pt into one file; a stopped extraction is resumed."""
 
 import glob
 import hashlib
@@ -54,10 +54,10 @@ _LISTED = 10
 
 
 class Computation:
-    """What is computed of images, and where.
+    """The features that are computed of images, on one device.
 
     Args:
-        model: of a best_model.pt.
+        model: that computes them.
         stages: whose maps are wanted; None: the pooled vector.
         precision: device and number formats.
 
@@ -126,7 +126,7 @@ def extract_features(options: ExtractOptions) -> Path:
         say(f"{target} holds these features already: nothing was left to do")
         return target
     _require_room(target, 2 * len(images) * spool.row_bytes)
-    with lock_output(spool.folder, busy), advising_smaller_batches(options.batch_size), _advising_to_go_on(target):
+    with lock_output(spool.folder, busy), advising_smaller_batches(options.batch_size), _advising_to_resume(target):
         try:
             remove_unfinished(target.parent, [glob.escape(target.name)])
             spool.open(images)
@@ -152,7 +152,7 @@ def _partial(target: Path) -> Path:
 
 
 def _hash_of_settings(checkpoint: Path, computation: Computation, dtype: str) -> str:
-    """Of all that decides the numbers beside the images."""
+    """Hash of everything that the numbers depend on besides the images."""
     with checkpoint.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(2**20):
@@ -162,7 +162,7 @@ def _hash_of_settings(checkpoint: Path, computation: Computation, dtype: str) ->
 
 
 def _require_same(target: Path, identity: str) -> None:
-    """Refuse to write over a file that holds anything else than what would be written."""
+    """Refuse to overwrite a file that holds anything but these features."""
     found = identity_of(target)
     if found != identity:
         what = "other features (other weights, stages, number formats or images)" if found else "something else"
@@ -170,7 +170,7 @@ def _require_same(target: Path, identity: str) -> None:
 
 
 def _require_room(target: Path, needed: int) -> None:
-    """Refuse what cannot end well; the numbers lie twice on the disk while the file is put together."""
+    """Refuse to start on too small a disk, which holds the numbers twice while the file is put together."""
     folder = next(parent for parent in target.absolute().parents if parent.exists())
     spooled = sum(path.lstat().st_size for path in _partial(target).glob("*.raw"))
     free = shutil.disk_usage(folder).free
@@ -182,7 +182,7 @@ def _require_room(target: Path, needed: int) -> None:
 
 
 @contextmanager
-def _advising_to_go_on(target: Path) -> Iterator[None]:
+def _advising_to_resume(target: Path) -> Iterator[None]:
     """Turn the error of a full disk into one that says what to do."""
     try:
         yield
@@ -194,7 +194,7 @@ def _advising_to_go_on(target: Path) -> Iterator[None]:
 
 
 def _fill(spool: Spool, images: ImageList, computation: Computation, options: ExtractOptions) -> None:
-    """Compute what the spool lacks; however this ends, what was computed is saved."""
+    """Compute the rows that the spool lacks; whatever ends this, the computed rows are saved."""
     done = spool.progress.done
     if done:
         say(f"going on behind image {done} of {len(images)}")
@@ -203,7 +203,7 @@ def _fill(spool: Spool, images: ImageList, computation: Computation, options: Ex
     stream = read_in_order(images.paths[done:], preprocessing.geometry(), 2 * size, decoder_of(preprocessing))
     bar = tqdm(total=len(images), initial=done, desc="images", unit="image", leave=False, disable=None)
     with ExitStack() as undo:
-        undo.callback(_save_what_can_be, spool)
+        undo.callback(_try_to_save, spool)
         with InterruptRequest() as stop, bar:
             while batch := list(islice(stream, size)):
                 _append(spool, images, batch, computation, options)
@@ -215,15 +215,15 @@ def _fill(spool: Spool, images: ImageList, computation: Computation, options: Ex
     spool.save()
 
 
-def _save_what_can_be(spool: Spool) -> None:
-    with suppress(OSError):  # what ended the extraction is what the user is told
+def _try_to_save(spool: Spool) -> None:
+    with suppress(OSError):  # the error that ended the extraction matters more
         spool.save()
 
 
 def _append(
     spool: Spool, images: ImageList, batch: list[Tensor | str], computation: Computation, options: ExtractOptions
 ) -> None:
-    """Put a batch's features into the spool; ``batch`` holds images, and reasons where one cannot be read."""
+    """Add a batch's features to the spool; ``batch`` holds images, or reasons why one cannot be read."""
     reasons = [each if isinstance(each, str) else None for each in batch]
     if options.on_bad_image == "error" and any(reasons):
         raise _bad_image(images, spool.progress.done, reasons)
@@ -245,7 +245,7 @@ def _bad_image(images: ImageList, first: int, reasons: list[str | None]) -> Data
 
 
 def _in_format(values: dict[str, Tensor], dtype: str) -> dict[str, np.ndarray]:
-    """The numbers as they are written.
+    """Values in the number format of the file.
 
     Raises:
         StoppedError: one of them is not finite, or does not fit the format.
@@ -270,7 +270,7 @@ def _require_rows(spool: Spool) -> None:
 
 
 def _about(options: ExtractOptions, model: FineTuneModel, spool: Spool, images: ImageList) -> dict[str, Any]:
-    """What the file says of itself, as plain data."""
+    """Metadata of the file, as plain data."""
     labels = _labels(spool, images)
     return {
         "format": "sat_vg.features",
@@ -290,7 +290,7 @@ def _about(options: ExtractOptions, model: FineTuneModel, spool: Spool, images: 
 
 
 def _knn(options: ExtractOptions, spool: Spool, labels: list[int] | None) -> dict[str, float] | None:
-    """The nearest neighbours' accuracy with its settings, where it was wanted and can be had."""
+    """The nearest neighbours' accuracy with its settings; None where it was not wanted or is undefined."""
     if labels is None or POOLED not in spool.columns or len(set(labels)) < 2 or options.knn is False:
         return None
     if options.knn is None and len(labels) > _MAX_FOR_AUTO_KNN:
@@ -320,7 +320,7 @@ def _features(spool: Spool, images: ImageList, about: dict[str, Any]) -> Feature
 
 
 def _report(target: Path, spool: Spool, images: ImageList, about: dict[str, Any]) -> None:
-    """Say what the file holds, how it is read, and how well the classes lie together in it."""
+    """Print what the file holds, how to read it, and the nearest neighbours' accuracy."""
     left_out = about["left_out"]
     for path, reason in left_out[:_LISTED]:
         say(f"left out {path!r}: {reason}")

@@ -1,4 +1,4 @@
-"""What a best_model.pt takes images for, answered as the images come."""
+"""Classes and probabilities of images by a best_model.pt, printed as the images arrive."""
 
 import json
 import os
@@ -36,11 +36,11 @@ _LONGEST_STEM = 80  # characters of an image's name in that of its overlay; file
 
 @dataclass(frozen=True)
 class Answer:
-    """What there is to say of an image.
+    """The result for one image.
 
     Attributes:
-        path: as it was given, or as it was found.
-        error: why it cannot be read; None if it can.
+        path: of the image, as given or found.
+        error: reason why it cannot be read; None if it can.
         classes: names and probabilities, the likeliest first.
         overlay: path of its picture, if one was drawn.
         is_multi_label: the image can have several classes, and is given those that are likelier than not; where none
@@ -88,7 +88,7 @@ def predict_images(options: PredictOptions) -> None:
     total = unreadable = 0
     # Where the answers go to the terminal, they are the progress.
     bar = tqdm(unit="image", leave=False, disable=True if sys.stdout.isatty() else None)
-    with bar, _until_the_reader_leaves(), advising_smaller_batches(options.batch_size):
+    with bar, _ending_with_reader(), advising_smaller_batches(options.batch_size):
         if not options.json:
             say(_row("%", "class", "image", _width(model)))
         for group in path_groups(options.images, options.batch_size):
@@ -104,8 +104,8 @@ def predict_images(options: PredictOptions) -> None:
 
 
 @contextmanager
-def _until_the_reader_leaves() -> Iterator[None]:
-    """End quietly when whoever reads the answers has seen enough, as ``head`` has."""
+def _ending_with_reader() -> Iterator[None]:
+    """End quietly when the reader of standard output closes it, as ``head`` does."""
     try:
         yield
     except BrokenPipeError:
@@ -158,7 +158,7 @@ def _lines_as_they_come() -> Iterator[list[str]]:
 def _answers(
     model: FineTuneModel, precision: Precision, group: Sequence[Answer], options: PredictOptions, number: int
 ) -> list[Answer]:
-    """The group with what the model says of each image; ``number`` were answered before."""
+    """Results for a group of images; ``number`` images came before it."""
     known = [each.path for each in group if each.error is None]
     decoder = decoder_of(model.preprocessing)
     read = read_in_order(known, model.preprocessing.geometry(), options.batch_size, decoder)
@@ -189,12 +189,12 @@ def _answers(
 
 
 def _top(model: FineTuneModel, options: PredictOptions) -> int:
-    """The most classes that are told of an image."""
+    """Largest number of classes to print for an image."""
     return options.top or (model.num_classes if model.task == "multi_label" else _TOP)
 
 
 def _classes(model: FineTuneModel, shares: Tensor, indices: Tensor) -> tuple[tuple[str, float], ...]:
-    """Names and probabilities of the likeliest classes; where there can be several, but those likelier than not."""
+    """Names and probabilities of the likeliest classes; of several an image those above one half, at least one."""
     found = [
         (model.class_names[index], share) for index, share in zip(indices.tolist(), shares.tolist(), strict=True)
     ]
@@ -204,7 +204,7 @@ def _classes(model: FineTuneModel, shares: Tensor, indices: Tensor) -> tuple[tup
 
 
 def _overlay_path(folder: str, number: int, image: str) -> Path:
-    """A name that no two images share, and that file systems and terminals take."""
+    """A file name that is unique and valid on all file systems."""
     stem = "".join(c if c.isprintable() and c not in '\\/:*?"<>|' else "_" for c in Path(image).stem)
     stem = stem.encode("utf-8", "replace")[:_LONGEST_STEM].decode("utf-8", "ignore")
     return expand_home(folder) / f"{number + 1:06d}_{stem}.png"

@@ -1,4 +1,4 @@
-"""Images into shards, an index of shards that there are already, and a check of both."""
+"""Write images into shards, index existing shards, and check both."""
 
 import json
 import re
@@ -48,7 +48,7 @@ from sat_vg.backbone_finetuning.utils.terminal import progress, say
 _USUAL_MIB = 256.0
 _CLASSES = "classes.txt"
 _MOST_CLASSES_BYTES = 2**24
-# What others call the parts of a data set, at the beginning of a tar file's name.
+# Common names of the parts of a data set, at the beginning of a tar file's name.
 _PART_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _LISTED = 10
 
@@ -71,7 +71,7 @@ def shard(options: ShardOptions) -> None:
 
 
 def write_shards(options: ShardOptions) -> None:
-    """Write the images into shards, or go on where an earlier call was killed.
+    """Write the images into shards, or resume where an earlier call was killed.
 
     Raises:
         UserError: the images or a setting cannot be used, or the folder holds something else.
@@ -83,7 +83,7 @@ def write_shards(options: ShardOptions) -> None:
     limit = _limit_of(options)
     config = _config_of(options)
     folder = expand_home(options.out)
-    _require_apart(folder, expand_home(options.data))
+    _require_outside(folder, expand_home(options.data))
     found = load_splits(config)
     splits = check_images(config, found, decoder_of_config(config, found)).splits
     planned = plan_shards(splits, limit, options.seed)
@@ -93,10 +93,10 @@ def write_shards(options: ShardOptions) -> None:
             _require_same(folder, plan)
             say(f"{folder} holds these shards already; nothing was written")
             return
-        _begin_or_go_on(folder, plan)
+        _start_or_resume(folder, plan)
         written = _write_all(folder, planned, splits, webdataset)
         index = ShardIndex(splits.class_names, splits.train.label_sets, plan, tuple(written))
-        with _explained(folder):
+        with _advising_to_resume(folder):
             write_index(folder / INDEX, index)
             (folder / WRITING).unlink()
     say(_table(index))
@@ -132,7 +132,7 @@ def index_shards(given: str) -> None:
         for path, shard in zip(paths, scanned, strict=True)
     )
     index = ShardIndex(names, None, "", shards)
-    with _explained(folder):
+    with _advising_to_resume(folder):
         write_index(folder / INDEX, index)
     read_index(folder / INDEX)  # what was found in tar files of others may not be what an index may say
     say(_table(index))
@@ -187,7 +187,7 @@ def _config_of(options: ShardOptions) -> FinetuneConfig:
     return FinetuneConfig(dataset_path=options.data, **shared)
 
 
-def _require_apart(folder: Path, data: Path) -> None:
+def _require_outside(folder: Path, data: Path) -> None:
     """Refuse to write into the data set itself, where shards would be taken for a class."""
     root = data.parent if data.is_file() else data
     if not data.is_file() and folder.absolute().resolve().is_relative_to(root.absolute().resolve()):
@@ -202,8 +202,8 @@ def _require_same(folder: Path, plan: str) -> None:
         )
 
 
-def _begin_or_go_on(folder: Path, plan: str) -> None:
-    """Note in the folder what is being written there, or refuse what is in the way."""
+def _start_or_resume(folder: Path, plan: str) -> None:
+    """Record in the folder what is being written there; refuse a folder that holds something else."""
     note = folder / WRITING
     try:
         earlier = read_json(note).get("plan")
@@ -220,17 +220,17 @@ def _begin_or_go_on(folder: Path, plan: str) -> None:
     remove_unfinished(folder, ("*.tar", INDEX, WRITING))
     if earlier == plan:
         say(f"going on in {folder}: {len(in_the_way)} shards are there")
-    with _explained(folder):
+    with _advising_to_resume(folder):
         write_text(note, json.dumps({"plan": plan}))
 
 
 def _write_all(
     folder: Path, planned: Sequence[PlannedShard], splits: Splits, webdataset: ModuleType
 ) -> list[ListedShard]:
-    """Write the shards that are not there yet; what all of them hold, read back."""
+    """Write the missing shards; returns what all of them hold, as read back."""
     written = []
     total = sum(len(shard.images) for shard in planned)
-    with progress(total=total, desc="writing shards", unit="image") as bar, _explained(folder):
+    with progress(total=total, desc="writing shards", unit="image") as bar, _advising_to_resume(folder):
         for shard in planned:
             there = _read_back(folder, shard, splits)
             if there is None:
@@ -253,7 +253,7 @@ def _read_back(folder: Path, shard: PlannedShard, splits: Splits) -> ListedShard
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def _advising_to_resume(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
