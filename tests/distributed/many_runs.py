@@ -18,10 +18,18 @@ from sat_vg.backbone_finetuning.training import run as recipe
 from sat_vg.backbone_finetuning.training.fsdp import units
 from sat_vg.backbone_finetuning.training.fsdp_tensors import local_shard
 from sat_vg.backbone_finetuning.training.validation import evaluate
-from sat_vg.backbone_finetuning.utils.stop_signals import InterruptRequest
+from sat_vg.backbone_finetuning.utils.stop_signals import InterruptRequest, StopRequested
 
 fit = recipe.fit
 running = [""]
+
+
+def is_stopped(training, validation, interrupt):
+    try:
+        evaluate(training.model, validation, training.precision, interrupt, replica=training.replica)
+    except StopRequested:
+        return True
+    return False
 
 
 def watched_fit(training, phases, stopping, outputs, state):
@@ -44,8 +52,7 @@ def watched_fit(training, phases, stopping, outputs, state):
         ),
         "units": len(units(training.model)),
         "batches": len(validation),
-        "stopped": evaluate(training.model, validation, training.precision, interrupt, replica=training.replica)
-        is None,
+        "stopped": is_stopped(training, validation, interrupt),
     }
     with Path("ranks.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")

@@ -22,6 +22,7 @@ from sat_vg.backbone_finetuning.training.phases import Phase
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
 from sat_vg.backbone_finetuning.utils.precision import Precision
 from sat_vg.backbone_finetuning.utils.ranks import Ranks, SingleProcess
+from sat_vg.backbone_finetuning.utils.stop_signals import StopRequested
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 
@@ -159,8 +160,8 @@ class BatchSources:
     images_key: str
     ranks: Ranks = field(default_factory=SingleProcess)
 
-    def for_phase(self, phase: Phase, should_stop: Callable[[], bool]) -> BatchSource | None:
-        """The source of a phase, to which the model is set; None where a stop was requested meanwhile."""
+    def for_phase(self, phase: Phase, should_stop: Callable[[], bool]) -> BatchSource:
+        """The source of a phase, to which the model is set. Raises StopRequested where a signal came meanwhile."""
         images = self.image_source()
         spec = self.feature_spec(phase)
         if isinstance(spec, str):
@@ -173,7 +174,7 @@ class BatchSources:
                 features is None, isinstance(features, (NoRoom, NotKept))
             )
             if was_stopped:
-                return None
+                raise StopRequested
             if not_kept:  # even if only on another machine: all processes use the same source
                 said = "another machine cannot keep features"
                 if isinstance(features, (NoRoom, NotKept)):

@@ -28,11 +28,8 @@ def solve_head(
     """Replace the classifier by the exact linear probe on the frozen features."""
     clock = time.perf_counter()
     images = training.sources.batches.in_order(Part.PLAIN_TRAINING)
-    found = pooled_features(training.model, images, training.precision, interrupt, training.ranks)
-    if found is None:
-        raise outputs.interrupted(state, training, interrupt)
+    features, targets = pooled_features(training.model, images, training.precision, interrupt, training.ranks)
     generator = torch_generator(derive_seed(training.seed, Purpose.HELD_OUT, state.step))
-    features, targets = found
     model, task = training.model, TASKS[training.model.task]
     probe = training.ranks.broadcast_from_rank0(
         lambda: solve_linear_probe(
@@ -61,18 +58,14 @@ def mix_weights(
     """Replace the weights by the best ones between start and end of the phase before (WiSE-FT)."""
     clock = time.perf_counter()
 
-    def validate(batches: SizedBatches) -> Validation | None:
+    def validate(batches: SizedBatches) -> Validation:
         return evaluate(training.model, batches, training.precision, interrupt, replica=training.replica)
 
     if state.wise_ft_share is None:  # otherwise they are mixed, and what follows was interrupted
         mixed = training.start_weights.mix(training.average, lambda: validate(source.validation()))
-        if mixed is None:
-            raise outputs.interrupted(state, training, interrupt)
         state.wise_ft_share = mixed.share
         say(f"phase {phase.name}: {mixed.description}")
     images = training.sources.batches.in_order(Part.PLAIN_TRAINING)
     found = validate(images.shared(training.ranks.share))
-    if found is None:
-        raise outputs.interrupted(state, training, interrupt)
     state.train_images = sum(map(len, images.indices))
     state.train_loss_sum, state.train_seconds = found.loss * state.train_images, time.perf_counter() - clock

@@ -21,7 +21,7 @@ from sat_vg.backbone_finetuning.models.probabilities import TaskName
 from sat_vg.backbone_finetuning.training.batch_sources import image_values
 from sat_vg.backbone_finetuning.utils.precision import Precision
 from sat_vg.backbone_finetuning.utils.ranks import Ranks, SingleProcess
-from sat_vg.backbone_finetuning.utils.stop_signals import InterruptRequest
+from sat_vg.backbone_finetuning.utils.stop_signals import InterruptRequest, StopRequested
 from sat_vg.backbone_finetuning.utils.terminal import progress
 
 # Strengths of the L2 penalty per image, as a share of the loss's own scale (Kornblith et al., 2019, try 45 of them).
@@ -60,8 +60,8 @@ def pooled_features(
     precision: Precision,
     interrupt: InterruptRequest | None = None,
     ranks: Ranks | None = None,
-) -> tuple[Tensor, Tensor] | None:
-    """The classifier's inputs for all images of ``batches``, in order; None where a stop was requested.
+) -> tuple[Tensor, Tensor]:
+    """The classifier's inputs for all images of ``batches``, in order.
 
     Args:
         model: on its device.
@@ -72,6 +72,9 @@ def pooled_features(
 
     Returns:
         ``(features [N, D], targets [N, num_classes])``, both float32, on the model's device.
+
+    Raises:
+        StopRequested: a signal has come.
     """
     model.eval()
     ranks, interrupt = ranks or SingleProcess(), interrupt or InterruptRequest()
@@ -83,7 +86,7 @@ def pooled_features(
         if interrupt.requested:
             break
     if any(ranks.all_reduce_max(interrupt.requested)):
-        return None
+        raise StopRequested
     in_turns = zip_longest(*ranks.all_gather(own))  # as the batches were shared out
     features, targets = zip(*(few for turn in in_turns for few in turn if few is not None), strict=True)
     return torch.cat(features).to(precision.device), torch.cat(targets).to(precision.device)

@@ -20,7 +20,7 @@ from sat_vg.backbone_finetuning.training.training import Stopping, Training
 from sat_vg.backbone_finetuning.training.validation import evaluate, require_finite
 from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, seed_default_generator
-from sat_vg.backbone_finetuning.utils.stop_signals import InterruptRequest
+from sat_vg.backbone_finetuning.utils.stop_signals import InterruptRequest, StopRequested
 from sat_vg.backbone_finetuning.utils.terminal import progress, say
 
 
@@ -32,49 +32,60 @@ def fit(training: Training, phases: Sequence[Phase], stopping: Stopping, outputs
         WriteError: a file of the run cannot be written; those from before are untouched.
         InterruptedRun: Ctrl-C, SIGTERM or SIGUSR1; the state was saved.
     """
-    num_epochs = sum(phase.epochs for phase in phases)
     with InterruptRequest() as interrupt:
-        while state.phase < len(phases):
-            # Begin the phase: freeze stages, remember the weights, choose between images and stored features.
-            phase = phases[state.phase]
-            phase.apply_to(training.model)
-            training.replica.enter_phase()
-            training.start_weights.enter(phase, state.begins_phase)
-            source = training.sources.for_phase(phase, lambda: interrupt.requested)
-            if source is None:
-                raise outputs.interrupted(state, training, interrupt)
-            while state.epoch_in_phase < phase.epochs:
-                # Train one epoch, or the rest of it.
-                EPOCHS[phase.method](training, phase, source, outputs, state, interrupt)
-                # Validate, with the moving average of the weights if there is one.
-                with training.average.applied(), training.profile.span("validation"):
-                    validation = evaluate(
-                        training.model,
-                        source.validation(),
-                        training.precision,
-                        interrupt,
-                        source.values,
-                        source.start,
-                        training.replica,
-                    )
-                if validation is None:
-                    raise outputs.interrupted(state, training, interrupt)
-                require_finite(validation, state)
-                # Log; save the best model.
-                is_best = note_epoch(training, phase, stopping, outputs, state, validation, num_epochs)
-                if is_best:
-                    with training.average.applied():
-                        save_best(training, outputs, validation, state)
-                # Stop early, or save the state and go on.
-                state.end_epoch()
-                if stopping.patience and state.epochs_without_improvement >= stopping.patience:
-                    say(f"stopped early: no better {stopping.metric} for {counted(stopping.patience, 'epoch')}")
-                    break
-                if state.epoch % outputs.save_frequency == 0 and state.epoch < num_epochs:
-                    outputs.save(state, training)
-            state.end_phase(is_last=state.phase + 1 == len(phases))
-        state.finished = True
-        outputs.save(state, training)
+        try:
+            train_phases(training, phases, stopping, outputs, state, interrupt)
+        except StopRequested:
+            raise outputs.interrupted(state, training, interrupt) from None
+
+
+def train_phases(
+    training: Training,
+    phases: Sequence[Phase],
+    stopping: Stopping,
+    outputs: Outputs,
+    state: RunState,
+    interrupt: InterruptRequest,
+) -> None:
+    """All phases, epoch by epoch: train, validate, log, save. Raises StopRequested where a signal has come."""
+    num_epochs = sum(phase.epochs for phase in phases)
+    while state.phase < len(phases):
+        # Begin the phase: freeze stages, remember the weights, choose between images and stored features.
+        phase = phases[state.phase]
+        phase.apply_to(training.model)
+        training.replica.enter_phase()
+        training.start_weights.enter(phase, state.begins_phase)
+        source = training.sources.for_phase(phase, lambda: interrupt.requested)
+        while state.epoch_in_phase < phase.epochs:
+            # Train one epoch, or the rest of it.
+            EPOCHS[phase.method](training, phase, source, outputs, state, interrupt)
+            # Validate, with the moving average of the weights if there is one.
+            with training.average.applied(), training.profile.span("validation"):
+                validation = evaluate(
+                    training.model,
+                    source.validation(),
+                    training.precision,
+                    interrupt,
+                    source.values,
+                    source.start,
+                    training.replica,
+                )
+            require_finite(validation, state)
+            # Log; save the best model.
+            is_best = note_epoch(training, phase, stopping, outputs, state, validation, num_epochs)
+            if is_best:
+                with training.average.applied():
+                    save_best(training, outputs, validation, state)
+            # Stop early, or save the state and go on.
+            state.end_epoch()
+            if stopping.patience and state.epochs_without_improvement >= stopping.patience:
+                say(f"stopped early: no better {stopping.metric} for {counted(stopping.patience, 'epoch')}")
+                break
+            if state.epoch % outputs.save_frequency == 0 and state.epoch < num_epochs:
+                outputs.save(state, training)
+        state.end_phase(is_last=state.phase + 1 == len(phases))
+    state.finished = True
+    outputs.save(state, training)
 
 
 def train_epoch(
@@ -121,7 +132,7 @@ def train_epoch(
                 bar.set_postfix(loss=f"{state.train_loss_sum / state.train_images:.3f}", lr=f"{rate:.1e}")
             # Save within the epoch.
             if must_stop:
-                raise outputs.interrupted(state, training, interrupt)
+                raise StopRequested
             if must_save:
                 outputs.save(state, training)
 

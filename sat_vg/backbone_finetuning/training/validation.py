@@ -17,7 +17,7 @@ from sat_vg.backbone_finetuning.training.replicas import Replica, SingleReplica
 from sat_vg.backbone_finetuning.training.step_results import REMEDY
 from sat_vg.backbone_finetuning.utils.errors import NonFiniteLossError
 from sat_vg.backbone_finetuning.utils.precision import Precision
-from sat_vg.backbone_finetuning.utils.stop_signals import InterruptRequest
+from sat_vg.backbone_finetuning.utils.stop_signals import InterruptRequest, StopRequested
 from sat_vg.backbone_finetuning.utils.terminal import progress
 
 
@@ -30,8 +30,8 @@ def evaluate(
     values: Callable[[Batch], Tensor] | None = None,
     start: int = 0,
     replica: Replica | None = None,
-) -> Validation | None:
-    """Loss, accuracy and scores by class over all batches of all processes; None where a stop was requested.
+) -> Validation:
+    """Loss, accuracy and scores by class over all batches of all processes.
 
     Args:
         model: on its device.
@@ -41,6 +41,9 @@ def evaluate(
         values: what the model takes, from a batch on the device; unset: its images, normalised.
         start: number of stages that are already applied to the values.
         replica: of the processes that share the batches; unset: this one is alone.
+
+    Raises:
+        StopRequested: a signal has come.
     """
     model.eval()
     replica = replica or SingleReplica(model.training_outputs)
@@ -54,7 +57,7 @@ def evaluate(
             logits = model(values(batch), start).float()
         sums.add(logits, batch.targets, task.loss(logits, batch.targets))
     if any(replica.ranks.all_reduce_max(interrupt.requested)):
-        return None
+        raise StopRequested
     sums.gather(replica.ranks)
     return sums.result()
 

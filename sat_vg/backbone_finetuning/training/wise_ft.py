@@ -13,6 +13,7 @@ from sat_vg.backbone_finetuning.evaluation.metrics import Validation
 from sat_vg.backbone_finetuning.training.ema import WeightAverage
 from sat_vg.backbone_finetuning.training.fsdp_tensors import local_shard, shard_like
 from sat_vg.backbone_finetuning.training.phases import Phase
+from sat_vg.backbone_finetuning.utils.stop_signals import StopRequested
 
 SHARES = tuple(tenths / 10 for tenths in range(11))
 
@@ -55,8 +56,8 @@ class StartWeights(Protocol):
     def enter(self, phase: Phase, at_its_start: bool) -> None:
         """Remember the weights if a phase of gradient steps begins now."""
 
-    def mix(self, average: WeightAverage, look: Callable[[], Validation | None]) -> Mixed | None:
-        """Put the best of the weights between start and end into the network; None where a stop was asked for."""
+    def mix(self, average: WeightAverage, validate: Callable[[], Validation]) -> Mixed:
+        """Put the best of the weights between start and end into the network."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """The remembered weights by the network's names."""
@@ -76,7 +77,7 @@ class NullStartWeights(StartWeights):
     def enter(self, phase: Phase, at_its_start: bool) -> None:
         """Do nothing."""
 
-    def mix(self, average: WeightAverage, look: Callable[[], Validation | None]) -> Mixed | None:
+    def mix(self, average: WeightAverage, validate: Callable[[], Validation]) -> Mixed:
         """Mixing is a phase of its own, which only a run that remembers weights has."""
         raise AssertionError("no weights were remembered")
 
@@ -112,27 +113,30 @@ class PhaseStartWeights(StartWeights):
         if phase.method == "gradient" and at_its_start:
             self._start = self._copy()
 
-    def mix(self, average: WeightAverage, look: Callable[[], Validation | None]) -> Mixed | None:
+    def mix(self, average: WeightAverage, validate: Callable[[], Validation]) -> Mixed:
         """Put the best of the weights between start and end into the network, and into the average of its weights.
 
         Args:
             average: of the weights; where there is one, it is what the phase ended with.
-            look: validates the network as it is; None where a stop was asked for.
+            validate: validates the network as it is.
 
         Returns:
-            What was chosen; None where a stop was asked for, and then the weights are what they were.
+            What was chosen.
+
+        Raises:
+            StopRequested: as ``validate`` does; the weights are then as before.
         """
         own = self._copy()
         with average.applied():
             end = self._copy()
         validations: list[Validation] = []
-        for share in SHARES:
-            self._put(self._between(end, share))
-            found = look()
-            if found is None:
-                self._put(own)
-                return None
-            validations.append(found)
+        try:
+            for share in SHARES:
+                self._put(self._between(end, share))
+                validations.append(validate())
+        except StopRequested:
+            self._put(own)
+            raise
         best = max(range(len(SHARES)), key=lambda place: self._rank(validations[place]))
         self._put(self._between(end, SHARES[best]))
         average.restart()

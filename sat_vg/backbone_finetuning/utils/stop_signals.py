@@ -78,6 +78,10 @@ def ignore_from_now_on() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+class StopRequested(Exception):
+    """The processes of a training have agreed to stop, as one of them got a signal; the loop saves the state."""
+
+
 class InterruptRequest:
     """Within this context the first Ctrl-C, SIGTERM or SIGUSR1 sets ``requested``; a second one stops at once.
 

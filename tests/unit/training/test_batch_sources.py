@@ -16,6 +16,7 @@ from sat_vg.backbone_finetuning.training.phases import Phase
 from sat_vg.backbone_finetuning.training.validation import evaluate
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache
 from sat_vg.backbone_finetuning.utils.precision import Precision
+from sat_vg.backbone_finetuning.utils.stop_signals import StopRequested
 
 CPU = torch.device("cpu")
 NEVER = lambda: False  # noqa: E731
@@ -169,5 +170,6 @@ def test_nothing_is_stored_where_nothing_would_be_gained_or_it_would_not_fit(cla
 
 def test_a_stop_on_the_way_leaves_nothing(class_folders, tmp_path):
     sources = make_sources(class_folders, tmp_path, 1)
-    assert sources.for_phase(Phase("some", 5, sources.model.trainable_stages), lambda: True) is None
+    with pytest.raises(StopRequested):
+        sources.for_phase(Phase("some", 5, sources.model.trainable_stages), lambda: True)
     assert not list(tmp_path.rglob("features.bin"))

@@ -18,6 +18,7 @@ from sat_vg.backbone_finetuning.training.phases import EXACT_PROBE, Phase, then_
 from sat_vg.backbone_finetuning.training.run_identity import RunIdentity
 from sat_vg.backbone_finetuning.training.wise_ft import SHARES, NullStartWeights, PhaseStartWeights
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
+from sat_vg.backbone_finetuning.utils.stop_signals import StopRequested
 
 FULL = Phase("full", 3, ("stem",))
 
@@ -102,8 +103,15 @@ def test_a_stop_leaves_everything_as_it_was(network):
     train(network)
     average.update(0)
     before = values(network), {name: value.clone() for name, value in average.state_dict().items()}
-    looks = iter([seen(0.5), seen(0.6), None])
-    assert origin.mix(average, lambda: next(looks)) is None
+    found = iter([seen(0.5), seen(0.6)])
+
+    def validate():
+        for validation in found:
+            return validation
+        raise StopRequested
+
+    with pytest.raises(StopRequested):
+        origin.mix(average, validate)
     assert all(torch.equal(value, before[0][name]) for name, value in values(network).items())
     assert all(torch.equal(value, before[1][name]) for name, value in average.state_dict().items())
 
