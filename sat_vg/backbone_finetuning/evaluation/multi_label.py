@@ -8,16 +8,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
-from sat_vg.backbone_finetuning.evaluation.assessment import (
-    MISTAKES_SHOWN,
-    assessment,
-)
+from sat_vg.backbone_finetuning.evaluation.assessment import MISTAKES_SHOWN, assessment
 from sat_vg.backbone_finetuning.evaluation.bootstrap import bootstrap_intervals_of_sets
-from sat_vg.backbone_finetuning.evaluation.metrics import (
-    SCORES,
-    Validation,
-    mean_of_known,
-)
+from sat_vg.backbone_finetuning.evaluation.metrics import SCORES, Validation, mean_of_known
 from sat_vg.backbone_finetuning.evaluation.mistakes import most_confident_mistakes
 from sat_vg.backbone_finetuning.evaluation.predictions import Mistake, Predictions
 from sat_vg.backbone_finetuning.reports.evaluation_figures import draw_class_scores
@@ -78,11 +71,7 @@ def assess(predictions: Predictions, class_names: Sequence[str], temperature: fl
         intervals=bootstrap_intervals_of_sets(predictions.logits, predictions.given, predictions.labels),
         means={
             "macro": {name: mean_of_known([row[name] for row in present]) for name in (*SCORES, "average_precision")},
-            "micro": {
-                "precision": hits / max(given, 1),
-                "recall": hits / max(images, 1),
-                "f1": numbers["micro_f1"],
-            },
+            "micro": {"precision": hits / max(given, 1), "recall": hits / max(images, 1), "f1": numbers["micro_f1"]},
         },
     )
 

@@ -10,11 +10,7 @@ _QUERIES, _BANK = 1024, 4096  # rows held at a time
 
 
 def knn_accuracy(
-    vectors: np.ndarray,
-    labels: Tensor,
-    k: int = 20,
-    temperature: float = 0.07,
-    device: torch.device | None = None,
+    vectors: np.ndarray, labels: Tensor, k: int = 20, temperature: float = 0.07, device: torch.device | None = None
 ) -> float:
     """Leave-one-out accuracy of a weighted vote of the ``k`` nearest neighbours (Wu et al., 2018).
 

@@ -7,17 +7,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
-from sat_vg.backbone_finetuning.evaluation.assessment import (
-    MISTAKES_SHOWN,
-    assessment,
-    names_of_set,
-)
+from sat_vg.backbone_finetuning.evaluation.assessment import MISTAKES_SHOWN, assessment, names_of_set
 from sat_vg.backbone_finetuning.evaluation.bootstrap import bootstrap_intervals
-from sat_vg.backbone_finetuning.evaluation.metrics import (
-    Validation,
-    averages,
-    share_of_true_class,
-)
+from sat_vg.backbone_finetuning.evaluation.metrics import Validation, averages, share_of_true_class
 from sat_vg.backbone_finetuning.evaluation.mistakes import most_confident_mistakes
 from sat_vg.backbone_finetuning.evaluation.predictions import Mistake, Predictions
 from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix

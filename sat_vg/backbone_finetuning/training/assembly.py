@@ -13,11 +13,7 @@ from sat_vg.backbone_finetuning.data.checks.readable import Readable
 from sat_vg.backbone_finetuning.data.loading.augmentation import augmentation_of
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageDataset
 from sat_vg.backbone_finetuning.data.loading.mixing import Mixing
-from sat_vg.backbone_finetuning.data.loading.sampling import (
-    SAMPLERS,
-    BatchPlan,
-    Part,
-)
+from sat_vg.backbone_finetuning.data.loading.sampling import SAMPLERS, BatchPlan, Part
 from sat_vg.backbone_finetuning.data.loading.workers import Workers
 from sat_vg.backbone_finetuning.data.shards.order import ShardWindows
 from sat_vg.backbone_finetuning.data.sources.splits import Split
@@ -77,12 +73,7 @@ def assemble(
     return Training(
         model=model,
         optimizer=build_optimizer(
-            model,
-            config.optimizer,
-            config.weight_decay,
-            config.momentum,
-            config.layer_decay,
-            config.head_lr_scale,
+            model, config.optimizer, config.weight_decay, config.momentum, config.layer_decay, config.head_lr_scale
         ),
         scaler=precision.scaler(),
         precision=precision,

@@ -235,13 +235,7 @@ class BatchSources:
         passes = [self.batches.in_order(part, view) for view in range(num_views)]
         try:
             return compute_features(
-                self.cache,
-                key,
-                spec.shape,
-                passes,
-                lambda batch: self._run(batch, spec.start),
-                should_stop,
-                machine,
+                self.cache, key, spec.shape, passes, lambda batch: self._run(batch, spec.start), should_stop, machine
             )
         except OSError as error:
             return NotKept(error.strerror or str(error))

@@ -190,12 +190,7 @@ class RunTensors:
 
 
 def save_run(
-    folder: Path,
-    state: RunState,
-    tensors: RunTensors,
-    identity: RunIdentity,
-    keep: int,
-    ranks: Ranks | None = None,
+    folder: Path, state: RunState, tensors: RunTensors, identity: RunIdentity, keep: int, ranks: Ranks | None = None
 ) -> Path:
     """Write the state of a run; ``last.pt`` becomes another name of the new file.
 

@@ -107,7 +107,7 @@ class FSDPReplica(Replica):
         """Do nothing."""
 
     def outputs(self, values: Tensor, start: int) -> tuple[tuple[float, Tensor], ...]:
-        """Weighted logits of this process's images, or of features that lie behind the first ``start`` stages."""
+        """Weighted logits of this process's images, or of features after the first ``start`` stages."""
         return self._model.training_outputs(values, start)
 
     # Gradients are added up over the processes with every part of a batch: until then they are whole, and to wait
@@ -117,11 +117,11 @@ class FSDPReplica(Replica):
         """Average the running statistics that this step has moved."""
         average_statistics(self._model, self.ranks)
 
-    def images_to_divide(self, own: int, num_images: int) -> int:
+    def num_images_to_split(self, own: int, num_images: int) -> int:
         """The images of the largest share, for all processes."""
         return max(share_sizes(num_images, self.ranks.count))
 
-    def in_step(self, batches: SizedBatches, interrupt: InterruptRequest) -> Iterator[Batch]:
+    def lockstep_batches(self, batches: SizedBatches, interrupt: InterruptRequest) -> Iterator[Batch]:
         """This process's batches, and as many passes more as others need its shards for."""
         own = iter(batches)
         (most,) = self.ranks.all_reduce_max(len(batches))
@@ -129,11 +129,11 @@ class FSDPReplica(Replica):
             if number < len(batches):
                 yield next(own)
             else:
-                self._pass_idly()
+                self._idle_pass()
             if any(self.ranks.all_reduce_max(interrupt.requested)):
                 return
 
-    def _pass_idly(self) -> None:
+    def _idle_pass(self) -> None:
         preprocessing = self._model.preprocessing
         size = preprocessing.image_size
         image = torch.zeros(1, self._model.in_channels, size, size, dtype=torch.uint8, device=self._device)

@@ -200,7 +200,7 @@ def train_step(
         return loss_sum
 
     loss_sum = training.micro_batches.run_with_oom_retry(
-        replica.images_to_divide(len(targets), batch_size), forward_backward, undo=restore_point(model, optimizer)
+        replica.num_images_to_split(len(targets), batch_size), forward_backward, undo=restore_point(model, optimizer)
     )
     with profile.span("optimizer"):
         # Unscale and clip.

@@ -41,12 +41,7 @@ from sat_vg.backbone_finetuning.utils.errors import (
     LoadingError,
     LostImageError,
 )
-from sat_vg.backbone_finetuning.utils.precision import (
-    Precision,
-    choose_device,
-    choose_precision,
-    set_up_process,
-)
+from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision, set_up_process
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, BandFiles, Levels, Preprocessing
 from sat_vg.backbone_finetuning.utils.ranks import Ranks
 from sat_vg.backbone_finetuning.utils.terminal import say
@@ -234,10 +229,7 @@ def check_images(config: FinetuneConfig, splits: Splits, decoder: Decoder = RGB_
         DataError: images cannot be read, or the same ones lie in more than one split.
     """
     readable = require_readable(
-        splits,
-        *parse_bad_image_policy(config.on_bad_image),
-        record=cache_folder() / READABLE_IMAGES,
-        decoder=decoder,
+        splits, *parse_bad_image_policy(config.on_bad_image), record=cache_folder() / READABLE_IMAGES, decoder=decoder
     )
     for bad in readable.left_out[:10]:
         say(f"left out {bad.path}: {bad.reason}")

@@ -27,7 +27,7 @@ Outputs = Callable[[Tensor, int], tuple[tuple[float, Tensor], ...]]
 
 
 class Replica(Protocol):
-    """One process's model, and what keeps it like those of the others; the bodies here suit one that is alone.
+    """One process's model and its synchronisation with those of the others; the default bodies are for one process alone.
 
     Attributes:
         ranks: the processes that train together.
@@ -39,7 +39,7 @@ class Replica(Protocol):
         """Rebuild what depends on which parameters are trained."""
 
     def outputs(self, values: Tensor, start: int) -> tuple[tuple[float, Tensor], ...]:
-        """Weighted logits of this process's images, or of features that lie behind the first ``start`` stages."""
+        """Weighted logits of this process's images, or of features after the first ``start`` stages."""
 
     def accumulating(self, is_last: bool) -> AbstractContextManager[None]:
         """Context of a part of the batch; with the last one the gradients are averaged over the processes."""
@@ -48,7 +48,7 @@ class Replica(Protocol):
     def sync_buffers(self) -> None:
         """Average over the processes the running statistics that this step has moved."""
 
-    def images_to_divide(self, own: int, num_images: int) -> int:
+    def num_images_to_split(self, own: int, num_images: int) -> int:
         """Number of images from which the number of micro-batches follows.
 
         Args:
@@ -57,7 +57,7 @@ class Replica(Protocol):
         """
         return own
 
-    def in_step(self, batches: SizedBatches, interrupt: InterruptRequest) -> Iterator[Batch]:
+    def lockstep_batches(self, batches: SizedBatches, interrupt: InterruptRequest) -> Iterator[Batch]:
         """This process's batches, which the model is run on without gradients, until a stop is requested."""
         for batch in batches:
             yield batch
@@ -69,7 +69,7 @@ class SingleReplica(Replica):
     """The model of a single process.
 
     Args:
-        outputs: ``(values, stages behind them) ->`` what ``FineTuneModel.training_outputs`` gives.
+        outputs: ``(values, number of stages already applied) ->`` what ``FineTuneModel.training_outputs`` gives.
     """
 
     def __init__(self, outputs: Outputs) -> None:
@@ -82,7 +82,7 @@ class SingleReplica(Replica):
         """Do nothing."""
 
     def outputs(self, values: Tensor, start: int) -> tuple[tuple[float, Tensor], ...]:
-        """Weighted logits of images, or of features that lie behind the first ``start`` stages."""
+        """Weighted logits of images, or of features after the first ``start`` stages."""
         return self._outputs(values, start)
 
 
@@ -128,7 +128,7 @@ class DataParallelReplica(Replica):
         return self._wrapped
 
     def outputs(self, values: Tensor, start: int) -> tuple[tuple[float, Tensor], ...]:
-        """Weighted logits of this process's images, or of features that lie behind the first ``start`` stages."""
+        """Weighted logits of this process's images, or of features after the first ``start`` stages."""
         logits: tuple[tuple[float, Tensor], ...] = self._copy(values, start)
         return logits
 

@@ -77,11 +77,7 @@ def _identity_of(split: Split, label: int) -> int | str:
 
 
 def check_identity(
-    content: Mapping[str, Any],
-    identity: RunIdentity,
-    path: Path,
-    phases_of: PhasesOf | None = None,
-    way_on: str = "",
+    content: Mapping[str, Any], identity: RunIdentity, path: Path, phases_of: PhasesOf | None = None, way_on: str = ""
 ) -> None:
     """Refuse to go on with a run that would have come elsewhere with these settings, or that other data began.
 

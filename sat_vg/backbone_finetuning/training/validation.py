@@ -51,7 +51,9 @@ def evaluate(
     values = values or partial(image_values, model, precision)
     task = TASKS[model.task]
     sums = task.sums(model.num_classes, precision.device)
-    for batch in progress(replica.in_step(batches, interrupt), total=len(batches), desc="validation", unit="batch"):
+    for batch in progress(
+        replica.lockstep_batches(batches, interrupt), total=len(batches), desc="validation", unit="batch"
+    ):
         batch = batch.to(precision.device)
         with precision.autocast():
             logits = model(values(batch), start).float()
