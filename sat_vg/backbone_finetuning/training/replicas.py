@@ -27,7 +27,7 @@ Outputs = Callable[[Tensor, int], tuple[tuple[float, Tensor], ...]]
 
 
 class Replica(Protocol):
-    """One process's model and its synchronisation with those of the others; the default bodies are for one process alone.
+    """One process's model, synchronised with those of the others; the default bodies are for one process alone.
 
     Attributes:
         ranks: the processes that train together.
