@@ -120,6 +120,7 @@ class StrategyInputs:
         return divide(self.num_epochs, shares)
 
 
+PhasePlan = StrategyInputs  # its earlier name, for one more version
 _AFTER_A_PROBE = 0.3  # of the learning rate: measured, see docs/adr/0013
 EXACT_PROBE = Phase("linear_probe", 1, (), method="exact_head")
 
