@@ -3,6 +3,7 @@
 The check of a field and its message are derived from its type, for any dataclass of settings. Free of torch.
 """
 
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -24,35 +25,30 @@ class Range:
         example: an allowed value, for the message where the field's default is none.
         lowest: the smallest allowed value.
         highest: the largest allowed value.
-        above: every value above this one is allowed.
-        below: every value below this one is allowed.
+        above: a value that all allowed ones are above.
+        below: a value that all allowed ones are below.
     """
 
     example: float
-    lowest: float | None = None
-    highest: float | None = None
-    above: float | None = None
-    below: float | None = None
+    lowest: float = -math.inf
+    highest: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
 
     def __contains__(self, number: float) -> bool:
-        return (
-            (self.lowest is None or number >= self.lowest)
-            and (self.highest is None or number <= self.highest)
-            and (self.above is None or number > self.above)
-            and (self.below is None or number < self.below)
-        )
+        return self.lowest <= number <= self.highest and self.above < number < self.below
 
     def __str__(self) -> str:
         """The limits in words, to be put after "a number" or "a whole number"."""
-        if self.lowest is not None and self.highest is not None:
+        limits = (self.lowest, self.above, self.below, self.highest)
+        lowest, above, below, highest = map(math.isfinite, limits)
+        if lowest and highest:
             return f" from {self.lowest} to {self.highest}"
-        if self.lowest is not None:
-            up_to = "" if self.below is None else f" up to but not including {self.below}"
-            return f" from {self.lowest}{up_to}" if up_to else f" of {self.lowest} or more"
-        lower = [f"above {self.above}"] if self.above is not None else []
-        upper = [f"below {self.below}"] if self.below is not None else []
-        upper += [f"up to {self.highest}"] if self.highest is not None else []
-        return " " + " and ".join(lower + upper) if lower + upper else ""
+        if lowest and below:
+            return f" from {self.lowest} up to but not including {self.below}"
+        words = [f"of {self.lowest} or more"] * lowest + [f"above {self.above}"] * above
+        words += [f"below {self.below}"] * below + [f"up to {self.highest}"] * highest
+        return f" {' and '.join(words)}" if words else ""
 
 
 @dataclass(frozen=True)
