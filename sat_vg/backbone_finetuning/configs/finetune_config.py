@@ -62,11 +62,11 @@ TOPICS = {
     "Hardware and speed": "device",
     "Files": "log_dir",
 }
-_Images = Annotated[str, Remedy("the folder of your images, or leave it out for the built-in scenes")]
-_Dataset = Annotated[
+ImagesPath = Annotated[str, Remedy("the folder of your images, or leave it out for the built-in scenes")]
+DatasetName = Annotated[
     choices.Dataset, Remedy("for example eurosat; any other data set by its folder or table in dataset_path")
 ]
-_Cache = Annotated[
+CacheMode = Annotated[
     choices.Cache, Remedy('for example auto; in a YAML file "off" needs its quotes, or it means false')
 ]
 SHIPPED_DEFAULTS = Path(__file__).with_name("shipped_defaults.yaml")
@@ -97,11 +97,11 @@ class FinetuneConfig(metaclass=_SettingsByName):
     notes: ClassVar[tuple[str, ...]] = ()  # set on each object: where settings come from and what was adapted
     _asked: ClassVar[Mapping[str, Any]] = {}  # set on each object: the values before any was adapted
 
-    dataset_path: _Images | None = None
+    dataset_path: ImagesPath | None = None
     """Folder with train/ and val/ (and maybe test/), each with one folder per class; or one folder of class folders,
     which is split by seed; or a .csv file with the columns path and label (or labels) and maybe split. Unset: the
     built-in scenes, unless dataset is set."""
-    dataset: _Dataset | None = None
+    dataset: DatasetName | None = None
     """A data set that torchvision reads, such as eurosat or cifar10; dataset_path is then the folder of a copy.
     Unset: your own images."""
     allow_outside: bool = False
@@ -284,7 +284,7 @@ class FinetuneConfig(metaclass=_SettingsByName):
     """Number of processes that decode images; 0 decodes in the training process. Unset: chosen for the device."""
     loader_timeout: Annotated[int, Range(lowest=0, highest=1_000_000, example=300)] = 300
     """Seconds to wait for a batch of these processes before stopping with a message; 0 waits for ever."""
-    cache: _Cache = "auto"
+    cache: CacheMode = "auto"
     """Where decoded images are kept, so that they are decoded once and not in every epoch. disk: in the cache folder,
     for later runs too. ram: in memory, for this run. auto: as disk, where that is faster. off: nowhere."""
     cache_gib: PositiveFloat = 16.0

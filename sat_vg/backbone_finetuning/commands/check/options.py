@@ -1,9 +1,9 @@
 """The options of ``sat-vg check``."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from sat_vg.backbone_finetuning.configs.band_choice import Bands
+from sat_vg.backbone_finetuning.configs.choices import Rescale
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 
 
@@ -21,7 +21,7 @@ class CheckOptions:
     """Read GeoTIFFs, and these bands of them, such as red=4,green=3,blue=2,nir=8. Unset: 8-bit RGB."""
     nodata: float | None = None
     """With bands: a value that stands for no value, beside those that the files declare."""
-    rescale: Literal["none", "percentile"] = FinetuneConfig.rescale
+    rescale: Rescale = FinetuneConfig.rescale
     """How 16-bit RGB images become 8-bit ones: by their high byte, or from the 2nd to the 98th percentile."""
     allow_outside: bool = False
     """A table may name images outside its own folder."""
