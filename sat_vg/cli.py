@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from sat_vg import __version__
+from sat_vg.backbone_finetuning.utils.printable import prepare_streams
 from sat_vg.backbone_finetuning.utils.stop_signals import ignore_from_now_on
 
 _COMMANDS = "sat_vg.backbone_finetuning.commands"
@@ -49,6 +50,7 @@ def usage() -> str:
 
 def main() -> int:
     """Run the command that the first argument names; returns the exit code."""
+    prepare_streams()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:
         code = int(import_module(COMMANDS[name].module).main(sys.argv[2:], f"sat-vg {name}"))

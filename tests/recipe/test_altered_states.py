@@ -7,6 +7,7 @@ import copy
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,11 @@ def accepts(state: dict[str, Any], command: Callable[[], int]) -> Callable[[dict
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Enough):
         patch.setattr(recipe, "require_place", stop)
         command()
-    _, _, training, phases, path = seen
+    _, _, training, phases, path, metric = seen
 
     def take_up(content: dict[str, Any]) -> None:
         found = restore_run(content, training.tensors)
-        require_place(found, content, training, phases, path)
+        require_place(found, content, training, phases, path, metric)
 
     return take_up
 
@@ -104,10 +105,11 @@ def altered_numbers(state: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]
         if name not in _CAME_LATER:
             rest = {key: kept for key, kept in state["state"].items() if key != name}
             yield f"without {name}", {**state, "state": rest}
-    for name in ("phase", "epoch", "epoch_in_phase", "step", "step_in_epoch", "train_images"):
-        for more in (-1, 1):
-            value = state["state"][name] + more
-            yield f"{name} {more:+d}", {**state, "state": {**state["state"], name: value}}
+    accuracies = product(("best_value", "phase_best", "phase_reference"), (1.5, -0.1, 10**6))
+    counts = product(("phase", "epoch", "epoch_in_phase", "step", "step_in_epoch", "train_images"), (-1, 1))
+    others = [*accuracies, *((name, state["state"][name] + more) for name, more in counts)]
+    for name, other in others:
+        yield f"{name} = {other}", {**state, "state": {**state["state"], name: other}}
 
 
 def wrong_versions(tensor: torch.Tensor) -> Iterator[Any]:

@@ -1,7 +1,9 @@
 """Whether a run can stand where its checkpoint says, and how a run that has ended is trained on."""
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -21,7 +23,12 @@ from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 
 
 def require_place(
-    state: RunState, content: Mapping[str, Any], training: Training, phases: Sequence[Phase], path: object
+    state: RunState,
+    content: Mapping[str, Any],
+    training: Training,
+    phases: Sequence[Phase],
+    path: object,
+    metric: str,
 ) -> None:
     """Refuse a state that no run of this plan can have come to.
 
@@ -31,13 +38,14 @@ def require_place(
         training: what is to go on.
         phases: of the run.
         path: of the checkpoint.
+        metric: that the best epoch is told by.
 
     Raises:
         CheckpointError: it names what does not fit.
     """
-    problem = next(_wrong_place(state, training, phases), None) or next(
-        _wrong_parts(state, content, training, phases), None
-    )
+    place, values = _wrong_place(state, training, phases), _wrong_values(state, metric)
+    # One by one: what comes later relies on what comes before it.
+    problem = next(chain(place, values, _wrong_parts(state, content, training, phases)), None)
     if problem is not None:
         raise CheckpointError(
             f"{str(path)!r} cannot be gone on with: {problem}. It was altered, or belongs to another run: use an "
@@ -88,6 +96,20 @@ def _wrong_place(state: RunState, training: Training, phases: Sequence[Phase]) -
             yield f"its {name} is {value}, which is not from 0 to {most}"
     if state.train_seconds < 0 or (state.best_value is not None and not state.best_epoch):
         yield f"its train_seconds are {state.train_seconds}, or its best value is of no epoch"
+
+
+def _wrong_values(state: RunState, metric: str) -> Iterator[str]:
+    """What is wrong with the best values so far: losses are 0 or more, and all other metrics shares."""
+    most = math.inf if metric == "val_loss" else 1
+    for name, value, largest in (
+        ("best_value", state.best_value, most),
+        ("phase_best", state.phase_best, most),
+        ("phase_reference", state.phase_reference, most),
+        ("best_loss", state.best_loss, math.inf),
+    ):
+        if value is not None and not 0 <= value <= largest:
+            limits = "0 or more" if largest == math.inf else f"from 0 to {largest}"
+            yield f"its {name} is {value}, and {metric if largest == most else 'val_loss'} is {limits}"
 
 
 def _wrong_parts(

@@ -212,7 +212,8 @@ def restore(
     way_on = f"\n{way_to_train_on(prepared.config, earlier)}"
     check_identity(earlier.content, identity, earlier.path, lambda other: plan_phases(other, prepared.model), way_on)
     state = restore_run(earlier.content, training.tensors)
-    require_place(state, earlier.content, training, prepared.phases, earlier.path)
+    metric = stopping_of(prepared.config).metric
+    require_place(state, earlier.content, training, prepared.phases, earlier.path, metric)
     if reopened is not None:
         state.reopen(reopened)
     training.micro_batches.size = state.micro_batch_size or training.micro_batches.size

@@ -18,6 +18,8 @@ from sat_vg.backbone_finetuning.training.phases import Phase
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
 from sat_vg.backbone_finetuning.utils.terminal import say
 
+# What means nothing beside another optimizer or schedule, which is told then.
+_TOLD_BY_ANOTHER = frozenset({"momentum", "lr_step_size", "lr_gamma"})
 PhasesOf = Callable[[FinetuneConfig], Sequence[Phase]]
 # What they decide shows in the images themselves, their classes and splits, which are compared.
 _SEEN_IN_THE_IMAGES = frozenset({"num_classes", "on_bad_image", "val_fraction", "train_split", "val_split"})
@@ -148,9 +150,15 @@ def changed_course(
     if not (of_run.early_stopping_patience and now.early_stopping_patience):
         free |= {"early_stopping_min_delta"}
     changed = [name for name in values if name not in free and then[name] != values[name]]
+    set_otherwise = [name for name in changed if getattr(of_run, name) != getattr(now, name)]
+    lines = [_difference(of_run, now, name) for name in set_otherwise]
+    lines += [  # what fields that are left as they were mean beside others: weights beside pretrained
+        f"{name}: the run has {then[name]!r}, now {values[name]!r}"
+        for name in changed
+        if name not in set_otherwise and name not in _TOLD_BY_ANOTHER
+    ]
     if not _stopped_alike(of_run, now, state):
-        changed.append("early_stopping_patience")
-    lines = [_difference(of_run, now, name) for name in changed]
+        lines.append(_difference(of_run, now, "early_stopping_patience"))
     if phases_of is not None:
         reason = _why_phases_differ(of_run, now, phases_of, state)
         differing = [name for name in _SEEN_IN_THE_PHASES if getattr(of_run, name) != getattr(now, name)]

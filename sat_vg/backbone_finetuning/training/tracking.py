@@ -283,6 +283,7 @@ def _drop_lines_after(path: Path, state: RunState) -> list[dict[str, Any]]:
         OSError: the file cannot be read or written.
     """
     if not path.exists():
+        _tell_of_lacking(path, state, set())
         return []
     if not path.is_file():
         raise OSError(errno.EINVAL, f"{METRICS} in it is no file")
@@ -293,8 +294,18 @@ def _drop_lines_after(path: Path, state: RunState) -> list[dict[str, Any]]:
         for line, entry in found.lines
         if (entry["epoch"] <= state.epoch if "val_accuracy" in entry else entry["step"] <= state.step)
     ]
+    if not found.dropped:
+        _tell_of_lacking(path, state, {entry["epoch"] for _, entry in kept if "val_accuracy" in entry})
     write_text(path, "".join(f"{line}\n" for line, _ in kept))
     return [entry for _, entry in kept if entry["step"] == state.step]
+
+
+def _tell_of_lacking(path: Path, state: RunState, ended: set[int]) -> None:
+    """Say where the ends of epochs are not there that the run has behind it."""
+    lacking = [epoch for epoch in range(1, state.epoch + 1) if epoch not in ended]
+    if lacking:
+        which = f"epoch {lacking[0]}" if len(lacking) == 1 else f"{len(lacking)} epochs, the first being {lacking[0]}"
+        say(f"warning: {path}: the end of {which} is not in it, though the run has come further; the curves lack it")
 
 
 def _tell_of_dropped(path: Path, found: MetricLines) -> None:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 
 from sat_vg.backbone_finetuning.utils.errors import InterruptedRun, StoppedError, UserError
-from sat_vg.backbone_finetuning.utils.printable import printable
+from sat_vg.backbone_finetuning.utils.printable import prepare_streams, printable
 from sat_vg.backbone_finetuning.utils.stop_signals import (
     EXIT_INTERRUPTED,
     StopAtOnce,
@@ -24,6 +24,7 @@ def run_command(action: Callable[[], None]) -> int:
     SIGTERM or SIGUSR1, as schedulers send them. Errors of these kinds are printed without a traceback; any other
     exception is a bug and keeps it.
     """
+    prepare_streams()
     stop = StopAtOnce()
     with handling(stop):
         try:

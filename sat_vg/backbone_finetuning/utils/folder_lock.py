@@ -65,9 +65,9 @@ def lock_folder(folder: Path, remedy: str = _OTHERS) -> Iterator[None]:
     Raises:
         ConfigError: another run uses the folder, or it cannot be made or written to.
     """
-    is_new = not folder.exists()
     path = folder / LOCK
     try:
+        is_new = not folder.exists()  # raises where the name is too long
         folder.mkdir(parents=True, exist_ok=True)
         taken = _take(path)
     except _InUseError as error:

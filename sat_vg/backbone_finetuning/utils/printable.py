@@ -1,6 +1,11 @@
 """Texts for people: without control characters, and with the plural where it belongs."""
 
+import contextlib
+import io
+import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def printable(text: str) -> str:
@@ -22,3 +27,25 @@ def list_some(names: Sequence[str], limit: int = 4) -> str:
 def counted(number: int, one: str, many: str | None = None) -> str:
     """``1 image``, ``1,200 images``; ``many`` is the plural where it is not ``one`` with an s."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def prepare_streams() -> None:
+    """Let standard output and error take any text.
+
+    What their encoding lacks, as in the locale C, is written as an escape. Where a process was started without them
+    (``>&-``, some services), what is said goes nowhere.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def drop_output() -> None:
+    """Send standard output nowhere from now on, what waits to be written included."""
+    with contextlib.suppress(OSError):  # a stream without a file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

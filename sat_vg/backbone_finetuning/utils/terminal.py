@@ -5,7 +5,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sat_vg.backbone_finetuning.utils.printable import printable
+from sat_vg.backbone_finetuning.utils.errors import StoppedError
+from sat_vg.backbone_finetuning.utils.printable import drop_output, printable
 
 _rank: int | None = None
 
@@ -27,10 +28,25 @@ def speaks() -> bool:
 
 
 def say(text: str) -> None:
-    """Print a line above any progress bar, at once, with control characters made visible."""
-    if speaks():
+    """Print a line above any progress bar, at once, with control characters made visible.
+
+    Where the reader of a pipe has gone (``| head``), this and all that follows is said to nobody.
+
+    Raises:
+        StoppedError: standard output cannot be written to, as on a full disk.
+    """
+    if not speaks():
+        return
+    try:
         tqdm.write(printable(text), file=sys.stdout)
         sys.stdout.flush()
+    except OSError as error:
+        drop_output()
+        if not isinstance(error, BrokenPipeError):
+            reason = error.strerror or str(error)
+            raise StoppedError(
+                f"standard output cannot be written to ({reason}): make room, or send it elsewhere"
+            ) from None
 
 
 def progress(things: Any = None, **options: Any) -> "tqdm[Any]":

@@ -1,5 +1,7 @@
 """Which settings a run may go on with: those with which it would stand where it stands."""
 
+import re
+
 import pytest
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
@@ -95,9 +97,22 @@ def test_what_leaves_the_course_so_far_as_it_is(then, now, state):
         ({"optimizer": "sgd"}, {"momentum": 0.1}, WITHIN, "momentum: the run has 0.9, now 0.1"),
         ({}, {"micro_batch_size": 8}, WITHIN, "micro_batch_size: the run has None, now 8"),
         ({"pretrained": True}, {"weights": "IMAGENET1K_V1"}, WITHIN, "weights: the run has None"),
+        ({"pretrained": True}, {"pretrained": False}, WITHIN, "weights: the run has 'IMAGENET1K_V2', now 'none'"),
+        ({}, {"use_augmentation": False}, WITHIN, "augmentation: the run has None, now 'none'"),
         ({}, {"augmentation": "basic"}, WITHIN, "augmentation: the run has None, now 'basic'"),
         ({}, {"seed": 3, "learning_rate": 0.5}, WITHIN, "seed: the run has 0, now 3"),
     ],
 )
 def test_what_changes_it_is_named(then, now, state, part):
     assert part in "\n".join(changed(then, now, state))
+
+
+@pytest.mark.parametrize(
+    ("then", "now"), [(STEP, {"lr_scheduler": "cosine"}), ({}, {"optimizer": "sgd"}), ({}, {"batch_size": 5})]
+)
+def test_no_line_names_two_values_that_are_the_same(then, now):
+    lines = changed(then, now, WITHIN)
+    assert lines
+    for line in lines:
+        before, after = re.search(r"the run has (.*?), now (\S+)", line).groups()
+        assert before != after, line

@@ -170,6 +170,22 @@ def test_a_line_that_was_being_written_goes_without_a_word(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("left", [None, "", "one epoch"])
+def test_lines_that_are_lost_are_said(tmp_path, capsys, left):
+    write_until(tmp_path, RunState(), 8)
+    path = tmp_path / METRICS
+    assert "the end of" not in capsys.readouterr().out
+    if left is None:
+        path.unlink()
+    else:
+        lines = [line for line in path.read_text().splitlines() if '"epoch": 2' in line]
+        path.write_text("".join(f"{line}\n" for line in lines) if left else "")
+    with FileTracker(tmp_path, RunState(epoch=2, step=8)):
+        pass
+    which = "epoch 1" if left else "2 epochs, the first being 1"
+    assert f"{METRICS}: the end of {which} is not in it" in capsys.readouterr().out
+
+
 def test_a_log_that_is_no_file_is_said(tmp_path):
     for name, make in (("pipe", os.mkfifo), ("folder", os.mkdir)):
         (tmp_path / name).mkdir()

@@ -213,3 +213,8 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / "pipe", tmp_path / "folder"):
         with pytest.raises(ConfigError, match="cannot be written to"), lock_folder(folder):
             pytest.fail("it is a file")
+
+
+def test_a_name_that_is_too_long_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be written to"), lock_folder(tmp_path / ("x" * 300)):
+        pass
