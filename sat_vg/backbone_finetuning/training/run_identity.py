@@ -150,7 +150,8 @@ def changed_course(
     if not (of_run.early_stopping_patience and now.early_stopping_patience):
         free |= {"early_stopping_min_delta"}
     changed = [name for name in values if name not in free and then[name] != values[name]]
-    set_otherwise = [name for name in changed if getattr(of_run, name) != getattr(now, name)]
+    # By repr: True and 1 are equal, and freeze different numbers of stages.
+    set_otherwise = [name for name in changed if repr(getattr(of_run, name)) != repr(getattr(now, name))]
     lines = [_difference(of_run, now, name) for name in set_otherwise]
     lines += [  # what fields that are left as they were mean beside others: weights beside pretrained
         f"{name}: the run has {then[name]!r}, now {values[name]!r}"
