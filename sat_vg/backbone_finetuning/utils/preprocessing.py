@@ -292,6 +292,8 @@ def _rgb_pixels(image: Image.Image) -> Tensor:
             f"PIL image of mode {image.mode!r}: its values do not fit into 8 bits, and Pillow would cut them "
             "off; scale them to 0 … 255 first"
         )
+    if image.mode == "HSV":  # no file is read as such
+        image = image.convert("RGB")
     layout = layout_of_image(image)
     try:
         if layout is not None:

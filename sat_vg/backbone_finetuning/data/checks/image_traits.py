@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sat_vg.backbone_finetuning.data.reading.decoder import Traits
-from sat_vg.backbone_finetuning.utils.printable import one_line
+from sat_vg.backbone_finetuning.utils.printable import counted, one_line
 
 _LISTED = 3
 _FEW_LEVELS = 64
@@ -47,13 +47,13 @@ def _about_alpha(traits: Mapping[str, Traits]) -> list[str]:
     soft = [path for path, one in traits.items() if one.alpha == "soft"]
     if soft:
         texts.append(
-            f"{_counted(soft)} an alpha channel with values other than 0 and full ({_paths(soft)}); colours are "
+            f"{_have(soft)} an alpha channel with values other than 0 and full ({_paths(soft)}); colours are "
             "composited on black, so they are darker there. If it is no transparency, remove that channel"
         )
     ignored = [path for path, one in traits.items() if one.alpha == "ignored"]
     if ignored:
         texts.append(
-            f"{_counted(ignored)} a band marked as alpha whose values are no transparency, as near infrared often is "
+            f"{_have(ignored)} a band marked as alpha whose values are no transparency, as near infrared often is "
             f"({_paths(ignored)}); it is left out, and the colours are as stored. --bands reads it"
         )
     return texts
@@ -66,7 +66,7 @@ def _about_levels(traits: Mapping[str, Traits]) -> str | None:
         return None
     depth = " and ".join(sorted({one.depth for one in deep.values()}))
     return (
-        f"{_counted(list(deep))} {depth} values of which no more than {most} of 256 grey levels are left as 8-bit "
+        f"{_have(list(deep))} {depth} values of which no more than {most} of 256 grey levels are left as 8-bit "
         f"RGB ({_paths(list(deep))}), as the small values of a large range; --rescale percentile spreads them, and "
         "--bands reads them as they are"
     )
@@ -77,7 +77,7 @@ def _about_fills(traits: Mapping[str, Traits]) -> list[str]:
     for value in sorted({value for one in traits.values() for value in one.fills}):
         paths = [path for path, one in traits.items() if value in one.fills]
         texts.append(
-            f"{_counted(paths)} the value {np.float32(value)}, far from all other values and not declared as nodata "
+            f"{_have(paths)} the value {np.float32(value)}, far from all other values and not declared as nodata "
             f"({_paths(paths)}); it is taken for missing. Declare it in the files, or by --nodata {np.float32(value)}"
         )
     return texts
@@ -92,7 +92,9 @@ def _differing(
     if len(groups) < 2:
         return None
     largest = sorted(groups.items(), key=lambda group: -len(group[1]))
-    listed = "; ".join(f"{show(value)} in {_images(paths)} ({_paths(paths)})" for value, paths in largest[:_LISTED])
+    listed = "; ".join(
+        f"{show(value)} in {counted(len(paths), 'image')} ({_paths(paths)})" for value, paths in largest[:_LISTED]
+    )
     more = f"; and {len(largest) - _LISTED} more kinds" if len(largest) > _LISTED else ""
     return f"{what} between images: {listed}{more}"
 
@@ -112,12 +114,8 @@ def _names(value: tuple[str | None, ...]) -> str:
     return ", ".join("none" if one is None else repr(one_line(one)) for one in value)
 
 
-def _images(paths: Sequence[str]) -> str:
-    return f"{len(paths)} image{'' if len(paths) == 1 else 's'}"
-
-
-def _counted(paths: Sequence[str]) -> str:
-    return f"{_images(paths)} {'has' if len(paths) == 1 else 'have'}"
+def _have(paths: Sequence[str]) -> str:
+    return f"{counted(len(paths), 'image')} {'has' if len(paths) == 1 else 'have'}"
 
 
 def _paths(paths: Sequence[str]) -> str:

@@ -45,32 +45,17 @@ class ImageTable(NamedTuple):
     rows: list[Row]
 
 
-class Filling(NamedTuple):
-    """Which cells may not be empty.
-
-    Attributes:
-        columns: their columns, besides ``path``.
-        hint: what else can be done about an empty one, for the message; begins with its punctuation.
-    """
-
-    columns: tuple[str, ...] = ()
-    hint: str = ""
-
-
-_ONLY_PATHS = Filling()
-
-
 def read_image_table(
-    path: Path, columns: Sequence[str] = (), filling: Filling = _ONLY_PATHS, refuse_outside: str | None = None
+    path: Path, columns: Sequence[str] = (), refuse_outside: str | None = None, hint: str = ""
 ) -> ImageTable:
     """Read a list of images; none of them is opened.
 
     Args:
         path: a ``.csv`` file with a line of column names, or a text file.
         columns: which columns of a table to read besides ``path``, if they are there; text in them is stripped.
-        filling: which of them have to be filled in.
         refuse_outside: the flag that allows paths that lead out of the list's folder, for the message; None: they
             are allowed.
+        hint: what else can be done about an empty label, for the message; begins with its punctuation.
 
     Raises:
         DataError: it cannot be read, names no image or what it may not, or a cell is empty.
@@ -82,7 +67,7 @@ def read_image_table(
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header, entries = (
-                _table(path, file, columns, filling) if path.suffix.lower() == TABLE_ENDING else _text(file)
+                _table(path, file, columns, hint) if path.suffix.lower() == TABLE_ENDING else _text(file)
             )
             for line, given, cells in entries:
                 if "\0" in "".join((given, *cells.values())):
@@ -145,9 +130,7 @@ def _text(file: Iterator[str]) -> tuple[tuple[str, ...], _Entries]:
     return ("path",), entries()
 
 
-def _table(
-    path: Path, file: Iterator[str], columns: Sequence[str], filling: Filling
-) -> tuple[tuple[str, ...], _Entries]:
+def _table(path: Path, file: Iterator[str], columns: Sequence[str], hint: str) -> tuple[tuple[str, ...], _Entries]:
     """The column names, and line number, path and cells of each row."""
     lines = _rows(path, file)
     header = tuple(name.strip() for name in next(lines, (0, []))[1])
@@ -172,11 +155,10 @@ def _table(
                     f"{len(header)}. Put cells that hold a comma between double quotes"
                 )
             cells = {name: row[place].strip() if place < len(row) else "" for name, place in places.items()}
-            empty = [name for name, cell in cells.items() if not cell and name in ("path", *filling.columns)]
+            empty = [name for name, cell in cells.items() if not cell and name in ("path", "label")]
             if empty:
                 raise DataError(
-                    f"{str(path)!r}, line {line}: has no {' and '.join(empty)}. Fill it in, or remove "
-                    f"the line{filling.hint}"
+                    f"{str(path)!r}, line {line}: has no {' and '.join(empty)}. Fill it in, or remove the line{hint}"
                 )
             yield line, cells.pop("path"), cells
 

@@ -23,7 +23,6 @@ from sat_vg.backbone_finetuning.data.sources.folders import FOLDERS
 from sat_vg.backbone_finetuning.data.sources.image_tables import (
     LIST_ENDINGS,
     TABLE_ENDING,
-    Filling,
     ImageTable,
     Row,
     read_image_table,
@@ -60,14 +59,14 @@ class Tables(Source):
         if not query.place.exists():
             return FOLDERS.list_images(query)  # a glob such as *.csv, or a name that is not there
         refuse_outside = None if query.allow_outside else query.outside_flag
-        rows = read_image_table(query.place, ("label", "labels"), _LABELS, refuse_outside).rows
+        rows = read_image_table(query.place, ("label", "labels"), refuse_outside, _NO_LABELS).rows
         labels = tuple(_label_of(row.cells, query.label_separator) for row in rows if row.cells) or None
         how = f" (by {query.place.name})" if labels else ""
         return ImageList(tuple(row.path for row in rows), labels, describe_images(labels, len(rows), how))
 
 
 TABLES = Tables()
-_LABELS = Filling(("label",), "; without the column label no image needs one")
+_NO_LABELS = "; without the column label no image needs one"
 
 
 def _label_of(cells: Mapping[str, str], separator: str) -> str:
@@ -92,7 +91,7 @@ def load_table(query: ImageQuery) -> Splits:
     if not path.exists():
         raise DataError(f"there is no file {str(path)!r}; check the path")
     refuse_outside = None if query.allow_outside else query.outside_flag
-    table = read_image_table(path, ("label", "labels", "split"), Filling(("label",)), refuse_outside)
+    table = read_image_table(path, ("label", "labels", "split"), refuse_outside)
     is_multi_label = _has_label_sets(path, table)
     parts = _by_part(path, table.rows, query)
     _require_once(path, table.rows)
