@@ -6,8 +6,14 @@ import torch
 from PIL import Image, TiffImagePlugin
 
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
-from sat_vg.backbone_finetuning.utils.errors import CheckpointError
-from sat_vg.backbone_finetuning.utils.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, UserError
+from sat_vg.backbone_finetuning.utils.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    BandFiles,
+    Levels,
+    Preprocessing,
+)
 
 
 def test_round_trip_as_plain_data():
@@ -96,6 +102,18 @@ def test_alpha_by_its_mark_alone_is_ignored_as_in_the_training(tmp_path):
     Image.fromarray(near_infrared).save(tmp_path / "a.tif", tiffinfo=tags)
     assert_as_in_the_training(tmp_path / "a.tif")
     assert torch.equal(decode_rgb(tmp_path / "a.tif"), torch.from_numpy(bars()).permute(2, 0, 1))
+
+
+def test_a_pil_image_is_refused_where_the_training_reads_other_values(tmp_path):
+    image = Image.fromarray(bars())
+    deep = Preprocessing(image_size=32, scale=1.0, files=BandFiles((1, 2, 3), "uint16", 3))
+    with pytest.raises(UserError, match=r"uint16 values of GeoTIFFs; give a tensor"):
+        deep.transforms()(image)
+    spread = Preprocessing(image_size=32, levels=Levels((0.0, 0.0, 0.0), (3000.0, 3000.0, 3000.0)))
+    image.save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as opened, pytest.raises(UserError, match=r"levels\.spread"):
+        spread.transforms()(opened)
+    assert spread.transforms()(image).shape == (3, 32, 32)
 
 
 def assert_as_in_the_training(path) -> None:

@@ -271,6 +271,7 @@ class ToPixels(nn.Module):
             )
         pixels: Tensor
         if isinstance(image, Image.Image):
+            self._require_8_bits(image)
             is_rgb = self.preprocessing.bands == RGB
             pixels = _rgb_pixels(image) if is_rgb else v2.functional.pil_to_tensor(upright(image))
         elif self.preprocessing.bands == RGB and image.ndim >= 3 and image.shape[-3] == 1:
@@ -279,6 +280,24 @@ class ToPixels(nn.Module):
             pixels = image
         self.preprocessing._require_pixels(pixels)
         return pixels
+
+    def _require_8_bits(self, image: Image.Image) -> None:
+        """Refuse a PIL image of which the training reads values that Pillow does not give.
+
+        Raises:
+            UserError: names what to give.
+        """
+        files, levels = self.preprocessing.files, self.preprocessing.levels
+        if files is not None and files.dtype != "uint8":
+            raise UserError(
+                f"PIL image of mode {image.mode!r}: this model reads the {files.dtype} values of GeoTIFFs; give a "
+                "tensor [C, H, W] of them, scale and offset applied"
+            )
+        if levels is not None and image.format is not None:  # in memory it may be what the levels gave
+            raise UserError(
+                f"PIL image of a file, of mode {image.mode!r}: this model spreads values of more than 8 bits, of "
+                "which Pillow gives the highest 8; give a tensor, preprocessing.levels.spread(values)"
+            )
 
 
 def _rgb_pixels(image: Image.Image) -> Tensor:
