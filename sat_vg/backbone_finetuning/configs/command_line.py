@@ -1,7 +1,7 @@
 """The command line of the training command, made from FinetuneConfig: flags over YAML over edited defaults."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -52,13 +52,20 @@ class TrainCommand:
 
 
 def parse_command_line(
-    arguments: list[str], prog: str = "python -m sat_vg.backbone_finetuning.train"
+    arguments: Sequence[str],
+    prog: str = "python -m sat_vg.backbone_finetuning.train",
+    settings: Mapping[str, Any] | None = None,
 ) -> TrainCommand:
     """Read the command line. ``--help`` and ``--print_config`` print and leave through ``SystemExit(0)``.
 
     Flags outrank the YAML file, which outranks a ``config = FinetuneConfig(...)`` in finetune_config.py, which
     outranks the defaults there. Where none of them gives a ``dataset_path`` or a ``dataset``, the run uses the
     built-in scenes, whose settings replace the defaults that nobody changed.
+
+    Args:
+        arguments: without the program's name.
+        prog: the command's name, for messages.
+        settings: fields that a caller sets; YAML file and flags outrank them.
 
     Raises:
         ConfigError: a flag or field is unknown (the nearest known one is named), or a value is invalid.
@@ -72,7 +79,7 @@ def parse_command_line(
     if "help" in written:
         _print_help(prog)
     refuse_words(words, prog)
-    named: dict[str, Any] = {}
+    named = dict(settings or {})
     for path in written.pop("config", ()):
         from_file = read_yaml(path)
         explain_unknown_fields(from_file, (*FinetuneConfig.field_names(), *RETIRED), f"the config file {path!r}")

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from sat_vg.backbone_finetuning.reports.comparison_report import Comparison, Row
-from sat_vg.backbone_finetuning.reports.figures import plain
+from sat_vg.backbone_finetuning.reports.figures import add_grid, plain
 from sat_vg.backbone_finetuning.reports.seed_statistics import deviation
 
 _ZOOM_FROM = 0.5  # the axis begins at 0 unless all scores are above this
@@ -46,9 +46,7 @@ def draw_comparison(comparison: Comparison) -> Figure:
     for axes, label in ((flops, "GFLOPs"), (seconds, "training, s")):
         axes.set(xlabel=label, xlim=(0, 1.5 * (axes.get_xlim()[1] or 1)))
     for axes in (scores, flops, seconds):
-        axes.grid(axis="x", alpha=0.3)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        add_grid(axes, "x")
     if len(strategies) > 1:
         handles = [Patch(color=colours[name], label=plain(name)) for name in strategies]
         figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3), frameon=False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from sat_vg.backbone_finetuning.reports.figures import plain
+from sat_vg.backbone_finetuning.reports.figures import add_grid, plain
 
 _MAX_CLASSES = 60  # more bars than this cannot be read on one figure
 _SCORES = {"precision": "#9ec1de", "recall": "#5b94c4", "f1": "#1f4e79"}
@@ -61,9 +61,7 @@ def draw_class_scores(class_names: Sequence[str], rows: Sequence[Mapping[str, fl
     axes.set(xlim=(0, 100), xlabel="%", ylim=(len(shown) - 0.4, -0.6))
     more = f" (the worst {len(shown)} of {len(present)})" if len(present) > len(shown) else ""
     axes.set_title(f"scores by class (number of images){more}", fontsize=10)
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    add_grid(axes, "x")
     figure.legend(loc="outside lower center", ncols=len(colours), frameon=False, fontsize=8)
     return figure
 
@@ -92,7 +90,5 @@ def draw_reliability(bins: Sequence[Mapping[str, float]], error: float, terms: T
     lower.bar(middles, [row["images"] for row in filled], width, color=_SCORES["f1"])
     lower.set(xlabel=f"{terms.confidence}, %", ylabel=terms.counted)
     for axes in (upper, lower):
-        axes.grid(alpha=0.3)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        add_grid(axes)
     return figure

@@ -2,8 +2,10 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -109,6 +111,13 @@ def draw_learning_curves(
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # no ticks between two epochs
     return figure
+
+
+def add_grid(axes: Axes, axis: Literal["both", "x"] = "both") -> None:
+    """A light grid behind the bars, and no frame at the top and on the right."""
+    axes.grid(axis=axis, alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def in_lines(text: str) -> str:

@@ -1,7 +1,6 @@
 """The cells of a comparison, backbones x strategies x seeds: complete configurations from flags and a recipe."""
 
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +8,12 @@ from typing import Any
 from urllib.parse import quote
 
 from sat_vg.backbone_finetuning.commands.compare.options import CompareOptions
-from sat_vg.backbone_finetuning.configs.command_line import edited_settings, parse_command_line
+from sat_vg.backbone_finetuning.configs.command_line import parse_command_line
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.configs.validation import explain_unknown_fields
 from sat_vg.backbone_finetuning.configs.yaml_files import read_yaml
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
-from sat_vg.backbone_finetuning.utils.safe_files import write_text
 
 RECIPE_KEYS = (
     "backbones", "strategies", "seeds", "dataset_path", "weights", "settings", "settings_by_strategy",
@@ -156,12 +154,7 @@ def _refuse_own(flags: Sequence[str]) -> None:
 def _configure(given: dict[str, Any], flags: Sequence[str], cell: str) -> FinetuneConfig:
     """Flags over the recipe's settings over defaults."""
     try:
-        config = FinetuneConfig.from_dict({**edited_settings(), **given})
-        if flags:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "settings.yaml"
-                write_text(path, config.as_yaml(config.given))
-                config = parse_command_line(["--config", str(path), *flags]).config
+        config = parse_command_line(flags, settings=given).config
     except ConfigError as error:
         hint = "" if "has no effect with strategy" not in str(error) else (
             "\nWhat goes with one strategy only belongs under settings_by_strategy in a --recipe FILE"

@@ -100,7 +100,9 @@ def extract_features(options: ExtractOptions) -> Path:
         InterruptedRun: a signal came; what was done is kept.
     """
     target = expand_home(options.out)
-    _check(options, target)
+    require_format(target)
+    if target.is_dir():
+        raise ConfigError(f"--out {options.out!r} is a folder; name a file in it")
     query = ImageQuery(
         path=options.images, allow_outside=options.allow_outside, label_separator=options.label_separator
     )
@@ -139,12 +141,6 @@ def extract_features(options: ExtractOptions) -> Path:
             spool.close()
     _report(target, spool, images, about)
     return target
-
-
-def _check(options: ExtractOptions, target: Path) -> None:
-    require_format(target)
-    if target.is_dir():
-        raise ConfigError(f"--out {options.out!r} is a folder; name a file in it")
 
 
 def _partial(target: Path) -> Path:
