@@ -52,7 +52,8 @@ def read_bounded(path: str | Path, most_bytes: int) -> bytes:
         ValueError: the path cannot be one.
     """
     with open_regular(path) as file:
-        content = file.read(most_bytes + 1)
-    if len(content) > most_bytes:
+        is_longer = os.fstat(file.fileno()).st_size > most_bytes
+        content = b"" if is_longer else file.read(most_bytes + 1)
+    if is_longer or len(content) > most_bytes:  # it may grow meanwhile
         raise OSError(errno.EFBIG, f"it is longer than {most_bytes} bytes", str(path))
     return content
