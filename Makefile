@@ -29,11 +29,12 @@ test: $(VENV)/.installed-dev ## lint, types and all tests
 	$(PY) -m mypy
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m "not slow"
 
-check: $(VENV)/.installed-dev ## lint, types and the fast tests, in about a minute
+check: $(VENV)/.installed-dev ## lint, types and the fast tests, in about 90 seconds
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m "not slow and not recipe" tests/unit tests/golden
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist worksteal -m "not slow and not recipe" tests/unit \
+		tests/golden/test_golden_loss.py::test_losses_are_those_on_file
 
 test-slow: $(VENV)/.installed-dev ## the tests that take many minutes
 	$(PY) -m pytest -m slow
