@@ -12,8 +12,7 @@ from sat_vg.backbone_finetuning.configs.finetune_config import (
     shipped_defaults,
 )
 from sat_vg.backbone_finetuning.configs.option_parser import (
-    add_fields,
-    help_parser,
+    print_help,
     refuse_words,
     split_arguments,
     typed_value,
@@ -41,6 +40,11 @@ resumes).
 """
 _USAGE = "%(prog)s [--config FILE] [--dry_run] [--print_config] [--FIELD VALUE ...]"
 _OWN_FLAGS = {"config": str, "dry_run": bool, "print_config": bool}
+_OWN_HELP = (
+    ("--config", "FILE", "YAML file with any of the fields below."),
+    ("--dry_run", "", "Print data, phases with their trainable stages, steps and batch shapes; train nothing."),
+    ("--print_config", "", "Print the configuration as YAML, ready for --config, and exit."),
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def parse_command_line(
     rules = {**{name: rule_of(kind) for name, kind in types.items()}, **rules_of(FinetuneConfig)}
     written, words = split_arguments(arguments, types, rules, prog)
     if "help" in written:
-        _print_help(prog)
+        print_help(FinetuneConfig, prog, _DESCRIPTION, _USAGE, topics=TOPICS, more=_OWN_HELP)
     refuse_words(words, prog)
     named = dict(settings or {})
     for path in written.pop("config", ()):
@@ -95,19 +99,6 @@ def parse_command_line(
         print(config.as_yaml(), end="")
         raise SystemExit(0)
     return TrainCommand(config, dry_run)
-
-
-def _print_help(prog: str) -> None:
-    parser = help_parser(prog, _DESCRIPTION, _USAGE)
-    for flag, word, text in (
-        ("--config", "FILE", "YAML file with any of the fields below."),
-        ("--dry_run", "", "Print data, phases with their trainable stages, steps and batch shapes; train nothing."),
-        ("--print_config", "", "Print the configuration as YAML, ready for --config, and exit."),
-    ):
-        parser.add_argument(flag, metavar=word, help=text)
-    add_fields(parser, FinetuneConfig, topics={first: topic for topic, first in TOPICS.items()})
-    parser.print_help()
-    raise SystemExit(0)
 
 
 def edited_settings() -> dict[str, Any]:

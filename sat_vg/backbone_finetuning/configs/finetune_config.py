@@ -51,16 +51,16 @@ FIELDS_FREE_ON_RESUME = frozenset(
         "save_every_steps", "save_every_minutes", "max_checkpoints", "log_every", "resume",
     }
 )  # fmt: skip
-# The headings of --help, each with the first of its fields.
+# The headings of --help, by the first field below each.
 TOPICS = {
-    "Images": "dataset_path",
-    "Model": "backbone",
-    "Which layers are trained": "strategy",
-    "Training": "num_epochs",
-    "Loss and sampling": "label_smoothing",
-    "Augmentation": "use_augmentation",
-    "Hardware and speed": "device",
-    "Files": "log_dir",
+    "dataset_path": "Images",
+    "backbone": "Model",
+    "strategy": "Which layers are trained",
+    "num_epochs": "Training",
+    "label_smoothing": "Loss and sampling",
+    "use_augmentation": "Augmentation",
+    "device": "Hardware and speed",
+    "log_dir": "Files",
 }
 ImagesPath = Annotated[str, Remedy("the folder of your images, or leave it out for the built-in scenes")]
 DatasetName = Annotated[

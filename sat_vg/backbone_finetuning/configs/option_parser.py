@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from itertools import pairwise
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from sat_vg.backbone_finetuning.configs.plain_values import as_argument
 from sat_vg.backbone_finetuning.configs.ranges import Rule, rules_of
@@ -54,10 +54,7 @@ def parse_options(
     arguments = sys.argv[1:] if arguments is None else arguments
     written, words = split_arguments(arguments, types, rules, prog, positionals, renamed)
     if "help" in written:
-        parser = help_parser(prog, description, usage or _usage(kind, positionals))
-        add_fields(parser, kind, positionals)
-        parser.print_help()
-        raise SystemExit(0)
+        print_help(kind, prog, description, usage or _usage(kind, positionals), positionals)
     values = {name: typed_value(texts[-1], types[name]) for name, texts in written.items()}
     for name, value in values.items():
         # Texts are checked where they are used, in words that say what they are for.
@@ -145,18 +142,23 @@ def typed_value(text: str, kind: Any) -> Any:
     return text
 
 
-def help_parser(prog: str, description: str, usage: str) -> ArgumentParser:
-    """A parser that only prints help."""
-    return ArgumentParser(prog, usage, description, formatter_class=RawDescriptionHelpFormatter)
-
-
-def add_fields(
-    parser: ArgumentParser,
+def print_help(
     kind: "type[DataclassInstance]",
+    prog: str,
+    description: str,
+    usage: str,
     positionals: Mapping[str, str] | None = None,
     topics: Mapping[str, str] | None = None,
-) -> None:
-    """Add the fields of a dataclass to the help; ``topics`` are headings by the first field below them."""
+    more: Sequence[tuple[str, str, str]] = (),
+) -> NoReturn:
+    """Print the help of a command and leave through ``SystemExit(0)``; for most arguments see ``parse_options``.
+
+    ``topics`` are headings, by the first field below each; ``more`` are flags that are no fields, as
+    ``(flag, placeholder, text)``.
+    """
+    parser = ArgumentParser(prog, usage, description, formatter_class=RawDescriptionHelpFormatter)
+    for flag, word, text in more:
+        parser.add_argument(flag, metavar=word, help=text)
     types, texts = get_type_hints(kind), _texts_of(kind)
     group: Any = parser
     for field in fields(kind):
@@ -168,6 +170,8 @@ def add_fields(
             group = parser.add_argument_group(topics[field.name])
         shown = "" if default in (None, MISSING) else f" (default: {as_argument(default)})".replace("%", "%%")
         group.add_argument(f"--{field.name}", metavar=_placeholder(types[field.name]), help=text + shown)
+    parser.print_help()
+    raise SystemExit(0)
 
 
 def _texts_of(kind: type) -> dict[str, str]:

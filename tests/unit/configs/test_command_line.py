@@ -91,7 +91,7 @@ def test_help_says_what_each_field_is(capsys):
         assert f"--{name}" in text
     for noise in ("Annotated", "Range(", "Optional", "Union", "type:"):
         assert noise not in text
-    positions = [text.index(f"\n{topic}:\n") for topic in TOPICS]
+    positions = [text.index(f"\n{topic}:\n") for topic in TOPICS.values()]
     assert positions == sorted(positions)
     assert "Exit codes" in text
     assert "resnet50" in text
