@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from conftest import write_image
 
+from sat_vg.backbone_finetuning.data.sources import tables
 from sat_vg.backbone_finetuning.data.sources.class_names import look_alikes
 from sat_vg.backbone_finetuning.data.sources.image_files import images_below
-from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
-from sat_vg.backbone_finetuning.data.sources.tables import load_table
+from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
+from sat_vg.backbone_finetuning.data.sources.splits import Splits, load_class_folders
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 
@@ -21,6 +22,10 @@ def fill(root: Path, *folders: str) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
     return root
+
+
+def load_table(path: Path) -> Splits:
+    return tables.load_table(ImageQuery(path=str(path), outside_flag="--allow_outside true"))
 
 
 @pytest.fixture
@@ -129,3 +134,14 @@ class TestTables:
         path = table("path,label", "{},a", "im\\1.png,b", "{},a")
         with pytest.raises(DataError, match=r"1 of the 3 images .* is not there(.|\n)*write / in place of"):
             load_table(path)
+
+
+@pytest.mark.parametrize("mark", ["metrics.jsonl", "last.pt", "best_model.pt"])
+@pytest.mark.parametrize("root", ["", "train"])
+def test_folders_of_a_run_beside_the_classes_are_no_class(tmp_path, mark, root):
+    folders = [f"{root}/{name}".strip("/") for name in ("a", "b", "logs/pictures")]
+    fill(tmp_path, *folders)
+    (tmp_path / root / "logs" / mark).touch()
+    splits = load_class_folders(tmp_path)
+    assert splits.class_names == ("a", "b")
+    assert any("'logs' in" in note and "--log_dir" in note for note in splits.notes)

@@ -37,6 +37,7 @@ from sat_vg.backbone_finetuning.data.sources.split_folders import (
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
 
+_FILES_OF_RUNS = ("metrics.jsonl", "last.pt", "best_model.pt")
 _ARCHIVE_ENDINGS = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".rar", ".7z")
 _LAYOUTS = "ROOT/CLASS/image.jpg or ROOT/train/CLASS/image.jpg with ROOT/val/CLASS/image.jpg"
 
@@ -198,7 +199,7 @@ def load_class_folders(
         classes = _require_classes(root, _scan_classes(root, left_out), left_out)
         train, val = split_off(classes, val_fraction, seed)
         splits = describe_splits(train, val, None, how=f", split by seed {seed}")
-        notes = (*splits.notes, *_check_forms(root), *check_layout(root, tuple(classes)))
+        notes = (*splits.notes, *_check_forms(root), *_describe_runs(root), *check_layout(root, tuple(classes)))
         return with_others(splits, notes, val_is_drawn=True)
     train_root = unpacked(found["train"], ())
     classes = _require_classes(train_root, _scan_classes(train_root, left_out), left_out)
@@ -214,12 +215,14 @@ def load_class_folders(
     note = f"; not used: {listing(unused)}{unlabelled}" if unused else ""
     if "val" in held:
         splits = describe_splits(as_split("train", classes, names), held["val"], held.get("test"), how=how + note)
-        return with_others(splits, (*splits.notes, *_check_forms(train_root)))
+        return with_others(splits, (*splits.notes, *_check_forms(train_root), *_describe_runs(train_root)))
     train, val = split_off(classes, val_fraction, seed)
     share = f"{100 * val_fraction:g}% of {label!r} by seed {seed}"
     how = f"{how}, no folder {val_split!r}, so val is {share}{note}"
     splits = describe_splits(train, val, held.get("test"), how=how)
-    return with_others(splits, (*splits.notes, *_check_forms(train_root)), val_is_drawn=True)
+    return with_others(
+        splits, (*splits.notes, *_check_forms(train_root), *_describe_runs(train_root)), val_is_drawn=True
+    )
 
 
 def _count(splits: Splits) -> int:
@@ -286,8 +289,26 @@ def _scan_classes(folder: Path, left_out: "Counter[str]") -> dict[str, list[str]
     """
     classes: dict[str, list[str]] = {}
     for name in sorted(subfolders(folder), key=same_form):
+        if _is_of_a_run(folder / name):
+            continue
         classes.setdefault(same_form(name), []).extend(_images_within(folder / name, left_out))
     return classes
+
+
+def _is_of_a_run(folder: Path) -> bool:
+    """Whether a training has put its log or checkpoints there, beside the classes; its pictures are no class."""
+    return any((folder / name).is_file() for name in _FILES_OF_RUNS)
+
+
+def _describe_runs(folder: Path) -> list[str]:
+    """A line for folders of runs among the class folders."""
+    names = [name for name in subfolders(folder) if _is_of_a_run(folder / name)]
+    where = "another place: --log_dir DIR --checkpoint_dir DIR"
+    return (
+        [f"{listing(names)} in {str(folder)!r} is of a run and not read as a class; give runs {where}"]
+        if names
+        else []
+    )
 
 
 def _check_forms(folder: Path) -> list[str]:
