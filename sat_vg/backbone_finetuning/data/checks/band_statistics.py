@@ -75,7 +75,7 @@ class _Outlier(NamedTuple):
     images: int
 
 
-class _Seen(NamedTuple):
+class _ImageValues(NamedTuple):
     """Of one image: the moments, and by band smallest value, quartiles and largest value ``[C, 5]``."""
 
     moments: Moments
@@ -123,15 +123,17 @@ def measure_bands(
         mean, std, known = found
         note = f"band statistics of {len(paths)} training images: found in {cache.folder}"
         return BandStatistics(mean, std, note, _about(known, paths, names))
-    seen: list[_Seen] = []
+    measured: list[_ImageValues] = []
     with progress(total=len(paths), desc="band statistics", unit="image") as bar:
-        for few in run_in_order(paths, lambda path: _look_at(decoder.read(path))):
-            seen += few
+        for few in run_in_order(paths, lambda path: _measure(decoder.read(path))):
+            measured += few
             bar.update(len(few))
-    low, high = _bounds(np.stack([one.quartiles for one in seen]), np.stack([_deviations(one) for one in seen]))
+    low, high = _bounds(
+        np.stack([one.quartiles for one in measured]), np.stack([_deviations(one) for one in measured])
+    )
     outliers: list[_Outlier] = []
     total: Moments | None = None
-    for place, one in enumerate(seen):  # in the order of the paths, so that rounding does not depend on threads
+    for place, one in enumerate(measured):  # in the order of the paths, so that rounding does not depend on threads
         smallest, largest = one.quartiles[:, 0], one.quartiles[:, -1]
         moments, is_out = one.moments, (smallest < low) | (largest > high)
         for band in np.flatnonzero(is_out):
@@ -150,18 +152,18 @@ def measure_bands(
     return BandStatistics(mean, std, note, _about(few_outliers, paths, names))
 
 
-def _look_at(image: Tensor) -> _Seen:
+def _measure(image: Tensor) -> _ImageValues:
     rows = []
     for band in image.flatten(1).numpy():
         values = band[~np.isnan(band)]
         rows.append(np.quantile(values, (0, 0.25, 0.5, 0.75, 1)) if len(values) else np.full(5, np.nan))
-    return _Seen(moments_of(image), np.array(rows, np.float64))
+    return _ImageValues(moments_of(image), np.array(rows, np.float64))
 
 
-def _deviations(seen: _Seen) -> NDArray[np.float64]:
+def _deviations(values: _ImageValues) -> NDArray[np.float64]:
     """Of each band of an image; NaN where it is constant."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        std = np.sqrt(seen.moments.squares / seen.moments.count)
+        std = np.sqrt(values.moments.squares / values.moments.count)
     return np.where(std > 0, std, np.nan)
 
 
