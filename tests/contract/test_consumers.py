@@ -328,7 +328,9 @@ def test_other_layers_than_torchvisions_are_not_written_as_detrs(tmp_path, backb
     assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
 
 
-@pytest.mark.parametrize("backbone", ["timm:resnet18", "resnext50_32x4d", "wide_resnet50_2"])
+@pytest.mark.parametrize(
+    "backbone", ["timm:resnet18", "resnext50_32x4d", pytest.param("wide_resnet50_2", marks=pytest.mark.slow)]
+)
 def test_all_with_torchvisions_layers_go_into_detrs_file(tmp_path, backbone, capfd):
     if backbone.startswith("timm:"):
         pytest.importorskip("timm")

@@ -57,13 +57,13 @@ class FineTuneModel(StagedClassifier):
         allow_missing: the file in ``weights`` may lack a part of the backbone, which then starts at random.
 
     Attributes:
-        stages: the backbone's stages, in order of depth.
+        stages: stages of the backbone, in order of depth.
         trainable_stages: names of those that are trained now.
-        preprocessing: what images go through before they get here.
-        weights_report: what was loaded, in one line.
-        provenance: where the weights come from, plain data; handed on to the extractor.
-        temperature: what ``predict_probabilities`` divides the logits by; 1 unless the model was calibrated.
-        task: as given.
+        preprocessing: steps that images go through before the model.
+        weights_report: report of the loaded weights, in one line.
+        provenance: origin of the weights, plain data; handed on to the extractor.
+        temperature: divisor of the logits in ``predict_probabilities``; 1 unless the model was calibrated.
+        task: ``single_label`` or ``multi_label``.
 
     Raises:
         ConfigError: unknown backbone or stage, or an image size the backbone cannot take.

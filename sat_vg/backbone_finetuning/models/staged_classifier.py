@@ -1,4 +1,4 @@
-"""A torchvision network with a new classifier, run stage by stage, of which any stages are trained."""
+"""A torchvision network with a new classifier, run stage by stage; any of its stages can be trained."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class StagedClassifier(nn.Module):
         task: ``single_label``: an image has one class; ``multi_label``: any number of them.
 
     Attributes:
-        stages: the backbone's stages, in order of depth.
+        stages: stages of the backbone, in order of depth.
         trainable_stages: names of those that are trained now.
-        temperature: what ``predict_probabilities`` divides the logits by; 1 unless the model was calibrated.
-        head_parameter_names: of the classifier's parameters, auxiliary ones included.
+        temperature: divisor of the logits in ``predict_probabilities``; 1 unless the model was calibrated.
+        head_parameter_names: names of the classifier's parameters, auxiliary ones included.
         row, network, preprocessing, class_names, task: as given.
     """
 

@@ -17,9 +17,9 @@ class Stage:
     """One step of a backbone.
 
     Attributes:
-        name: such as ``layer3`` or ``block11``.
+        name: name such as ``layer3`` or ``block11``.
         members: dotted names of the modules and parameters that belong to the stage.
-        forward: ``(network, input) -> output``; unset: the members one after another.
+        forward: function ``(network, input) -> output``; unset: the members one after another.
         gives_map: whether the output still has places in the image; a neck after the pooling has none.
     """
 

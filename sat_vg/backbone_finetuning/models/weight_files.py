@@ -31,14 +31,14 @@ _OWN_FORMATS = "sat_vg."
 
 
 class WeightsFile(NamedTuple):
-    """What a file of weights holds.
+    """Content of a file of weights.
 
     Attributes:
-        path: where it lies.
-        tensors: by name; dictionaries within dictionaries are joined with dots: ``teacher.backbone.conv1.weight``.
-        others: what is no tensor, by name: its type.
-        facts: what a file of this package says beside its tensors (``backbone``, ``class_names``, ``preprocessing``,
-            ``task``); empty for others.
+        path: path of the file.
+        tensors: tensors by name; nested dictionaries are joined with dots: ``teacher.backbone.conv1.weight``.
+        others: types of all other values, by name.
+        facts: other content of a file of this package (``backbone``, ``class_names``, ``preprocessing``, ``task``);
+            empty for others.
     """
 
     path: Path
@@ -51,9 +51,9 @@ class ChosenTensors(NamedTuple):
     """The part of a file that is the network's.
 
     Attributes:
-        tensors: floating-point ones as float32, by name without the prefix.
-        prefix: what was taken off the names.
-        notes: what was decided, in words.
+        tensors: tensors by name without the prefix; floating-point ones as float32.
+        prefix: prefix that was taken off the names.
+        notes: decisions that were made, in words.
     """
 
     tensors: dict[str, Tensor]

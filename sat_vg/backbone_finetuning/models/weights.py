@@ -91,8 +91,8 @@ class _Candidate(NamedTuple):
 
     Attributes:
         source: origin, in words.
-        chosen: tensors.
-        preprocessing: that goes with them, for the images to come.
+        chosen: chosen tensors.
+        preprocessing: preprocessing that goes with them, for the images to come.
         head: names of the classifier's tensors, where these are taken over.
         is_of_bands: whether the first convolution is for the bands of the images already.
     """

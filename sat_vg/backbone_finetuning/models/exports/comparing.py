@@ -16,16 +16,15 @@ from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
 @dataclass(frozen=True)
 class Difference:
-    """What one batch of random images showed.
+    """Differences between the file's and the model's outputs on one batch of random images.
 
     Attributes:
-        batch: images in it.
-        height: in pixels.
-        width: in pixels.
-        absolute: the largest difference of any number.
-        relative: the largest difference of any number, as a share of the largest number of its output.
-        deviation: the largest difference where an output stays within ±1, and as a share of its largest number where
-            it does not; this is what the tolerance is for.
+        batch: number of images.
+        height, width: size of the images, in pixels.
+        absolute: largest difference of any number.
+        relative: largest difference of any number, as a share of the largest number of its output.
+        deviation: largest difference where an output stays within ±1, and as a share of its largest number where it
+            does not; the tolerance is for this one.
     """
 
     batch: int

@@ -32,9 +32,9 @@ class ExportOptions:
 
     Attributes:
         part: ``classifier`` or ``extractor``; of formats that hold a computation.
-        with_normalisation: the file takes uint8 images and normalises them itself.
-        with_head: a file of weights holds the classifier too; None: where it can.
-        fixed_size: the only height and width that it takes, in pixels; None: any.
+        with_normalisation: whether the file takes uint8 images and normalises them itself.
+        with_head: whether a file of weights holds the classifier too; None: where it can.
+        fixed_size: only height and width that it takes, in pixels; None: any.
     """
 
     part: str = "classifier"
@@ -50,11 +50,11 @@ class Contract:
     Attributes:
         format: name of the format.
         part: ``classifier``, ``extractor`` or ``vector``.
-        dtype: of the images: ``float32``, normalised, or ``uint8``.
-        fixed_size: the only height and width, in pixels; None: any from ``smallest`` on.
+        dtype: number type of the images: ``float32``, normalised, or ``uint8``.
+        fixed_size: only height and width, in pixels; None: any from ``smallest`` on.
         smallest: fewest pixels a side.
-        multiple: height and width must be multiples of this.
-        outputs: names, in order.
+        multiple: number that height and width must be multiples of.
+        outputs: names of the outputs, in order.
     """
 
     format: str
@@ -144,8 +144,8 @@ class LoadedExport:
     """An exported file, read back.
 
     Attributes:
-        contract: what it takes and gives.
-        run: images as the contract says → its outputs by name.
+        contract: description of inputs and outputs.
+        run: function from images as the contract says to outputs by name.
     """
 
     contract: Contract
@@ -157,13 +157,13 @@ class Format:
     """One format of files.
 
     Attributes:
-        endings: of file names, the first one is the usual one.
-        options: what it knows beside the model: names of fields of ``ExportOptions``.
+        endings: endings of file names, the usual one first.
+        options: names of the fields of ``ExportOptions`` that it uses.
         write: ``(model, options, path) ->`` contract. Raises ``ExportFailedError`` where the model cannot be written
             so, ``ConfigError`` where it never can.
         read: ``(path, model) ->`` the file read back. Raises ``CheckpointError`` where it is damaged or foreign.
         usage: ``(model, contract, file name) ->`` lines of Python that use the file.
-        packages: whose versions matter beside torch's.
+        packages: names of packages whose versions matter beside torch's.
         why_fixed: ``model ->`` why it can be written for one size only, or None.
         is_own: ``path ->`` whether a file of one of these endings is of this format.
         require_own: ``(path, model) ->`` nothing; run before a file that was not written just now is read. Raises

@@ -22,13 +22,13 @@ REFUSALS = (AssertionError, RuntimeError, ValueError)
 
 @dataclass(frozen=True)
 class Layout:
-    """How a stage's output is to be read as a map.
+    """Way to read a stage's output as a map.
 
     Attributes:
         kind: ``NCHW``, ``NHWC`` or ``tokens``.
-        channels: of the map.
+        channels: channels of the map.
         stride: input pixels per map pixel.
-        num_prefix_tokens: leading tokens without a place in the image.
+        num_prefix_tokens: number of leading tokens without a place in the image.
     """
 
     kind: str
@@ -56,16 +56,16 @@ class Layout:
 
 @dataclass(frozen=True)
 class Cut:
-    """What was measured of a network.
+    """Measured cut of a network into stages.
 
     Attributes:
         kind: ``staged``, ``vit`` or ``trunk``.
-        stages: in order of depth.
-        layouts: of the stages' outputs.
-        size_divisibility: what images are padded to multiples of.
-        smallest_image: and to so many pixels a side at least.
-        fixed_image_size: the only size the network takes, if it takes but one.
-        has_neck: the last stage pools, since there are parameters in the pooling.
+        stages: stages in order of depth.
+        layouts: layouts of the stages' outputs.
+        size_divisibility: number whose multiples images are padded to.
+        smallest_image: pixels a side that images are padded to at least.
+        fixed_image_size: only size that the network takes, if it takes but one.
+        has_neck: whether the last stage pools, since there are parameters in the pooling.
     """
 
     kind: str
