@@ -29,11 +29,15 @@ test: $(VENV)/.installed-dev ## lint, types and all tests
 	$(PY) -m mypy
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m "not slow"
 
+# Files that build large networks; `make test` runs them.
+LARGE := $(patsubst %,--ignore=tests/unit/models/test_%.py,adapters attention dilation explain image_batches \
+	input_bands weight_files weights)
+
 check: $(VENV)/.installed-dev ## lint, types and the fast tests, in about 90 seconds
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist worksteal -m "not slow and not recipe" tests/unit \
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist worksteal -m "not slow and not recipe" tests/unit $(LARGE) \
 		tests/golden/test_golden_loss.py::test_losses_are_those_on_file
 
 test-slow: $(VENV)/.installed-dev ## the tests that take many minutes
