@@ -1,6 +1,7 @@
 """What differs between the files of a data set is said by check and training, and what can be is evened out."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -183,7 +184,7 @@ class TestOtherDifferences:
 
     def test_nothing_is_said_of_files_that_are_alike(self, tmp_path, check):
         assert not check(write_set(tmp_path / "data", 14), "--bands", BANDS)["warnings"]
-        traits = Traits("uint16", "soft", ((1e-4, -0.1),), True, (0.0, None), ("B04", None), 9, (-9999.0,))
+        traits = Traits("uint16", "soft", ((1e-4, -0.1),), True, (0.0, None), ("B04", None), 9, (-9999.0,), 5)
         assert Traits.from_json(traits.to_json()) == traits
         assert describe_traits({"a": Traits(), "b": Traits()}) == []
 
@@ -192,7 +193,8 @@ class TestNodata:
     @pytest.mark.parametrize(
         ("fill", "dtype"),
         [(-9999, "int16"), (-9999, "float32"), (-32768, "int16"), (-3.4028234663852886e38, "float32"),
-         (9.969209968386869e36, "float32"), (1e20, "float64"), (-1.7976931348623157e308, "float64")],
+         (9.969209968386869e36, "float32"), (1e20, "float64"), (-1.7976931348623157e308, "float64"),
+         (65535, "uint16"), (32767, "int16"), (4294967295, "uint32"), (2147483647, "int32")],
     )  # fmt: skip
     def test_undeclared_fill_values_are_missing_and_named(self, tmp_path, check, fill, dtype):
         def change(values, profile, number):
@@ -203,7 +205,8 @@ class TestNodata:
 
         root = write_set(tmp_path / "data", change=change)
         findings = check(root, "--bands", BANDS)
-        assert f"2 images have the value {np.float32(fill)}" in said(findings)
+        typed = float(re.search("2 images have the value ([^ ,]+), far", said(findings))[1])
+        assert np.array(typed, dtype) == np.array(fill, dtype)
         assert "4.tif" in said(findings)
         assert "--nodata" in said(findings)
         assert findings["mean"][0] == pytest.approx(1000, abs=10)
@@ -218,6 +221,62 @@ class TestNodata:
         picture = GeoReader(BandFiles((1, 2, 3), "int16", 3)).examine(str(path))
         np.testing.assert_array_equal(picture.pixels.numpy(), values)
         assert picture.traits.fills == ()
+
+    @pytest.mark.parametrize(("dtype", "level"), [("uint8", 255), ("uint16", 65535)])
+    def test_the_highest_value_is_no_fill_where_others_come_near_or_it_is_a_colour(self, tmp_path, dtype, level):
+        values = tile(level * 0.6 if dtype == "uint16" else 5, 1, dtype)
+        values[:, :3] = level
+        path = write_geotiff(tmp_path / "a.tif", values)
+        picture = GeoReader(BandFiles((1, 2, 3), dtype, 3)).examine(str(path))
+        np.testing.assert_array_equal(picture.pixels.numpy(), values)
+        assert picture.traits.fills == ()
+
+    @pytest.mark.parametrize(("dtype", "scale"), [("uint16", 1), ("uint8", 0.1), ("float32", 1e-4)])
+    def test_black_borders_are_said_with_the_remedy_and_are_values_until_declared(
+        self, tmp_path, check, monkeypatch, capfd, dtype, scale
+    ):
+        def change(values, profile, number):
+            values = (values * scale).astype(dtype)
+            if number == 4:
+                values[:, :6] = 0
+            return values, profile
+
+        root = write_set(tmp_path / "data", change=change)
+        text = "2 images have pixels that are 0 in all chosen bands and not declared as nodata: 25 % of "
+        findings = check(root, "--bands", BANDS)
+        assert text in said(findings)
+        assert "4.tif" in said(findings)
+        assert findings["mean"][0] < 985 * scale
+        config = FinetuneConfig(dataset_path=str(root), bands=(1, 2, 3))
+        splits = load_splits(config)
+        check_images(config, splits, decoder_of_files(BandFiles((1, 2, 3), dtype, 3)))
+        assert f"note: {text}" in capfd.readouterr().out
+        declared = check(root, "--bands", BANDS, "--nodata", "0")
+        assert text not in said(declared)
+        assert declared["mean"][0] == pytest.approx(1000 * scale, abs=10 * scale + 0.6 * (dtype == "uint8"))
+
+    @pytest.mark.parametrize("kind", ["dark ground", "few", "one band", "classes", "indices"])
+    def test_zeros_that_are_no_border_are_not_said(self, tmp_path, kind):
+        generator = np.random.default_rng(0)
+        values = tile(500, 0)
+        if kind == "dark ground":
+            values[:, :8] = np.clip(generator.normal(2, 2, (1, 8, 24)), 0, None)
+        elif kind == "few":
+            values[:, 0, :5] = 0
+        elif kind == "one band":
+            values[1:, :8] = 0
+        elif kind == "classes":
+            values[:] = generator.integers(0, 5, (1, 24, 24))
+        else:
+            values = generator.normal(0, 0.2, (3, 24, 24)).astype(np.float32)
+        path = write_geotiff(tmp_path / "a.tif", values)
+        picture = GeoReader(BandFiles((1, 2, 3), values.dtype.name, 3)).examine(str(path))
+        assert picture.traits.blank == 0
+        np.testing.assert_array_equal(picture.pixels.numpy(), values)
+
+    def test_an_image_of_zeros_alone_is_said(self, tmp_path):
+        path = write_geotiff(tmp_path / "a.tif", np.zeros((3, 24, 24), np.uint16))
+        assert GeoReader(BandFiles((1, 2, 3), "uint16", 3)).examine(str(path)).traits.blank == 100
 
     @pytest.mark.parametrize(
         ("dtype", "value", "typed"), [("uint16", 77, 77.0), ("float32", -0.123456789, -0.123457)]

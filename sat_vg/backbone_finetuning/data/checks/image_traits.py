@@ -3,8 +3,6 @@
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from sat_vg.backbone_finetuning.data.reading.decoder import Traits
 from sat_vg.backbone_finetuning.utils.printable import counted, one_line
 
@@ -26,6 +24,7 @@ def describe_traits(traits: Mapping[str, Traits]) -> list[str]:
         *_about_alpha(traits),
         _about_levels(traits),
         *_about_fills(traits),
+        _about_blank(traits),
     ]
     return [text for text in said if text is not None]
 
@@ -77,10 +76,22 @@ def _about_fills(traits: Mapping[str, Traits]) -> list[str]:
     for value in sorted({value for one in traits.values() for value in one.fills}):
         paths = [path for path, one in traits.items() if value in one.fills]
         texts.append(
-            f"{_have(paths)} the value {np.float32(value)}, far from all other values and not declared as nodata "
-            f"({_paths(paths)}); it is taken for missing. Declare it in the files, or by --nodata {np.float32(value)}"
+            f"{_have(paths)} the value {value}, far from all other values and not declared as nodata "
+            f"({_paths(paths)}); it is taken for missing. Declare it in the files, or by --nodata {value}"
         )
     return texts
+
+
+def _about_blank(traits: Mapping[str, Traits]) -> str | None:
+    blank = sorted(((one.blank, path) for path, one in traits.items() if one.blank), key=lambda pair: -pair[0])
+    if not blank:
+        return None
+    listed = ", ".join(f"{percent} % of {path!r}" for percent, path in blank[:_LISTED])
+    return (
+        f"{_have(blank)} pixels that are 0 in all chosen bands and not declared as nodata: {listed}"
+        f"{', …' if len(blank) > _LISTED else ''}. They count as values in the band statistics; if they are "
+        "black borders of scenes, declare them by --nodata 0"
+    )
 
 
 def _differing(
@@ -114,7 +125,7 @@ def _names(value: tuple[str | None, ...]) -> str:
     return ", ".join("none" if one is None else repr(one_line(one)) for one in value)
 
 
-def _have(paths: Sequence[str]) -> str:
+def _have(paths: Sequence[object]) -> str:
     return f"{counted(len(paths), 'image')} {'has' if len(paths) == 1 else 'have'}"
 
 

@@ -27,6 +27,7 @@ class Traits(NamedTuple):
         names: descriptions of the bands that were chosen by their number.
         levels: how many levels of grey deep pixels have as 8 bits, at most; 0: they are no deep pixels.
         fills: values that were taken for "no value" without a tag.
+        blank: percentage of the pixels that are 0 in all chosen bands and look like nodata that no tag declares.
     """
 
     depth: str = "8-bit"
@@ -37,6 +38,7 @@ class Traits(NamedTuple):
     names: tuple[str | None, ...] = ()
     levels: int = 0
     fills: tuple[float, ...] = ()
+    blank: int = 0
 
     def to_json(self) -> str:
         """The traits as a text, for a file."""
@@ -50,11 +52,17 @@ class Traits(NamedTuple):
             ValueError: it is none.
         """
         try:
-            depth, alpha, scaling, is_scaled, nodata, names, levels, fills = json.loads(text)
-            pairs = tuple((float(scale), float(offset)) for scale, offset in scaling)
-            numbers = tuple(map(float, fills))
+            depth, alpha, scaling, is_scaled, nodata, names, levels, fills, blank = json.loads(text)
             return cls(
-                str(depth), str(alpha), pairs, bool(is_scaled), tuple(nodata), tuple(names), int(levels), numbers
+                depth=str(depth),
+                alpha=str(alpha),
+                scaling=tuple((float(scale), float(offset)) for scale, offset in scaling),
+                is_scaled=bool(is_scaled),
+                nodata=tuple(nodata),
+                names=tuple(names),
+                levels=int(levels),
+                fills=tuple(map(float, fills)),
+                blank=int(blank),
             )
         except (TypeError, RecursionError) as error:
             raise ValueError(f"no traits: {error}") from None

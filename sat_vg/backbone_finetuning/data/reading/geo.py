@@ -7,7 +7,8 @@ different ones (Sentinel-2 before and after 2022). A value is missing where it i
 ``nodata`` of the run, NaN or infinite, where the file's mask band is 0, or where its alpha band is 0 (unless that
 band was chosen, or its values are no transparency: four 8-bit bands are often marked as RGB with alpha where the
 fourth is near infrared). Missing are also fill values that no tag names: magnitudes of 1e30 and above, and the usual
-fill values where they are far from all other values of the image.
+fill values where they are far from all other values of the image. Pixels that are 0 in all chosen bands are values,
+since dark ground may be; check and training name the files in which they look like nodata.
 """
 
 import math
@@ -35,7 +36,11 @@ _MOST_VALUES_IN_FILE = 2**32
 _MOST_BLOCK_BYTES = 2**30  # what GDAL unpacks at a time
 _FARTHEST = 1000.0  # deviations from the mean: what lies beyond would be all that a batch norm sees
 _USUAL = (-999.0, -9999.0, -99999.0, -32767.0, -32768.0, 1e20)  # where they are far from all other values
+_HIGHEST = ("int16", "uint16", "int32", "uint32")  # of these types the highest value is as usual; 255 is a colour
 _BEYOND_ALL = 1e30  # no quantity is as large: -3.4e38, 9.97e36 and the like
+_LEAST_BLANK = 0.01  # share of an image's pixels
+_NEAR_ZERO = 0.05  # of a band's median: what a black border hardly has and dark ground has
+_MOST_NEAR_ZERO = 1 / 3  # as many pixels near 0 as are 0: then dark ground is more likely
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,7 @@ def _values_of(source: Any, files: BandFiles, num_bytes: int) -> tuple[NDArray[n
         values[_equals(stored, files.nodata)] = np.nan
     values[~np.isfinite(values)] = np.nan
     fills = _take_out_fills(stored, values) if files.scaling != "ignored" else ()
+    blank = _blank_percent(stored, np.isnan(values))
     by_number = [number for number, band in zip(numbers, files.bands, strict=True) if isinstance(band, int)]
     nodata = tuple(header.nodata[number - 1] for number in numbers)
     traits = Traits(
@@ -138,6 +144,7 @@ def _values_of(source: Any, files: BandFiles, num_bytes: int) -> tuple[NDArray[n
         nodata=tuple(None if value is None or np.isnan(value) else float(value) for value in nodata),
         names=tuple(header.descriptions[number - 1] for number in by_number),
         fills=fills,
+        blank=blank,
     )
     return values, traits
 
@@ -234,22 +241,21 @@ def _equals(stored: NDArray[Any], value: float) -> NDArray[np.bool_]:
 def _take_out_fills(stored: NDArray[Any], values: NDArray[np.float32]) -> tuple[float, ...]:
     """Make fill values that no tag declares NaN in ``values``; returns which they are.
 
-    These are magnitudes of 1e30 and above, and the usual ones (-9999, -32768 …) where nothing else in the band is
-    even half as far from 0 on their side. Unsigned integers have none.
+    These are magnitudes of 1e30 and above, and the usual ones (-9999, -32768 …, the highest of deep integers) where
+    nothing else in the band is even half as far from 0 on their side.
 
     Args:
         stored: values as they stand in the file ``[C, H, W]``.
         values: the same, scaled; NaN where they are missing already.
     """
-    if stored.dtype.kind == "u":
-        return ()
     found: set[float] = set()
+    highest = (float(np.iinfo(stored.dtype).max),) if stored.dtype.name in _HIGHEST else ()
     for band, out in zip(stored, values, strict=True):
         if band.dtype.kind == "f":
             beyond = (np.abs(band) >= _BEYOND_ALL) & np.isfinite(band)
             found.update(np.unique(band[beyond])[:2].astype(float).tolist())
             out[beyond] = np.nan
-        for usual in (value for value in _USUAL if holds(band.dtype, value)):
+        for usual in (value for value in (*_USUAL, *highest) if holds(band.dtype, value)):
             fill, there = band.dtype.type(usual), band[~np.isnan(out)]
             if not there.size or fill != (there.min() if usual < 0 else there.max()):
                 continue
@@ -258,3 +264,26 @@ def _take_out_fills(stored: NDArray[Any], values: NDArray[np.float32]) -> tuple[
                 found.add(usual)
                 out[band == fill] = np.nan
     return tuple(sorted(found))
+
+
+def _blank_percent(stored: NDArray[Any], missing: NDArray[np.bool_]) -> int:
+    """Percentage of the pixels that are 0 in all bands, where nodata is more likely than dark ground; else 0.
+
+    Args:
+        stored: values as they stand in the file ``[C, H, W]``.
+        missing: where they are known to be missing ``[C, H, W]``.
+    """
+    blank: NDArray[np.bool_] = ((stored == 0) & ~missing).all(axis=0)
+    count = np.count_nonzero(blank)
+    if count < _LEAST_BLANK * blank.size:
+        return 0
+    others = ~(blank | missing.any(axis=0))
+    if others.any():
+        near = others.copy()
+        for band in stored:  # one at a time, as each is held twice
+            magnitudes = np.abs(band.astype(np.float64))
+            limit = _NEAR_ZERO * np.median(magnitudes[others])
+            near &= magnitudes <= (limit if band.dtype.kind == "f" else max(limit, 2))
+        if np.count_nonzero(near) > _MOST_NEAR_ZERO * count:
+            return 0
+    return max(1, round(100 * count / blank.size))
