@@ -4,8 +4,8 @@
     python tests/bench/whole_commands.py --only W1 W4 --peer "timm=/envs/timm/bin/python /src/train.py ..."
 
 The opponent is ``tuned_loop.py``, with glibc told to keep freed memory. ``--peer NAME=COMMAND`` adds another one; its
-command may hold ``{train}``, ``{val}``, ``{out}`` and ``{epochs}``. Random weights; images are drawn. Prints a table of
-medians, spreads and ratios, and peak memory.
+command may hold ``{train}``, ``{val}``, ``{out}`` and ``{epochs}``. Random weights; images are drawn. Prints a table
+of medians, spreads and ratios, and peak memory.
 """
 
 import argparse
