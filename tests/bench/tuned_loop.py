@@ -4,8 +4,8 @@
 
 Images are decoded by torchvision into uint8, augmented by transforms v2, and computed in bf16 (where the processor
 has it), channels_last, with fused AdamW and without worker processes. Start it with large
-``MALLOC_MMAP_THRESHOLD_`` and ``MALLOC_TRIM_THRESHOLD_``, so that glibc keeps freed memory. Validates after each epoch,
-saves the best model, prints one JSON line.
+``MALLOC_MMAP_THRESHOLD_`` and ``MALLOC_TRIM_THRESHOLD_``, so that glibc keeps freed memory. Validates after each
+epoch, saves the best model, prints one JSON line.
 """
 
 import argparse
