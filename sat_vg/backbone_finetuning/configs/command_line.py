@@ -17,9 +17,10 @@ from sat_vg.backbone_finetuning.configs.option_parser import (
     split_arguments,
     typed_value,
 )
+from sat_vg.backbone_finetuning.configs.plain_values import plain_value
 from sat_vg.backbone_finetuning.configs.ranges import rule_of, rules_of
 from sat_vg.backbone_finetuning.configs.retired import RETIRED
-from sat_vg.backbone_finetuning.configs.validation import explain_unknown_fields, require_all_fields
+from sat_vg.backbone_finetuning.configs.validation import explain_unknown_fields, refuse_problems, require_all_fields
 from sat_vg.backbone_finetuning.configs.yaml_files import read_yaml
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
@@ -87,6 +88,9 @@ def parse_command_line(
     for path in written.pop("config", ()):
         from_file = read_yaml(path)
         explain_unknown_fields(from_file, (*FinetuneConfig.field_names(), *RETIRED), f"the config file {path!r}")
+        # A wrong value is named here even where a flag outranks it.
+        held = {name: plain_value(from_file[name]) for name in FinetuneConfig.field_names() if name in from_file}
+        refuse_problems([rules[name].problem(name, held[name]) for name in held if not rules[name].holds(held[name])])
         named |= from_file
     named |= {name: typed_value(texts[-1], types[name]) for name, texts in written.items()}
     dry_run, print_config = (named.pop(name, False) for name in ("dry_run", "print_config"))
