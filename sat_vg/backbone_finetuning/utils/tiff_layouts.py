@@ -23,7 +23,12 @@ _LOSSY = frozenset({*_JPEG, 34887, 50001, 50002, 34712})
 # Pixel scale, tie point and transformation, keys of the reference system, GDAL's metadata and nodata.
 _GEO_TAGS = (33550, 33922, 34264, 34735, 42112, 42113)
 _GDAL_METADATA, _GDAL_NODATA = 42112, 42113
+_MARK = re.compile(
+    r'<Item name="(?:COLORINTERP|DESCRIPTION)" sample="(\d{1,5})" role="(colorinterp|description)">([^<]{1,60})<'
+)
 _SCALING = re.compile(r'<Item name="(?:SCALE|OFFSET)" sample="(\d{1,5})" role="(scale|offset)">([^<]{1,40})</Item>')
+# Colours of bands by their descriptions in files of Sentinel-2, HLS and others.
+COLOURS = {"red": "red", "green": "green", "blue": "blue", "nir": "nir", "b02": "blue", "b03": "green", "b04": "red"}
 _CONVERT = "convert it to 8-bit RGB"
 NAME_BANDS = f"{_CONVERT}, or say which of its bands to read, for example --bands red=4,green=3,blue=2,nir=8"
 
@@ -49,6 +54,8 @@ class TiffLayout:
         is_geodata: whether software for geodata has written it: there is a reference system, a GDAL tag, or a tag
             for the kind of values, which image editors leave out.
         scaling: scale and offset by band; empty where all are 1 and 0.
+        marks: colours of the bands by their descriptions and GDAL's interpretation of them, in lower case; "" where
+            a band has none; empty where no band has one.
     """
 
     bands: int
@@ -61,6 +68,7 @@ class TiffLayout:
     orientation: int
     is_geodata: bool
     scaling: tuple[tuple[float, float], ...]
+    marks: tuple[str, ...]
 
     @property
     def is_lossy(self) -> bool:
@@ -104,6 +112,7 @@ def layout_of_image(image: Image.Image) -> TiffLayout | None:
 
 def _layout_of(tags: TiffImagePlugin.ImageFileDirectory_v2) -> TiffLayout:
     bands = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
+    metadata = str(tags.get(_GDAL_METADATA, ""))
     return TiffLayout(
         bands=bands,
         bits=_numbers(tags.get(TiffImagePlugin.BITSPERSAMPLE, 1)),
@@ -114,7 +123,8 @@ def _layout_of(tags: TiffImagePlugin.ImageFileDirectory_v2) -> TiffLayout:
         is_planar=int(tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1)) == 2,
         orientation=int(tags.get(0x0112, 1)),
         is_geodata=any(tag in tags for tag in (*_GEO_TAGS, TiffImagePlugin.SAMPLEFORMAT)),
-        scaling=_scaling(str(tags.get(_GDAL_METADATA, "")), bands),
+        scaling=_scaling(metadata, bands),
+        marks=_marks(metadata, bands),
     )
 
 
@@ -178,3 +188,12 @@ def _scaling(metadata: str, bands: int) -> tuple[tuple[float, float], ...]:
         if int(band) < len(found):
             found[int(band)][role == "offset"] = float(text)
     return () if all(pair == [1.0, 0.0] for pair in found) else tuple((scale, offset) for scale, offset in found)
+
+
+def _marks(metadata: str, bands: int) -> tuple[str, ...]:
+    found = [""] * min(bands, 4)
+    for band, role, text in _MARK.findall(metadata):
+        colour = COLOURS.get(text.strip().casefold())
+        if int(band) < len(found) and colour and (role == "description" or not found[int(band)]):
+            found[int(band)] = colour
+    return tuple(found) if any(found) else ()

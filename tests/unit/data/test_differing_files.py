@@ -2,6 +2,7 @@
 
 import json
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from sat_vg.backbone_finetuning.data.checks.band_statistics import measure_bands
 from sat_vg.backbone_finetuning.data.checks.image_traits import Traits, describe_traits
 from sat_vg.backbone_finetuning.data.checks.readable import examine_images
 from sat_vg.backbone_finetuning.data.reading.bands import find_bands
+from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER
 from sat_vg.backbone_finetuning.data.reading.geo import GeoReader, decoder_of, decoder_of_files
 from sat_vg.backbone_finetuning.training.preparation import check_images, load_splits
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache
@@ -145,6 +147,101 @@ class TestOtherDifferences:
         if contradicts:
             assert "check the numbers" in warnings[0]
 
+    @pytest.mark.parametrize("how", ["descriptions", "interpretation", "bands of Sentinel-2", "16-bit"])
+    def test_an_order_of_colours_other_than_rgb_is_said_with_the_remedy(
+        self, tmp_path, check, monkeypatch, capfd, how
+    ):
+        def change(values, profile, number):
+            names = ("B02", "B03", "B04") if how == "bands of Sentinel-2" else ("Blue", "green", "red")
+            marked = {} if how == "interpretation" or number != 4 else {"descriptions": names}
+            return values if how == "16-bit" else (values // 10).astype(np.uint8), {**profile, **marked}
+
+        root = write_set(tmp_path / "data", change=change, photometric="RGB")
+        if how == "interpretation":
+            for name in CLASSES:
+                values = (tile(CLASSES[name], 4) // 10).astype(np.uint8)
+                shape = {"count": 3, "height": 24, "width": 24, "dtype": "uint8"}
+                with rasterio.open(root / name / "4.tif", "w", driver="GTiff", **shape) as file:
+                    file.write(values)
+                    kinds = rasterio.enums.ColorInterp
+                    file.colorinterp = [kinds.blue, kinds.green, kinds.red]
+        text = "2 images mark the bands as blue, green, red ("
+        findings = check(root)
+        assert text in said(findings)
+        assert "4.tif" in said(findings)
+        assert "--bands red=3,green=2,blue=1 reads" in said(findings)
+        for _ in range(2):  # the second time out of the record
+            check_images(FinetuneConfig(dataset_path=str(root)), load_splits(FinetuneConfig(dataset_path=str(root))))
+            assert f"note: {text}" in capfd.readouterr().out
+        assert "mark the bands" not in said(check(root, "--bands", "red=3,green=2,blue=1"))
+
+    @pytest.mark.parametrize("names", [("red", "green", "blue"), ("B04", "B03", "B02"), ("a", "b", "c"), ("Red",)])
+    def test_nothing_is_said_of_colours_in_order(self, tmp_path, names):
+        values = (tile(500, 0) // 10).astype(np.uint8)
+        path = write_geotiff(tmp_path / "a.tif", values, descriptions=names, photometric="RGB")
+        assert describe_traits({"a": RGB_DECODER.examine(path).traits}) == []
+
+    def test_a_false_colour_picture_is_said(self, tmp_path):
+        values = (tile(500, 0) // 10).astype(np.uint8)
+        names = ("nir", "red", "green")
+        path = write_geotiff(tmp_path / "a.tif", values, descriptions=names, photometric="RGB")
+        (text,) = describe_traits({"a": RGB_DECODER.examine(path).traits})
+        assert "1 image marks the bands as nir, red, green ('a')" in text
+        assert "--bands nir=1,red=2,green=3 reads" in text
+
+    @pytest.mark.parametrize(
+        ("kind", "arguments"),
+        [("gif", ()), ("png", ()), ("webp", ()), ("tiff", ()), ("tiff", ("--bands", BANDS)),
+         ("tiff", ("--rescale", "percentile"))],
+    )  # fmt: skip
+    def test_only_the_first_of_several_frames_is_read_and_that_is_said(self, tmp_path, check, kind, arguments):
+        root = tmp_path / "data"
+        for name, level in CLASSES.items():
+            (root / name).mkdir(parents=True)
+            for number in range(10):
+                values = [tile(level // 10, level + number + frame, "uint8") for frame in range(3)]
+                frames = [Image.fromarray(one.transpose(1, 2, 0)) for one in values]
+                if "--rescale" in arguments:
+                    frames = [Image.fromarray(one[0].astype(np.uint16) * 30) for one in values]
+                others = frames[1:] if number == 4 else []
+                path = (
+                    root / name / f"{number}.{kind if kind != 'gif' else 'png'}"
+                )  # as GIF under its own ending is none
+                frames[0].save(path, kind, save_all=True, append_images=others)
+        text = said(check(root, *arguments))
+        assert "2 images have several frames or pages (" in text
+        assert f"/4{path.suffix}'" in text
+        assert "of which only the first is read" in text
+
+    def test_the_training_says_that_frames_are_left_out(self, tmp_path, monkeypatch, capfd):
+        monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
+        root = write_set(
+            tmp_path / "data", 4, lambda v, p, n: ((v // 10).astype(np.uint8), {**p, "photometric": "RGB"})
+        )
+        frames = [Image.fromarray(tile(90, seed, "uint8").transpose(1, 2, 0)) for seed in (1, 2)]
+        frames[0].save(root / "field/x.webp", save_all=True, append_images=frames[1:])
+        for _ in range(2):  # the second time out of the record
+            config = FinetuneConfig(dataset_path=str(root))
+            check_images(config, load_splits(config))
+            assert "note: 1 image has several frames or pages (" in capfd.readouterr().out
+
+    def test_overviews_and_masks_are_no_pages(self, tmp_path):
+        path = write_geotiff(tmp_path / "a.tif", (tile(500, 0) // 10).astype(np.uint8), photometric="RGB")
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as file:
+            file.write_mask(np.full((24, 24), 255, np.uint8))
+            file.build_overviews([2, 4])
+        assert path.read_bytes().count(struct.pack("<HHI", 254, 4, 1)) > 3  # overviews and their masks
+        for decoder in (RGB_DECODER, GeoReader(BandFiles((1, 2, 3), "uint8", 3))):
+            assert not decoder.examine(path).traits.has_more
+
+    def test_frames_that_are_damaged_leave_the_first_one_readable(self, tmp_path):
+        frames = [Image.fromarray(tile(90, seed, "uint8").transpose(1, 2, 0)) for seed in (1, 2)]
+        path = tmp_path / "a.gif"
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+        first = RGB_DECODER.read(path)
+        path.write_bytes(path.read_bytes()[:-60])
+        assert torch.equal(RGB_DECODER.read(path), first)
+
     def test_8_bit_beside_16_bit_and_few_levels(self, tmp_path, check):
         def change(values, profile, number):
             return (values // 10).astype(np.uint8) if number == 3 else values, {**profile, "photometric": "RGB"}
@@ -184,7 +281,9 @@ class TestOtherDifferences:
 
     def test_nothing_is_said_of_files_that_are_alike(self, tmp_path, check):
         assert not check(write_set(tmp_path / "data", 14), "--bands", BANDS)["warnings"]
-        traits = Traits("uint16", "soft", ((1e-4, -0.1),), True, (0.0, None), ("B04", None), 9, (-9999.0,), 5)
+        traits = Traits(
+            "uint16", "soft", ((1e-4, -0.1),), True, (0.0, None), ("B04", None), 9, (-9999.0,), 5, ("blue", ""), True
+        )
         assert Traits.from_json(traits.to_json()) == traits
         assert describe_traits({"a": Traits(), "b": Traits()}) == []
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from sat_vg.backbone_finetuning.data.reading.decoder import Traits
+from sat_vg.backbone_finetuning.utils.preprocessing import RGB
 from sat_vg.backbone_finetuning.utils.printable import counted, one_line
 
 _LISTED = 3
@@ -25,6 +26,8 @@ def describe_traits(traits: Mapping[str, Traits]) -> list[str]:
         _about_levels(traits),
         *_about_fills(traits),
         _about_blank(traits),
+        *_about_order(traits),
+        _about_frames(traits),
     ]
     return [text for text in said if text is not None]
 
@@ -91,6 +94,33 @@ def _about_blank(traits: Mapping[str, Traits]) -> str | None:
         f"{_have(blank)} pixels that are 0 in all chosen bands and not declared as nodata: {listed}"
         f"{', …' if len(blank) > _LISTED else ''}. They count as values in the band statistics; if they are "
         "black borders of scenes, declare them by --nodata 0"
+    )
+
+
+def _about_order(traits: Mapping[str, Traits]) -> list[str]:
+    texts = []
+    for marks in sorted({one.marks for one in traits.values()}):
+        if len(marks) < len(RGB) or all(mark in ("", colour) for mark, colour in zip(marks, RGB, strict=False)):
+            continue
+        paths = [path for path, one in traits.items() if one.marks == marks]
+        numbers = {mark: number for number, mark in enumerate(marks, 1) if mark}
+        wanted = RGB if all(colour in numbers for colour in RGB) else tuple(numbers)
+        remedy = ",".join(f"{name}={numbers[name]}" for name in wanted)
+        texts.append(
+            f"{counted(len(paths), 'image')} {'marks' if len(paths) == 1 else 'mark'} the bands as "
+            f"{', '.join(mark or 'none' for mark in marks)} ({_paths(paths)}), and they are read as red, green, blue "
+            f"in the order of the file; --bands {remedy} reads them by their marks"
+        )
+    return texts
+
+
+def _about_frames(traits: Mapping[str, Traits]) -> str | None:
+    paths = [path for path, one in traits.items() if one.has_more]
+    if not paths:
+        return None
+    return (
+        f"{_have(paths)} several frames or pages ({_paths(paths)}), of which only the first is read; save the others "
+        "as images of their own if they matter"
     )
 
 

@@ -13,11 +13,10 @@ from sat_vg.backbone_finetuning.data.reading.gdal import require_rasterio, scali
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, BandFiles
 from sat_vg.backbone_finetuning.utils.printable import counted, one_line
+from sat_vg.backbone_finetuning.utils.tiff_layouts import COLOURS
 from sat_vg.backbone_finetuning.utils.unreadable import Unreadable
 
 _LISTED = 20
-# What bands of this name are in the files of Sentinel-2 and of HLS.
-_COLOURS = {**{colour: colour for colour in (*RGB, "nir")}, "b02": "blue", "b03": "green", "b04": "red"}
 _LONGEST_NAME = 60  # characters
 
 
@@ -163,8 +162,8 @@ def _contradictions(choices: Sequence[BandChoice], header: Header, path: str) ->
             for number, text in enumerate(header.descriptions, 1)
             if number != choice.source and (text or "").strip().casefold() == name
         ]
-        is_other_colour = {_COLOURS.get(name), _COLOURS.get(own.casefold())} - {None, _COLOURS.get(name)}
-        if own.casefold() != name and (others or (name in _COLOURS and is_other_colour)):
+        is_other_colour = {COLOURS.get(name), COLOURS.get(own.casefold())} - {None, COLOURS.get(name)}
+        if own.casefold() != name and (others or (name in COLOURS and is_other_colour)):
             where = f", and {choice.name!r} its band {others[0]}" if others else ""
             found.append(
                 f"bands: {choice.name}={choice.source}, but {path!r} calls its band {choice.source} "

@@ -28,6 +28,8 @@ class Traits(NamedTuple):
         levels: how many levels of grey deep pixels have as 8 bits, at most; 0: they are no deep pixels.
         fills: values that were taken for "no value" without a tag.
         blank: percentage of the pixels that are 0 in all chosen bands and look like nodata that no tag declares.
+        marks: colours of the bands of a TIFF by its descriptions; empty: it has none, or its bands were chosen.
+        has_more: whether more frames or pages follow the one that was read.
     """
 
     depth: str = "8-bit"
@@ -39,6 +41,8 @@ class Traits(NamedTuple):
     levels: int = 0
     fills: tuple[float, ...] = ()
     blank: int = 0
+    marks: tuple[str, ...] = ()
+    has_more: bool = False
 
     def to_json(self) -> str:
         """The traits as a text, for a file."""
@@ -52,7 +56,7 @@ class Traits(NamedTuple):
             ValueError: it is none.
         """
         try:
-            depth, alpha, scaling, is_scaled, nodata, names, levels, fills, blank = json.loads(text)
+            depth, alpha, scaling, is_scaled, nodata, names, levels, fills, blank, marks, more = json.loads(text)
             return cls(
                 depth=str(depth),
                 alpha=str(alpha),
@@ -63,6 +67,8 @@ class Traits(NamedTuple):
                 levels=int(levels),
                 fills=tuple(map(float, fills)),
                 blank=int(blank),
+                marks=tuple(map(str, marks)),
+                has_more=bool(more),
             )
         except (TypeError, RecursionError) as error:
             raise ValueError(f"no traits: {error}") from None
@@ -73,6 +79,10 @@ class Picture(NamedTuple):
 
     pixels: Tensor
     traits: Traits = Traits()
+
+    def of_several(self, has_more: bool) -> "Picture":
+        """The same where frames or pages follow it."""
+        return self._replace(traits=self.traits._replace(has_more=True)) if has_more else self
 
 
 class Decoder:

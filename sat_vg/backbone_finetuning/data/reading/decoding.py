@@ -110,7 +110,7 @@ class RgbDecoder(Decoder):
             raise Unreadable("the file is empty (0 bytes)")
         if head.startswith(b"\xff\xd8\xff"):
             return _decode_jpeg(bytearray(file.read()))
-        require_bounded_tiff(file)
+        has_pages = require_bounded_tiff(file)
         layout = tiff_layout(file) if head[:4] in TIFF_MAGIC else None
         if layout is not None:
             require_picture(layout)
@@ -122,8 +122,8 @@ class RgbDecoder(Decoder):
                 )
             # Pillow divides the colours by associated alpha, which loses what is dark.
             if why is not None or (layout.has_associated_alpha and has_rasterio()):
-                return _decode_with_gdal(file, layout)
-        return _decode_with_pillow(file, head, layout)
+                return _decode_with_gdal(file, layout).of_several(has_pages)
+        return _decode_with_pillow(file, head, layout).of_several(has_pages)
 
 
 RGB_DECODER = RgbDecoder()
@@ -215,6 +215,7 @@ def _decode_with_pillow(file: BinaryIO, head: bytes, layout: TiffLayout | None) 
             with one_large_at_a_time(math.prod(image.size)):
                 bits = _bits_of(image, head, layout)
                 pixels, alpha = rgb_of(_loaded(image), layout, image_format)
+            has_frames = _has_frames(image)
     except UnidentifiedImageError:
         if head.startswith(JPEG2000_MAGIC):
             raise Unreadable("it is a JPEG 2000 of a kind that Pillow does not read", NAME_BANDS) from None
@@ -225,15 +226,23 @@ def _decode_with_pillow(file: BinaryIO, head: bytes, layout: TiffLayout | None) 
     except PILLOW_ERRORS as error:
         detail = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise Unreadable(f"it is cut short or damaged ({detail})") from None
-    return _picture(pixels, bits, alpha, layout)
+    return _picture(pixels, bits, alpha, layout).of_several(has_frames)
+
+
+def _has_frames(image: Image.Image) -> bool:
+    """Whether it is an animation; damage behind the first frame, which is read already, does not matter."""
+    with contextlib.suppress(*PILLOW_ERRORS):
+        return image.format != "TIFF" and bool(getattr(image, "is_animated", False))
+    return False
 
 
 def _picture(pixels: NDArray[np.uint8], bits: int, alpha: str, layout: TiffLayout | None) -> Picture:
     """The image ``[H, W, 3]`` with its traits."""
     levels = int(pixels.max()) + 1 if bits > 8 else 0
-    scaling = () if layout is None else layout.scaling
+    scaling, marks = ((), ()) if layout is None else (layout.scaling, layout.marks)
     depth = "8-bit" if bits <= 8 else f"{bits}-bit"
-    return Picture(torch.from_numpy(pixels).permute(2, 0, 1), Traits(depth, alpha, scaling=scaling, levels=levels))
+    traits = Traits(depth, alpha, scaling=scaling, levels=levels, marks=marks)
+    return Picture(torch.from_numpy(pixels).permute(2, 0, 1), traits)
 
 
 def _bits_of(image: Image.Image, head: bytes, layout: TiffLayout | None) -> int:

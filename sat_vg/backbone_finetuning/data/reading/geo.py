@@ -25,7 +25,12 @@ from sat_vg.backbone_finetuning.data.reading.decoder import Decoder, Picture, Tr
 from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER
 from sat_vg.backbone_finetuning.data.reading.gdal import gdal_versions, require_rasterio, with_gdal
 from sat_vg.backbone_finetuning.data.reading.levels import decoder_of_levels
-from sat_vg.backbone_finetuning.data.reading.limits import one_large_at_a_time, refuse_hollow, tell_reduced
+from sat_vg.backbone_finetuning.data.reading.limits import (
+    one_large_at_a_time,
+    refuse_hollow,
+    require_bounded_tiff,
+    tell_reduced,
+)
 from sat_vg.backbone_finetuning.utils.pil_pixels import is_transparency, step_within
 from sat_vg.backbone_finetuning.utils.preprocessing import BandFiles, Preprocessing
 from sat_vg.backbone_finetuning.utils.printable import counted
@@ -64,6 +69,7 @@ class GeoReader(Decoder):
 
     def decode(self, file: BinaryIO) -> Picture:
         """See ``Decoder``."""
+        has_pages = require_bounded_tiff(file)
         values, traits = with_gdal(file, lambda source, num_bytes: _values_of(source, self.files, num_bytes))
         if self.fill is not None and self.reach is not None:
             middle, reach = (np.array(numbers, np.float32)[:, None, None] for numbers in (self.fill, self.reach))
@@ -74,7 +80,7 @@ class GeoReader(Decoder):
             raise Unreadable("it has no value: all its pixels are nodata, NaN or masked", "remove it")
         for band, fill in enumerate(self.fill or ()):
             values[band][missing[band]] = fill
-        return Picture(torch.from_numpy(values), traits)
+        return Picture(torch.from_numpy(values), traits).of_several(has_pages)
 
 
 def decoder_of(preprocessing: Preprocessing, marks_missing: bool = False) -> Decoder:
@@ -274,7 +280,7 @@ def _blank_percent(stored: NDArray[Any], missing: NDArray[np.bool_]) -> int:
         missing: where they are known to be missing ``[C, H, W]``.
     """
     blank: NDArray[np.bool_] = ((stored == 0) & ~missing).all(axis=0)
-    count = np.count_nonzero(blank)
+    count = int(np.count_nonzero(blank))
     if count < _LEAST_BLANK * blank.size:
         return 0
     others = ~(blank | missing.any(axis=0))

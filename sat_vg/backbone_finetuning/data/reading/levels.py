@@ -141,11 +141,12 @@ def _count(path: str, units: Scaling) -> list[tuple[NDArray[np.int64], NDArray[n
 
 def _read(file: BinaryIO) -> _Deep:
     head = file.read(4)
-    require_bounded_tiff(file)
+    has_pages = require_bounded_tiff(file)
     layout = tiff_layout(file) if head in TIFF_MAGIC else None
     if layout is not None:
         require_picture(layout)
-    return with_gdal(file, lambda source, num_bytes: _deep_of(source, num_bytes, layout), _DRIVERS)
+    deep = with_gdal(file, lambda source, num_bytes: _deep_of(source, num_bytes, layout), _DRIVERS)
+    return deep._replace(traits=deep.traits._replace(has_more=has_pages))
 
 
 def _deep_of(source: Any, num_bytes: int, layout: TiffLayout | None) -> _Deep:
@@ -171,7 +172,9 @@ def _deep_of(source: Any, num_bytes: int, layout: TiffLayout | None) -> _Deep:
     listed = scaling if set(scaling) != {(1.0, 0.0)} else ()
     orientation = layout.orientation if layout is not None else 1
     both = turned(np.concatenate([colours.values, missing[..., None]], axis=-1), orientation)
-    traits = Traits(f"{colours.bits}-bit", kind, listed, is_scaled=True)
+    traits = Traits(
+        f"{colours.bits}-bit", kind, listed, is_scaled=True, marks=layout.marks if layout is not None else ()
+    )
     return _Deep(both[..., :3], both[..., 3].astype(bool), scaling, traits)
 
 

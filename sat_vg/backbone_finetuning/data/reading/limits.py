@@ -4,6 +4,7 @@ import contextlib
 import struct
 import sys
 import threading
+from collections.abc import Iterator
 from functools import cache
 from typing import BinaryIO
 
@@ -19,6 +20,7 @@ _LARGE_IMAGES = threading.RLock()
 _MOST_EXPANSION = 2000  # bytes of pixels to one of the file; deflate, LZW and JPEG reach 1500 on images of one value
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MOST_PAGES = 4096  # overviews and masks count too; libtiff walks through all of them whatever is read
+_SUBFILE_TYPE, _NO_PAGE = 254, 1 | 4  # a tag, and its bits of overviews and masks
 _MOST_TAG_BYTES = 2**25  # the offsets of four million tiles
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
@@ -72,24 +74,31 @@ def tell_reduced(width: int, height: int, step: int) -> None:
         tqdm.write(text, file=sys.stderr)
 
 
-def require_bounded_tiff(file: BinaryIO) -> None:
+def require_bounded_tiff(file: BinaryIO) -> bool:
     """Refuse a TIFF of so many pages, or of so long a tag, that only listing them takes long; leaves it at its start.
 
     Other files, and TIFFs that are cut short, are left to their readers.
+
+    Returns:
+        Whether it is a TIFF of several pages; overviews and masks do not count.
 
     Raises:
         Unreadable: names the limit.
     """
     file.seek(0)
     magic = file.read(4)
+    num_pages = 0
     if magic in TIFF_MAGIC:
         with contextlib.suppress(struct.error):  # cut short
-            _walk(file, "<" if magic[:2] == b"II" else ">", is_big=b"+" in magic)
+            for is_page in _walk(file, "<" if magic[:2] == b"II" else ">", is_big=b"+" in magic):
+                num_pages += is_page
     file.seek(0)
+    return num_pages > 1
 
 
-def _walk(file: BinaryIO, order: str, is_big: bool) -> None:
-    count_format, entry_format, offset_format = ("Q", "HHQ8x", "Q") if is_big else ("H", "HHI4x", "I")
+def _walk(file: BinaryIO, order: str, is_big: bool) -> Iterator[bool]:
+    """Of each directory whether it is of a page, and not of an overview or a mask."""
+    count_format, entry_format, offset_format = ("Q", "HHQ8s", "Q") if is_big else ("H", "HHI4s", "I")
     file.seek(8 if is_big else 4)
     (offset,) = _unpack(file, order + offset_format)
     seen = {0}
@@ -103,10 +112,14 @@ def _walk(file: BinaryIO, order: str, is_big: bool) -> None:
         if count * entry_bytes > _MOST_TAG_BYTES:
             raise Unreadable(f"its header claims {count} tags", COPY_AGAIN)
         entries = file.read(count * entry_bytes)
-        for tag, kind, length in struct.iter_unpack(order + entry_format, entries):
+        subtype = 0
+        for tag, kind, length, value in struct.iter_unpack(order + entry_format, entries):
             if length * _TYPE_BYTES.get(kind, 1) > _MOST_TAG_BYTES:
                 limit = f"the limit is {_MOST_TAG_BYTES} bytes"
                 raise Unreadable(f"its header has a tag (number {tag}) of {length} values; {limit}", COPY_AGAIN)
+            if tag == _SUBFILE_TYPE:
+                subtype = int.from_bytes(value[: _TYPE_BYTES.get(kind, 4)], "little" if order == "<" else "big")
+        yield not subtype & _NO_PAGE
         (offset,) = _unpack(file, order + offset_format)
     raise Unreadable(f"it has more than {_MOST_PAGES} pages", "split it into files of one page")
 
