@@ -77,7 +77,11 @@ class Rule:
     def problem(self, name: str, value: Any) -> str:
         """One line on an invalid value: field, value, what is allowed, and the remedy."""
         remedy = "leave it out" if self.example is None else f"for example {self.example}"
-        return f"{name} = {value!r}: must be {self.allowed}; {self.remedy or remedy}"
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and self.holds(str(value)):
+            remedy = f"a text that looks like a number needs quotes in YAML: {str(value)!r}"
+        else:
+            remedy = self.remedy or remedy
+        return f"{name} = {value!r}: must be {self.allowed}; {remedy}"
 
 
 PositiveInt = Annotated[int, Range(lowest=1, example=8)]

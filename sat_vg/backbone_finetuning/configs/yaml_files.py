@@ -11,11 +11,13 @@ import yaml
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 _MAX_YAML_BYTES = 2**18
+_DECIMAL = re.compile(r"[-+]?[0-9_]*[0-9]")
 
 
 class _Loader(yaml.SafeLoader):
     """The safe loader, with numbers such as 1e-4 read as numbers, which YAML 1.1 takes for text; without aliases.
 
+    Dates are text here. Numbers that YAML 1.1 takes for others are refused: 010 (8) and 1:30 (90).
     A few lines of aliases to aliases stand for more values than memory holds, and no configuration needs them.
     """
 
@@ -38,6 +40,21 @@ class _Loader(yaml.SafeLoader):
                 seen[key.value] = key.start_mark
         return super().construct_mapping(node, deep)
 
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        """A number that means what it looks like."""
+        text = str(self.construct_scalar(node))
+        is_whole = node.tag.endswith(":int")
+        number: int | float = (self.construct_yaml_int if is_whole else self.construct_yaml_float)(node)
+        decimal = int(text) if is_whole and _DECIMAL.fullmatch(text) else number
+        if decimal == number and ":" not in text:
+            return number
+        problem = f"{text} means {number} in YAML 1.1; write {decimal}, or {text!r} in quotes if it is a text"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+    def construct_date(self, node: yaml.ScalarNode) -> str:
+        """A date as it is written."""
+        return str(self.construct_scalar(node))
+
 
 class _Dumper(yaml.SafeDumper):
     """Writes what ``_Loader`` reads: text that looks like a number gets quotes, line breaks of all kinds escapes."""
@@ -49,6 +66,10 @@ class _Dumper(yaml.SafeDumper):
 
 _Dumper.add_representer(str, _Dumper.represent_text)
 
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_date)
 
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver(

@@ -118,6 +118,43 @@ def test_numbers_as_people_write_them_in_yaml(tmp_path):
     assert (config.learning_rate, config.min_lr, config.weight_decay, config.weights) == (1e-4, 1.5e-7, 1.0, "1e3")
 
 
+@pytest.mark.parametrize(
+    ("written", "means", "remedy"),
+    [("seed: 010", "010 means 8", "write 10,"), ("seed: -0_10", "-0_10 means -8", "write -10,"),
+     ("seed: 1:30", "1:30 means 90", "write 90,"), ("bands: [1, 010]", "010 means 8", "'010' in quotes"),
+     ("weight_decay: 1:30.5", "1:30.5 means 90.5", "write 90.5,"), ("010: 3", "010 means 8", "write 10,")],
+)  # fmt: skip
+def test_numbers_that_yaml_takes_for_others_are_refused(tmp_path, written, means, remedy):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"dataset_path: x\n{written}\n")
+    with pytest.raises(ConfigError) as error:
+        FinetuneConfig.from_yaml(path)
+    assert f"{means} in YAML 1.1; " in str(error.value)
+    assert remedy in str(error.value)
+    assert "line 2" in str(error.value)
+
+
+def test_numbers_and_texts_that_mean_what_they_look_like(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "dataset_path: 2018-01-01\nlog_dir: '2018'\nseed: 0x10\nbatch_size: 1_000\nnum_epochs: 07\nmin_lr: 0.5\n"
+        "weights: '1:30'\nweight_decay: 00.5\n"
+    )
+    config = FinetuneConfig.from_yaml(path)
+    assert (config.dataset_path, config.log_dir, config.weights) == ("2018-01-01", "2018", "1:30")
+    assert (config.seed, config.batch_size, config.num_epochs, config.weight_decay) == (16, 1000, 7, 0.5)
+    path.write_text(config.as_yaml())
+    assert FinetuneConfig.from_yaml(path) == config
+
+
+@pytest.mark.parametrize("name", ["log_dir", "dataset_path", "backbone"])
+def test_a_number_in_place_of_a_text_is_answered_with_quotes(tmp_path, name):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"{name}: 2018\n")
+    with pytest.raises(ConfigError, match=f"{name} = 2018: must be .*needs quotes in YAML: '2018'"):
+        FinetuneConfig.from_yaml(path)
+
+
 def test_yaml_cannot_run_code(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(f"dataset_path: !!python/object/apply:os.mkdir ['{tmp_path}/hacked']\n")
