@@ -347,9 +347,14 @@ def _require_numbers(usable: Mapping[str, Tensor], own: Mapping[str, Tensor], so
         if not own[name].is_floating_point():
             continue
         if not value.is_floating_point():
+            remedy = "quantised weights cannot be trained: pass those from before the quantisation"
+            if value.is_complex():
+                remedy = "networks here have no complex weights: check that the file is the right one"
+            elif value.dtype == torch.bool:
+                remedy = "true and false, as in a mask, are no weights: check that the file is the right one"
             raise WeightsError(
                 f"weights = {source!r}: {name} holds {str(value.dtype).removeprefix('torch.')} and not "
-                "floating-point numbers; quantised weights cannot be trained: pass those from before the quantisation"
+                f"floating-point numbers; {remedy}"
             )
         if not bool(torch.isfinite(value).all()):
             count = int((~torch.isfinite(value)).sum())

@@ -293,6 +293,30 @@ def test_spaces_within_names_are_not(cells):
     assert not check_cells(cells, "|", "labels")
 
 
+@pytest.mark.parametrize("separator", ["|", " "])
+@pytest.mark.parametrize("column", ["label", "labels"])
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["1 0 0", "0 1 0", "", "1 1 0"],
+        ["[1, 0, 0]", "[0, 0, 1]"],
+        ["1|0|0", "0|0|0"],
+        ["0;0", "1;0"],
+        ["1.0 0.0 0.0"],
+    ],
+)
+def test_zeros_and_ones_for_each_class_are_no_names(cells, column, separator):
+    (note,) = check_cells(cells, separator, column)
+    assert f"a 0 or 1 for each class, such as {cells[0]!r}" in note
+    assert "'sea|ships'" in note
+    assert "--label_separator" not in note
+
+
+@pytest.mark.parametrize("cells", [["0", "1", "1"], ["0|1", "1", "0"], ["0|1", "1|0"], ["10", "100"], ["1 0 2"], []])
+def test_classes_that_are_called_0_and_1_are_names(cells):
+    assert not any("for each class" in note for note in check_cells(cells, "|", "labels"))
+
+
 def test_doubts_about_cells_are_handed_on(tmp_path):
     (note,) = load_table(cells_in_table(tmp_path, "labels", ["sea,ships", "sea", "ships"])).notes
     assert "images.csv" in note

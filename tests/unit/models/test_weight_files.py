@@ -213,10 +213,15 @@ def test_other_number_formats_are_converted_and_said(path, first, dtype):
     assert f"converted from {str(dtype).removeprefix('torch.')}" in model.weights_report
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
-def test_what_is_no_floating_point_number_is_refused(path, first, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "remedy"),
+    [(torch.int8, "quantised"), (torch.int64, "quantised"), (torch.bool, "no weights"), (torch.complex64, "complex")],
+)
+def test_what_is_no_floating_point_number_is_refused(path, first, dtype, remedy):
     message = refusal(save({**first, "conv1.weight": torch.zeros(64, 3, 7, 7, dtype=dtype)}, path))
     assert f"conv1.weight holds {str(dtype).removeprefix('torch.')}" in message
+    assert remedy in message.partition("; ")[2]
+    assert ("quantised" in message) == (remedy == "quantised")
 
 
 @pytest.mark.parametrize(

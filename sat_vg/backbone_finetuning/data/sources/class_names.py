@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 SEPARATOR = "|"  # between the classes in a cell, unless label_separator says otherwise
 _LISTED = 10  # names shown in a message
 _NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{0,15})?")
+_INDICATOR = re.compile(r"(?<![\w.])[01](?:\.0)?(?![\w.])")
+_AROUND_INDICATORS = " \t,;|/+&[](){}"
 _MISSING = frozenset({"nan", "<na>", "#n/a", "n/a", "null", "none", "nat"})  # pandas, R, Excel, SQL, Python
 
 
@@ -94,8 +96,14 @@ def check_cells(cells: Sequence[str], separator: str, column: str) -> list[str]:
 
     Commas, semicolons and lists in brackets are taken for that; spaces, slashes, plus and ampersand only where each
     of the parts occurs in another cell too, as in ``water``, ``water clouds``. In a column ``label`` a cell is one
-    class, so there only the separator itself and brackets are looked for.
+    class, so there only the separator itself and brackets are looked for. Cells such as ``1 0 0`` are told apart from
+    names.
     """
+    if _are_indicators(cells):
+        return [
+            f"the cells hold a 0 or 1 for each class, such as {next(filter(str.strip, cells))!r}, and are read as "
+            "names of classes; write the names in their place, and several as 'sea|ships' in a column labels"
+        ]
     sure, maybe = (("[", ",", ";", "\t"), (" ", "/", "+", "&")) if column == "labels" else (("[", separator), ())
     for mark in (*sure, *maybe):
         if column == "labels" and (mark == separator or (mark == "[" and separator != SEPARATOR)):
@@ -107,6 +115,15 @@ def check_cells(cells: Sequence[str], separator: str, column: str) -> list[str]:
         if found:
             return [_describe_cells(found, mark, column)]
     return []
+
+
+def _are_indicators(cells: Sequence[str]) -> bool:
+    """Whether all cells hold as many zeros and ones, more than one: names would not come twice in a cell."""
+    filled = [cell for cell in cells if cell.strip()]
+    rows = [_INDICATOR.findall(cell) for cell in filled]
+    if any(_INDICATOR.sub("", cell).strip(_AROUND_INDICATORS) for cell in filled):
+        return False
+    return len({len(row) for row in rows}) == 1 and any(len(set(row)) < len(row) for row in rows)
 
 
 def _is_marked(cell: str, mark: str) -> bool:
