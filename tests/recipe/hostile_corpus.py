@@ -261,7 +261,7 @@ CONFIGS: dict[str, tuple[Maker, str]] = {
     "digits.yaml": (content(b"seed: " + b"9" * 5000), "not valid YAML"),
     "huge.yaml": (content(b"num_workers: 99999999999999999999\nbatch_size: 1e999\n"), "2 problems"),
     "infinite.yaml": (content(b"learning_rate: .inf\nweight_decay: .nan\n"), "2 problems"),
-    "date.yaml": (content(b"seed: 2024-99-99\n"), "not valid YAML"),
+    "date.yaml": (content(b"seed: 2024-99-99\n"), "seed = '2024-99-99': must be a whole number"),
     "nul.yaml": (content(b"backbone: res\0net\n"), "not valid YAML"),
     "binary.yaml": (content(bytes(range(256))), "not UTF-8"),
     "types.yaml": (content(b"batch_size: {a: [1, 2]}\nbackbone: 3\ndropout: yes\n"), "3 problems"),

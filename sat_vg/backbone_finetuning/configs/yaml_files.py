@@ -45,9 +45,10 @@ class _Loader(yaml.SafeLoader):
         text = str(self.construct_scalar(node))
         is_whole = node.tag.endswith(":int")
         number: int | float = (self.construct_yaml_int if is_whole else self.construct_yaml_float)(node)
-        decimal = int(text) if is_whole and _DECIMAL.fullmatch(text) else number
-        if decimal == number and ":" not in text:
+        is_octal = is_whole and _DECIMAL.fullmatch(text) is not None and number != int(text)
+        if not is_octal and ":" not in text:
             return number
+        decimal = int(text) if is_octal else number
         problem = f"{text} means {number} in YAML 1.1; write {decimal}, or {text!r} in quotes if it is a text"
         raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 

@@ -145,6 +145,9 @@ def test_numbers_and_texts_that_mean_what_they_look_like(tmp_path):
     assert (config.seed, config.batch_size, config.num_epochs, config.weight_decay) == (16, 1000, 7, 0.5)
     path.write_text(config.as_yaml())
     assert FinetuneConfig.from_yaml(path) == config
+    path.write_text("weight_decay: .nan\nlearning_rate: -.inf\n")
+    with pytest.raises(ConfigError, match="2 problems"):
+        FinetuneConfig.from_yaml(path)
 
 
 @pytest.mark.parametrize("name", ["log_dir", "dataset_path", "backbone"])
