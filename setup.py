@@ -27,8 +27,8 @@ setup(
     },
     python_requires=">=3.10",
     install_requires=[
-        "torch>=2.6",
-        "torchvision>=0.21",
+        "torch>=2.10",
+        "torchvision>=0.25",
         "numpy>=1.26",
         "pillow>=10.3",
         "tqdm>=4.66",

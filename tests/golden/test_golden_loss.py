@@ -60,12 +60,6 @@ def is_here(record: dict[str, dict]) -> bool:
     return record["environment"].items() <= environment().items()
 
 
-def dropout_draws() -> str:
-    """What dropout draws from a seed: torch 2.6 and 2.14 differ in it, and so in their losses from the first step."""
-    generator = torch.Generator().manual_seed(5)
-    return "".join(str(int(value)) for value in torch.empty(32).bernoulli_(0.5, generator=generator).tolist())
-
-
 def losses(backbone: str, dtype: torch.dtype = torch.float32, compiled: bool = False) -> list[float]:
     """The losses of six steps."""
     threads = torch.get_num_threads()
@@ -108,20 +102,18 @@ def records():
 
 
 def assert_near(found: list[float], records: list[dict], backbone: str, tolerances: tuple[float, ...]) -> None:
-    draws = dropout_draws()
-    drawn = [record["losses"] for record in records if record["dropout"] == draws]
-    kept = [curves[backbone] for curves in drawn if backbone in curves]
-    assert kept, "this torch draws other numbers than those on file: add a record by make golden"
-    for curve in kept:
-        for step, (loss, expected, tolerance) in enumerate(zip(found, curve, tolerances, strict=True)):
-            assert loss == pytest.approx(expected, rel=tolerance), f"step {step}: {found} for {curve}"
+    """Versions of torch draw other starting weights and dropout, so one of the recorded curves has to fit."""
+    curves = [record["losses"][backbone] for record in records if backbone in record["losses"]]
+    assert any(found == [pytest.approx(*pair) for pair in zip(curve, tolerances, strict=True)] for curve in curves), (
+        f"{found} is near none of {curves}; of a version of torch without a record: make golden adds one"
+    )
 
 
 @pytest.mark.parametrize("backbone", TOLERANCES)
 def test_losses_are_those_on_file(backbone, records):
     found = losses(backbone)
     for record in records:
-        if is_here(record):
+        if is_here(record) and backbone in record["losses"]:
             assert found == record["losses"][backbone]
     assert_near(found, records, backbone, TOLERANCES[backbone])
 
@@ -147,7 +139,6 @@ def test_compiled_or_in_bf16_the_same_network_trains_to_the_same_losses(dtype, c
 if __name__ == "__main__":
     fresh = {
         "environment": environment(),
-        "dropout": dropout_draws(),
         "losses": {name: losses(name) for name in TOLERANCES},
     }
     before = json.loads(FILE.read_text()) if FILE.exists() else []
