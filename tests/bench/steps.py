@@ -21,6 +21,7 @@ from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training import loop
 from sat_vg.backbone_finetuning.training.assembly import assemble
 from sat_vg.backbone_finetuning.training.checkpoint import RunState
+from sat_vg.backbone_finetuning.training.image_outputs import BestOutputs
 from sat_vg.backbone_finetuning.training.phases import StrategyInputs, full
 from sat_vg.backbone_finetuning.training.preparation import check_images, choose_hardware, find_images, image_reader
 from sat_vg.backbone_finetuning.training.record import Outputs, SaveSchedule
@@ -99,6 +100,7 @@ def main() -> None:
                 config.log_every,
                 tracker,
                 lambda index: str(index),
+                BestOutputs(len(images.splits.val)),
             )
             rows: dict[str, list[float]] = {"bare": [], "ours": []}
             training = _cut(training, options.steps)

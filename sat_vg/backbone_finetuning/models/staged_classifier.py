@@ -158,6 +158,11 @@ class StagedClassifier(nn.Module):
             return value
         return self.pool(self.run_stages(self.run_frozen(value, start), start=max(start, self.num_frozen_stages)))
 
+    def vectors_and_logits(self, value: Tensor, start: int = 0) -> tuple[Tensor, Tensor]:
+        """The vectors ``[B, D]`` that the classifier sees, and its logits ``[B, num_classes]``; see ``forward``."""
+        vectors = self.forward_pooled(value, start)
+        return vectors, self.forward_head(vectors)
+
     def pool(self, features: Tensor) -> Tensor:
         """The last stage's output → the vector ``[B, D]`` that the classifier sees; without parameters."""
         return self.row.family.pool(self.network, features)

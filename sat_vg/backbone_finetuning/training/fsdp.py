@@ -60,7 +60,8 @@ def apply_fsdp(model: FineTuneModel, device: torch.device, ranks: Ranks) -> None
     for module in (*units(model), model):
         # The model itself too, so that its parameters are shards between two passes.
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    register_fsdp_forward_method(model, "training_outputs")
+    for method in ("training_outputs", "vectors_and_logits"):
+        register_fsdp_forward_method(model, method)
 
 
 def units(model: FineTuneModel) -> list[nn.Module]:

@@ -15,6 +15,7 @@ from sat_vg.backbone_finetuning.models.artifact import artifact_of, write_artifa
 from sat_vg.backbone_finetuning.training.checkpoint import BEST_MODEL, LAST, RunState, save_run
 from sat_vg.backbone_finetuning.training.epoch_curves import epoch_curves, run_rate
 from sat_vg.backbone_finetuning.training.fsdp_tensors import gathered, local_shard
+from sat_vg.backbone_finetuning.training.image_outputs import BestOutputs
 from sat_vg.backbone_finetuning.training.phases import Phase
 from sat_vg.backbone_finetuning.training.run_identity import RunIdentity
 from sat_vg.backbone_finetuning.training.step_results import REMEDY, LossSpike
@@ -60,6 +61,7 @@ class Outputs:
         log_every: steps between two log entries.
         tracker: TensorBoard and metrics.jsonl, from rank 0.
         path_of: file of a training image by its index, for error messages.
+        best_outputs: the best model's outputs on validation images.
     """
 
     folder: Path
@@ -70,6 +72,7 @@ class Outputs:
     log_every: int
     tracker: Tracker
     path_of: Callable[[int], str]
+    best_outputs: BestOutputs
 
     def save(self, state: RunState, training: Training) -> None:
         """Write last.pt, after all that was logged.

@@ -12,6 +12,7 @@ from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.networks.table import absent_auxiliary_heads, usual_size
 from sat_vg.backbone_finetuning.training.assembly import assemble, hardware_of, plan_phases
 from sat_vg.backbone_finetuning.training.checkpoint import RunState, restore_run, save_run
+from sat_vg.backbone_finetuning.training.image_outputs import BestOutputs
 from sat_vg.backbone_finetuning.training.loop import fit
 from sat_vg.backbone_finetuning.training.phases import Phase
 from sat_vg.backbone_finetuning.training.preparation import (
@@ -188,10 +189,11 @@ def run_or_resume(config: FinetuneConfig, precision: Precision, found: Splits, r
             log_every=config.log_every,
             tracker=tracker,
             path_of=lambda index: images.splits.train.paths[index],
+            best_outputs=BestOutputs(len(images.splits.val)),
         )
         with explained_losses(config):
             fit(training, prepared.phases, stopping_of(config), outputs, state)
-            return ranks.broadcast_from_rank0(lambda: show_end(config, training, tracker, state))
+            return ranks.broadcast_from_rank0(lambda: show_end(config, training, outputs, state))
 
 
 def restore(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches
+from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, Pass
 from sat_vg.backbone_finetuning.data.loading.sampling import Part
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.evaluation.assessment import names_of_set
@@ -16,14 +16,15 @@ from sat_vg.backbone_finetuning.evaluation.tasks import TASKS
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.figures import draw_image_grid, in_lines
 from sat_vg.backbone_finetuning.reports.projector import Embedding, principal_components
-from sat_vg.backbone_finetuning.training.batch_sources import image_values
 from sat_vg.backbone_finetuning.training.epoch_curves import MOST_CLASSES, chart_names
+from sat_vg.backbone_finetuning.training.image_outputs import ImageOutputs, SampleRecorder, sampled_places
 from sat_vg.backbone_finetuning.training.tracking import FileTracker, Tracker
 from sat_vg.backbone_finetuning.training.training import Training
+from sat_vg.backbone_finetuning.training.validation import evaluate
 from sat_vg.backbone_finetuning.utils.precision import Precision
+from sat_vg.backbone_finetuning.utils.ranks import SingleProcess
 from sat_vg.backbone_finetuning.utils.terminal import progress
 
-MOST_IMAGES = 1000
 _MISTAKES, _DIRECTIONS, _THUMBNAIL = 12, 64, 48  # images, principal components, pixels
 
 
@@ -60,26 +61,22 @@ def show_training_images(training: Training, splits: Splits, tracker: Tracker) -
     tracker.figure("training_images", draw_image_grid(images.permute(0, 2, 3, 1).numpy(), titles, heading), step=0)
 
 
-def show_best_model(training: Training, best_model: Path, tracker: FileTracker, step: int) -> None:
+def show_best_model(training: Training, outputs: ImageOutputs, tracker: FileTracker, step: int) -> None:
     """Show curves of precision over recall, the most confident mistakes, and the vectors of validation images.
 
-    One pass over the validation images, or over 1000 of them.
-
     Args:
-        training: whose images and device are used; its model is left as it is.
-        best_model: path of the weights.
+        training: whose images and class names are used.
+        outputs: of the best model.
         tracker: where it is shown.
         step: optimizer steps of the run.
 
     Raises:
-        CheckpointError: the file cannot be read.
         WriteError: the log cannot be written.
     """
-    model = FineTuneModel.load_checkpoint(best_model)
-    training.precision.place_model(model)
-    seen = validation_snapshot(model, training.sources.batches, training.precision)
+    model, batches = training.model, training.sources.batches
+    seen = validation_snapshot(model, batches, outputs)
     show_precision_recall(model, seen, tracker, step)
-    show_mistakes(model, seen, training.sources.batches, tracker, step)
+    show_mistakes(model, seen, batches, tracker, step)
     columns = {
         "class": [names_of_set(row, model.class_names) for row in seen.targets],
         "predicted": [names_of_set(row, model.class_names) for row in seen.given],
@@ -89,28 +86,47 @@ def show_best_model(training: Training, best_model: Path, tracker: FileTracker, 
     tracker.embedding(Embedding("best_model", vectors, columns, seen.thumbnails.permute(0, 2, 3, 1).numpy()))
 
 
-@torch.inference_mode()
-def validation_snapshot(model: FineTuneModel, batches: ImageBatches, precision: Precision) -> ValidationSnapshot:
-    """Run a model over the validation images, or over so many of them at equal distances, so of all classes."""
+def outputs_of_file(training: Training, best_model: Path) -> ImageOutputs:
+    """The outputs of a best_model.pt, by a pass over the validation images: for a best epoch before a resume.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    model = FineTuneModel.load_checkpoint(best_model)
+    training.precision.place_model(model)
+    return outputs_on_images(model, training.sources.batches, training.precision)
+
+
+def outputs_on_images(model: FineTuneModel, batches: ImageBatches, precision: Precision) -> ImageOutputs:
+    """Run a model over the validation images, or over so many of them as pictures are made of."""
+    recorder = SampleRecorder(sampled_places(len(batches.parts[Part.VALIDATION])))
+    evaluate(model, _sampled_images(batches), precision, recorder=recorder)
+    return recorder.gather(SingleProcess())
+
+
+def _sampled_images(batches: ImageBatches) -> Pass:
     images = batches.in_order(Part.VALIDATION)
-    count = len(batches.parts[Part.VALIDATION])
-    if count > MOST_IMAGES:
-        places = torch.linspace(0, count - 1, MOST_IMAGES, dtype=torch.float64).round().long()
-        images.indices = [few.tolist() for few in places.split(batches.in_order_size)]
-    model.eval()
-    task = TASKS[model.task]
-    parts: list[tuple[Tensor, ...]] = []
-    for batch in progress(images, desc="pictures", unit="batch"):
+    places = sampled_places(len(batches.parts[Part.VALIDATION]))
+    images.indices = [few.tolist() for few in places.split(batches.in_order_size)]
+    return images
+
+
+def validation_snapshot(model: FineTuneModel, batches: ImageBatches, outputs: ImageOutputs) -> ValidationSnapshot:
+    """What is shown of a model's outputs, with thumbnails of the images."""
+    task, logits, thumbnails = TASKS[model.task], outputs.logits, []
+    for batch in progress(_sampled_images(batches), desc="pictures", unit="batch"):
         pictures = model.preprocessing.pictures(batch.images).float()
         small = functional.interpolate(pictures, size=_THUMBNAIL, mode="area").round().to(torch.uint8)
-        batch = batch.to(precision.device)
-        with precision.autocast():
-            vectors = model.forward_pooled(image_values(model, precision, batch))
-            logits = model.forward_head(vectors).float()
-        said = task.given(logits), task.probabilities(logits), task.losses(logits, batch.targets)
-        parts.append((batch.targets > 0.5, *said, vectors.float(), small))
-    columns = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
-    return ValidationSnapshot([index for few in images.indices for index in few], *columns)
+        thumbnails.append(small)
+    return ValidationSnapshot(
+        indices=outputs.indices.tolist(),
+        targets=outputs.targets > 0.5,
+        given=task.given(logits),
+        probabilities=task.probabilities(logits),
+        losses=task.losses(logits, outputs.targets),
+        vectors=outputs.vectors,
+        thumbnails=torch.cat(thumbnails),
+    )
 
 
 def show_precision_recall(model: FineTuneModel, seen: ValidationSnapshot, tracker: FileTracker, step: int) -> None:

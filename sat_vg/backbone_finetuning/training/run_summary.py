@@ -16,7 +16,12 @@ from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.training.checkpoint import BEST_MODEL, RunState
 from sat_vg.backbone_finetuning.training.phases import Phase
 from sat_vg.backbone_finetuning.training.profiling import TRACE
-from sat_vg.backbone_finetuning.training.run_pictures import show_best_model, show_training_images
+from sat_vg.backbone_finetuning.training.record import Outputs
+from sat_vg.backbone_finetuning.training.run_pictures import (
+    outputs_of_file,
+    show_best_model,
+    show_training_images,
+)
 from sat_vg.backbone_finetuning.training.tracking import FileTracker, Tracker
 from sat_vg.backbone_finetuning.training.training import Training
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
@@ -102,11 +107,13 @@ def show_start(
     show_training_images(training, splits, tracker)
 
 
-def show_end(config: FinetuneConfig, training: Training, tracker: Tracker, state: RunState) -> TrainingResult:
+def show_end(config: FinetuneConfig, training: Training, outputs: Outputs, state: RunState) -> TrainingResult:
     """Complete the record: pictures of the best model, the profile, learning curves, and what the run gave."""
+    tracker = outputs.tracker
     assert isinstance(tracker, FileTracker), "it is the process that writes"
     log_dir = expand_home(config.log_dir)
-    show_best_model(training, expand_home(config.checkpoint_dir) / BEST_MODEL, tracker, state.step)
+    found = outputs.best_outputs.kept or outputs_of_file(training, outputs.folder / BEST_MODEL)
+    show_best_model(training, found, tracker, state.step)
     profile = training.profile.write(log_dir)
     if profile is not None:
         say(f"\n{profile}\n{log_dir / TRACE}: open it in chrome://tracing or Perfetto\n")

@@ -1,18 +1,16 @@
 """A pass over the validation images."""
 
 import math
-from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
 
-from sat_vg.backbone_finetuning.data.loading.loaders import Batch
 from sat_vg.backbone_finetuning.evaluation.metrics import Validation
 from sat_vg.backbone_finetuning.evaluation.tasks import TASKS
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.training.batch_sources import SizedBatches, image_values
+from sat_vg.backbone_finetuning.training.batch_sources import BatchSource, SizedBatches, image_values
 from sat_vg.backbone_finetuning.training.checkpoint import RunState
+from sat_vg.backbone_finetuning.training.image_outputs import NullRecorder, OutputRecorder
 from sat_vg.backbone_finetuning.training.replicas import Replica, SingleReplica
 from sat_vg.backbone_finetuning.training.step_results import REMEDY
 from sat_vg.backbone_finetuning.utils.errors import NonFiniteLossError
@@ -27,20 +25,20 @@ def evaluate(
     batches: SizedBatches,
     precision: Precision,
     interrupt: InterruptRequest | None = None,
-    values: Callable[[Batch], Tensor] | None = None,
-    start: int = 0,
+    source: BatchSource | None = None,
     replica: Replica | None = None,
+    recorder: OutputRecorder | None = None,
 ) -> Validation:
     """Loss, accuracy and scores by class over all batches of all processes.
 
     Args:
         model: on its device.
-        batches: of images, or of what ``values`` takes: this process's share.
+        batches: of images, or of what ``source`` gives: this process's share.
         precision: device and formats.
         interrupt: checked after each batch.
-        values: what the model takes, from a batch on the device; unset: its images, normalised.
-        start: number of stages that are already applied to the values.
+        source: of the batches; unset: they are of images, which the whole model takes.
         replica: of the processes that share the batches; unset: this one is alone.
+        recorder: takes the outputs; unset: none are kept.
 
     Raises:
         StopRequested: a signal has come.
@@ -48,7 +46,8 @@ def evaluate(
     model.eval()
     replica = replica or SingleReplica(model.training_outputs)
     interrupt = interrupt or InterruptRequest()
-    values = values or partial(image_values, model, precision)
+    recorder = recorder or NullRecorder()
+    values, start = (partial(image_values, model, precision), 0) if source is None else (source.values, source.start)
     task = TASKS[model.task]
     sums = task.sums(model.num_classes, precision.device)
     for batch in progress(
@@ -56,8 +55,10 @@ def evaluate(
     ):
         batch = batch.to(precision.device)
         with precision.autocast():
-            logits = model(values(batch), start).float()
+            vectors, logits = model.vectors_and_logits(values(batch), start)
+            logits = logits.float()
         sums.add(logits, batch.targets, task.loss(logits, batch.targets))
+        recorder.add(batch, vectors, logits)
     if any(replica.ranks.all_reduce_max(interrupt.requested)):
         raise StopRequested
     sums.gather(replica.ranks)

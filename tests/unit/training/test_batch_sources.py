@@ -80,7 +80,7 @@ def test_with_and_without_the_cache_to_the_bit(class_folders, tmp_path, backbone
     for epoch in (1, 4):
         for mine, theirs in zip(outputs(sources, stored, epoch), outputs(sources, images, epoch), strict=True):
             assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
-    with_it = evaluate(sources.model, stored.validation(), sources.precision, None, stored.values, stored.start)
+    with_it = evaluate(sources.model, stored.validation(), sources.precision, None, stored)
     without = evaluate(sources.model, images.validation(), sources.precision)
     assert with_it.loss == without.loss
     assert torch.equal(with_it.confusion, without.confusion)
@@ -97,7 +97,7 @@ def test_with_several_classes_an_image_too(class_folders, tmp_path):
     for mine, theirs in zip(outputs(sources, stored, 1), outputs(sources, images, 1), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
         assert {tuple(row) for row in mine[1].tolist()} <= {(0, 0, 0), (1, 0, 1), (1, 1, 1)}
-    with_it = evaluate(sources.model, stored.validation(), sources.precision, None, stored.values, stored.start)
+    with_it = evaluate(sources.model, stored.validation(), sources.precision, None, stored)
     without = evaluate(sources.model, images.validation(), sources.precision)
     assert with_it.numbers() == without.numbers()
     assert with_it.counts[2].tolist() == [6, 3, 6]

@@ -12,9 +12,9 @@ from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.evaluation.assessment import names_of_set
 from sat_vg.backbone_finetuning.evaluation.tasks import TASKS
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.training import run_pictures
+from sat_vg.backbone_finetuning.training import image_outputs
 from sat_vg.backbone_finetuning.training.checkpoint import RunState
-from sat_vg.backbone_finetuning.training.run_pictures import show_mistakes, validation_snapshot
+from sat_vg.backbone_finetuning.training.run_pictures import outputs_on_images, show_mistakes, validation_snapshot
 from sat_vg.backbone_finetuning.training.tracking import FileTracker
 from sat_vg.backbone_finetuning.utils.precision import Precision
 
@@ -33,9 +33,9 @@ def parts(class_folders):
 
 @pytest.mark.parametrize(("most", "places"), [(1000, list(range(9))), (9, list(range(9))), (5, [0, 2, 4, 6, 8])])
 def test_images_at_equal_distances_are_looked_at(parts, monkeypatch, most, places):
-    monkeypatch.setattr(run_pictures, "MOST_IMAGES", most)
+    monkeypatch.setattr(image_outputs, "MOST_IMAGES", most)
     model, batches, _ = parts
-    look = validation_snapshot(*parts)
+    look = validation_snapshot(model, batches, outputs_on_images(*parts))
     assert look.indices == places
     dataset = batches.parts[Part.VALIDATION]
     assert look.targets.float().argmax(1).tolist() == [dataset.split.labels[place] for place in places]
@@ -53,7 +53,7 @@ def test_images_at_equal_distances_are_looked_at(parts, monkeypatch, most, place
 
 def test_without_mistakes_there_is_no_picture_of_them(parts, tmp_path):
     model, batches, _ = parts
-    look = validation_snapshot(*parts)
+    look = validation_snapshot(model, batches, outputs_on_images(*parts))
     for targets, is_drawn in ((look.given, False), (look.given.roll(1, dims=1), True)):
         changed = replace(look, targets=targets)
         with FileTracker(tmp_path / str(is_drawn), RunState()) as tracker:
