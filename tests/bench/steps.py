@@ -100,7 +100,7 @@ def main() -> None:
                 config.log_every,
                 tracker,
                 lambda index: str(index),
-                BestOutputs(len(images.splits.val)),
+                BestOutputs(len(images.splits.val), model.preprocessing),
             )
             rows: dict[str, list[float]] = {"bare": [], "ours": []}
             training = _cut(training, options.steps)

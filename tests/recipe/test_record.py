@@ -119,6 +119,25 @@ def test_what_is_shown_of_a_run_is_the_same_after_an_interruption(train_here, cl
         assert shown_in(run) == want, step
 
 
+def test_outputs_of_a_best_epoch_before_the_resume_are_computed_again(train_here, class_folders, monkeypatch):
+    from sat_vg.backbone_finetuning.training import run_summary
+
+    passes = []
+    compute = run_summary.outputs_of_file
+    monkeypatch.setattr(run_summary, "outputs_of_file", lambda *where: passes.append(where) or compute(*where))
+    options = (*TINY, "--dataset_path", class_folders, "--save_every_steps", 3, "--max_checkpoints", 9,
+               "--num_epochs", 3, "--optimizer", "sgd", "--learning_rate", 1e-30, "--min_lr", 0)  # fmt: skip
+    whole = train_here(*options)
+    assert whole.code == 0, whole.err
+    assert not passes
+    assert torch.load(whole.best_model, weights_only=True)["metrics"]["epoch"] == 1  # nothing changes after it
+    want = shown_in(whole)
+    run = train_here(*options, "--resume", whole.folder / "ckpt/step_00000006.pt")
+    assert run.code == 0, run.err
+    assert len(passes) == 1
+    assert shown_in(run) == want
+
+
 def shown_in(run):
     """All that the page of TensorBoard shows, but for times and memory."""
     from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as PageAccumulator

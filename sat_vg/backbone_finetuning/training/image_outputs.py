@@ -1,19 +1,23 @@
 """A model's outputs on some of the validation images, kept from the best epoch for the pictures at the run's end."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sat_vg.backbone_finetuning.data.loading.loaders import Batch
+from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 from sat_vg.backbone_finetuning.utils.ranks import Ranks
 
 MOST_IMAGES = 1000
+_THUMBNAIL = 48  # pixels
 
 
 def sampled_places(count: int) -> Tensor:
-    """Places (int64, ascending) of at most ``MOST_IMAGES`` of ``count`` images, at equal distances, so of all classes."""
+    """Places of ``count`` images, or of ``MOST_IMAGES`` of them at equal distances: int64, ascending."""
     if count <= MOST_IMAGES:
         return torch.arange(count)
     return torch.linspace(0, count - 1, MOST_IMAGES, dtype=torch.float64).round().long()
@@ -37,17 +41,10 @@ class ImageOutputs:
 
 
 class OutputRecorder(Protocol):
-    """Takes a model's outputs from a pass over images."""
+    """Takes images and a model's outputs from a pass over them."""
 
     def add(self, batch: Batch, vectors: Tensor, logits: Tensor) -> None:
         """Take those of a batch: ``vectors [B, D]``, ``logits [B, num_classes]``."""
-
-
-class NullRecorder(OutputRecorder):
-    """Keeps nothing."""
-
-    def add(self, batch: Batch, vectors: Tensor, logits: Tensor) -> None:
-        """Do nothing."""
 
 
 class SampleRecorder(OutputRecorder):
@@ -77,24 +74,65 @@ class SampleRecorder(OutputRecorder):
         return ImageOutputs(indices[order], *(column[order] for column in outputs))
 
 
+class Thumbnails(OutputRecorder):
+    """Small pictures of a sample of the images; made once, as they do not depend on the model.
+
+    Args:
+        places: int64, of the images in their split.
+        preprocessing: of the model.
+    """
+
+    def __init__(self, places: Tensor, preprocessing: Preprocessing) -> None:
+        self._preprocessing = preprocessing
+        self._made: dict[int, Tensor | None] = dict.fromkeys(places.tolist())
+
+    @property
+    def missing(self) -> list[int]:
+        """Places of the images that have none yet."""
+        return [place for place, thumbnail in self._made.items() if thumbnail is None]
+
+    def add(self, batch: Batch, vectors: Tensor, logits: Tensor) -> None:
+        """Make those of a batch of images."""
+        self.add_images(batch)
+
+    def add_images(self, batch: Batch) -> None:
+        """Make those of a batch of images that have none yet."""
+        missing = set(self.missing)
+        rows = [row for row, place in enumerate(batch.indices.tolist()) if place in missing]
+        if not rows:
+            return
+        pictures = self._preprocessing.pictures(batch.images[rows].cpu()).float()
+        small = functional.interpolate(pictures, size=_THUMBNAIL, mode="area").round().to(torch.uint8)
+        self._made.update(zip(batch.indices[rows].tolist(), small, strict=True))
+
+    def stack(self) -> Tensor:
+        """All of them, uint8 ``[N, 3, S, S]``, in the order of the images."""
+        return torch.stack([thumbnail for thumbnail in self._made.values() if thumbnail is not None])
+
+
 class BestOutputs:
-    """The outputs of the best epoch's model.
+    """The outputs of the best epoch's model, taken from its validation.
 
     Args:
         num_images: of the validation.
+        preprocessing: of the model.
 
     Attributes:
-        kept: of the best epoch; None where this process has not validated it, as a resumed run may not have.
+        thumbnails: of the images; those that no validation of this process has seen are missing.
+        kept: outputs of the best epoch; None where another process validated it, before a resume.
     """
 
-    def __init__(self, num_images: int) -> None:
+    def __init__(self, num_images: int, preprocessing: Preprocessing) -> None:
         self._places = sampled_places(num_images)
+        self._running = SampleRecorder(self._places)
+        self.thumbnails = Thumbnails(self._places, preprocessing)
         self.kept: ImageOutputs | None = None
 
-    def recorder(self) -> SampleRecorder:
-        """What the validation of one epoch fills."""
-        return SampleRecorder(self._places)
+    def recorders(self, of_images: bool) -> Sequence[OutputRecorder]:
+        """What the validation of the next epoch fills, with batches of images or of stored features."""
+        self._running = SampleRecorder(self._places)
+        return (self._running, self.thumbnails) if of_images else (self._running,)
 
-    def keep(self, recorder: SampleRecorder, ranks: Ranks) -> None:
-        """Keep those of an epoch that is the best so far; all processes have to."""
-        self.kept = recorder.gather(ranks)
+    def keep(self, ranks: Ranks) -> None:
+        """Keep the outputs of the last validation, which is the best so far; all processes have to."""
+        self.kept = self._running.gather(ranks)

@@ -60,7 +60,7 @@ def train_phases(
             # Train one epoch, or the rest of it.
             EPOCHS[phase.method](training, phase, source, outputs, state, interrupt)
             # Validate, with the moving average of the weights if there is one.
-            recorder = outputs.best_outputs.recorder()
+            recorders = outputs.best_outputs.recorders(of_images=source.start == 0)
             with training.average.applied(), training.profile.span("validation"):
                 validation = evaluate(
                     training.model,
@@ -69,7 +69,7 @@ def train_phases(
                     interrupt,
                     source,
                     training.replica,
-                    recorder,
+                    recorders,
                 )
             require_finite(validation, state)
             # Log; save the best model.
@@ -77,7 +77,7 @@ def train_phases(
             if is_best:
                 with training.average.applied():
                     save_best(training, outputs, validation, state)
-                outputs.best_outputs.keep(recorder, training.ranks)
+                outputs.best_outputs.keep(training.ranks)
             # Stop early, or save the state and go on.
             state.end_epoch()
             if stopping.patience and state.epochs_without_improvement >= stopping.patience:

@@ -189,7 +189,7 @@ def run_or_resume(config: FinetuneConfig, precision: Precision, found: Splits, r
             log_every=config.log_every,
             tracker=tracker,
             path_of=lambda index: images.splits.train.paths[index],
-            best_outputs=BestOutputs(len(images.splits.val)),
+            best_outputs=BestOutputs(len(images.splits.val), model.preprocessing),
         )
         with explained_losses(config):
             fit(training, prepared.phases, stopping_of(config), outputs, state)

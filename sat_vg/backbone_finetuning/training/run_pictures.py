@@ -5,19 +5,23 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, Pass
 from sat_vg.backbone_finetuning.data.loading.sampling import Part
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.evaluation.assessment import names_of_set
 from sat_vg.backbone_finetuning.evaluation.mistakes import most_confident_mistakes
-from sat_vg.backbone_finetuning.evaluation.tasks import TASKS
+from sat_vg.backbone_finetuning.evaluation.tasks import TASKS, Task
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.figures import draw_image_grid, in_lines
 from sat_vg.backbone_finetuning.reports.projector import Embedding, principal_components
 from sat_vg.backbone_finetuning.training.epoch_curves import MOST_CLASSES, chart_names
-from sat_vg.backbone_finetuning.training.image_outputs import ImageOutputs, SampleRecorder, sampled_places
+from sat_vg.backbone_finetuning.training.image_outputs import (
+    ImageOutputs,
+    SampleRecorder,
+    Thumbnails,
+    sampled_places,
+)
 from sat_vg.backbone_finetuning.training.tracking import FileTracker, Tracker
 from sat_vg.backbone_finetuning.training.training import Training
 from sat_vg.backbone_finetuning.training.validation import evaluate
@@ -25,7 +29,7 @@ from sat_vg.backbone_finetuning.utils.precision import Precision
 from sat_vg.backbone_finetuning.utils.ranks import SingleProcess
 from sat_vg.backbone_finetuning.utils.terminal import progress
 
-_MISTAKES, _DIRECTIONS, _THUMBNAIL = 12, 64, 48  # images, principal components, pixels
+_MISTAKES, _DIRECTIONS = 12, 64  # images, principal components
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,6 @@ class ValidationSnapshot:
         probabilities: float32 ``[N, num_classes]``.
         losses: float32 ``[N]``.
         vectors: float32 ``[N, D]``, what the classifier sees.
-        thumbnails: uint8 ``[N, 3, S, S]``.
     """
 
     indices: list[int]
@@ -48,7 +51,6 @@ class ValidationSnapshot:
     probabilities: Tensor
     losses: Tensor
     vectors: Tensor
-    thumbnails: Tensor
 
 
 def show_training_images(training: Training, splits: Splits, tracker: Tracker) -> None:
@@ -61,12 +63,15 @@ def show_training_images(training: Training, splits: Splits, tracker: Tracker) -
     tracker.figure("training_images", draw_image_grid(images.permute(0, 2, 3, 1).numpy(), titles, heading), step=0)
 
 
-def show_best_model(training: Training, outputs: ImageOutputs, tracker: FileTracker, step: int) -> None:
+def show_best_model(
+    training: Training, outputs: ImageOutputs, thumbnails: Thumbnails, tracker: FileTracker, step: int
+) -> None:
     """Show curves of precision over recall, the most confident mistakes, and the vectors of validation images.
 
     Args:
         training: whose images and class names are used.
         outputs: of the best model.
+        thumbnails: of the same images; those that are missing are made.
         tracker: where it is shown.
         step: optimizer steps of the run.
 
@@ -74,7 +79,8 @@ def show_best_model(training: Training, outputs: ImageOutputs, tracker: FileTrac
         WriteError: the log cannot be written.
     """
     model, batches = training.model, training.sources.batches
-    seen = validation_snapshot(model, batches, outputs)
+    complete(thumbnails, batches)
+    seen = validation_snapshot(TASKS[model.task], outputs)
     show_precision_recall(model, seen, tracker, step)
     show_mistakes(model, seen, batches, tracker, step)
     columns = {
@@ -83,7 +89,7 @@ def show_best_model(training: Training, outputs: ImageOutputs, tracker: FileTrac
         "confidence": [f"{share:.3f}" for share in seen.probabilities.amax(1).tolist()],
     }
     vectors = principal_components(seen.vectors.numpy(), _DIRECTIONS)
-    tracker.embedding(Embedding("best_model", vectors, columns, seen.thumbnails.permute(0, 2, 3, 1).numpy()))
+    tracker.embedding(Embedding("best_model", vectors, columns, thumbnails.stack().permute(0, 2, 3, 1).numpy()))
 
 
 def outputs_of_file(training: Training, best_model: Path) -> ImageOutputs:
@@ -99,33 +105,36 @@ def outputs_of_file(training: Training, best_model: Path) -> ImageOutputs:
 
 def outputs_on_images(model: FineTuneModel, batches: ImageBatches, precision: Precision) -> ImageOutputs:
     """Run a model over the validation images, or over so many of them as pictures are made of."""
-    recorder = SampleRecorder(sampled_places(len(batches.parts[Part.VALIDATION])))
-    evaluate(model, _sampled_images(batches), precision, recorder=recorder)
+    places = sampled_places(len(batches.parts[Part.VALIDATION]))
+    recorder = SampleRecorder(places)
+    evaluate(model, _images_at(places, batches), precision, recorders=[recorder])
     return recorder.gather(SingleProcess())
 
 
-def _sampled_images(batches: ImageBatches) -> Pass:
+def complete(thumbnails: Thumbnails, batches: ImageBatches) -> None:
+    """Make the thumbnails that are missing, by a pass over these images."""
+    missing = thumbnails.missing
+    if not missing:
+        return
+    for batch in progress(_images_at(torch.tensor(missing), batches), desc="pictures", unit="batch"):
+        thumbnails.add_images(batch)
+
+
+def _images_at(places: Tensor, batches: ImageBatches) -> Pass:
     images = batches.in_order(Part.VALIDATION)
-    places = sampled_places(len(batches.parts[Part.VALIDATION]))
     images.indices = [few.tolist() for few in places.split(batches.in_order_size)]
     return images
 
 
-def validation_snapshot(model: FineTuneModel, batches: ImageBatches, outputs: ImageOutputs) -> ValidationSnapshot:
-    """What is shown of a model's outputs, with thumbnails of the images."""
-    task, logits, thumbnails = TASKS[model.task], outputs.logits, []
-    for batch in progress(_sampled_images(batches), desc="pictures", unit="batch"):
-        pictures = model.preprocessing.pictures(batch.images).float()
-        small = functional.interpolate(pictures, size=_THUMBNAIL, mode="area").round().to(torch.uint8)
-        thumbnails.append(small)
+def validation_snapshot(task: Task, outputs: ImageOutputs) -> ValidationSnapshot:
+    """What is shown of a model's outputs."""
     return ValidationSnapshot(
         indices=outputs.indices.tolist(),
         targets=outputs.targets > 0.5,
-        given=task.given(logits),
-        probabilities=task.probabilities(logits),
-        losses=task.losses(logits, outputs.targets),
+        given=task.given(outputs.logits),
+        probabilities=task.probabilities(outputs.logits),
+        losses=task.losses(outputs.logits, outputs.targets),
         vectors=outputs.vectors,
-        thumbnails=torch.cat(thumbnails),
     )
 
 

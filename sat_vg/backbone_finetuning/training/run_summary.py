@@ -113,7 +113,7 @@ def show_end(config: FinetuneConfig, training: Training, outputs: Outputs, state
     assert isinstance(tracker, FileTracker), "it is the process that writes"
     log_dir = expand_home(config.log_dir)
     found = outputs.best_outputs.kept or outputs_of_file(training, outputs.folder / BEST_MODEL)
-    show_best_model(training, found, tracker, state.step)
+    show_best_model(training, found, outputs.best_outputs.thumbnails, tracker, state.step)
     profile = training.profile.write(log_dir)
     if profile is not None:
         say(f"\n{profile}\n{log_dir / TRACE}: open it in chrome://tracing or Perfetto\n")

@@ -1,6 +1,7 @@
 """A pass over the validation images."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -10,7 +11,7 @@ from sat_vg.backbone_finetuning.evaluation.tasks import TASKS
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training.batch_sources import BatchSource, SizedBatches, image_values
 from sat_vg.backbone_finetuning.training.checkpoint import RunState
-from sat_vg.backbone_finetuning.training.image_outputs import NullRecorder, OutputRecorder
+from sat_vg.backbone_finetuning.training.image_outputs import OutputRecorder
 from sat_vg.backbone_finetuning.training.replicas import Replica, SingleReplica
 from sat_vg.backbone_finetuning.training.step_results import REMEDY
 from sat_vg.backbone_finetuning.utils.errors import NonFiniteLossError
@@ -27,7 +28,7 @@ def evaluate(
     interrupt: InterruptRequest | None = None,
     source: BatchSource | None = None,
     replica: Replica | None = None,
-    recorder: OutputRecorder | None = None,
+    recorders: Sequence[OutputRecorder] = (),
 ) -> Validation:
     """Loss, accuracy and scores by class over all batches of all processes.
 
@@ -38,7 +39,7 @@ def evaluate(
         interrupt: checked after each batch.
         source: of the batches; unset: they are of images, which the whole model takes.
         replica: of the processes that share the batches; unset: this one is alone.
-        recorder: takes the outputs; unset: none are kept.
+        recorders: take the outputs on each batch.
 
     Raises:
         StopRequested: a signal has come.
@@ -46,7 +47,6 @@ def evaluate(
     model.eval()
     replica = replica or SingleReplica(model.training_outputs)
     interrupt = interrupt or InterruptRequest()
-    recorder = recorder or NullRecorder()
     values, start = (partial(image_values, model, precision), 0) if source is None else (source.values, source.start)
     task = TASKS[model.task]
     sums = task.sums(model.num_classes, precision.device)
@@ -58,7 +58,8 @@ def evaluate(
             vectors, logits = model.vectors_and_logits(values(batch), start)
             logits = logits.float()
         sums.add(logits, batch.targets, task.loss(logits, batch.targets))
-        recorder.add(batch, vectors, logits)
+        for recorder in recorders:
+            recorder.add(batch, vectors, logits)
     if any(replica.ranks.all_reduce_max(interrupt.requested)):
         raise StopRequested
     sums.gather(replica.ranks)

@@ -1,6 +1,6 @@
 """What is shown of the best model: which images are looked at, and that they are the right ones."""
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 import torch
@@ -14,9 +14,17 @@ from sat_vg.backbone_finetuning.evaluation.tasks import TASKS
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training import image_outputs
 from sat_vg.backbone_finetuning.training.checkpoint import RunState
-from sat_vg.backbone_finetuning.training.run_pictures import outputs_on_images, show_mistakes, validation_snapshot
+from sat_vg.backbone_finetuning.training.image_outputs import BestOutputs, SampleRecorder, Thumbnails
+from sat_vg.backbone_finetuning.training.run_pictures import (
+    complete,
+    outputs_on_images,
+    show_mistakes,
+    validation_snapshot,
+)
 from sat_vg.backbone_finetuning.training.tracking import FileTracker
+from sat_vg.backbone_finetuning.training.validation import evaluate
 from sat_vg.backbone_finetuning.utils.precision import Precision
+from sat_vg.backbone_finetuning.utils.ranks import Share, SingleProcess
 
 
 @pytest.fixture
@@ -35,14 +43,16 @@ def parts(class_folders):
 def test_images_at_equal_distances_are_looked_at(parts, monkeypatch, most, places):
     monkeypatch.setattr(image_outputs, "MOST_IMAGES", most)
     model, batches, _ = parts
-    look = validation_snapshot(model, batches, outputs_on_images(*parts))
+    look = validation_snapshot(TASKS["single_label"], outputs_on_images(*parts))
     assert look.indices == places
     dataset = batches.parts[Part.VALIDATION]
     assert look.targets.float().argmax(1).tolist() == [dataset.split.labels[place] for place in places]
     assert (look.targets.sum(1) == 1).all()
     images = torch.stack([dataset[0, place][0] for place in places])
-    assert look.thumbnails.shape == (len(places), 3, 48, 48)
-    for thumbnail, image in zip(look.thumbnails, images, strict=True):
+    thumbnails = Thumbnails(torch.tensor(places), model.preprocessing)
+    complete(thumbnails, batches)
+    assert thumbnails.stack().shape == (len(places), 3, 48, 48)
+    for thumbnail, image in zip(thumbnails.stack(), images, strict=True):
         difference = thumbnail.float().mean((1, 2)) - image.float().mean((1, 2))
         assert difference.abs().max() < 1
     model.eval()
@@ -51,9 +61,55 @@ def test_images_at_equal_distances_are_looked_at(parts, monkeypatch, most, place
     assert torch.allclose(look.probabilities, wanted, atol=1e-5)
 
 
+class TwoProcesses(SingleProcess):
+    """Rank 0 of two processes, of which the other has these tensors."""
+
+    def __init__(self, other):
+        self.other = other
+
+    def all_gather(self, value):
+        return [value, self.other]
+
+
+@pytest.mark.parametrize("most", [1000, 5, 2])
+def test_a_validation_keeps_what_a_pass_over_the_sampled_images_gives(parts, monkeypatch, most):
+    monkeypatch.setattr(image_outputs, "MOST_IMAGES", most)
+    model, batches, precision = parts
+    wanted = outputs_on_images(*parts)
+    best = BestOutputs(9, model.preprocessing)
+    evaluate(model, batches.in_order(Part.VALIDATION), precision, recorders=best.recorders(of_images=True))
+    best.keep(SingleProcess())
+    recorders = [SampleRecorder(image_outputs.sampled_places(9)) for _ in range(2)]
+    for rank, recorder in enumerate(recorders):
+        evaluate(model, batches.in_order(Part.VALIDATION).shared(Share(rank, 2)), precision, recorders=[recorder])
+    of_both = recorders[0].gather(TwoProcesses(list(astuple(recorders[1].gather(SingleProcess())))))
+    for found in (best.kept, of_both):
+        assert torch.equal(found.indices, wanted.indices)
+        assert torch.equal(found.targets, wanted.targets)
+        assert torch.allclose(found.logits, wanted.logits, atol=1e-5)
+        assert torch.allclose(found.vectors, wanted.vectors, atol=1e-5)
+    assert best.thumbnails.missing == []
+    again = Thumbnails(wanted.indices, model.preprocessing)
+    complete(again, batches)
+    assert torch.equal(best.thumbnails.stack(), again.stack())
+
+
+def test_an_epoch_that_is_not_the_best_leaves_what_is_kept(parts):
+    model, batches, precision = parts
+    best = BestOutputs(9, model.preprocessing)
+    evaluate(model, batches.in_order(Part.VALIDATION), precision, recorders=best.recorders(of_images=False))
+    assert best.kept is None
+    assert best.thumbnails.missing == list(range(9))
+    best.keep(SingleProcess())
+    kept = best.kept.logits.clone()
+    model.set_classifier(torch.ones(3, 512), torch.zeros(3))
+    evaluate(model, batches.in_order(Part.VALIDATION), precision, recorders=best.recorders(of_images=True))
+    assert torch.equal(best.kept.logits, kept)
+
+
 def test_without_mistakes_there_is_no_picture_of_them(parts, tmp_path):
     model, batches, _ = parts
-    look = validation_snapshot(model, batches, outputs_on_images(*parts))
+    look = validation_snapshot(TASKS["single_label"], outputs_on_images(*parts))
     for targets, is_drawn in ((look.given, False), (look.given.roll(1, dims=1), True)):
         changed = replace(look, targets=targets)
         with FileTracker(tmp_path / str(is_drawn), RunState()) as tracker:
