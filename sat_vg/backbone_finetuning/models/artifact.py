@@ -3,7 +3,7 @@
 import json
 import platform
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -13,8 +13,9 @@ import torchvision
 from torch import Tensor
 
 import sat_vg
+from sat_vg.backbone_finetuning.models.networks.table import BACKBONES
 from sat_vg.backbone_finetuning.models.probabilities import TaskName
-from sat_vg.backbone_finetuning.models.staged_classifier import StagedClassifier
+from sat_vg.backbone_finetuning.models.staged_classifier import Model, StagedClassifier
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_safetensors, save_tensors
@@ -165,6 +166,38 @@ def artifact_of(model: StagedClassifier, config: Mapping[str, Any], metrics: Map
         temperature=model.temperature,
         task=model.task,
     )
+
+
+def model_of(artifact: Artifact, build: Callable[[], Model], path: str | Path) -> Model:
+    """The model of an artifact.
+
+    Args:
+        artifact: as read from its file.
+        build: makes a model of its backbone, whose weights the artifact replaces.
+        path: of the file, for messages.
+
+    Raises:
+        CheckpointError: the weights do not fit.
+    """
+    # timm keeps tensors of one network for the next, which must have values.
+    model = _built_without_values(build) if artifact.backbone in BACKBONES else None
+    if model is None:
+        model = build()
+    restore(model, artifact, path)
+    return model
+
+
+def _built_without_values(build: Callable[[], Model]) -> Model | None:
+    """A model on the meta device, so that no random weights are drawn; None where its state dict would not be all."""
+    try:
+        with torch.device("meta"):
+            model = build()
+    except RuntimeError:  # it computes with tensors while it is built, as RegNet does
+        return None
+    network = model.network
+    named = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
+    has_others = any(isinstance(value, Tensor) for module in network.modules() for value in vars(module).values())
+    return None if has_others or named - set(network.state_dict()) else model
 
 
 def restore(model: StagedClassifier, artifact: Artifact, path: str | Path) -> None:

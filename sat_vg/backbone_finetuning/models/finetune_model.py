@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from sat_vg.backbone_finetuning.models.artifact import (
     artifact_of,
+    model_of,
     read_artifact,
-    restore,
     write_artifact,
     write_safetensors,
 )
@@ -248,7 +249,8 @@ class FineTuneModel(StagedClassifier):
             CheckpointError: the file is missing, damaged, no artifact, or of a newer schema.
         """
         artifact = read_artifact(Path(path))
-        model = cls(
+        build = partial(
+            cls,
             artifact.backbone,
             len(artifact.class_names),
             pretrained=False,
@@ -258,7 +260,7 @@ class FineTuneModel(StagedClassifier):
             bands=artifact.preprocessing.bands,
             task=artifact.task,
         )
-        restore(model, artifact, path)
+        model = model_of(artifact, build, path)
         model.weights_report = f"weights: {path}"
         model.provenance = {
             "checkpoint": str(path),

@@ -8,6 +8,7 @@ from torch import nn
 from torchvision import models
 
 from sat_vg.backbone_finetuning import create_efficientnet, create_resnet, create_vit
+from sat_vg.backbone_finetuning.models import artifact
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.frozen_norm import FrozenBatchNorm2d
 from sat_vg.backbone_finetuning.models.position_embedding import resample_positions
@@ -249,6 +250,49 @@ with torch.no_grad():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
     found = torch.load(tmp_path / "logits.pt", weights_only=True)
     assert [name for name in names if not torch.equal(found[name], expected[name])] == []
+
+
+@pytest.mark.parametrize(
+    "backbone", ["resnet18", "vit_b_32", "swin_v2_t", "googlenet", "custom_cnn", "regnet_x_400mf"]
+)
+def test_a_loaded_model_is_the_one_that_is_built_with_random_weights_first(backbone, tmp_path, monkeypatch):
+    FineTuneModel(backbone, 3, False, image_size=64, dropout=0.3).save_checkpoint(tmp_path / "m.pt")
+    built = []
+    build = artifact._built_without_values
+    monkeypatch.setattr(artifact, "_built_without_values", lambda of: built.append(build(of)) or built[-1])
+    quick = FineTuneModel.load_checkpoint(tmp_path / "m.pt")
+    assert [model is quick for model in built] == [backbone != "regnet_x_400mf"]
+    monkeypatch.setattr(artifact, "_built_without_values", lambda of: None)
+    usual = FineTuneModel.load_checkpoint(tmp_path / "m.pt")
+    assert [type(module) for module in quick.modules()] == [type(module) for module in usual.modules()]
+    for of in ("named_parameters", "named_buffers"):
+        pairs = list(zip(getattr(quick, of)(), getattr(usual, of)(), strict=True))
+        assert pairs or of == "named_buffers"  # ViT has none
+        for (name, one), (other_name, other) in pairs:
+            assert (name, one.device, one.dtype, one.stride()) == (
+                other_name,
+                other.device,
+                other.dtype,
+                other.stride(),
+            )
+            assert torch.equal(one, other)
+            assert one.requires_grad is other.requires_grad
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(quick(images), usual(images))
+
+
+@pytest.mark.parametrize("place", ["buffer", "attribute"])
+def test_a_network_with_tensors_outside_its_state_dict_is_built_as_usual(place):
+    def build():
+        model = FineTuneModel("custom_cnn", 3, False, image_size=32)
+        if place == "buffer":
+            model.network.register_buffer("table", torch.arange(3.0), persistent=False)
+        else:
+            model.network.table = torch.arange(3.0)
+        return model
+
+    assert artifact._built_without_values(build) is None
 
 
 def test_artifacts_that_are_none(tmp_path):
