@@ -23,6 +23,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sat_vg.backbone_finetuning.utils.cores import usable_cores
+
 HERE = Path(__file__).parent
 # Images for training and validation, their size, epochs, what is trained, and settings of ours.
 WORK = {
@@ -113,7 +115,7 @@ def main() -> None:
                         found[who].append(measured)
                         print(f"{name} {who}: {measured[0]:.1f} s, {measured[1]:.2f} GiB", file=sys.stderr)
             results[name] = found
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {options.pairs} pairs in turns\n")
+    print(f"{platform.processor() or platform.machine()}, {usable_cores()} cores, {options.pairs} pairs in turns\n")
     print("| | ours, s | best other, s | ours / best (pairs) | peak, GiB: ours, other |\n|---|---|---|---|---|")
     for name, found in results.items():
         seconds = {who: [one[0] for one in measured] for who, measured in found.items()}
