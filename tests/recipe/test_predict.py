@@ -145,7 +145,7 @@ def test_standard_input_is_answered_as_it_comes(images, checkpoint, tmp_path):
     process.stdout.close()  # as ``head`` does once it has seen enough
     process.stdin.write("images/0.png\n" * 100)
     process.stdin.close()
-    assert process.wait(timeout=120) == 0
+    assert process.wait(timeout=120) == 0, process.stderr.read()
     assert process.stderr.read() == ""
 
 

@@ -27,10 +27,14 @@ def speaks() -> bool:
     return not _rank
 
 
-def say(text: str) -> None:
+def say(text: str, ends_with_reader: bool = False) -> None:
     """Print a line above any progress bar, at once, with control characters made visible.
 
     Where the reader of a pipe has gone (``| head``), this and all that follows is said to nobody.
+
+    Args:
+        text: the line.
+        ends_with_reader: for a command whose lines are its result: raise ``BrokenPipeError`` then.
 
     Raises:
         StoppedError: standard output cannot be written to, as on a full disk.
@@ -47,6 +51,8 @@ def say(text: str) -> None:
             raise StoppedError(
                 f"standard output cannot be written to ({reason}): make room, or send it elsewhere"
             ) from None
+        if ends_with_reader:
+            raise
 
 
 def progress(things: Any = None, **options: Any) -> "tqdm[Any]":

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +88,8 @@ def predict_images(options: PredictOptions) -> None:
     total = unreadable = 0
     # Where the answers go to the terminal, they are the progress.
     bar = tqdm(unit="image", leave=False, disable=True if sys.stdout.isatty() else None)
-    with bar, _ending_with_reader(), advising_smaller_batches(options.batch_size):
+    # A reader of standard output that has seen enough, as ``head`` has, ends the command quietly.
+    with suppress(BrokenPipeError), bar, advising_smaller_batches(options.batch_size):
         if not options.json:
             say(_row("%", "class", "image", _width(model)))
         for group in path_groups(options.images, options.batch_size):
@@ -101,16 +102,6 @@ def predict_images(options: PredictOptions) -> None:
             raise DataError("no image was named: standard input holds no path")
         if unreadable:
             raise DataError(f"{unreadable} of {total} images cannot be read; the others were answered")
-
-
-@contextmanager
-def _ending_with_reader() -> Iterator[None]:
-    """End quietly when the reader of standard output closes it, as ``head`` does."""
-    try:
-        yield
-    except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)  # Python writes to standard output once more when it ends
-        os.dup2(nowhere, sys.stdout.fileno())
 
 
 def path_groups(arguments: Sequence[str], size: int) -> Iterator[list[Answer]]:
@@ -231,14 +222,14 @@ def _draw(path: Path, image: Tensor, heat: Tensor, source: str, classes: Sequenc
 
 def _show(answer: Answer, options: PredictOptions, width: int) -> None:
     if options.json:
-        say(json.dumps(answer.to_dict()))
+        say(json.dumps(answer.to_dict()), ends_with_reader=True)
     elif answer.error is not None:
         tqdm.write(printable(f"cannot read {answer.path!r}: {answer.error}"), file=sys.stderr)
     else:
         where = one_line(answer.path)
         for name, share in answer.classes:
             shown = one_line(name) if answer.is_given(share) else f"({one_line(name)})"
-            say(_row(f"{100 * share:.1f}", _short(shown, width), where, width))
+            say(_row(f"{100 * share:.1f}", _short(shown, width), where, width), ends_with_reader=True)
             where = ""
 
 
