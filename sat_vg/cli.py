@@ -35,6 +35,7 @@ COMMANDS = {
     "predict": Command(f"{_COMMANDS}.predict.cli", "classes and probabilities of images", "after training"),
     "extract": Command(f"{_COMMANDS}.extract.cli", "write feature vectors or maps into a file", "after training"),
     "export": Command(f"{_COMMANDS}.export.cli", "write a model for ONNX, DETR, torchvision, …", "after training"),
+    "ground": Command("sat_vg.grounding.cli", "train, evaluate and use a visual-grounding model", "grounding"),
 }
 
 

@@ -89,6 +89,16 @@ RUN_BY = {
         )
     },
     "sat-vg shard DIR --out SHARDS": "test_shard_runs.py",
+    "python -m sat_vg.grounding.train": "test_grounding.py, where it is slow",
+    **{
+        f"sat-vg ground {arguments}": "test_grounding.py"
+        for arguments in (
+            "train --data DIR --backbone checkpoints/finetune/best_model.pt",
+            "train --data DIR --backbone checkpoints/finetune/best_model.pt --freeze_backbone true",
+            "evaluate checkpoints/grounding/best_model.pt DIR --split test --out evaluation",
+            'predict checkpoints/grounding/best_model.pt image.jpg "the ship on the left" --out found.png',
+        )
+    },
     "sat-vg train --dataset_path SHARDS --backbone resnet50": "test_shard_runs.py",
     "sat-vg shard --check SHARDS": "test_shard_runs.py",
     "sat-vg shard --index SHARDS": "test_shard_runs.py",

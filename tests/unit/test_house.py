@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SOURCES = Path(__file__).parents[2] / "sat_vg"
 PACKAGE = SOURCES / "backbone_finetuning"
 NAME = "sat_vg.backbone_finetuning"
+GROUNDING = "sat_vg.grounding"
 # A folder imports itself and what its row names.
 BELOW: dict[str, set[str]] = {
     "utils": set(),
@@ -18,6 +21,17 @@ BELOW: dict[str, set[str]] = {
     "evaluation": {"data", "models", "configs", "utils", "reports"},
     "training": {"evaluation", "data", "models", "configs", "utils", "reports"},
     "commands": {"training", "evaluation", "data", "models", "configs", "utils", "reports"},
+}
+# The same of sat_vg.grounding, which stands on backbone_finetuning.
+BELOW_GROUNDING: dict[str, set[str]] = {
+    "configs": set(),
+    "reports": set(),
+    "data": {"configs"},
+    "models": {"configs", "data"},
+    "evaluation": {"configs", "data", "models"},
+    "run_state": {"configs", "models"},
+    "training": {"configs", "data", "models", "evaluation", "run_state"},
+    "commands": {"configs", "reports", "data", "models", "evaluation"},
 }
 
 
@@ -45,24 +59,34 @@ def imports_of(path: Path, known: dict[str, Path]) -> set[str]:
     return found
 
 
-def folder_of(module: str) -> str:
-    """The folder of ``backbone_finetuning`` in which a module lies."""
-    parts = module.removeprefix(NAME + ".").split(".")
-    return parts[0] if module.startswith(NAME + ".") else ""
+def folder_of(module: str, package: str = NAME) -> str:
+    """The folder of a package, or its own module, in which a module lies."""
+    parts = module.removeprefix(package + ".").split(".")
+    return parts[0] if module.startswith(package + ".") else ""
 
 
-def test_imports_run_one_way():
+@pytest.mark.parametrize(("package", "below", "fewest"), [(NAME, BELOW, 300), (GROUNDING, BELOW_GROUNDING, 40)])
+def test_imports_run_one_way(package, below, fewest):
     known, checked = modules(), 0
     for module, path in known.items():
-        here = folder_of(module)
-        if here not in BELOW:
+        here = folder_of(module, package)
+        if here not in below:
             continue
         for imported in imports_of(path, known):
-            there = folder_of(imported)
+            there = folder_of(imported, package)
             if there:
                 checked += 1
-                assert there in BELOW[here] | {here}, f"{module} imports {imported}"
-    assert checked > 300
+                assert there in below[here] | {here}, f"{module} imports {imported}"
+    assert checked > fewest
+
+
+def test_the_fine_tuning_does_not_know_what_stands_on_it():
+    known, checked = modules(), 0
+    for module, path in known.items():
+        if module.startswith(NAME):
+            checked += 1
+            assert not any(name.startswith(GROUNDING) for name in imports_of(path, known)), module
+    assert checked > 100
 
 
 def test_no_module_imports_itself_by_way_of_others():
@@ -84,13 +108,21 @@ def test_no_module_imports_itself_by_way_of_others():
 def test_every_folder_is_known_and_nothing_else_lies_beside_the_folders():
     assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(BELOW)
     assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "train.py"}
+    beside = {path.stem for path in (SOURCES / "grounding").glob("*.py")}
+    assert beside == {"__init__", "cli", "train", "training", "run_state"}
+    assert {path.parent.name for path in (SOURCES / "grounding").glob("*/__init__.py")} == set(
+        BELOW_GROUNDING
+    ) - beside
 
 
 def test_configs_reports_and_command_lines_import_no_torch():
     known, checked = modules(), 0
     for module, path in known.items():
         is_command_line = path.name in ("cli.py", "options.py") and folder_of(module) == "commands"
-        if folder_of(module) in ("configs", "reports") or is_command_line:
+        is_command_line |= module.startswith(GROUNDING) and path.name in ("cli.py", "options.py", "train.py")
+        if "configs" in (folder_of(module), folder_of(module, GROUNDING)) or folder_of(module) == "reports":
+            is_command_line = True
+        if is_command_line:
             checked += 1
             assert not {name.split(".")[0] for name in imports_of(path, known)} & {"torch", "torchvision"}, path
     assert checked > 20

@@ -43,16 +43,18 @@ _PAGES = Environment(
 _PAGES.filters.update(percent=percent, counted=counted)
 
 
-def render_page(template: str, **values: object) -> str:
+def render_page(template: str, templates: Path = _TEMPLATES, **values: object) -> str:
     """A page from a template that extends ``page.html``.
 
     Args:
         template: file name in the folder of templates.
+        templates: that folder.
         values: what it shows; the page's ``title`` among them. All is escaped, but for ``Markup``.
     """
     style = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    return _PAGES.get_template(template).render(style=Markup(style), style_digest=digest, **values)
+    pages = _PAGES.overlay(loader=FileSystemLoader([templates, _TEMPLATES]))
+    return pages.get_template(template).render(style=Markup(style), style_digest=digest, **values)
 
 
 def figure_as_svg(figure: Figure) -> bytes:

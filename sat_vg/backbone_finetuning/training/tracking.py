@@ -18,7 +18,6 @@ from torch.utils.tensorboard.summary import hparams
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME
 from sat_vg.backbone_finetuning.reports.projector import Embedding, write_projector
-from sat_vg.backbone_finetuning.training.checkpoint import RunState
 from sat_vg.backbone_finetuning.training.event_files import EVENT_FILES, EventWriter
 from sat_vg.backbone_finetuning.training.metric_lines import METRICS, MetricLines, read_metric_lines
 from sat_vg.backbone_finetuning.utils.errors import WriteError
@@ -43,6 +42,20 @@ _CHARTS = {
         "norm of the last update / norm of the weights, by stage": ["Multiline", ["update_ratio/.*"]],
     }
 }
+
+
+class RunPosition(Protocol):
+    """How far a run is.
+
+    Attributes:
+        epoch: finished epochs.
+        step: optimizer steps taken.
+        step_in_epoch: optimizer steps of the running epoch.
+    """
+
+    epoch: int
+    step: int
+    step_in_epoch: int
 
 
 class Tracker(Protocol):
@@ -116,16 +129,17 @@ class FileTracker(Tracker):
     Args:
         log_dir: where everything goes; made if need be.
         state: where the run starts or goes on.
+        in_every_epoch: name of a number that every entry at the end of an epoch has.
 
     Attributes:
         is_empty: whether nothing of the run had been recorded here before.
     """
 
-    def __init__(self, log_dir: Path, state: RunState) -> None:
+    def __init__(self, log_dir: Path, state: RunPosition, in_every_epoch: str = "val_accuracy") -> None:
         self.log_dir = log_dir
         with self._writing():
             log_dir.mkdir(parents=True, exist_ok=True)
-            of_this_step = _drop_lines_after(log_dir / METRICS, state)
+            of_this_step = _drop_lines_after(log_dir / METRICS, state, in_every_epoch)
             at_start, within_epoch = not (state.step or state.epoch), state.step_in_epoch > 0
             self.is_empty = at_start or not any(log_dir.glob(EVENT_FILES))
             # The running epoch's validation, which may have been written for this very step, has to go, and what the
@@ -276,7 +290,7 @@ def _cell(value: Any) -> int | float | str:
     return value if isinstance(value, (int, float, str)) and not isinstance(value, bool) else str(value).lower()
 
 
-def _drop_lines_after(path: Path, state: RunState) -> list[dict[str, Any]]:
+def _drop_lines_after(path: Path, state: RunPosition, in_every_epoch: str) -> list[dict[str, Any]]:
     """Drop what came after ``state``; returns the entries of its last step.
 
     Raises:
@@ -292,15 +306,15 @@ def _drop_lines_after(path: Path, state: RunState) -> list[dict[str, Any]]:
     kept = [
         (line, entry)
         for line, entry in found.lines
-        if (entry["epoch"] <= state.epoch if "val_accuracy" in entry else entry["step"] <= state.step)
+        if (entry["epoch"] <= state.epoch if in_every_epoch in entry else entry["step"] <= state.step)
     ]
     if not found.dropped:
-        _tell_of_lacking(path, state, {entry["epoch"] for _, entry in kept if "val_accuracy" in entry})
+        _tell_of_lacking(path, state, {entry["epoch"] for _, entry in kept if in_every_epoch in entry})
     write_text(path, "".join(f"{line}\n" for line, _ in kept))
     return [entry for _, entry in kept if entry["step"] == state.step]
 
 
-def _tell_of_lacking(path: Path, state: RunState, ended: set[int]) -> None:
+def _tell_of_lacking(path: Path, state: RunPosition, ended: set[int]) -> None:
     """Say where the ends of epochs are not there that the run has behind it."""
     lacking = [epoch for epoch in range(1, state.epoch + 1) if epoch not in ended]
     if lacking:

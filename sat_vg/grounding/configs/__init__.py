@@ -1,0 +1,1 @@
+"""Settings of grounding; free of torch."""

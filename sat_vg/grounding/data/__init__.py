@@ -1,0 +1,1 @@
+"""Data of grounding: readers, checks, images, words and batches."""

@@ -1,0 +1,151 @@
+"""Images letterboxed to a square, decoded once for the whole run, and the eight symmetries of images and boxes."""
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from sat_vg.backbone_finetuning.utils.cores import usable_cores
+from sat_vg.backbone_finetuning.utils.errors import DataError, UserError
+from sat_vg.backbone_finetuning.utils.terminal import progress
+from sat_vg.grounding.data.words import Symmetry
+
+Decode = Callable[[str], Tensor]
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """How an image lies in a square canvas: scaled to fit, at the top left.
+
+    Attributes:
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        size: side of the canvas, in pixels.
+    """
+
+    width: int
+    height: int
+    size: int
+
+    @property
+    def scale(self) -> float:
+        """Canvas pixels per image pixel."""
+        return self.size / max(self.width, self.height)
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Width and height of the image on the canvas, in pixels; the rest is padding."""
+        return max(1, round(self.width * self.scale)), max(1, round(self.height * self.scale))
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool ``[size, size]``, True where there is padding."""
+        width, height = self.extent
+        mask = torch.ones(self.size, self.size, dtype=torch.bool)
+        mask[:height, :width] = False
+        return mask
+
+    def to_canvas(self, boxes: Tensor) -> Tensor:
+        """Corners ``[..., 4]`` in pixels of the image → in fractions of the canvas."""
+        return boxes * (self.scale / self.size)
+
+    def to_image(self, boxes: Tensor) -> Tensor:
+        """Corners ``[..., 4]`` in fractions of the canvas → in pixels of the image, clipped to it."""
+        limits = boxes.new_tensor([self.width, self.height, self.width, self.height])
+        return (boxes * (self.size / self.scale)).clamp(min=0).minimum(limits)
+
+
+def letterbox(image: Tensor, size: int) -> tuple[Tensor, Letterbox]:
+    """An image uint8 ``[3, H, W]`` on a black canvas uint8 ``[3, size, size]``."""
+    box = Letterbox(image.shape[2], image.shape[1], size)
+    width, height = box.extent
+    canvas = torch.zeros(3, size, size, dtype=torch.uint8)
+    canvas[:, :height, :width] = functional.resize(image, [height, width], antialias=True)
+    return canvas, box
+
+
+class ImageStore:
+    """The letterboxed images of a run, each decoded once, in a temporary memory-mapped file without a name.
+
+    Attributes:
+        boxes: how each image lies in its canvas.
+        problems: paths of images that could not be read, with the reason.
+    """
+
+    def __init__(self, paths: Sequence[str], size: int, decode: Decode, folder: Path) -> None:
+        """Decode all images.
+
+        Args:
+            paths: of the images.
+            size: side of the canvas, in pixels.
+            decode: path → uint8 ``[3, H, W]``.
+            folder: of the temporary file: 3 × size² bytes an image.
+
+        Raises:
+            DataError: the disk of ``folder`` has no room for them.
+        """
+        self._places = {path: place for place, path in enumerate(paths)}
+        self.boxes: dict[str, Letterbox] = {}
+        self.problems: dict[str, str] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        shape = (max(1, len(paths)), 3, size, size)
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.truncate(int(np.prod(shape)))
+                _reserve(file.fileno(), int(np.prod(shape)))
+                self._canvases = np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
+        except OSError as error:
+            raise DataError(
+                f"{len(paths)} images of {size} pixels need {np.prod(shape) / 2**30:.1f} GiB in {str(folder)!r} "
+                f"({error.strerror}); make room, name another folder by SAT_VG_CACHE, or lower image_size"
+            ) from error
+
+        def store(path: str) -> None:
+            try:
+                canvas, self.boxes[path] = letterbox(decode(path), size)
+            except (UserError, OSError) as error:
+                self.problems[path] = str(error)
+            else:
+                self._canvases[self._places[path]] = canvas.numpy()
+
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            done = pool.map(store, self._places)
+            for _ in progress(done, total=len(paths), desc="decoding", unit="img"):
+                pass
+
+    def canvas(self, path: str) -> Tensor:
+        """The letterboxed image uint8 ``[3, size, size]``."""
+        return torch.from_numpy(self._canvases[self._places[path]].copy())
+
+    def content(self, path: str) -> bytes:
+        """The pixels, by which copies are found."""
+        return bytes(self._canvases[self._places[path]])
+
+
+def _reserve(descriptor: int, length: int) -> None:
+    """Take the disk space now: writing into a mapped file on a full disk would end the process."""
+    if hasattr(os, "posix_fallocate") and length:
+        os.posix_fallocate(descriptor, 0, length)
+
+
+def turn_images(images: Tensor, symmetry: Symmetry) -> Tensor:
+    """Images ``[..., S, S]`` turned and flipped."""
+    turned = torch.rot90(images, symmetry.turns, dims=(-2, -1))
+    return turned.flip(-1) if symmetry.flip else turned
+
+
+def turn_boxes(boxes: Tensor, symmetry: Symmetry) -> Tensor:
+    """Corners ``[..., 4]`` in fractions of a square canvas, turned and flipped with the image."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    for _ in range(symmetry.turns % 4):
+        x1, y1, x2, y2 = y1, 1 - x2, y2, 1 - x1
+    if symmetry.flip:
+        x1, x2 = 1 - x2, 1 - x1
+    return torch.stack([x1, y1, x2, y2], dim=-1)

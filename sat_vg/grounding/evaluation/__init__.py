@@ -1,0 +1,1 @@
+"""Metrics of grounding, and baselines beside them."""

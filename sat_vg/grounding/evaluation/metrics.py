@@ -1,0 +1,106 @@
+"""Metrics of grounding: Pr@0.5 … Pr@0.9, mean IoU and cumulative IoU, with bootstrap intervals by image."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """Intersections and unions of predicted and true boxes, one of each a phrase.
+
+    Attributes:
+        intersections: ``[P]``, in square pixels.
+        unions: ``[P]``, in square pixels.
+    """
+
+    intersections: Numbers
+    unions: Numbers
+
+    @property
+    def ious(self) -> Numbers:
+        """Intersection over union ``[P]``."""
+        return self.intersections / np.maximum(self.unions, 1e-9)
+
+
+def overlaps_of(found: Numbers, targets: Numbers) -> Overlaps:
+    """Overlaps of corners ``[P, 4]`` in pixels, row by row."""
+    sides = np.minimum(found[:, 2:], targets[:, 2:]) - np.maximum(found[:, :2], targets[:, :2])
+    intersections = np.clip(sides, 0, None).prod(1)
+    areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(1) for boxes in (found, targets)]
+    return Overlaps(intersections, areas[0] + areas[1] - intersections)
+
+
+def metrics_of(overlaps: Overlaps) -> dict[str, float]:
+    """``pr@0.5`` … ``pr@0.9`` and ``mean_iou``, and ``cum_iou``, the sum of intersections over that of unions."""
+    ious = overlaps.ious
+    return {
+        **{f"pr@{threshold}": float((ious >= threshold).mean()) for threshold in THRESHOLDS},
+        "mean_iou": float(ious.mean()),
+        "cum_iou": float(overlaps.intersections.sum() / max(overlaps.unions.sum(), 1e-9)),
+    }
+
+
+def intervals_of(
+    overlaps: Overlaps, images: Sequence[str], num_samples: int = 1000, seed: int = 0
+) -> dict[str, list[float]]:
+    """95 % intervals of all metrics by a bootstrap over images (Efron, 1979), whose phrases are drawn together."""
+    places: dict[str, list[int]] = {}
+    for place, image in enumerate(images):
+        places.setdefault(image, []).append(place)
+    groups = [np.array(group) for group in places.values()]
+    generator = np.random.default_rng(seed)
+    drawn: dict[str, list[float]] = {}
+    for _ in range(num_samples):
+        chosen = np.concatenate([groups[place] for place in generator.integers(len(groups), size=len(groups))])
+        for name, value in metrics_of(Overlaps(overlaps.intersections[chosen], overlaps.unions[chosen])).items():
+            drawn.setdefault(name, []).append(value)
+    return {name: [float(side) for side in np.quantile(values, (0.025, 0.975))] for name, values in drawn.items()}
+
+
+_RELATIONS = {"of", "above", "below", "between", "near", "next", "beside", "behind", "around", "adjacent", "nearest"}
+_PLACES = {
+    "left", "right", "top", "bottom", "upper", "lower", "middle", "center", "centre", "leftmost", "rightmost",
+    "topmost", "bottommost", "north", "south", "east", "west", "northern", "southern", "eastern", "western", "corner",
+    "side",
+}  # fmt: skip
+_COLOURS = {
+    "red", "green", "blue", "white", "black", "gray", "grey", "yellow", "orange", "brown", "dark", "light", "purple",
+    "pink",
+}  # fmt: skip
+_SIZES = {
+    "large", "small", "big", "tiny", "huge", "largest", "smallest", "biggest", "long", "short", "larger", "smaller",
+}  # fmt: skip
+FAMILIES = ("relation", "position", "size", "colour", "name alone")
+BOX_SIZES = {"small (below 1 %)": 0.01, "medium (1 to 5 %)": 0.05, "large (5 % and above)": float("inf")}
+
+
+def family_of(words: Sequence[str]) -> str:
+    """What a phrase tells its thing by: the first of relation, position, size and colour that it has."""
+    found = set(words)
+    for name, known in zip(FAMILIES, (_RELATIONS, _PLACES, _SIZES, _COLOURS), strict=False):
+        if found & known:
+            return name
+    return FAMILIES[-1]
+
+
+def box_size_of(share: float) -> str:
+    """The class of a box that takes this share of its image."""
+    return next(name for name, limit in BOX_SIZES.items() if share < limit)
+
+
+def by_group(overlaps: Overlaps, groups: Sequence[str]) -> Mapping[str, dict[str, float]]:
+    """The metrics of each group of phrases, with its number of phrases as ``count``."""
+    names = np.array(groups)
+    return {
+        name: {
+            "count": int((names == name).sum()),
+            **metrics_of(Overlaps(overlaps.intersections[names == name], overlaps.unions[names == name])),
+        }
+        for name in dict.fromkeys(groups)
+    }

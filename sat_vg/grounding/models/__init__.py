@@ -1,0 +1,1 @@
+"""The grounding network, its losses and its file."""

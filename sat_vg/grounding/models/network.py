@@ -1,0 +1,194 @@
+"""The network: feature maps and words → a score and a box at each place of a grid."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sat_vg.backbone_finetuning import FeatureExtractor
+from sat_vg.grounding.data.words import PADDING
+
+_MOST_PLACES = 400  # as many as TransVG has: 640 pixels at stride 32
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a network.
+
+    Attributes:
+        image_size: side of the canvas, in pixels.
+        max_words: number of words of a phrase that are read.
+        width: length of all tokens.
+        text_layers: number of layers of the word encoder.
+        fusion_layers: number of layers over words and places together.
+        num_heads: heads of attention.
+        dropout: probability of dropping a value in all layers.
+    """
+
+    image_size: int
+    max_words: int
+    width: int
+    text_layers: int
+    fusion_layers: int
+    num_heads: int
+    dropout: float
+
+
+def grid_stride(image_size: int, strides: Sequence[int]) -> int:
+    """Pixels between two places of the grid: the finest stride from 16 on that gives no more than 400 places."""
+    fitting = [stride for stride in strides if stride >= 16 and math.ceil(image_size / stride) ** 2 <= _MOST_PLACES]
+    return min(fitting, default=max(strides))
+
+
+class MapProjection(nn.Module):
+    """Maps of several strides → one map ``[I, width, h, w]`` at the grid's stride.
+
+    Finer maps are brought to the grid by a convolution over as many pixels as a place has, coarser ones by bilinear
+    interpolation; all are added.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], stride: int, width: int) -> None:
+        super().__init__()
+        ratios = [max(1, stride // own) for own in strides]
+        self.projections = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(count, width, ratio, ratio), nn.GroupNorm(8, width))
+            for count, ratio in zip(channels, ratios, strict=True)
+        )
+
+    def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """Maps ``[I, channels, h_i, w_i]`` → ``[I, width, *size]``."""
+        projected = [projection(one) for projection, one in zip(self.projections, maps, strict=True)]
+        return torch.stack(
+            [
+                one
+                if one.shape[-2:] == size
+                else functional.interpolate(one, size, mode="bilinear", align_corners=False)
+                for one in projected
+            ]
+        ).sum(0)
+
+
+class Block(nn.Module):
+    """A transformer encoder layer, normalised before each part (Xiong et al., 2020)."""
+
+    def __init__(self, width: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads, self.dropout = num_heads, dropout
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, tokens: Tensor, is_padding: Tensor) -> Tensor:
+        """Tokens ``[P, N, width]``, with a mask ``[P, N]`` that is True where there is none."""
+        count, length, width = tokens.shape
+        qkv = self.qkv(self.norm1(tokens)).view(count, length, 3, self.num_heads, width // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [P, heads, N, width / heads]
+        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=~is_padding[:, None, None])
+        attended = self.out(attended.transpose(1, 2).reshape(count, length, width))
+        tokens = tokens + functional.dropout(attended, self.dropout, self.training)
+        return tokens + functional.dropout(self.mlp(self.norm2(tokens)), self.dropout, self.training)
+
+
+class WordEncoder(nn.Module):
+    """Numbers of words ``[P, T]`` → vectors ``[P, T, width]``: an embedding, positions and transformer layers."""
+
+    def __init__(self, num_words: int, sizes: Sizes) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_words, sizes.width, padding_idx=PADDING)
+        self.positions = nn.Parameter(0.02 * torch.randn(sizes.max_words, sizes.width))
+        self.layers = nn.ModuleList(
+            Block(sizes.width, sizes.num_heads, sizes.dropout) for _ in range(sizes.text_layers)
+        )
+
+    def forward(self, words: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors, and a mask ``[P, T]`` that is True where there is no word."""
+        tokens, is_padding = self.embedding(words) + self.positions[: words.shape[1]], words == PADDING
+        for layer in self.layers:
+            tokens = layer(tokens, is_padding)
+        return tokens, is_padding
+
+
+class GroundingNetwork(nn.Module):
+    """A backbone, a word encoder, fusion layers over words and places (Deng et al., 2021), and a head at each place.
+
+    Every place of the grid gives a score and a box, as in one-stage grounding (Yang et al., 2019); the box of the
+    place with the highest score is the answer.
+
+    Args:
+        extractor: the backbone.
+        num_words: in the vocabulary, with padding and the unknown word.
+        sizes: all further sizes.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, num_words: int, sizes: Sizes) -> None:
+        super().__init__()
+        self.backbone = extractor
+        self.stride = grid_stride(sizes.image_size, extractor.strides)
+        maps = zip(extractor.out_names, extractor.channels, extractor.strides, strict=True)
+        used = [found for found in maps if 2 * found[2] >= self.stride]
+        self._used = [name for name, _, _ in used]
+        width, dropout = sizes.width, sizes.dropout
+        self.project = MapProjection([count for _, count, _ in used], [own for *_, own in used], self.stride, width)
+        self.text = WordEncoder(num_words, sizes)
+        self.kinds = nn.Parameter(0.02 * torch.randn(2, width))  # of tokens: places and words
+        self.fusion = nn.ModuleList(Block(width, sizes.num_heads, dropout) for _ in range(sizes.fusion_layers))
+        self.norm = nn.LayerNorm(width)
+        self.score = nn.Linear(width, 1)
+        self.box = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4))
+        last = self.box[2]
+        assert isinstance(last, nn.Linear)
+        nn.init.constant_(last.bias[2:], -1.5)  # boxes begin at a fifth of the canvas
+
+    def forward(self, images: Tensor, masks: Tensor, image_of: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores and boxes at each place.
+
+        Args:
+            images: ``[I, 3, S, S]``, normalised.
+            masks: bool ``[I, S, S]``, True where there is padding.
+            image_of: int64 ``[P]``, the place of each phrase's image.
+            words: int64 ``[P, T]``.
+
+        Returns:
+            Logits ``[P, N]``, -inf where there is padding, and corners ``[P, N, 4]`` in fractions of the canvas; both
+            float32, the N places row by row.
+        """
+        found = self.backbone.forward_with_mask(images, masks)
+        side = math.ceil(images.shape[-1] / self.stride)
+        features = self.project([found[name][0] for name in self._used], (side, side))  # [I, width, side, side]
+        padding = functional.interpolate(masks[:, None].float(), size=(side, side))[:, 0].bool()
+        places = (features + sine_positions(padding, features.shape[1])).flatten(2).transpose(1, 2)  # [I, N, width]
+        no_place = padding.flatten(1)[image_of]  # [P, N]
+
+        text, no_word = self.text(words)  # [P, T, width], [P, T]
+        tokens = torch.cat([places[image_of] + self.kinds[0], text + self.kinds[1]], dim=1)
+        is_padding = torch.cat([no_place, no_word], dim=1)
+        for layer in self.fusion:
+            tokens = layer(tokens, is_padding)
+        fused = self.norm(tokens[:, : side * side])
+
+        scores = self.score(fused)[..., 0].float().masked_fill(no_place, -torch.inf)
+        offsets = self.box(fused).float()  # [P, N, 4]: of the centre in places, and the logits of width and height
+        centres = place_centres(side, offsets.device) + offsets[..., :2] / side
+        half = offsets[..., 2:].sigmoid() / 2
+        return scores, torch.cat([centres - half, centres + half], dim=-1).clamp(0, 1)
+
+
+def place_centres(side: int, device: torch.device) -> Tensor:
+    """Centres ``[N, 2]`` (x, y) of the places, row by row, in fractions of the canvas."""
+    steps = (torch.arange(side, device=device) + 0.5) / side
+    return torch.stack([steps.repeat(side), steps.repeat_interleave(side)], dim=-1)
+
+
+def sine_positions(padding: Tensor, width: int) -> Tensor:
+    """Sine position embeddings ``[I, width, h, w]`` over the part without padding (Carion et al., 2020)."""
+    valid = (~padding).float()
+    rows, columns = valid.cumsum(1), valid.cumsum(2)
+    rows = 2 * math.pi * (rows - 0.5) / rows.amax(1, keepdim=True).clamp(min=1)
+    columns = 2 * math.pi * (columns - 0.5) / columns.amax(2, keepdim=True).clamp(min=1)
+    count = width // 4
+    periods = 100 ** (torch.arange(count, device=padding.device) / count)
+    angles = [positions[:, None] / periods[:, None, None] for positions in (rows, columns)]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)

@@ -1,0 +1,92 @@
+"""Boxes come into one form; what a training would stumble over is counted and said."""
+
+import numpy as np
+import pytest
+import torch
+
+from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.grounding.data.checks import check_records
+from sat_vg.grounding.data.images import ImageStore
+from sat_vg.grounding.data.records import Record
+
+
+def decode(path):
+    if "broken" in path:
+        raise DataError(f"{path!r} cannot be read")
+    generator = torch.Generator().manual_seed(sum(map(ord, path.replace("copy_", ""))))
+    return torch.randint(256, (3, 60, 100), generator=generator, dtype=torch.uint8)
+
+
+def check(records, tmp_path, box_format="xyxy", problems=(), on_bad="error", **splits):
+    splits = splits or {"train": records}
+    store = ImageStore(sorted({r.image for few in splits.values() for r in few}), 32, decode, tmp_path)
+    return check_records(splits, store, box_format, problems, on_bad)
+
+
+def record(box, image="a", phrase="the ship", source="f, line 1", key=None):
+    return Record(image, phrase, box, source, key)
+
+
+def test_boxes_are_cut_to_the_image_and_swapped_corners_put_right(tmp_path):
+    checked = check([record((90, 10, 120, 20)), record((30, 40, 10, 20))], tmp_path)
+    assert [one.box for one in checked.splits["train"]] == [(90, 10, 100, 20), (10, 20, 30, 40)]
+    assert checked.notes[:2] == ["1 box reached out of their image and were cut", "1 box had their corners swapped"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "problem"),
+    [
+        (record((200, 10, 220, 20)), "lies outside the image, which is 100 x 60 pixels"),
+        (record((10, 10, 10, 20)), "is empty"),
+        (record((1, 1, 9, 9), image="broken"), "'broken' cannot be read"),
+    ],
+)
+def test_bad_records_stop_with_their_place_or_are_left_out(bad, problem, tmp_path):
+    good = record((1, 1, 20, 20), source="f, line 9")
+    with pytest.raises(DataError, match="1 record cannot be used") as caught:
+        check([bad, good], tmp_path)
+    assert "f, line 1: " in str(caught.value) and problem in str(caught.value)
+    assert "--on_bad_record skip" in str(caught.value)
+    checked = check([bad, good], tmp_path, on_bad="skip")
+    assert [one.source for one in checked.splits["train"]] == ["f, line 9"]
+    assert len(checked.left_out) == 1
+
+
+def test_ids_that_come_twice_are_bad(tmp_path):
+    twice = [record((1, 1, 9, 9), key="7"), record((1, 1, 9, 9), key="7", source="f, line 2")]
+    with pytest.raises(DataError, match="f, line 2: the id '7' is that of f, line 1 already"):
+        check(twice, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "expected", "said"),
+    [
+        ([(70, 40, 20, 15), (80, 30, 15, 10)], (70, 40, 90, 55), "x, y, width, height"),
+        ([(10, 10, 30, 40), (60, 10, 90, 50)], (10, 10, 30, 40), "corners x1, y1, x2, y2"),
+    ],
+)
+def test_the_format_of_boxes_is_guessed_from_all_and_said(boxes, expected, said, tmp_path):
+    checked = check([record(box) for box in boxes], tmp_path, box_format=None)
+    assert checked.splits["train"][0].box == expected
+    assert said in checked.notes[0] and "--box_format" in checked.notes[0]
+
+
+def test_fractions_are_told_and_scaled(tmp_path):
+    checked = check([record((0.1, 0.5, 0.2, 1.0))], tmp_path)
+    np.testing.assert_allclose(checked.splits["train"][0].box, (10, 30, 20, 60))
+    assert "fractions of the image" in checked.notes[0]
+
+
+def test_ambiguous_phrases_and_images_in_two_splits_are_counted(tmp_path):
+    train = [record((1, 1, 9, 9)), record((50, 30, 90, 55)), record((1, 1, 9, 10), phrase="the tank")]
+    test = [record((1, 1, 9, 9), image="copy_a", phrase="another")]
+    notes = check([], tmp_path, train=train, test=test).notes
+    assert notes == [
+        "train: 1 phrase names two boxes of one image, such as 'the ship' in 'a'",
+        "1 image is in train and in test: results on test flatter the model",
+    ]
+
+
+def test_a_split_without_a_sound_record_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="the split train has no record left"):
+        check([record((5, 5, 5, 5))], tmp_path, on_bad="skip")

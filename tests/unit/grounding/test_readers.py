@@ -1,0 +1,169 @@
+"""Every layout of grounding data gives the same records; what is wrong is named with its file and place."""
+
+import json
+
+import pytest
+import torch
+
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, DataError
+from sat_vg.grounding.data.readers import read_listing, split_records
+
+XML = """<annotation><filename>{name}.jpg</filename>{objects}</annotation>"""
+OBJECT = """<object><name>ship</name><bndbox><xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax><ymax>{3}</ymax></bndbox>
+<description>{4}</description></object>"""
+ROWS = [("a.png", (1, 2, 11, 12), "the ship, on the left"), ("b.png", (3, 4, 30, 40), "the tank")]
+
+
+def plain(listing, split):
+    return [(record.image.rpartition("/")[2], record.box, record.phrase) for record in listing.splits[split]]
+
+
+def as_json(folder):
+    entries = [{"image": image, "phrase": phrase, "box": list(box)} for image, box, phrase in ROWS]
+    (folder / "train.json").write_text(json.dumps(entries))
+
+
+def as_jsonl(folder):
+    lines = [json.dumps({"image": image, "phrase": phrase, "box": list(box)}) for image, box, phrase in ROWS]
+    (folder / "train.jsonl").write_text("\n".join(lines) + "\n\n")
+
+
+def as_csv(folder):
+    lines = [f'{image},"{phrase}",{",".join(map(str, box))}' for image, box, phrase in ROWS]
+    (folder / "train.csv").write_text("\ufeffimage,phrase,x1,y1,x2,y2\r\n" + "\r\n".join(lines), encoding="utf-8")
+
+
+def as_lines(folder):
+    (folder / "train.txt").write_text(
+        "\n".join(f"{image},{','.join(map(str, box))},{phrase}" for image, box, phrase in ROWS)
+    )
+
+
+def as_pth(folder):
+    torch.save([(image, "", list(box), phrase, []) for image, box, phrase in ROWS], folder / "train.pth")
+
+
+@pytest.mark.parametrize("write", [as_json, as_jsonl, as_csv, as_lines, as_pth])
+def test_every_layout_gives_the_same_records(write, tmp_path):
+    write(tmp_path)
+    assert plain(read_listing(tmp_path), "train") == [
+        (image, tuple(map(float, box)), phrase) for image, box, phrase in ROWS
+    ]
+
+
+def dior(root, files):
+    """A data set in DIOR-RSVG's layout: files by name, each with its objects."""
+    (root / "Annotations").mkdir()
+    (root / "JPEGImages").mkdir()
+    for name, objects in files.items():
+        text = XML.format(name=name, objects="".join(OBJECT.format(*box, phrase) for box, phrase in objects))
+        (root / "Annotations" / f"{name}.xml").write_text(text)
+
+
+def test_dior_rsvg_counts_objects_over_sorted_names(tmp_path):
+    files = {"00010": [((1, 1, 9, 9), "third")], "00002": [((1, 1, 9, 9), "first"), ((2, 2, 8, 8), "second")]}
+    dior(tmp_path, files)
+    (tmp_path / "train.txt").write_text("0\n2\n")
+    (tmp_path / "test.txt").write_text("1\n7\nx\n" + "9" * 5000)
+    listing = read_listing(tmp_path)
+    assert [record.phrase for record in listing.splits["train"]] == ["first", "third"]
+    assert [record.phrase for record in listing.splits["test"]] == ["second"]
+    assert listing.problems.pop().startswith("test.txt, entry 4: '9999")
+    assert listing.problems == [
+        "test.txt, entry 2: '7' is no index of the 3 objects",
+        "test.txt, entry 3: 'x' is no index of the 3 objects",
+    ]
+    assert listing.splits["train"][1].image.endswith("00010.jpg")
+
+
+def test_an_object_without_a_phrase_keeps_its_number(tmp_path):
+    dior(tmp_path, {"1": [((1, 1, 9, 9), " "), ((2, 2, 8, 8), "second")]})
+    (tmp_path / "train.txt").write_text("0 1")
+    listing = read_listing(tmp_path)
+    assert [record.phrase for record in listing.splits["train"]] == ["second"]
+    assert listing.problems == ["1.xml, object 1: the phrase is empty"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<!DOCTYPE a [<!ENTITY x "y">]><annotation/>',
+        '<?xml version="1.0"?><!DOCTYPE lolz [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><annotation>&b;</annotation>',
+    ],
+)
+def test_xml_that_declares_entities_is_refused(text, tmp_path):
+    dior(tmp_path, {})
+    (tmp_path / "Annotations/bomb.xml").write_text(text)
+    with pytest.raises(DataError, match="declares XML entities"):
+        read_listing(tmp_path)
+
+
+class Command:
+    def __reduce__(self):
+        import os
+
+        return os.system, ("touch ran",)
+
+
+def test_code_in_a_pth_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save([Command()], tmp_path / "train.pth")
+    with pytest.raises(CheckpointError, match="no file of plain tensors"):
+        read_listing(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ({"phrase": "a", "box": [1, 2, 3, 4]}, "has no image"),
+        ({"image": "a.png", "phrase": "", "box": [1, 2, 3, 4]}, "the phrase is empty"),
+        ({"image": "a.png", "phrase": 7, "box": [1, 2, 3, 4]}, "the phrase is 7, no text"),
+        ({"image": "a.png", "phrase": "a", "box": [1, 2, 3]}, "has to be four numbers"),
+        ({"image": "a.png", "phrase": "a", "box": [1, 2, 3, "x"]}, "has to be four numbers"),
+        ({"image": "../a.png", "phrase": "a", "box": [1, 2, 3, 4]}, "leads out of"),
+        ({"image": "/etc/passwd", "phrase": "a", "box": [1, 2, 3, 4]}, "leads out of"),
+        ({"image": "a.png", "phrase": "a", "box": [1, 2, 3, 4], "split": "vall"}, "split is 'vall'"),
+        ({"image": "a.png", "phrase": "a", "box": [1, 2, 3, 4], "box_format": "xyx"}, "box_format is 'xyx'"),
+        (7, "is no object"),
+    ],
+)
+def test_what_is_wrong_with_a_record_is_named_with_its_place(entry, problem, tmp_path):
+    (tmp_path / "all.json").write_text(json.dumps([{"image": "b.png", "phrase": "b", "box": [1, 2, 3, 4]}, entry]))
+    listing = read_listing(tmp_path / "all.json")
+    (line,) = listing.problems
+    assert line.startswith("all.json, entry 2:") and problem in line
+    assert len(listing.splits[""]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", "[", "not valid JSON"),
+        ("a.json", '{"image": 1}', "list of objects"),
+        ("a.csv", "image,text\n", "it needs image, phrase"),
+        ("a.xyz", "", "a file that ends in"),
+        ("a.txt", b"\xff\xfe", "not UTF-8"),
+    ],
+)
+def test_files_that_cannot_be_read(name, text, message, tmp_path):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError, match=message):
+        read_listing(tmp_path / name)
+
+
+@pytest.mark.parametrize("part", [[7], 7, "text"])
+def test_splits_in_one_json_file_that_hold_no_objects(part, tmp_path):
+    (tmp_path / "all.json").write_text(json.dumps({"train": part}))
+    (line,) = read_listing(tmp_path / "all.json").problems
+    assert "is no object with image, phrase and box" in line
+
+
+def test_val_is_drawn_by_image(tmp_path):
+    entries = [{"image": f"{number // 3}.png", "phrase": f"p{number}", "box": [1, 2, 3, 4]} for number in range(60)]
+    (tmp_path / "all.json").write_text(json.dumps(entries))
+    splits, notes = split_records(read_listing(tmp_path / "all.json"), 0.25, seed=3)
+    train, val = ({record.image for record in splits[name]} for name in ("train", "val"))
+    assert len(val) == 5 and not train & val
+    assert len(splits["val"]) == 15
+    assert notes == ["val: 5 of 20 training images, drawn by seed 3"]
