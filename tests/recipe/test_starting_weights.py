@@ -24,6 +24,21 @@ def test_a_run_begins_where_another_ended_head_included(train_here, class_folder
     assert "the file holds a squeezenet1_1, and backbone = 'resnet18'" in other.err
 
 
+def test_no_phase_brings_the_learning_rate_below_min_lr(train_here, class_folders):
+    first = train_here("--dataset_path", class_folders, *TINY, "--num_epochs", 1)
+    assert first.code == 0, first.err
+    tuned = train_here(
+        "--dataset_path", class_folders, *TINY, "--pretrained", "true", "--weights", first.best_model,
+        "--strategy", "lp_ft", "--probe_solver", "sgd", "--num_epochs", 4, "--warmup_epochs", 0,
+        "--learning_rate", 1e-4, "--min_lr", 6e-5, "--early_stopping_patience", 0, "--log_every", 1, folder="tuned",
+    )  # fmt: skip
+    assert tuned.code == 0, tuned.err
+    assert "full for 3 epochs" in tuned.out
+    assert "at 0.3 of the learning rate" in tuned.out  # 3e-5 without a floor
+    rates = [line["learning_rate"] for line in tuned.lines]  # of steps and epochs
+    assert min(rates) >= 6e-5, rates
+
+
 def test_a_part_of_the_weights_only_where_that_is_meant(train_here, class_folders, tmp_path):
     state = FineTuneModel("squeezenet1_1", 3, pretrained=False, image_size=32).network.state_dict()
     torch.save({name: value for name, value in state.items() if "features.12" not in name}, tmp_path / "w.pth")
