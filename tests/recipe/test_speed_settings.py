@@ -153,6 +153,9 @@ for percent in (1, *range(95, 20, -5)):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits address space")
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.10."), reason="convolutions of torch 2.10 that get no memory end the process"
+)
 def test_too_little_memory_halves_the_parts_and_goes_on(class_folders, tmp_path):
     arguments = train_command(
         tmp_path / "run", "--dataset_path", class_folders, "--image_size", 224, "--batch_size", 27,
