@@ -10,6 +10,7 @@ from geotiffs import rasterio, write_geotiff
 from PIL import Image
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.data.checks.image_traits import describe_traits
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.reading.levels import LevelsReader, find_levels
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, DataError, UserError
@@ -42,6 +43,21 @@ def test_are_the_percentiles_of_all_values_by_band(paths):
     assert image.dtype == torch.uint8
     assert len(image.unique()) > 200
     assert abs(image.numpy() - expected(scene(0), levels)).max() < 0.51
+
+
+def test_black_borders_are_noted_with_the_remedy(tmp_path, paths):
+    bordered = scene(6)
+    bordered[:, :10] = 0
+    path = str(write_geotiff(tmp_path / "bordered.tif", bordered, photometric="RGB"))
+    levels = find_levels([*paths, path])
+    traits = {each: LevelsReader(levels).examine(each).traits for each in (*paths, path)}
+    (note,) = describe_traits(traits)
+    assert note.startswith(f"1 image has pixels that are 0 in all bands and not declared as nodata: 25 % of {path!r}")
+    assert "percentiles of --rescale" in note
+    with rasterio.open(path, "r+") as file:  # the remedy that it names
+        file.nodata = 0
+    assert describe_traits({**traits, path: LevelsReader(levels).examine(path).traits}) == []
+    assert find_levels([*paths, path]).low[0] > levels.low[0]
 
 
 def test_scale_and_offset_are_applied(tmp_path, paths):

@@ -90,10 +90,16 @@ def _about_blank(traits: Mapping[str, Traits]) -> str | None:
     if not blank:
         return None
     listed = ", ".join(f"{percent} % of {path!r}" for percent, path in blank[:_LISTED])
+    has_bands = any(traits[path].nodata for _, path in blank)  # chosen by number, and not the three of --rescale
+    where, counts, remedy = (
+        ("all chosen bands", "band statistics", "by --nodata 0")
+        if has_bands
+        else ("all bands", "percentiles of --rescale", "in the files as nodata, or use --bands with --nodata 0")
+    )
     return (
-        f"{_have(blank)} pixels that are 0 in all chosen bands and not declared as nodata: {listed}"
-        f"{', …' if len(blank) > _LISTED else ''}. They count as values in the band statistics; if they are "
-        "black borders of scenes, declare them by --nodata 0"
+        f"{_have(blank)} pixels that are 0 in {where} and not declared as nodata: {listed}"
+        f"{', …' if len(blank) > _LISTED else ''}. They count as values in the {counts}; if they are "
+        f"black borders of scenes, declare them {remedy}"
     )
 
 

@@ -33,6 +33,9 @@ JPEG2000_MAGIC = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _MEMORY_FILE = re.compile(r"'?/vsimem/[^\s':,]+'?[:,]?\s*")
 INSTALL = "pip install 'sat_vg[geo]'"
+_LEAST_BLANK = 0.01  # share of an image's pixels
+_NEAR_ZERO = 0.05  # of a band's median: what a black border hardly has and dark ground has
+_MOST_NEAR_ZERO = 1 / 3  # as many pixels near 0 as are 0: then dark ground is more likely
 _UNSIGNED = ("uint8", "uint16")
 _TURNS = {
     2: lambda image: image[:, ::-1],
@@ -201,3 +204,26 @@ def _eight_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     largest = (1 << bits) - 1
     spread: NDArray[np.uint8] = (np.minimum(values, largest).astype(np.uint16) * 255 // largest).astype(np.uint8)
     return spread
+
+
+def blank_percent(stored: NDArray[Any], missing: NDArray[np.bool_]) -> int:
+    """Percentage of the pixels that are 0 in all bands, where nodata is more likely than dark ground; else 0.
+
+    Args:
+        stored: values as they stand in the file ``[C, H, W]``.
+        missing: where they are known to be missing ``[C, H, W]`` or ``[1, H, W]``.
+    """
+    blank: NDArray[np.bool_] = ((stored == 0) & ~missing).all(axis=0)
+    count = int(np.count_nonzero(blank))
+    if count < _LEAST_BLANK * blank.size:
+        return 0
+    others = ~(blank | missing.any(axis=0))
+    if others.any():
+        near = others.copy()
+        for band in stored:  # one at a time, as each is held twice
+            magnitudes = np.abs(band.astype(np.float64))
+            limit = _NEAR_ZERO * np.median(magnitudes[others])
+            near &= magnitudes <= (limit if band.dtype.kind == "f" else max(limit, 2))
+        if np.count_nonzero(near) > _MOST_NEAR_ZERO * count:
+            return 0
+    return max(1, round(100 * count / blank.size))

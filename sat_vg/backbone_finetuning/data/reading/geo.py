@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sat_vg.backbone_finetuning.data.reading.bands import Header, header_of, holds, numbers_in
 from sat_vg.backbone_finetuning.data.reading.decoder import Decoder, Picture, Traits
 from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER
-from sat_vg.backbone_finetuning.data.reading.gdal import gdal_versions, require_rasterio, with_gdal
+from sat_vg.backbone_finetuning.data.reading.gdal import blank_percent, gdal_versions, require_rasterio, with_gdal
 from sat_vg.backbone_finetuning.data.reading.levels import decoder_of_levels
 from sat_vg.backbone_finetuning.data.reading.limits import (
     one_large_at_a_time,
@@ -43,9 +43,6 @@ _FARTHEST = 1000.0  # deviations from the mean: what lies beyond would be all th
 _USUAL = (-999.0, -9999.0, -99999.0, -32767.0, -32768.0, 1e20)  # where they are far from all other values
 _HIGHEST = ("int16", "uint16", "int32", "uint32")  # of these types the highest value is as usual; 255 is a colour
 _BEYOND_ALL = 1e30  # no quantity is as large: -3.4e38, 9.97e36 and the like
-_LEAST_BLANK = 0.01  # share of an image's pixels
-_NEAR_ZERO = 0.05  # of a band's median: what a black border hardly has and dark ground has
-_MOST_NEAR_ZERO = 1 / 3  # as many pixels near 0 as are 0: then dark ground is more likely
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,7 @@ def _values_of(source: Any, files: BandFiles, num_bytes: int) -> tuple[NDArray[n
         values[_equals(stored, files.nodata)] = np.nan
     values[~np.isfinite(values)] = np.nan
     fills = _take_out_fills(stored, values) if files.scaling != "ignored" else ()
-    blank = _blank_percent(stored, np.isnan(values))
+    blank = blank_percent(stored, np.isnan(values))
     by_number = [number for number, band in zip(numbers, files.bands, strict=True) if isinstance(band, int)]
     nodata = tuple(header.nodata[number - 1] for number in numbers)
     traits = Traits(
@@ -270,26 +267,3 @@ def _take_out_fills(stored: NDArray[Any], values: NDArray[np.float32]) -> tuple[
                 found.add(usual)
                 out[band == fill] = np.nan
     return tuple(sorted(found))
-
-
-def _blank_percent(stored: NDArray[Any], missing: NDArray[np.bool_]) -> int:
-    """Percentage of the pixels that are 0 in all bands, where nodata is more likely than dark ground; else 0.
-
-    Args:
-        stored: values as they stand in the file ``[C, H, W]``.
-        missing: where they are known to be missing ``[C, H, W]``.
-    """
-    blank: NDArray[np.bool_] = ((stored == 0) & ~missing).all(axis=0)
-    count = int(np.count_nonzero(blank))
-    if count < _LEAST_BLANK * blank.size:
-        return 0
-    others = ~(blank | missing.any(axis=0))
-    if others.any():
-        near = others.copy()
-        for band in stored:  # one at a time, as each is held twice
-            magnitudes = np.abs(band.astype(np.float64))
-            limit = _NEAR_ZERO * np.median(magnitudes[others])
-            near &= magnitudes <= (limit if band.dtype.kind == "f" else max(limit, 2))
-        if np.count_nonzero(near) > _MOST_NEAR_ZERO * count:
-            return 0
-    return max(1, round(100 * count / blank.size))

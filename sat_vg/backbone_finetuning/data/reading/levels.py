@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from sat_vg.backbone_finetuning.data.reading.decoder import Decoder, Picture, Scaling, Traits
 from sat_vg.backbone_finetuning.data.reading.files import read_file
 from sat_vg.backbone_finetuning.data.reading.gdal import (
+    blank_percent,
     colours_of,
     gdal_versions,
     require_rasterio,
@@ -172,9 +173,9 @@ def _deep_of(source: Any, num_bytes: int, layout: TiffLayout | None) -> _Deep:
     listed = scaling if set(scaling) != {(1.0, 0.0)} else ()
     orientation = layout.orientation if layout is not None else 1
     both = turned(np.concatenate([colours.values, missing[..., None]], axis=-1), orientation)
-    traits = Traits(
-        f"{colours.bits}-bit", kind, listed, is_scaled=True, marks=layout.marks if layout is not None else ()
-    )
+    blank = blank_percent(colours.values.transpose(2, 0, 1), missing[None])
+    marks = layout.marks if layout is not None else ()
+    traits = Traits(f"{colours.bits}-bit", kind, listed, is_scaled=True, blank=blank, marks=marks)
     return _Deep(both[..., :3], both[..., 3].astype(bool), scaling, traits)
 
 
