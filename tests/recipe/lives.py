@@ -1,6 +1,7 @@
 """One start of a command, to be watched, stopped and killed."""
 
 import os
+import random
 import signal
 import subprocess
 import time
@@ -71,3 +72,49 @@ def none_left(lives: list[Life]) -> Iterator[None]:
                 with suppress(ProcessLookupError):
                     os.killpg(life.process.pid, signal.SIGKILL)
         lives.clear()
+
+
+def instants(life: Life, draw: random.Random) -> dict[str, Callable[[], object]]:
+    """Ways to wait for an instant: spread over time, and within what is too short to be met by chance.
+
+    They go by steps rather than by seconds, so that a quick machine does not come to the end of its run before them.
+    """
+
+    def steps() -> int:
+        return max((int(path.stem.removeprefix("step_")) for path in life.ckpt.glob("step_*.pt")), default=0)
+
+    def begun() -> int:
+        life.until(life.has_said("device:"))
+        return steps()
+
+    def at_any_time() -> None:
+        wanted = begun() + 2 * draw.randrange(3)  # every second step is saved
+        life.until(lambda: steps() >= wanted)
+        time.sleep(draw.uniform(0, 0.2))
+
+    def early() -> None:
+        begun()
+        time.sleep(draw.uniform(0, 0.5))
+
+    def while_writing(name: str) -> None:
+        patience = begun() + 6  # a better model may never come
+        life.until(lambda: any(life.ckpt.glob(f".{name}.*.tmp")) or steps() >= patience, every=0.0005)
+        time.sleep(draw.uniform(0, 0.01))
+
+    def in_validation() -> None:
+        end = 6 * (begun() // 6 + 1)  # saved, and then validated
+        life.until(lambda: steps() >= end)
+        time.sleep(draw.uniform(0, 0.05))
+
+    def in_preparation() -> None:
+        life.until(life.has_said("data:"))
+        time.sleep(draw.uniform(0, 0.4))
+
+    return {
+        "any": at_any_time,
+        "early": early,
+        "checkpoint": lambda: while_writing("step_*"),
+        "best model": lambda: while_writing("best_model.pt"),
+        "validation": in_validation,
+        "preparation": in_preparation,
+    }

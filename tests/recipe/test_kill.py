@@ -4,7 +4,6 @@ The run that nothing happens to is started as users start it. What happens to ot
 and in the slow tests to fresh processes too.
 """
 
-import json
 import math
 import os
 import random
@@ -12,15 +11,13 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import environment, small_disk, write_classes
-from lives import Life, none_left
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from lives import Life, instants, none_left
+from run_outputs import lines_of, read, require_equal, same
 
 pytestmark = [pytest.mark.recipe, pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")]
 
@@ -32,7 +29,6 @@ FLAGS = [
     "0.4", "--dropout", "0.3", "--log_every", "2", "--save_every_steps", "2", "--save_frequency", "2",
     "--strategy", "progressive", "--ema_decay", "0.9", "--log_dir", "logs", "--checkpoint_dir", "ckpt",
 ]  # fmt: skip
-TIMES = {"seconds", "images_per_second"}
 
 
 @pytest.fixture(scope="module")
@@ -59,52 +55,6 @@ def start(folder: Path, images: Path, *more: object, is_fresh: bool = False) -> 
     return STARTED[-1]
 
 
-def read(path: Path) -> dict:
-    return torch.load(path, weights_only=True)
-
-
-def same(first: object, second: object) -> bool:
-    """Equal to the bit, tensors included."""
-    if isinstance(first, torch.Tensor):
-        return first.dtype == second.dtype and torch.equal(first, second)
-    if isinstance(first, dict):
-        return list(first) == list(second) and all(same(first[name], second[name]) for name in first)
-    if isinstance(first, (list, tuple)):
-        return len(first) == len(second) and all(map(same, first, second))
-    return first == second
-
-
-def lines_of(folder: Path) -> list[dict]:
-    entries = map(json.loads, (folder / "logs/metrics.jsonl").read_text().splitlines())
-    return [{name: value for name, value in entry.items() if name not in TIMES} for entry in entries]
-
-
-def scalars_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(folder / "logs"), size_guidance={"scalars": 0})
-    events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(("step/", "epoch/"))]
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags if tag.split("/")[1] not in TIMES}
-
-
-def require_equal(whole: Path, cut: Path, epochs: int = EPOCHS) -> None:
-    """The same weights, optimizer, history, best model, lines and TensorBoard curves."""
-    one, two = (read(folder / "ckpt/last.pt") for folder in (whole, cut))
-    for content in (one, two):
-        content["config"].pop("num_workers")
-        assert content["state"].pop("train_seconds") >= 0
-        assert content["state"]["finished"]
-    assert all(same(one[name], two[name]) for name in one), [name for name in one if not same(one[name], two[name])]
-    one, two = (read(folder / "ckpt/best_model.pt") for folder in (whole, cut))
-    for content in (one, two):
-        content["config"].pop("num_workers")
-    assert same(one, two)
-    assert lines_of(whole) == lines_of(cut)
-    curves = scalars_of(whole), scalars_of(cut)
-    assert curves[0] == curves[1]
-    assert len(curves[0]["epoch/val_loss"]) == epochs
-    assert not list(cut.glob("*/.*")), "temporary files or locks were left"
-
-
 def undisturbed(images: Path, folder: Path, epochs: int) -> Path:
     """The run that nothing happened to."""
     life = start(folder, images, "--num_workers", 0, "--num_epochs", epochs, is_fresh=True)
@@ -118,52 +68,6 @@ def undisturbed(images: Path, folder: Path, epochs: int) -> Path:
 @pytest.fixture(scope="module")
 def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return undisturbed(images, tmp_path_factory.mktemp("whole") / "run", EPOCHS)
-
-
-def instants(life: Life, draw: random.Random) -> dict[str, Callable[[], object]]:
-    """Ways to wait for an instant: spread over time, and within what is too short to be met by chance.
-
-    They go by steps rather than by seconds, so that a quick machine does not come to the end of its run before them.
-    """
-
-    def steps() -> int:
-        return max((int(path.stem.removeprefix("step_")) for path in life.ckpt.glob("step_*.pt")), default=0)
-
-    def begun() -> int:
-        life.until(life.has_said("device:"))
-        return steps()
-
-    def at_any_time() -> None:
-        wanted = begun() + 2 * draw.randrange(3)  # every second step is saved
-        life.until(lambda: steps() >= wanted)
-        time.sleep(draw.uniform(0, 0.2))
-
-    def early() -> None:
-        begun()
-        time.sleep(draw.uniform(0, 0.5))
-
-    def while_writing(name: str) -> None:
-        patience = begun() + 6  # a better model may never come
-        life.until(lambda: any(life.ckpt.glob(f".{name}.*.tmp")) or steps() >= patience, every=0.0005)
-        time.sleep(draw.uniform(0, 0.01))
-
-    def in_validation() -> None:
-        end = 6 * (begun() // 6 + 1)  # saved, and then validated
-        life.until(lambda: steps() >= end)
-        time.sleep(draw.uniform(0, 0.05))
-
-    def in_preparation() -> None:
-        life.until(life.has_said("data:"))
-        time.sleep(draw.uniform(0, 0.4))
-
-    return {
-        "any": at_any_time,
-        "early": early,
-        "checkpoint": lambda: while_writing("step_*"),
-        "best model": lambda: while_writing("best_model.pt"),
-        "validation": in_validation,
-        "preparation": in_preparation,
-    }
 
 
 def kill_often(images: Path, folder: Path, kills: int, epochs: int, is_fresh: bool) -> None:
@@ -243,7 +147,7 @@ def test_signals_of_schedulers_stop_the_run_so_that_it_goes_on(images, whole, tm
     life = start(tmp_path / "run", images, "--num_workers", 0)
     assert life.wait() == 0, life.err
     assert "going on with" in life.out
-    require_equal(whole, tmp_path / "run")
+    require_equal(whole, tmp_path / "run", EPOCHS)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc")
@@ -275,7 +179,7 @@ def test_a_full_disk_leaves_the_last_good_state(images, whole, tmp_path, sizes):
         resize(64)
         life = start(tmp_path / "run", images)
         assert life.wait() == 0, life.err
-        require_equal(whole, tmp_path / "run")
+        require_equal(whole, tmp_path / "run", EPOCHS)
 
 
 @pytest.fixture

@@ -2,13 +2,12 @@
 
 import difflib
 import unicodedata
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 from urllib.error import URLError
 
-import torch
 from torch import Tensor, nn
 
 from sat_vg.backbone_finetuning.models.input_bands import first_convolution, inflate_rgb, of_bands
@@ -17,6 +16,12 @@ from sat_vg.backbone_finetuning.models.networks.families.timm_networks import PR
 from sat_vg.backbone_finetuning.models.networks.table import BackboneRow, new_layers, present_auxiliary_heads
 from sat_vg.backbone_finetuning.models.position_embedding import resample_positions
 from sat_vg.backbone_finetuning.models.probabilities import TaskName
+from sat_vg.backbone_finetuning.models.weight_checks import (
+    require_all,
+    require_no_deeper,
+    require_numbers,
+    require_shapes,
+)
 from sat_vg.backbone_finetuning.models.weight_files import ChosenTensors, WeightsFile, choose_tensors, read_weights
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, WeightsError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
@@ -270,18 +275,18 @@ def _apply(network: nn.Module, row: BackboneRow, weights: _Candidate, allow_miss
     new_head = () if weights.head else new_layers(network, row.family)
     given = {name: value for name, value in given.items() if _COUNTER not in name or name in own}
     usable = {name: value for name, value in given.items() if name in own and name not in new_head}
-    _require_numbers(usable, own, source)
+    require_numbers(usable, own, source)
     _resize_positions(row, usable, own)
     if not weights.is_of_bands:
         stem = first_convolution(network, row.family.stages(network))[0] + ".weight"
         _carry_over_bands(stem, usable, own, source, bands)
-    _require_shapes(row.name, source, given, usable, own)
+    require_shapes(row.name, source, given, usable, own)
     decisive = _decisive(network, row)
     missing = [name for name in own if name in decisive and name not in usable]
     dropped = [name for name in given if name not in usable]
     if not allow_missing:
-        _require_all(row.name, source, missing, dropped, len(decisive))
-        _require_no_deeper(row.name, source, dropped, own, new_layers(network, row.family)[0])
+        require_all(row.name, source, missing, dropped, len(decisive))
+        require_no_deeper(row.name, source, dropped, own, new_layers(network, row.family)[0])
     # With the layers' version numbers, which a plain dictionary of tensors lacks.
     versioned = OrderedDict(usable)
     versioned._metadata = own._metadata  # type: ignore[attr-defined]
@@ -339,94 +344,3 @@ def _carry_over_bands(
             "weights were trained on, in their order, such as --bands red=4,green=3,blue=2,nir=8; or pass weights "
             "for RGB"
         )
-
-
-def _require_numbers(usable: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
-    """Refuse integers where the network has fractions, NaN and infinity, and negative variances."""
-    for name, value in usable.items():
-        if not own[name].is_floating_point():
-            continue
-        if not value.is_floating_point():
-            remedy = "quantised weights cannot be trained: pass those from before the quantisation"
-            if value.is_complex():
-                remedy = "networks here have no complex weights: check that the file is the right one"
-            elif value.dtype == torch.bool:
-                remedy = "true and false, as in a mask, are no weights: check that the file is the right one"
-            raise WeightsError(
-                f"weights = {source!r}: {name} holds {str(value.dtype).removeprefix('torch.')} and not "
-                f"floating-point numbers; {remedy}"
-            )
-        if not bool(torch.isfinite(value).all()):
-            count = int((~torch.isfinite(value)).sum())
-            numbers, verb = ("number", "is") if count == 1 else ("numbers", "are")
-            raise WeightsError(
-                f"weights = {source!r}: {name} has {count} {numbers} of {value.numel()} that {verb} NaN, infinite or "
-                "too large for float32. The training that made them went wrong, or the file is altered: use an "
-                "earlier one"
-            )
-        if name.endswith("running_var") and bool((value < 0).any()):
-            raise WeightsError(
-                f"weights = {source!r}: {name} is a variance and has numbers below 0, which make NaN of every image. "
-                "The file is altered, or what made it went wrong: use an earlier one"
-            )
-
-
-def _require_all(backbone: str, source: str, missing: list[str], dropped: list[str], num_needed: int) -> None:
-    """Refuse weights that leave a part of the backbone random."""
-    if not missing:
-        return
-    unused = f"; the file has, unused, {list_some(dropped)}" if dropped else ""
-    raise WeightsError(
-        f"weights = {source!r}: {len(missing)} of the {num_needed} tensors of {backbone} are missing and would start "
-        f"at random: {list_some(missing)}{unused}. Pass the backbone they were made with; or, where that is meant, "
-        "--allow_missing true"
-    )
-
-
-def _require_no_deeper(
-    backbone: str, source: str, dropped: list[str], own: Mapping[str, Tensor], classifier: str
-) -> None:
-    """Refuse weights of a deeper network: more numbered layers where the network has numbered ones alone.
-
-    What lies beside the ``classifier``, which names one of its tensors, differs for good reasons.
-    """
-    numbered: dict[str, set[str]] = defaultdict(set)
-    for name in own:
-        parts = name.split(".")
-        for depth in range(1, len(parts) - 1):
-            numbered[".".join(parts[:depth])].add(parts[depth])
-    deeper = []
-    for name in dropped:
-        parts = name.split(".")
-        for depth in range(1, len(parts) - 1):
-            there = numbered.get(".".join(parts[:depth]), set())
-            if parts[depth].isdigit() and there and parts[depth] not in there and all(map(str.isdigit, there)):
-                deeper.append(".".join(parts[: depth + 1]))
-                break
-    head = classifier.partition(".")[0] + "."
-    deeper = [name for name in dict.fromkeys(deeper) if not name.startswith(head)]
-    if deeper:
-        raise WeightsError(
-            f"weights = {source!r}: the file has layers that {backbone} lacks: {list_some(deeper)}. They seem to be "
-            "those of a deeper network: pass the backbone they were made with; or, where that is meant, "
-            "--allow_missing true"
-        )
-
-
-def _require_shapes(
-    backbone: str, source: str, given: Mapping[str, Tensor], usable: Mapping[str, Tensor], own: Mapping[str, Tensor]
-) -> None:
-    """Refuse weights of which a tensor has another shape, or no name is known."""
-    misfits = [name for name, value in usable.items() if value.shape != own[name].shape]
-    if misfits:
-        name = misfits[0]
-        count = "1 tensor has" if len(misfits) == 1 else f"{len(misfits)} tensors have"
-        detail = (
-            f"{count} another shape: {name} is {tuple(given[name].shape)}, {backbone} needs {tuple(own[name].shape)}"
-        )
-    elif not usable:
-        held, needed = list_some(list(given)), list_some(list(own))
-        detail = f"no name matches, under no prefix: it holds {held}; {backbone} needs {needed}"
-    else:
-        return
-    raise WeightsError(f"weights = {source!r} do not fit {backbone}: {detail}. Pass the backbone they were made with")

@@ -6,7 +6,8 @@ import pickle
 import pytest
 
 from sat_vg.backbone_finetuning.configs.command_line import parse_command_line
-from sat_vg.backbone_finetuning.configs.finetune_config import SCENES_DEFAULTS, FinetuneConfig, shipped_defaults
+from sat_vg.backbone_finetuning.configs.finetune_config import SCENES_DEFAULTS, FinetuneConfig
+from sat_vg.backbone_finetuning.configs.settings import shipped_defaults
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 # What somebody set, what makes room for it, and what that would contradict if it were set as well.

@@ -5,7 +5,8 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig, read_yaml
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.configs.yaml_files import read_yaml
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 # As people and programs write paths and names: any characters but NUL, which no path can hold.
