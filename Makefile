@@ -4,7 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check test-slow durations bench golden defaults backbones docs clean
+.PHONY: help quickstart test check lint types every-test fast-tests test-slow durations bench golden defaults \
+	backbones docs clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -23,20 +24,27 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 quickstart: $(VENV)/.installed ## install and run the main job on the built-in scenes (under 3 minutes of training)
 	$(PY) -m sat_vg.backbone_finetuning.train
 
-test: $(VENV)/.installed-dev ## lint, types and all tests
+test: $(VENV)/.installed-dev lint ## lint, types and all tests
+	@$(MAKE) --no-print-directory -j 2 types every-test
+
+check: $(VENV)/.installed-dev lint ## lint, types and the fast tests, in about 90 seconds
+	@$(MAKE) --no-print-directory -j 2 types fast-tests
+
+lint: $(VENV)/.installed-dev
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+
+types: $(VENV)/.installed-dev
 	$(PY) -m mypy
+
+every-test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m "not slow"
 
 # Files that build large networks; `make test` runs them.
 LARGE := $(patsubst %,--ignore=tests/unit/models/test_%.py,adapters attention dilation explain image_batches \
 	input_bands weight_files weights)
 
-check: $(VENV)/.installed-dev ## lint, types and the fast tests, in about 90 seconds
-	$(PY) -m ruff format --check .
-	$(PY) -m ruff check .
-	$(PY) -m mypy
+fast-tests: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist worksteal -m "not slow and not recipe" tests/unit $(LARGE) \
 		tests/golden/test_golden_loss.py::test_losses_are_those_on_file
 

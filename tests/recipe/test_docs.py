@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, SHARED, environment, train_command
+from conftest import REPOSITORY, SHARED, TINY, Run, environment, train_command
 
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.cli import COMMANDS
@@ -167,7 +167,7 @@ def test_the_shown_training_commands(shown, class_folders, tmp_path):
     evaluated = {}
     for number, command in enumerate(c for c in RUN_BY if c.startswith(TRAIN) and "DIR" in c):
         values = {"DIR": str(class_folders), "CKPT": f"{tmp_path}/c{number}", "LOGS": f"{tmp_path}/l{number}"}
-        more = () if "--backbone" in command else ("--backbone", "resnet18")
+        more = () if "--backbone" in command else TINY
         code, out, err = shown(tmp_path / f"run{number}", command, values, *QUICK, *more)
         assert code == 0, err
         assert "done: validation accuracy" in out
@@ -274,8 +274,6 @@ def test_the_accuracy_script(class_folders, tmp_path):
 )
 def test_quickstart(shown, tmp_path, more, accuracy):
     """The command of ``make quickstart``; as it is, it runs in the slow tests, on all cores."""
-    from conftest import Run
-
     given = environment(tmp_path)
     if not more:
         del given["OMP_NUM_THREADS"]

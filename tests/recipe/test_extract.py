@@ -7,7 +7,6 @@ import resource
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import COLOURS, REPOSITORY, environment, write_image
+from lives import Life, none_left
 
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.evaluation.nearest_neighbours import knn_accuracy
@@ -148,13 +148,12 @@ def many(tmp_path) -> Path:
 
 
 def test_a_killed_extraction_goes_on(tmp_path, run, many, checkpoint):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sat_vg", "extract", checkpoint, many, "--batch_size", "1"],
-        cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    wait_for_progress(tmp_path)
-    process.kill()
-    assert process.wait(timeout=60) == -signal.SIGKILL
+    command = [sys.executable, "-m", "sat_vg", "extract", str(checkpoint), str(many), "--batch_size", "1"]
+    lives = [Life(command, tmp_path, environment(tmp_path), is_fresh=False)]
+    with none_left(lives):
+        wait_for_progress(tmp_path)
+        lives[0].process.kill()
+        assert lives[0].wait(60) == -signal.SIGKILL
     assert not (tmp_path / "features.npz").exists()
     done = json.loads((tmp_path / "features.npz.partial/progress.json").read_text())["done"]
     assert 1 <= done < 500

@@ -4,12 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 
 import pytest
 import torch
 from conftest import REPOSITORY, environment, train_command, write_image
+from lives import Life, none_left
 from PIL import Image
 
 from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, ClassBalanced
@@ -31,18 +31,13 @@ def uneven_folders(tmp_path):
 
 def interrupted(folder, options, tmp_path, after_lines):
     """Run the command in a process, and send it Ctrl-C once its log has so many lines."""
-    process = subprocess.Popen(
-        train_command(folder, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment(tmp_path), cwd=tmp_path, start_new_session=True,
-    )  # fmt: skip
-    metrics, deadline = folder / "logs/metrics.jsonl", time.monotonic() + 200
-    while not (metrics.exists() and metrics.read_text().count("\n") >= after_lines):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=100)
-    assert process.returncode == 130, (out, err)
+    metrics = folder / "logs/metrics.jsonl"
+    lives = [Life(train_command(folder, *options), folder, environment(tmp_path), is_fresh=False)]
+    with none_left(lives):
+        life = lives[0]
+        assert life.until(lambda: metrics.exists() and metrics.read_text().count("\n") >= after_lines), life.err
+        os.killpg(life.process.pid, signal.SIGINT)
+        assert life.wait(100) == 130, (life.out, life.err)
 
 
 SMALL = ("--backbone", "shufflenet_v2_x0_5")

@@ -6,12 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import COLOURS, TINY, environment, write_image
+from lives import Life, none_left
 
 from sat_vg.backbone_finetuning.commands.check import cli as check
 from sat_vg.backbone_finetuning.data.shards.cache import SOURCE
@@ -116,13 +115,6 @@ def test_training_through_a_pipe_and_a_small_disk(
     assert "exit code 3 and said 'no train-000000.tar'" in broken.err
 
 
-def start(folder: Path, *arguments: object) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "sat_vg", "shard", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(folder), cwd=folder,
-    )  # fmt: skip
-
-
 def test_a_killed_writer_goes_on_where_it_was(shard_command, tmp_path, train_here):
     for number in range(90):
         name = list(COLOURS)[number % 3]
@@ -130,15 +122,13 @@ def test_a_killed_writer_goes_on_where_it_was(shard_command, tmp_path, train_her
     flags = ("images", "--images_per_shard", 1, "--val_fraction", 0.1)
     assert shard_command(*flags, "--out", "whole")[0] == 0
 
-    process = start(tmp_path, *flags, "--out", "cut")
-    deadline = time.monotonic() + 120
-    while len(list((tmp_path / "cut").glob("*.tar"))) < 5:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.communicate()
+    started = [sys.executable, "-m", "sat_vg", "shard", *map(str, flags), "--out", "cut"]
+    lives = [Life(started, tmp_path, environment(tmp_path), is_fresh=False)]
+    with none_left(lives):
+        life = lives[0]
+        assert life.until(lambda: len(list((tmp_path / "cut").glob("*.tar"))) >= 5, every=0.001), life.err
+        life.process.kill()
+        assert life.wait() == -signal.SIGKILL
     there = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cut").glob("*.tar")}
     assert 5 <= len(there) < 90, "it was too quick to be killed"
     run = train_here(*TINY, "--dataset_path", "cut")

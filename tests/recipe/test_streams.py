@@ -1,5 +1,6 @@
 """Commands whose standard output does not take every text, is not there, or breaks, end as they do elsewhere."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -18,21 +19,42 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
-def test_an_encoding_that_lacks_letters(images, tmp_path, encoding):
-    command = [sys.executable, "-m", "sat_vg", "check", str(images)]
-    done = subprocess.run(
-        command, capture_output=True, env=environment(tmp_path, PYTHONIOENCODING=encoding), timeout=120
-    )
+def check(images: Path, tmp_path: Path, shell: str = "", **more: str) -> "subprocess.CompletedProcess[bytes]":
+    """The command in a process of its own, with what a shell does to its streams."""
+    command = f'"{sys.executable}" -m sat_vg check "{images}" {shell}'
+    return subprocess.run(["sh", "-c", command], capture_output=True, env=environment(tmp_path, **more), timeout=120)
+
+
+def test_an_encoding_that_lacks_letters(images, tmp_path):
+    done = check(images, tmp_path, PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, b"")
     assert rb"\U0001f332" in done.stdout
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
-def test_a_stream_that_is_not_there(images, tmp_path, closed):
-    command = f'"{sys.executable}" -m sat_vg check "{images}" {closed}'
-    done = subprocess.run(["sh", "-c", command], capture_output=True, env=environment(tmp_path), timeout=120)
-    assert (done.returncode, done.stderr) == (0, b"")
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+def test_other_encodings_that_lack_letters(images, command, monkeypatch, encoding):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        code, _, err = command("check", images)
+    stream.flush()
+    assert (code, err) == (0, "")
+    assert rb"\U0001f332" in stream.buffer.getvalue()
+    assert "café".encode(encoding) in stream.buffer.getvalue()
+
+
+def test_streams_that_are_not_there(images, tmp_path):
+    done = check(images, tmp_path, ">&- 2>&-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("absent", ["stdout", "stderr"])
+def test_a_stream_that_is_not_there(images, command, monkeypatch, absent):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, absent, None)
+        code, out, err = command("check", images)
+    assert (code, err) == (0, "")
+    assert ("0 errors" in out) == (absent == "stderr")
 
 
 def test_a_reader_that_goes_away_ends_nothing(images, tmp_path):

@@ -5,12 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
-from sat_vg.backbone_finetuning.configs.finetune_config import (
-    SCENES_DEFAULTS,
-    TOPICS,
-    FinetuneConfig,
-    shipped_defaults,
-)
+from sat_vg.backbone_finetuning.configs.finetune_config import SCENES_DEFAULTS, TOPICS, FinetuneConfig
 from sat_vg.backbone_finetuning.configs.option_parser import (
     print_help,
     refuse_words,
@@ -20,6 +15,7 @@ from sat_vg.backbone_finetuning.configs.option_parser import (
 from sat_vg.backbone_finetuning.configs.plain_values import plain_value
 from sat_vg.backbone_finetuning.configs.ranges import rule_of, rules_of
 from sat_vg.backbone_finetuning.configs.retired import RETIRED
+from sat_vg.backbone_finetuning.configs.settings import shipped_defaults
 from sat_vg.backbone_finetuning.configs.validation import explain_unknown_fields, refuse_problems, require_all_fields
 from sat_vg.backbone_finetuning.configs.yaml_files import read_yaml
 from sat_vg.backbone_finetuning.utils.errors import ConfigError

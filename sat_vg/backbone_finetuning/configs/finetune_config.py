@@ -6,6 +6,7 @@ the help of its flag. ``make defaults`` then records its default.
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path  # noqa: F401 - for a config = FinetuneConfig(dataset_path=Path(...)) at the end
 from typing import Annotated, Any, Literal
 
 from sat_vg.backbone_finetuning.configs import choices

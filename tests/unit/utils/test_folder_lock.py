@@ -76,7 +76,7 @@ def test_a_lock_that_a_dead_host_left_behind_is_taken_over(tmp_path, lease, hour
     assert ("waiting 1 s" in out) is bool(lease)  # the first was written by a version that renewed nothing
 
 
-def on_another_kernel(folder, *, kernel="another", shares_locks=False, sleeps=60):
+def on_another_kernel(folder, *, kernel="another", shares_locks=False, holds="time.sleep(60)"):
     """A process that holds the lock of a folder, as if it ran on another kernel."""
     code = HOLDS.replace(
         "with lock_folder",
@@ -87,9 +87,9 @@ folder_lock._RENEWED_EVERY_S, folder_lock._STALE_AFTER_S, folder_lock._SETTLED_A
 if not {shares_locks}:
     folder_lock.lock_file = lambda descriptor: True  # it locks, and no other host can see it
 with lock_folder""",
-    ).replace("sleep(60)", f"sleep({sleeps})")
-    command = [sys.executable, "-c", code, str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    ).replace("time.sleep(60)", holds)
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", code, str(folder)], **pipes, text=True)
 
 
 @pytest.fixture
@@ -127,7 +127,11 @@ def test_whoever_was_halted_until_its_lock_was_taken_over_ends_at_once(tmp_path,
 def test_of_starters_that_race_for_a_dead_ones_lock_one_gets_it(tmp_path, shares_locks):
     lease = {"kernel": "gone", "processes": "p", "token": "t", "renewals": 9}
     (tmp_path / LOCK).write_text(json.dumps({"pid": 7, "host": "elsewhere", "started": "then", **lease}))
-    racers = [on_another_kernel(tmp_path, kernel=f"k{n}", shares_locks=shares_locks, sleeps=8) for n in range(3)]
+    how = {"shares_locks": shares_locks, "holds": "sys.stdin.read()"}  # until its input is closed
+    racers = [on_another_kernel(tmp_path, kernel=f"k{n}", **how) for n in range(3)]
+    deadline = time.monotonic() + 60
+    while sum(racer.poll() is None for racer in racers) > 1 and time.monotonic() < deadline:
+        time.sleep(0.02)
     ended = [racer.communicate(timeout=60) for racer in racers]
     assert [out.splitlines()[-1:] for out, _ in ended].count(["locked"]) == 1, ended
     assert sorted(racer.returncode for racer in racers) == [0, 1, 1], ended
