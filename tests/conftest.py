@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import pytest
+from forks import save_blank
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -41,11 +41,6 @@ def write_classes(root: Path, train: int = 9, val: int = 3) -> Path:
             for index in range(count):
                 write_image(root / split / name / f"{index}.png", colour, 100 * number + first + index)
     return root
-
-
-def save_blank(figure: object, file: IO[bytes], **options: object) -> None:
-    """In place of ``Figure.savefig``: a white picture."""
-    Image.new("RGB", (400, 300), "white").save(file, "PNG")
 
 
 @pytest.fixture

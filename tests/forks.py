@@ -2,7 +2,8 @@
 
 Loading torch takes seconds of a core, and some tests start a program ten times. A forked process has an id, signals,
 files and an exit code of its own like any other. What it lacks is a fresh interpreter: starts of ``python`` and of
-``torchrun`` themselves are tested with real ones.
+``torchrun`` themselves are tested with real ones. And its pictures are blank, as drawing takes half of the time of a
+small run.
 """
 
 import multiprocessing
@@ -12,8 +13,16 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 _LOADED = multiprocessing.get_context("forkserver")
+
+
+def save_blank(figure: object, file: IO[bytes], **options: object) -> None:
+    """In place of ``Figure.savefig``: a white picture."""
+    from PIL import Image
+
+    Image.new("RGB", (400, 300), "white").save(file, "PNG")
 
 
 def _run(program: str, arguments: list[str], folder: Path, environment: dict[str, str], out: Path, err: Path) -> None:
@@ -25,8 +34,10 @@ def _run(program: str, arguments: list[str], folder: Path, environment: dict[str
     os.environ.update(environment)
     multiprocessing.set_start_method(None, force=True)  # workers are started as in any other process
     import torch
+    from matplotlib.figure import Figure
 
     torch.set_num_threads(1)  # what OMP_NUM_THREADS says where torch is loaded after it is set
+    Figure.savefig = save_blank  # type: ignore[method-assign]
     sys.argv = [program, *arguments]
     if program.endswith(".py"):
         sys.path.insert(0, str(Path(program).parent))
@@ -78,7 +89,8 @@ class Forked:
 class ForkedRanks:
     """Forked processes that find each other by the variables and the store that ``torchrun`` gives them.
 
-    As by torchrun, a signal goes to each of them, and where one fails the others are ended; none is started again.
+    As by torchrun, a signal goes to each of them, and where one fails the others are ended, unless they end by
+    themselves within seconds, as those do that write a state; none is started again.
     """
 
     def __init__(
@@ -102,10 +114,12 @@ class ForkedRanks:
         return None if None in codes else next(filter(None, codes), 0)
 
     def wait(self, seconds: float) -> int:
-        until, has_failed = time.monotonic() + seconds, False
+        until, ends_others = time.monotonic() + seconds, None
         while (code := self.poll()) is None and time.monotonic() < until:
-            if not has_failed and any(rank.poll() for rank in self._ranks):
-                has_failed, until = True, time.monotonic() + 30
+            if ends_others is None and any(rank.poll() for rank in self._ranks):
+                ends_others, until = time.monotonic() + 10, time.monotonic() + 40
+            elif ends_others is not None and time.monotonic() > ends_others:
+                ends_others = float("inf")
                 self.send_signal(signal.SIGTERM)
             time.sleep(0.05)
         if code is None:

@@ -7,6 +7,8 @@ import pytest
 
 rasterio = pytest.importorskip("rasterio", reason="GeoTIFFs need rasterio: pip install 'sat_vg[geo]'")
 
+CLASSES = {"forest": 500, "field": 1500}
+BANDS = "red=1,green=2,blue=3"
 SENTINEL_2 = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 # Reflectance times 10 000 of blue, green, red and near infrared; the other bands lie about their mean.
 SPECTRA = {"field": (400, 700, 500, 3500), "sea": (900, 600, 300, 120), "town": (1500, 1600, 1700, 1900)}
@@ -51,3 +53,27 @@ def write_tiles(root: Path, per_class: dict[str, int], **profile: object) -> Pat
                 path = root / split / name / f"{split}_{index}.tif"
                 write_geotiff(path, tile, descriptions=SENTINEL_2, nodata=0, **profile)
     return root
+
+
+def tile(level: float, seed: int, dtype: str = "uint16", bands: int = 3) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(0, 40, (bands, 24, 24))
+    return np.clip(level + noise, 1, None).astype(dtype)
+
+
+def write_set(root: Path, per_class: int = 10, change=None, **options: object) -> Path:
+    """Class folders of GeoTIFFs; ``change(values, profile, number)`` gives some of them another look."""
+    for name, level in CLASSES.items():
+        for number in range(per_class):
+            values, profile = tile(level, 100 * level + number), dict(options)
+            if change is not None:
+                values, profile = change(values, profile, number)
+            tags = {key: profile.pop(key) for key in ("scales", "offsets") if key in profile}
+            path = write_geotiff(root / name / f"{number}.tif", values, **profile)
+            with rasterio.open(path, "r+") as file:
+                for key, value in tags.items():
+                    setattr(file, key, (value,) * len(values))
+    return root
+
+
+def said(findings: dict[str, object]) -> str:
+    return "\n".join((*findings["errors"], *findings["warnings"]))
