@@ -37,8 +37,9 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(PY) -m mypy
 
+# One process more than two cores, as many of these tests wait for processes that they have started.
 every-test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist worksteal -m "not slow"
 
 # Files that build large networks; `make test` runs them.
 LARGE := $(patsubst %,--ignore=tests/unit/models/test_%.py,adapters attention dilation explain image_batches \
