@@ -1,0 +1,344 @@
+"""Whether fine-tuning the backbone on image-level labels helps grounding, on mosaics of EuroSAT and UC Merced tiles.
+
+    python tests/bench/grounding.py --eurosat DIR --ucmerced DIR --weights mobilenet_v2-imagenet.pth --work DIR \
+        --results grounding.jsonl --table grounding.md
+
+A cell is one training: a data set, a start of the backbone, frozen or trainable, a seed. Each adds one line to
+``--results``; the same command goes on with those that are missing. ``--most N`` ends it after N new ones. All cells
+of a data set see the same mosaics; no tile of the test mosaics was seen by any training.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mosaics import COUNTS, SIDE, Mosaics, make_mosaics, split_tiles
+from runs import TRAIN, environment, flags_of, link_images, machine, paragraph, spread
+from torch import Tensor
+
+from sat_vg.backbone_finetuning import FineTuneModel
+from sat_vg.backbone_finetuning.utils.precision import choose_device, choose_precision
+from sat_vg.grounding.configs.grounding_config import GroundingConfig
+from sat_vg.grounding.data.batches import pad_words
+from sat_vg.grounding.data.images import Letterbox
+from sat_vg.grounding.data.records import Record
+from sat_vg.grounding.data.words import Vocabulary, tokens_of
+from sat_vg.grounding.evaluation.baselines import baselines_of
+from sat_vg.grounding.evaluation.metrics import by_group, family_of, metrics_of, overlaps_of
+from sat_vg.grounding.models.grounding_model import GroundingModel, best_boxes
+from sat_vg.grounding.models.losses import grounding_loss
+from sat_vg.grounding.models.network import Sizes
+from sat_vg.grounding.training import build_optimizer, learning_rate
+
+STARTS = ("random", "imagenet", "full", "wise_ft", "last_layers")
+TRAINABLE = ("imagenet", "full")
+FINETUNING = {  # flags of the fine-tuning by start; wise_ft is half way between imagenet and full
+    "full": ["--strategy", "full"],
+    "last_layers": ["--strategy", "last_layers", "--last_layers", "3"],
+}
+EPOCHS_OF_FINETUNING = {"eurosat": 4, "ucmerced": 12}
+CONFIG = GroundingConfig(
+    data="mosaics", image_size=SIDE, width=64, num_heads=2, fusion_layers=2, num_epochs=6, learning_rate=1e-3
+)
+SIZES = Sizes(SIDE, 20, CONFIG.width, 1, CONFIG.fusion_layers, CONFIG.num_heads, CONFIG.dropout)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of grounding."""
+
+    data: str
+    start: str
+    backbone: str
+    seed: int
+
+
+def all_cells(data_sets: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+    """Cells in the order in which they are run: frozen ones by seed, so that what is finished can be compared."""
+    frozen, trainable = [], []
+    for data in data_sets:
+        for seed in seeds:
+            frozen += [Cell(data, start, "frozen", seed) for start in STARTS]
+            frozen += [Cell(data, "no image", "frozen", seed)] if seed == seeds[0] else []
+            trainable += [Cell(data, start, "trainable", seed) for start in TRAINABLE] if data == data_sets[0] else []
+    return frozen + trainable
+
+
+@dataclass(frozen=True)
+class Study:
+    """The data of one name, and where its backbones are kept."""
+
+    name: str
+    root: Path
+    weights: Path
+    work: Path
+
+    @cached_property
+    def tiles(self) -> dict[str, dict[str, list[Path]]]:
+        """See ``split_tiles``."""
+        return split_tiles(self.root)
+
+    @cached_property
+    def splits(self) -> dict[str, Mosaics]:
+        """The mosaics by split."""
+        return {split: make_mosaics(self.tiles[split], split, self.name) for split in COUNTS}
+
+    def backbone(self, start: str, seed: int) -> FineTuneModel:
+        """The model whose backbone a cell starts from."""
+        if start in FINETUNING:
+            return FineTuneModel.load_checkpoint(self._fine_tuned(start, seed))
+        weights = "none" if start == "random" else str(self.weights)
+        source = FineTuneModel("mobilenet_v2", 2, weights=weights, image_size=SIDE, seed=seed)
+        if start == "wise_ft":
+            mix_half(source, FineTuneModel.load_checkpoint(self._fine_tuned("full", seed)))
+        return source
+
+    def _fine_tuned(self, start: str, seed: int) -> Path:
+        """The best_model.pt of the training command on tiles that are in no mosaic."""
+        folder = self.work / f"{self.name}_{start}_seed{seed}"
+        best = folder / "checkpoints/best_model.pt"
+        if not (folder / "done").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            for kind, files in self.tiles["finetune"].items():
+                held_out = len(files) // 10
+                link_images(files[:held_out], folder / "data/val" / kind)
+                link_images(files[held_out:], folder / "data/train" / kind)
+            flags = flags_of(
+                dataset_path=folder / "data", backbone="mobilenet_v2", weights=self.weights, image_size=64,
+                num_epochs=EPOCHS_OF_FINETUNING[self.name], batch_size=32, learning_rate=1e-3, seed=seed,
+                log_dir=folder / "logs", checkpoint_dir=folder / "checkpoints", num_threads=1,
+            )  # fmt: skip
+            subprocess.run(
+                [*TRAIN, *flags, *FINETUNING[start]], check=True, stdout=subprocess.DEVNULL, env=environment(folder)
+            )
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+            (folder / "done").touch()
+        return best
+
+
+@torch.no_grad()
+def mix_half(source: FineTuneModel, trained: FineTuneModel) -> None:
+    """Bring the backbone of ``source`` half way to that of ``trained`` (WiSE-FT; Wortsman et al., 2022)."""
+    others = trained.network.state_dict()
+    for name, tensor in source.network.state_dict().items():
+        if tensor.is_floating_point() and tensor.shape == others[name].shape:
+            tensor.lerp_(others[name], 0.5)
+
+
+class Split:
+    """Mosaics in the form that the network takes, with the backbone's maps where it is frozen."""
+
+    def __init__(self, mosaics: Mosaics, vocabulary: Vocabulary) -> None:
+        self.mosaics = mosaics
+        self.words = pad_words([vocabulary.encode(tokens_of(one.phrase), 20) for one in mosaics.records])
+        self.boxes = torch.tensor([one.box for one in mosaics.records]) / SIDE
+        self.image_of = torch.tensor([int(one.image) for one in mosaics.records])
+        self.maps: list[Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @torch.no_grad()
+    def store_maps(self, model: GroundingModel, is_blind: bool) -> None:
+        """Compute the backbone's maps once for all images."""
+        parts = []
+        for images in self.mosaics.images.split(50):
+            with torch.autocast("cpu", torch.bfloat16):
+                found = model.network.maps_of(model.preprocessing.normalise(images), _no_padding(len(images)))
+            parts.append([one.bfloat16() * (0 if is_blind else 1) for one in found])
+        self.maps = [torch.cat(few) for few in zip(*parts, strict=True)]
+
+    def answers(self, model: GroundingModel, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores and boxes of the phrases at ``places``."""
+        images, image_of = self.image_of[places].unique(return_inverse=True)
+        masks, words = _no_padding(len(images)), self.words[places]
+        with torch.autocast("cpu", torch.bfloat16):
+            if self.maps is None:
+                scores, boxes = model(self.mosaics.images[images], masks, image_of, words)
+            else:
+                scores, boxes = model.network.answer([one[images] for one in self.maps], masks, image_of, words)
+        return scores, boxes
+
+    @torch.no_grad()
+    def found(self, model: GroundingModel) -> np.ndarray:
+        """Predicted corners ``[P, 4]`` in pixels."""
+        model.eval()
+        parts = [best_boxes(*self.answers(model, few))[1] for few in torch.arange(len(self)).split(200)]
+        return (torch.cat(parts) * SIDE).double().numpy()
+
+
+def _no_padding(count: int) -> Tensor:
+    return torch.zeros(count, SIDE, SIDE, dtype=torch.bool)
+
+
+def run_cell(cell: Cell, study: Study) -> dict[str, Any]:
+    """Train and measure one cell; the last epoch counts, so that nothing is chosen."""
+    seconds, began = time.process_time(), time.perf_counter()
+    source = study.backbone("imagenet" if cell.start == "no image" else cell.start, cell.seed)
+    vocabulary = Vocabulary.of(record.phrase for record in study.splits["train"].records)
+    torch.manual_seed(cell.seed)
+    model = GroundingModel(
+        source, vocabulary, SIZES, freeze_backbone=cell.backbone == "frozen", freeze_norm=cell.start != "random"
+    )
+    choose_precision(choose_device("cpu"), mixed_precision=True).place_model(model)
+    splits = {name: Split(mosaics, vocabulary) for name, mosaics in study.splits.items()}
+    if cell.backbone == "frozen":
+        for split in splits.values():
+            split.store_maps(model, cell.start == "no image")
+    curve = train(model, splits, cell.seed)
+    records = splits["test"].mosaics.records
+    overlaps = overlaps_of(splits["test"].found(model), np.array([record.box for record in records]))
+    families = by_group(overlaps, [family_of(tokens_of(record.phrase)) for record in records])
+    return {
+        **metrics_of(overlaps),
+        "by_family": {name: round(value["pr@0.5"], 4) for name, value in families.items()},
+        "validation_curve": curve,
+        "ious": [round(float(iou), 3) for iou in overlaps.ious],
+        "cpu_seconds": round(time.process_time() - seconds, 1),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def train(model: GroundingModel, splits: Mapping[str, Split], seed: int) -> list[float]:
+    """Train all epochs; returns Pr@0.5 on the validation phrases after each."""
+    data, size = splits["train"], CONFIG.batch_size
+    optimizer = build_optimizer(CONFIG, model, 0.1)
+    num_batches, step, curve = -(-len(data) // size), 0, []
+    generator = torch.Generator().manual_seed(seed)
+    targets = np.array([record.box for record in splits["val"].mosaics.records])
+    for _ in range(CONFIG.total_epochs):
+        model.train()
+        # Images in random order, each with all of its phrases, as the training command does it.
+        order = torch.randperm(len(data.mosaics.images), generator=generator)
+        for places in order.argsort()[data.image_of].argsort(stable=True).split(size):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(CONFIG, step, num_batches) * group["scale"]
+            scores, boxes = data.answers(model, places)
+            grounding_loss(scores, boxes, data.boxes[places]).mean().backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.gradient_clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+        curve.append(metrics_of(overlaps_of(splits["val"].found(model), targets))["pr@0.5"])
+    return [round(value, 4) for value in curve]
+
+
+class Results:
+    """The lines of finished cells."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[dict[str, Any]] = (
+            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        )
+
+    def of(self, cell: Cell) -> dict[str, Any] | None:
+        """The line of a cell, or None."""
+        return next((line for line in self.lines if line["cell"] == list(vars(cell).values())), None)
+
+    def add(self, cell: Cell, figures: Mapping[str, Any]) -> None:
+        """Append a line."""
+        self.lines.append({"cell": list(vars(cell).values()), **figures})
+        with self.path.open("a") as file:
+            file.write(json.dumps(self.lines[-1]) + "\n")
+
+
+def paired_interval(ours: np.ndarray, base: np.ndarray, images: Sequence[str]) -> tuple[float, float, float]:
+    """Difference of Pr@0.5 in points with its 95 % interval by a bootstrap over images (Efron, 1979).
+
+    Args:
+        ours: IoUs ``[seeds, P]``.
+        base: the same of what is compared with, for the same seeds.
+        images: image of each phrase.
+    """
+    gains = ((ours >= 0.5).mean(0) - (base >= 0.5).mean(0)).astype(float)  # [P], mean over seeds
+    _, numbers = np.unique(images, return_inverse=True)
+    sums, counts = np.bincount(numbers, gains), np.bincount(numbers)
+    drawn = np.random.default_rng(0).integers(len(sums), size=(2000, len(sums)))
+    low, high = np.quantile(sums[drawn].sum(1) / counts[drawn].sum(1), (0.025, 0.975))
+    return 100 * gains.mean(), 100 * float(low), 100 * float(high)
+
+
+def table(results: Results, study: Study, seeds: Sequence[int]) -> Iterator[str]:
+    """The Markdown table of a data set."""
+    yield "| backbone starts from | | Pr@0.5, % | mean IoU, % | name alone | position | relation | − ImageNet, points | seeds |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    images = [record.image for record in study.splits["test"].records]
+    for backbone in ("frozen", "trainable"):
+        for start in (*STARTS, "no image"):
+            found = {s: line for s in seeds if (line := results.of(Cell(study.name, start, backbone, s)))}
+            base = {s: line for s in found if (line := results.of(Cell(study.name, "imagenet", backbone, s)))}
+            if not found:
+                continue
+            gain = ""
+            if start not in ("imagenet", "no image") and len(base) == len(found):
+                ious = [np.array([line["ious"] for line in few.values()]) for few in (found, base)]
+                mean, low, high = paired_interval(*ious, images)
+                gain = f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+            lines = list(found.values())
+            families = [
+                spread([line["by_family"][name] for line in lines]) for name in ("name alone", "position", "relation")
+            ]
+            yield (
+                f"| {start} | {backbone} | {spread([line['pr@0.5'] for line in lines])} "
+                f"| {spread([line['mean_iou'] for line in lines])} | {' | '.join(families)} | {gain} | {len(lines)} |"
+            )
+    train_records, test_records = (study.splits[split].records for split in ("train", "test"))
+    for name, value in _baselines(train_records, test_records).items():
+        yield f"| {name} | no network | {100 * value['pr@0.5']:.2f} | {100 * value['mean_iou']:.2f} | | | | | |"
+
+
+def _baselines(train_records: Sequence[Record], test_records: Sequence[Record]) -> dict[str, dict[str, float]]:
+    class Store:
+        boxes = dict.fromkeys((r.image for r in (*train_records, *test_records)), Letterbox(SIDE, SIDE, SIDE))
+
+    return baselines_of(train_records, test_records, Store)  # type: ignore[arg-type]
+
+
+def main() -> None:
+    """Run what is missing, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--eurosat", type=Path, help="folder of the class folders")
+    add("--ucmerced", type=Path, help="folder of the class folders")
+    add("--weights", type=Path, required=True, help="ImageNet weights of mobilenet_v2")
+    add("--work", type=Path, required=True, help="folder of the fine-tuned backbones")
+    add("--results", type=Path, required=True, help="file to which each cell adds a line")
+    add("--table", type=Path, help="Markdown file to write")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--most", type=int, help="cells to run at most")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    roots = {name: root for name in ("eurosat", "ucmerced") if (root := getattr(options, name)) is not None}
+    studies = {name: Study(name, root, options.weights, options.work) for name, root in roots.items()}
+    results = Results(options.results)
+    todo = [cell for cell in all_cells(list(roots), options.seeds) if results.of(cell) is None]
+    print(f"{len(todo)} cells to run; finished ones are in {options.results}", flush=True)
+    for cell in todo[: options.most]:
+        figures = run_cell(cell, studies[cell.data])
+        results.add(cell, figures)
+        told = f"Pr@0.5 {100 * figures['pr@0.5']:.2f} %, {figures['cpu_seconds']:.0f} s"
+        print(f"{cell.data}, {cell.start}, {cell.backbone}, seed {cell.seed}: {told}", flush=True)
+    text = "\n".join(
+        line
+        for study in studies.values()
+        for line in ("", f"## {study.name}", "", *table(results, study, options.seeds))
+    )
+    page = f"{paragraph(machine())}\n{text}\n"
+    print(page)
+    if options.table:
+        options.table.write_text(page)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
