@@ -23,7 +23,7 @@ setup(
             "backbone_finetuning/configs/*.yaml",
             "backbone_finetuning/models/networks/*.json",
             "backbone_finetuning/reports/templates/*",
-            "grounding/reports/templates/*",
+            "grounding/report.html",
         ]
     },
     python_requires=">=3.10",

@@ -4,20 +4,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sat_vg.grounding.configs.grounding_config import GroundingConfig
-    from sat_vg.grounding.models.grounding_model import GroundingModel, Prediction
+    from sat_vg.grounding.config import GroundingConfig
+    from sat_vg.grounding.model import GroundingModel, Prediction
     from sat_vg.grounding.training import train_grounding
 
 __all__ = ["GroundingConfig", "GroundingModel", "Prediction", "train_grounding"]
-_MODULES = {
-    "GroundingConfig": "configs.grounding_config",
-    "GroundingModel": "models.grounding_model",
-    "Prediction": "models.grounding_model",
-    "train_grounding": "training",
-}
+_MODULES = {"GroundingConfig": "config", "train_grounding": "training"}
 
 
 def __getattr__(name: str) -> Any:  # imported when used: the command line needs no torch
-    if name in _MODULES:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    if name in __all__:
+        return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'model')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

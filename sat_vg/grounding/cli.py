@@ -42,20 +42,20 @@ def main(arguments: list[str] | None = None, prog: str = "sat-vg ground") -> int
 
 
 def _evaluate(arguments: list[str], prog: str) -> None:
-    from sat_vg.grounding.commands.options import EvaluateOptions
+    from sat_vg.grounding.config import EvaluateOptions
 
     positionals = {"checkpoint": "CHECKPOINT", "data": "DATA"}
     options = parse_options(EvaluateOptions, arguments, f"{prog} evaluate", _EVALUATE, positionals)
-    from sat_vg.grounding.commands.evaluate import evaluate  # only now: torch takes seconds
+    from sat_vg.grounding.evaluation import evaluate  # only now: torch takes seconds
 
     evaluate(options)
 
 
 def _predict(arguments: list[str], prog: str) -> None:
-    from sat_vg.grounding.commands.options import PredictOptions
+    from sat_vg.grounding.config import PredictOptions
 
     positionals = {"checkpoint": "CHECKPOINT", "image": "IMAGE", "phrase": "PHRASE"}
     options = parse_options(PredictOptions, arguments, f"{prog} predict", _PREDICT, positionals)
-    from sat_vg.grounding.commands.predict import predict  # only now: torch takes seconds
+    from sat_vg.grounding.prediction import predict  # only now: torch takes seconds
 
     predict(options)

@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m sat_vg.groun
     """Run the command; returns its exit code."""
 
     def action() -> None:
-        from sat_vg.grounding.configs.grounding_config import GroundingConfig
+        from sat_vg.grounding.config import GroundingConfig
 
         config = parse_options(GroundingConfig, arguments, prog, _DESCRIPTION)
         # Imported only now: torch takes seconds, and --help or a mistyped flag should be answered at once.

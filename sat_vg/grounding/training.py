@@ -2,8 +2,9 @@
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +12,35 @@ import torch
 from torch import nn
 
 from sat_vg.backbone_finetuning import FineTuneModel
-from sat_vg.backbone_finetuning.training.run_folder import clear_folders, own_folders
+from sat_vg.backbone_finetuning.training.checkpoint import (
+    BEST_MODEL,
+    LAST,
+    RunState,
+    RunTensors,
+    read_newest_sound,
+    restore_run,
+    save_run,
+)
+from sat_vg.backbone_finetuning.training.record import SaveSchedule
+from sat_vg.backbone_finetuning.training.run_folder import EarlierRun, adopt_best_model, clear_folders, own_folders
+from sat_vg.backbone_finetuning.training.run_identity import RunIdentity
+from sat_vg.backbone_finetuning.training.step_results import PendingSteps, StepResult
 from sat_vg.backbone_finetuning.training.tracking import FileTracker, Tracker
-from sat_vg.backbone_finetuning.utils.errors import InterruptedRun, NonFiniteLossError
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, InterruptedRun
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision, set_up_process
 from sat_vg.backbone_finetuning.utils.printable import counted
+from sat_vg.backbone_finetuning.utils.ranks import SingleProcess
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, seed_default_generator
 from sat_vg.backbone_finetuning.utils.stop_signals import InterruptRequest
 from sat_vg.backbone_finetuning.utils.terminal import progress, say
-from sat_vg.grounding.configs.grounding_config import GroundingConfig
-from sat_vg.grounding.data.batches import Phrases
-from sat_vg.grounding.data.loading import RunData, list_left_out, load_run_data
-from sat_vg.grounding.data.words import Vocabulary
-from sat_vg.grounding.evaluation.answers import answer
-from sat_vg.grounding.evaluation.baselines import baselines_of
-from sat_vg.grounding.evaluation.metrics import metrics_of
-from sat_vg.grounding.models.grounding_model import GroundingModel
-from sat_vg.grounding.models.losses import grounding_loss
-from sat_vg.grounding.models.network import Sizes
-from sat_vg.grounding.run_state import BEFORE_LAST, BEST_MODEL, GroundingRun, GroundingState
+from sat_vg.grounding.batches import DataChoice, Phrases, fingerprint_of, list_left_out, load_records
+from sat_vg.grounding.config import FREE_ON_RESUME, SPLITS, GroundingConfig
+from sat_vg.grounding.evaluation import answer
+from sat_vg.grounding.metrics import baseline_metrics, fit_baselines, metrics_of
+from sat_vg.grounding.model import GroundingModel
+from sat_vg.grounding.network import Sizes, grounding_loss
+from sat_vg.grounding.words import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,45 @@ class GroundingResult:
     metrics: dict[str, float]
 
 
+@dataclass
+class Run:
+    """What a training works with.
+
+    Attributes:
+        config: settings of the run.
+        folder: folder of last.pt and best_model.pt.
+        identity: what a resume is checked against.
+        splits: phrases of ``train`` and ``val``, and of ``test`` where there is one.
+        model: what is trained.
+        precision: device and number formats.
+        tensors: network, optimizer and loss scaler.
+        state: how far the run is.
+        tracker: TensorBoard and metrics.jsonl.
+        saves: when last.pt is written within an epoch.
+    """
+
+    config: GroundingConfig
+    folder: Path
+    identity: RunIdentity
+    splits: dict[str, Phrases]
+    model: GroundingModel
+    precision: Precision
+    tensors: RunTensors
+    state: RunState
+    tracker: Tracker
+    saves: SaveSchedule
+
+    def save(self) -> None:
+        """Write last.pt, after all that was logged; the state before it stays.
+
+        Raises:
+            WriteError: the folder cannot be written to or the disk is full.
+        """
+        self.tracker.sync()
+        save_run(self.folder, self.state, self.tensors, self.identity, keep=2)
+        self.saves.note_save()
+
+
 def train_grounding(config: GroundingConfig) -> GroundingResult:
     """Train as the configuration says, or continue the run in its checkpoint folder.
 
@@ -57,123 +106,119 @@ def train_grounding(config: GroundingConfig) -> GroundingResult:
     process = set_up_process(device, config.num_threads, None, tf32=True)
     precision = choose_precision(device, config.mixed_precision, config.autocast_dtype)
     say(f"device: {precision}, {process}")
-    checkpoint_dir, log_dir = expand_home(str(config.checkpoint_dir)), expand_home(str(config.log_dir))
+    folder, log_dir = expand_home(str(config.checkpoint_dir)), expand_home(str(config.log_dir))
     source, is_random = load_backbone(config)
     with ExitStack() as stack:
-        stack.enter_context(own_folders(checkpoint_dir, log_dir))
-        data = load_run_data(config)
-        model = build_model(config, source, data.splits["train"].vocabulary, is_random)
+        stack.enter_context(own_folders(folder, log_dir))
+        splits, left_out = load_phrases(config)
+        model = build_model(config, source, splits["train"].vocabulary, is_random)
         precision.place_model(model)
         optimizer = build_optimizer(config, model, config.backbone_lr_scale or (1.0 if is_random else 0.1))
-        run = GroundingRun(config, checkpoint_dir, data.fingerprint, model, optimizer, precision.scaler())
-        is_resumed = run.resume()
-        if run.state.finished:
-            say(
-                f"the run in {checkpoint_dir} has finished; another one: --checkpoint_dir DIR --log_dir DIR, or "
-                "--resume never"
-            )
-            return summarise(checkpoint_dir, log_dir, data)
-        clear_folders(checkpoint_dir, log_dir, begins_anew=not is_resumed)
-        if not is_resumed:
-            (checkpoint_dir / BEFORE_LAST).unlink(missing_ok=True)
-        list_left_out(data.left_out, log_dir)
-        tracker = stack.enter_context(FileTracker(log_dir, run.state, in_every_epoch="val_mean_iou"))
-        interrupt = stack.enter_context(InterruptRequest())
-        fit(run, data, precision, tracker, interrupt)
-    return summarise(checkpoint_dir, log_dir, data)
+        tensors = RunTensors(model.network, optimizer, precision.scaler())
+        identity = RunIdentity(config.to_dict(), fingerprint_of(splits), model.preprocessing.to_dict())
+        earlier = resume(config, folder, identity, tensors, splits["train"])
+        state = earlier or RunState()
+        if state.finished:
+            another = "another one: --checkpoint_dir DIR --log_dir DIR, or --resume never"
+            say(f"the run in {folder} has finished; {another}")
+            return summarise(folder, log_dir, splits["val"])
+        clear_folders(folder, log_dir, begins_anew=earlier is None)
+        list_left_out(left_out, log_dir)
+        tracker = stack.enter_context(FileTracker(log_dir, state, in_every_epoch="val_mean_iou"))
+        saves = SaveSchedule(0, 60 * config.save_every_minutes)
+        run = Run(config, folder, identity, splits, model, precision, tensors, state, tracker, saves)
+        fit(run, stack.enter_context(InterruptRequest()))
+    return summarise(folder, log_dir, splits["val"])
 
 
-def fit(
-    run: GroundingRun, data: RunData, precision: Precision, tracker: Tracker, interrupt: InterruptRequest
-) -> None:
+def fit(run: Run, interrupt: InterruptRequest) -> None:
     """Train, validate and save, epoch by epoch, from where ``run.state`` stands."""
-    config, model, state = run.config, run.model, run.state
-    train, val = data.splits["train"], data.splits["val"]
+    config, model, state, train = run.config, run.model, run.state, run.splits["train"]
+    boxes = train.targets / train.image_sizes
+    baselines = fit_baselines(train.texts, boxes, model.vocabulary)
+    model.baselines = {name: torch.from_numpy(weights) for name, weights in baselines.items()}
     while state.epoch < config.total_epochs:
-        rate = train_epoch(run, train, precision, tracker, interrupt)
-        metrics = metrics_of(answer(model, val, config.batch_size, precision).overlaps)
-        found = (metrics["pr@0.5"], metrics["mean_iou"])
-        state.epoch += 1
-        is_best = found > state.best
+        train_epoch(run, interrupt)
+        metrics = metrics_of(answer(model, run.splits["val"], config.batch_size, run.precision).overlaps)
+        # Of two equal values of Pr@0.5 the higher mean IoU is the better one.
+        is_best = state.note_validation(metrics["pr@0.5"], 1 - metrics["mean_iou"], True, min_delta=0.0)
         say(
-            f"epoch {state.epoch}/{config.total_epochs}: loss {state.loss_sum / state.phrases:.3f}, validation "
-            f"Pr@0.5 {100 * found[0]:.1f} %, mean IoU {100 * found[1]:.1f} %{' (best so far)' if is_best else ''}"
+            f"epoch {state.epoch + 1}/{config.total_epochs}: loss {state.train_loss_sum / len(train):.3f}, "
+            f"validation Pr@0.5 {100 * metrics['pr@0.5']:.1f} %, mean IoU {100 * metrics['mean_iou']:.1f} %"
+            f"{' (best so far)' if is_best else ''}"
         )
         if is_best:
-            state.best, state.best_epoch = found, state.epoch
-            model.metrics, model.config = metrics | {"epoch": state.epoch}, config.to_dict()
+            model.metrics, model.config = metrics | {"epoch": state.epoch + 1}, config.to_dict()
             model.save_checkpoint(run.folder / BEST_MODEL)
         of_validation = {f"val_{name}": value for name, value in metrics.items()}
-        tracker.numbers(_numbers(state, rate, seconds=state.seconds, **of_validation), state.step, "epoch")
-        state.step_in_epoch, state.loss_sum, state.phrases, state.seconds = 0, 0.0, 0, 0.0
+        mean_loss = state.train_loss_sum / state.train_images
+        log(run, "epoch", train_loss=mean_loss, seconds=state.train_seconds, **of_validation)
+        state.end_epoch()
         state.finished = state.epoch == config.total_epochs
-        tracker.sync()
         run.save()
 
 
-def train_epoch(
-    run: GroundingRun, phrases: Phrases, precision: Precision, tracker: Tracker, interrupt: InterruptRequest
-) -> float:
-    """Train the rest of an epoch; returns the last step's learning rate.
+def train_epoch(run: Run, interrupt: InterruptRequest) -> None:
+    """Train the rest of an epoch.
 
     Raises:
         NonFiniteLossError: the loss or the gradient became NaN or infinite.
         InterruptedRun: a signal came; the state was saved.
     """
-    config, model, optimizer, scaler, state = run.config, run.model, run.optimizer, run.scaler, run.state
+    config, model, state, phrases = run.config, run.model, run.state, run.splits["train"]
+    optimizer, scaler = run.tensors.optimizer, run.tensors.scaler
     num_batches = phrases.num_batches(config.batch_size)
-    rate = learning_rate(config, max(0, state.step - 1), num_batches)
     model.train()
+    pending = PendingSteps(lambda place: phrases.records[place].source, scaler.is_enabled(), SingleProcess())
     batches = phrases.shuffled(
         config.batch_size, config.seed, state.epoch, state.step_in_epoch, config.use_augmentation
     )
     clock = time.perf_counter()
-    bar = progress(total=len(phrases), initial=state.phrases, desc=f"epoch {state.epoch + 1}", unit="phrase")
-    for loaded in batches:
-        batch = loaded.to(precision.device)
-        seed_default_generator(derive_seed(config.seed, Purpose.STEP, state.step), precision.device)
-        rate = learning_rate(config, state.step, num_batches)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
+    with progress(
+        total=len(phrases), initial=state.train_images, desc=f"epoch {state.epoch + 1}", unit="phrase"
+    ) as bar:
+        for loaded in batches:
+            batch = loaded.to(run.precision.device)
+            seed_default_generator(derive_seed(config.seed, Purpose.STEP, state.step), run.precision.device)
+            rate = learning_rate(config, state.step, num_batches)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["lr_scale"]
 
-        # Forward: each image goes through the backbone once, whatever the number of its phrases.
-        with precision.autocast():
-            scores, boxes = model(batch.images, batch.masks, batch.image_of, batch.words)
-        loss = grounding_loss(scores, boxes, batch.boxes).mean()
+            # Forward: each image goes through the backbone once, whatever the number of its phrases.
+            with run.precision.autocast():
+                scores, boxes = model(batch.images, batch.masks, batch.image_of, batch.words)
+            losses = grounding_loss(scores, boxes, batch.boxes)
 
-        # Backward, clipping, step.
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip or math.inf)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+            # Backward, clipping, step.
+            scaler.scale(losses.mean()).backward()
+            scaler.unscale_(optimizer)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip or math.inf)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
 
-        # Record, save, stop.
-        value, gradient_norm = float(loss.detach()), float(norm)
-        state.step, state.step_in_epoch = state.step + 1, state.step_in_epoch + 1
-        _require_finite(value, gradient_norm, state.step, may_skip=scaler.is_enabled())
-        state.loss_sum, state.phrases = (
-            state.loss_sum + value * len(batch.records),
-            state.phrases + len(batch.records),
-        )
-        bar.update(len(batch.records))
-        now = time.perf_counter()
-        state.seconds, clock = state.seconds + now - clock, now
-        if state.step % config.log_every == 0:
-            gradient = {"gradient_norm": gradient_norm} if math.isfinite(gradient_norm) else {}
-            tracker.numbers(_numbers(state, rate, **gradient), state.step, "step")
-        if interrupt.requested or run.is_save_due:
-            tracker.sync()
-            run.save()
-        if interrupt.requested:
-            bar.close()
-            raise InterruptedRun(
-                f"stopped by {interrupt.name}; saved at step {state.step}, the same command continues",
-                interrupt.number,
-            )
-    bar.close()
-    return rate
+            # Record, log, save, stop: only where one of these is due do losses leave the device.
+            pending.add(state.step, rate, StepResult(losses.detach().sum(), norm), batch.places)
+            state.step, state.step_in_epoch = state.step + 1, state.step_in_epoch + 1
+            state.train_images += len(batch.places)
+            bar.update(len(batch.places))
+            must_log, must_stop = state.step % config.log_every == 0, interrupt.requested
+            must_save = must_stop or run.saves.is_due(state.step)
+            if must_log or must_save or state.step_in_epoch == num_batches:
+                pending.flush(state)
+                now = time.perf_counter()
+                state.train_seconds, clock = state.train_seconds + now - clock, now
+            if must_log:
+                mean_loss = state.window_loss_sum / state.window_images
+                log(run, "step", train_loss=mean_loss, gradient_norm=pending.gradient_norm)
+                state.window_loss_sum, state.window_images = 0.0, 0
+            if must_save:
+                run.save()
+            if must_stop:
+                raise InterruptedRun(
+                    f"stopped by {interrupt.name}; saved at step {state.step}, the same command continues",
+                    interrupt.number,
+                )
 
 
 def learning_rate(config: GroundingConfig, step: int, num_batches: int) -> float:
@@ -185,20 +230,90 @@ def learning_rate(config: GroundingConfig, step: int, num_batches: int) -> float
     return config.learning_rate * (1 + math.cos(math.pi * (step + 0.5 - warmup) / max(1, total - warmup))) / 2
 
 
-def _require_finite(loss: float, gradient_norm: float, step: int, may_skip: bool) -> None:
-    """Stop on NaN and infinity; loss scaling skips steps whose gradient alone is not finite."""
-    if not math.isfinite(loss) or not (math.isfinite(gradient_norm) or may_skip):
-        what = f"gradient's norm is {gradient_norm}" if math.isfinite(loss) else f"loss is {loss}"
-        raise NonFiniteLossError(
-            f"the {what} in step {step}; the checkpoints from before are untouched. Lower learning_rate"
+def log(run: Run, group: str, **numbers: float | None) -> None:
+    """Write a line to metrics.jsonl, and its numbers to TensorBoard."""
+    state = run.state
+    rate = max(one["lr"] / one["lr_scale"] for one in run.tensors.optimizer.param_groups)
+    place = {"phase": "grounding", "epoch": state.epoch + 1, "step": state.step, "learning_rate": rate}
+    speed = {"phrases_per_second": state.train_images / max(state.train_seconds, 1e-9)}
+    run.tracker.numbers({**place, **numbers, **speed}, state.step, group)
+
+
+def resume(
+    config: GroundingConfig, folder: Path, identity: RunIdentity, tensors: RunTensors, train: Phrases
+) -> RunState | None:
+    """Restore the run in ``folder``; None where there is none, or it is not to be resumed.
+
+    Raises:
+        CheckpointError: no state can be read, or the newest one is of other settings or other data, or altered.
+    """
+    found = None if config.resume == "never" else read_newest_sound(folder)
+    if found is None:
+        return None
+    path, content = found
+    _require_same(content, identity, folder)
+    try:
+        state = restore_run(content, tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{str(path)!r}: {error}, or --resume never") from error
+    num_batches = train.num_batches(config.batch_size)
+    is_possible = (
+        state.step == state.epoch * num_batches + state.step_in_epoch
+        and state.step_in_epoch <= num_batches
+        and state.train_images == min(state.step_in_epoch * config.batch_size, len(train))
+        and state.epoch <= config.total_epochs
+        and state.finished == (state.epoch == config.total_epochs)
+    )
+    if not is_possible:
+        raise CheckpointError(
+            f"{str(path)!r} cannot be gone on with: it is in epoch {state.epoch} and step {state.step}, which is not "
+            "planned, so it was altered; use an earlier checkpoint, or --resume never"
+        )
+    adopt_best_model(EarlierRun(path, content), folder, state)
+    say(f"continuing {folder / LAST}: {counted(state.epoch, 'epoch')} done, step {state.step}")
+    return state
+
+
+def _require_same(content: Mapping[str, Any], identity: RunIdentity, folder: Path) -> None:
+    """Refuse a state of other settings or other data."""
+    earlier = content["config"]
+    changed = [
+        f"{name} was {earlier.get(name)!r} and is {value!r}"
+        for name, value in identity.config.items()
+        if name not in FREE_ON_RESUME and earlier.get(name) != value
+    ]
+    if changed:
+        raise CheckpointError(
+            f"the run in {str(folder)!r} has other settings: {', '.join(changed)}. Use its own, or --resume never"
+        )
+    if content["data_fingerprint"] != identity.data_fingerprint:
+        raise CheckpointError(
+            f"the data have changed since the run in {str(folder)!r} was stopped; restore them, or --resume never"
         )
 
 
-def _numbers(state: GroundingState, rate: float, **more: float) -> dict[str, Any]:
-    speed = {"phrases_per_second": state.phrases / state.seconds} if state.seconds else {}
-    mean_loss = state.loss_sum / state.phrases
-    place = {"phase": "grounding", "epoch": state.epoch, "step": state.step}
-    return {**place, "learning_rate": rate, "train_loss": mean_loss, **speed, **more}
+def load_phrases(config: GroundingConfig) -> tuple[dict[str, Phrases], list[str]]:
+    """The phrases by split, and the records that were left out.
+
+    Raises:
+        DataError: as ``load_records``.
+    """
+    choice = DataChoice(
+        data=config.data, image_size=config.canvas_size, box_format=config.box_format,
+        on_bad_record=config.on_bad_record, val_fraction=config.val_fraction, seed=config.seed,
+    )  # fmt: skip
+    checked, store = load_records(choice, ("train", "val"), also=SPLITS)
+    vocabulary = Vocabulary.of(record.phrase for record in checked.splits["train"])
+    splits = {
+        split: Phrases(records, store, vocabulary, config.max_words, config.canvas_size)
+        for split, records in checked.splits.items()
+    }
+    told = [
+        f"{split} {counted(len(few), 'phrase')} about {counted(len({one.image for one in few.records}), 'image')}"
+        for split, few in splits.items()
+    ]
+    say(f"data: {', '.join(told)}")
+    return splits, checked.left_out
 
 
 def load_backbone(config: GroundingConfig) -> tuple[FineTuneModel, bool]:
@@ -218,10 +333,7 @@ def build_model(
 ) -> GroundingModel:
     """The model with its starting weights, on the CPU. Batch norms of trained weights stay as they are."""
     torch.manual_seed(derive_seed(config.seed, Purpose.INITIALISATION))
-    sizes = Sizes(
-        config.canvas_size, config.max_words, config.width, config.text_layers, config.fusion_layers,
-        config.num_heads, config.dropout,
-    )  # fmt: skip
+    sizes = Sizes(**{one.name: getattr(config, one.name) for one in fields(Sizes)})
     model = GroundingModel(source, vocabulary, sizes, config.freeze_backbone, freeze_norm=not is_random)
     counts = [sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (True, False)]
     stride = model.network.stride
@@ -242,23 +354,26 @@ def build_optimizer(config: GroundingConfig, model: GroundingModel, backbone_sca
             scale = backbone_scale if name.startswith("backbone.") else 1.0
             groups.setdefault((scale, config.weight_decay if is_matrix else 0.0), []).append(parameter)
     return torch.optim.AdamW(
-        [{"params": few, "weight_decay": decay, "scale": scale} for (scale, decay), few in groups.items()],
+        [{"params": few, "weight_decay": decay, "lr_scale": scale} for (scale, decay), few in groups.items()],
         lr=config.learning_rate,
         fused=next(model.parameters()).device.type in ("cpu", "cuda"),
     )
 
 
-def summarise(checkpoint_dir: Path, log_dir: Path, data: RunData) -> GroundingResult:
+def summarise(folder: Path, log_dir: Path, val: Phrases) -> GroundingResult:
     """Print what the run gave: the best model beside what can be had without looking at the image."""
-    best = checkpoint_dir / BEST_MODEL
-    metrics = GroundingModel.load_checkpoint(best).metrics
-    train, val = data.splits["train"], data.splits["val"]
+    model = GroundingModel.load_checkpoint(folder / BEST_MODEL)
+    metrics = model.metrics
+    if not {"pr@0.5", "mean_iou", "epoch"} <= set(metrics):
+        raise CheckpointError(f"{str(folder / BEST_MODEL)!r} has no metrics: it is altered; train anew")
     say(
         f"done: validation Pr@0.5 {100 * metrics['pr@0.5']:.1f} %, mean IoU {100 * metrics['mean_iou']:.1f} % "
         f"(epoch {metrics['epoch']:.0f})"
     )
-    for name, value in baselines_of(train.records, val.records, val.store).items():
+    baselines = {name: weights.numpy() for name, weights in model.baselines.items()}
+    found = baseline_metrics(baselines, val.texts, val.targets, val.image_sizes, model.vocabulary)
+    for name, value in found.items():
         say(f"  {name:<16}Pr@0.5 {100 * value['pr@0.5']:.1f} %, mean IoU {100 * value['mean_iou']:.1f} %")
-    say(f"  best model      {best}")
+    say(f"  best model      {folder / BEST_MODEL}")
     say(f"  TensorBoard     tensorboard --logdir {log_dir}")
-    return GroundingResult(best, metrics)
+    return GroundingResult(folder / BEST_MODEL, metrics)

@@ -28,17 +28,13 @@ from torch import Tensor
 
 from sat_vg.backbone_finetuning import FineTuneModel
 from sat_vg.backbone_finetuning.utils.precision import choose_device, choose_precision
-from sat_vg.grounding.configs.grounding_config import GroundingConfig
-from sat_vg.grounding.data.batches import pad_words
-from sat_vg.grounding.data.images import Letterbox
-from sat_vg.grounding.data.records import Record
-from sat_vg.grounding.data.words import Vocabulary, tokens_of
-from sat_vg.grounding.evaluation.baselines import baselines_of
-from sat_vg.grounding.evaluation.metrics import by_group, family_of, metrics_of, overlaps_of
-from sat_vg.grounding.models.grounding_model import GroundingModel, best_boxes
-from sat_vg.grounding.models.losses import grounding_loss
-from sat_vg.grounding.models.network import Sizes
+from sat_vg.grounding.batches import pad_words
+from sat_vg.grounding.config import GroundingConfig
+from sat_vg.grounding.metrics import baseline_metrics, by_group, family_of, fit_baselines, metrics_of, overlaps_of
+from sat_vg.grounding.model import GroundingModel
+from sat_vg.grounding.network import Sizes, best_boxes, grounding_loss
 from sat_vg.grounding.training import build_optimizer, learning_rate
+from sat_vg.grounding.words import Vocabulary, tokens_of
 
 STARTS = ("random", "imagenet", "full", "wise_ft", "last_layers")
 TRAINABLE = ("imagenet", "full")
@@ -222,7 +218,7 @@ def train(model: GroundingModel, splits: Mapping[str, Split], seed: int) -> list
         order = torch.randperm(len(data.mosaics.images), generator=generator)
         for places in order.argsort()[data.image_of].argsort(stable=True).split(size):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(CONFIG, step, num_batches) * group["scale"]
+                group["lr"] = learning_rate(CONFIG, step, num_batches) * group["lr_scale"]
             scores, boxes = data.answers(model, places)
             grounding_loss(scores, boxes, data.boxes[places]).mean().backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.gradient_clip)
@@ -271,7 +267,8 @@ def paired_interval(ours: np.ndarray, base: np.ndarray, images: Sequence[str]) -
 
 def table(results: Results, study: Study, seeds: Sequence[int]) -> Iterator[str]:
     """The Markdown table of a data set."""
-    yield "| backbone starts from | | Pr@0.5, % | mean IoU, % | name alone | position | relation | − ImageNet, points | seeds |"
+    families = ("name alone", "position", "relation")
+    yield f"| start | backbone | Pr@0.5, % | mean IoU, % | {' | '.join(families)} | − imagenet, points | seeds |"
     yield "|---|---|---|---|---|---|---|---|---|"
     images = [record.image for record in study.splits["test"].records]
     for backbone in ("frozen", "trainable"):
@@ -286,23 +283,22 @@ def table(results: Results, study: Study, seeds: Sequence[int]) -> Iterator[str]
                 mean, low, high = paired_interval(*ious, images)
                 gain = f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
             lines = list(found.values())
-            families = [
-                spread([line["by_family"][name] for line in lines]) for name in ("name alone", "position", "relation")
-            ]
+            of_families = [spread([line["by_family"][name] for line in lines]) for name in families]
             yield (
                 f"| {start} | {backbone} | {spread([line['pr@0.5'] for line in lines])} "
-                f"| {spread([line['mean_iou'] for line in lines])} | {' | '.join(families)} | {gain} | {len(lines)} |"
+                f"| {spread([line['mean_iou'] for line in lines])} | {' | '.join(of_families)} | {gain} | {len(lines)} |"
             )
-    train_records, test_records = (study.splits[split].records for split in ("train", "test"))
-    for name, value in _baselines(train_records, test_records).items():
+    for name, value in _baselines(study).items():
         yield f"| {name} | no network | {100 * value['pr@0.5']:.2f} | {100 * value['mean_iou']:.2f} | | | | | |"
 
 
-def _baselines(train_records: Sequence[Record], test_records: Sequence[Record]) -> dict[str, dict[str, float]]:
-    class Store:
-        boxes = dict.fromkeys((r.image for r in (*train_records, *test_records)), Letterbox(SIDE, SIDE, SIDE))
-
-    return baselines_of(train_records, test_records, Store)  # type: ignore[arg-type]
+def _baselines(study: Study) -> dict[str, dict[str, float]]:
+    train_records, test_records = (study.splits[split].records for split in ("train", "test"))
+    vocabulary = Vocabulary.of(record.phrase for record in train_records)
+    boxes, targets = (np.array([record.box for record in few]) for few in (train_records, test_records))
+    baselines = fit_baselines([record.phrase for record in train_records], boxes / SIDE, vocabulary)
+    phrases, sizes = [record.phrase for record in test_records], np.full(targets.shape, float(SIDE))
+    return baseline_metrics(baselines, phrases, targets, sizes, vocabulary)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sat_vg.grounding.data.records import Box, Record
+from sat_vg.grounding.readers import Box, Record
 
 SIDE, TILE = 128, 64  # pixels of a mosaic, and of a tile before it is cropped to its cell
 COUNTS = {"train": 2000, "val": 100, "test": 400}  # mosaics

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sat_vg.grounding.evaluation.metrics import (
+from sat_vg.grounding.metrics import (
     box_size_of,
     by_group,
     family_of,

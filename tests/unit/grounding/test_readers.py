@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, DataError
-from sat_vg.grounding.data.readers import read_listing, split_records
+from sat_vg.grounding.readers import read_listing, split_records
 
 XML = """<annotation><filename>{name}.jpg</filename>{objects}</annotation>"""
 OBJECT = """<object><name>ship</name><bndbox><xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax><ymax>{3}</ymax></bndbox>

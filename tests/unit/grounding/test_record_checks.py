@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from sat_vg.backbone_finetuning.utils.errors import DataError
-from sat_vg.grounding.data.checks import check_records
-from sat_vg.grounding.data.images import ImageStore
-from sat_vg.grounding.data.records import Record
+from sat_vg.grounding.checks import check_records
+from sat_vg.grounding.images import ImageStore
+from sat_vg.grounding.readers import Record
 
 
 def decode(path):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from sat_vg.grounding.data.batches import Phrases
-from sat_vg.grounding.data.images import ImageStore, Letterbox, letterbox, turn_boxes, turn_images
-from sat_vg.grounding.data.records import Record
-from sat_vg.grounding.data.words import SYMMETRIES, Vocabulary, tokens_of, turn_words
+from sat_vg.grounding.batches import Phrases
+from sat_vg.grounding.images import ImageStore, Letterbox, letterbox, turn_boxes, turn_images
+from sat_vg.grounding.readers import Record
+from sat_vg.grounding.words import SYMMETRIES, Vocabulary, tokens_of, turn_words
 
 
 @pytest.mark.parametrize("symmetry", SYMMETRIES)
@@ -95,7 +95,7 @@ def test_batches_depend_on_seed_and_epoch_alone_and_begin_anywhere(tmp_path):
     assert len(whole) == data.num_batches(4) == 6
     assert told(seed=1, epoch=2, first=3) == whole[3:]
     assert told(seed=1, epoch=3, first=0) != whole != told(seed=2, epoch=2, first=0)
-    taken = [record.source for batch in data.shuffled(4, 1, 2, 0, True) for record in batch.records]
+    taken = [records[place].source for batch in data.shuffled(4, 1, 2, 0, True) for place in batch.places]
     assert sorted(taken) == sorted(record.source for record in records)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sat_vg.grounding.data.words import PADDING, SYMMETRIES, UNKNOWN, Symmetry, Vocabulary, tokens_of, turn_words
+from sat_vg.grounding.words import PADDING, SYMMETRIES, UNKNOWN, Symmetry, Vocabulary, tokens_of, turn_words
 
 MIRROR, HALF, QUARTER = Symmetry(0, True), Symmetry(2, False), Symmetry(1, False)  # a quarter turn counter-clockwise
 

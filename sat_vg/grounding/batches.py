@@ -1,15 +1,29 @@
-"""Batches of phrases: an image with several phrases is loaded, and goes through the backbone, once."""
+"""The phrases of a data set in batches: an image with several is decoded, and goes through the backbone, once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
+from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
+from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
+from sat_vg.backbone_finetuning.utils.printable import counted
+from sat_vg.backbone_finetuning.utils.safe_files import write_text
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
-from sat_vg.grounding.data.images import ImageStore, turn_boxes, turn_images
-from sat_vg.grounding.data.records import Record
-from sat_vg.grounding.data.words import IDENTITY, PADDING, SYMMETRIES, Symmetry, Vocabulary, tokens_of, turn_words
+from sat_vg.backbone_finetuning.utils.terminal import say
+from sat_vg.grounding.checks import Checked, check_records
+from sat_vg.grounding.config import BoxFormat, OnBadRecord
+from sat_vg.grounding.images import ImageStore, turn_boxes, turn_images
+from sat_vg.grounding.readers import Record, read_listing, split_records
+from sat_vg.grounding.tiles import drawn_tiles
+from sat_vg.grounding.words import IDENTITY, PADDING, SYMMETRIES, Symmetry, Vocabulary, tokens_of, turn_words
 
 
 @dataclass(frozen=True)
@@ -22,7 +36,7 @@ class GroundingBatch:
         image_of: int64 ``[P]``, the place of each phrase's image in ``images``.
         words: int64 ``[P, T]``, numbers of the words, padded with 0.
         boxes: float ``[P, 4]``, corners in fractions of the canvas.
-        records: of the phrases.
+        places: of the phrases among the records of the split.
     """
 
     images: Tensor
@@ -30,13 +44,13 @@ class GroundingBatch:
     image_of: Tensor
     words: Tensor
     boxes: Tensor
-    records: Sequence[Record]
+    places: Sequence[int]
 
     def to(self, device: torch.device) -> "GroundingBatch":
         """The same on a device."""
         tensors = (self.images, self.masks, self.image_of, self.words, self.boxes)
         images, masks, image_of, words, boxes = (tensor.to(device) for tensor in tensors)
-        return GroundingBatch(images, masks, image_of, words, boxes, self.records)
+        return GroundingBatch(images, masks, image_of, words, boxes, self.places)
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,22 @@ class Phrases:
         for begin in range(first * batch_size, len(places), batch_size):
             yield self._batch(places[begin : begin + batch_size], symmetries)
 
+    @property
+    def texts(self) -> list[str]:
+        """The phrases as they were written."""
+        return [record.phrase for record in self.records]
+
+    @property
+    def image_sizes(self) -> NDArray[np.float64]:
+        """Width, height, width and height of each phrase's image ``[P, 4]``, in pixels."""
+        images = [self.store.boxes[record.image] for record in self.records]
+        return np.array([(image.width, image.height) * 2 for image in images], dtype=np.float64)
+
+    @property
+    def targets(self) -> NDArray[np.float64]:
+        """True corners ``[P, 4]``, in pixels of the image."""
+        return np.array([record.box for record in self.records], dtype=np.float64)
+
     def num_batches(self, batch_size: int) -> int:
         """Batches of an epoch."""
         return -(-len(self.records) // batch_size)
@@ -114,7 +144,7 @@ class Phrases:
             torch.tensor(image_of),
             pad_words(words),
             torch.stack(boxes),
-            records,
+            places,
         )
 
 
@@ -122,3 +152,67 @@ def pad_words(phrases: Sequence[Sequence[int]]) -> Tensor:
     """Numbers of words as int64 ``[P, T]``, padded to the longest phrase."""
     longest = max(map(len, phrases))
     return torch.tensor([[*numbers, *[PADDING] * (longest - len(numbers))] for numbers in phrases])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataChoice:
+    """Which data are loaded, and how.
+
+    Attributes:
+        data: the data set; None: the built-in drawn tiles.
+        image_size: side of the canvas, in pixels.
+        box_format: format of boxes whose file does not name it; None: guessed.
+        on_bad_record: whether a bad record stops the command or is left out.
+        val_fraction: share of the training images that is held out where there is no ``val``.
+        seed: seed of that choice.
+    """
+
+    data: str | None
+    image_size: int
+    box_format: BoxFormat | None
+    on_bad_record: OnBadRecord
+    val_fraction: float
+    seed: int
+
+
+def load_records(choice: DataChoice, needed: Sequence[str], also: Iterable[str] = ()) -> tuple[Checked, ImageStore]:
+    """Checked records of the splits that are needed, and of others if there are some; and their decoded images.
+
+    Raises:
+        DataError: the data cannot be read, a record is bad, or a needed split is missing.
+    """
+    path = drawn_tiles(cache_folder()) if choice.data is None else expand_home(choice.data)
+    if choice.data is None:
+        say(f"no --data given: built-in drawn tiles in {path}. Your own: --data DIR")
+    listing = read_listing(path, choice.box_format)
+    found, notes = split_records(listing, choice.val_fraction, choice.seed)
+    splits = {split: records for split, records in found.items() if split in {*needed, *also}}
+    images = list(dict.fromkeys(record.image for records in splits.values() for record in records))
+    store = ImageStore(images, choice.image_size, decode_rgb, cache_folder())
+    checked = check_records(splits, store, listing.box_format, listing.problems, choice.on_bad_record)
+    missing = [split for split in needed if split not in checked.splits]
+    if missing:
+        raise DataError(f"data = {str(path)!r}: has no records of {missing[0]}, only of {', '.join(found) or 'none'}")
+    for note in (*notes, *checked.notes):
+        say(f"data: {note}")
+    return checked, store
+
+
+def fingerprint_of(splits: Mapping[str, Phrases]) -> str:
+    """A hash of all images, boxes and phrases."""
+    digest = hashlib.sha256()
+    for split, phrases in splits.items():
+        for record in phrases.records:
+            digest.update(repr((split, Path(record.image).name, record.phrase, record.box)).encode())
+        for image in sorted({record.image for record in phrases.records}):
+            digest.update(phrases.store.content(image))
+    return digest.hexdigest()
+
+
+def list_left_out(left_out: Sequence[str], folder: Path) -> None:
+    """Write the records that were left out into ``skipped_records.txt``; remove the list of an earlier run."""
+    path = folder / "skipped_records.txt"
+    path.unlink(missing_ok=True)
+    if left_out:
+        write_text(path, "\n".join([*left_out, ""]))
+        say(f"left out: {counted(len(left_out), 'record')}, listed in {path}")

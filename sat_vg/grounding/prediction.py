@@ -10,8 +10,8 @@ from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import choose_device
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
 from sat_vg.backbone_finetuning.utils.terminal import say
-from sat_vg.grounding.commands.options import PredictOptions
-from sat_vg.grounding.models.grounding_model import GroundingModel, Prediction
+from sat_vg.grounding.config import PredictOptions
+from sat_vg.grounding.model import GroundingModel, Prediction
 
 
 def predict(options: PredictOptions) -> Prediction:

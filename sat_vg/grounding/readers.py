@@ -10,6 +10,7 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,8 +18,9 @@ from xml.etree import ElementTree
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, parse_json
 from sat_vg.backbone_finetuning.utils.regular_files import read_bounded
-from sat_vg.grounding.configs.choices import BOX_FORMATS, SPLITS, BoxFormat
-from sat_vg.grounding.data.records import Box, Listing, Record
+from sat_vg.grounding.config import BOX_FORMATS, SPLITS, BoxFormat
+
+Box = tuple[float, float, float, float]
 
 _MOST_BYTES = 2**30
 _MOST_XML_BYTES = 2**22
@@ -28,6 +30,40 @@ _LAYOUTS = (
     "a DIOR-RSVG folder (Annotations/, JPEGImages/, train.txt …), a folder with train.json, .jsonl, .csv, .txt or "
     ".pth (and val, test), or one such file"
 )
+
+
+@dataclass(frozen=True)
+class Record:
+    """A phrase about an image, and the box of what it names.
+
+    Attributes:
+        image: path of the image file.
+        phrase: the text.
+        box: corners ``(x1, y1, x2, y2)`` in pixels of the image, as far as readers know; see ``checks``.
+        source: file and place where the record stands, such as ``train.csv, line 7``.
+        key: the record's id, where the data have one.
+    """
+
+    image: str
+    phrase: str
+    box: Box
+    source: str
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The records of a data set as they were read.
+
+    Attributes:
+        splits: records by split (``train``, ``val``, ``test``), or under ``""`` where the data do not say.
+        problems: records that could not be read, one line each with file and place.
+        box_format: what the four numbers of a box are; None: not said, so they have to tell.
+    """
+
+    splits: dict[str, list[Record]]
+    problems: Sequence[str] = ()
+    box_format: BoxFormat | None = "xyxy"
 
 
 def read_listing(path: Path, box_format: BoxFormat | None = None) -> Listing:
@@ -74,7 +110,7 @@ def split_records(listing: Listing, val_fraction: float, seed: int) -> tuple[dic
         The splits, and lines that say what was decided.
     """
     splits = {name: list(records) for name, records in listing.splits.items() if records}
-    notes = list(listing.notes)
+    notes: list[str] = []
     if "" in splits:
         splits["train"] = splits.pop("") + splits.get("train", [])
     if "train" in splits and "val" not in splits:

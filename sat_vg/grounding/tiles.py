@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from sat_vg.backbone_finetuning.utils.safe_files import folder_aside
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
-from sat_vg.grounding.data.records import Box
+from sat_vg.grounding.readers import Box
 
 SIZE = 128
 COUNTS = {"train": 1200, "val": 100, "test": 200}

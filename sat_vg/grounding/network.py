@@ -1,4 +1,4 @@
-"""The network: feature maps and words → a score and a box at each place of a grid."""
+"""The network: feature maps and words → a score and a box at each place of a grid; and its loss."""
 
 import math
 from collections.abc import Sequence
@@ -7,11 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.ops import generalized_box_iou_loss
 
 from sat_vg.backbone_finetuning import FeatureExtractor
-from sat_vg.grounding.data.words import PADDING
+from sat_vg.grounding.words import PADDING
 
 _MOST_PLACES = 400  # as many as TransVG has: 640 pixels at stride 32
+_L1, _GIOU = 5.0, 2.0  # weights of DETR (Carion et al., 2020)
+_WIDTH = 0.2  # standard deviation of the target around the box's centre, in widths and heights of the box
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,12 @@ class GroundingNetwork(nn.Module):
         return scores, torch.cat([centres - half, centres + half], dim=-1).clamp(0, 1)
 
 
+def best_boxes(scores: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """The probability ``[P]`` of the best place of each phrase, and its corners ``[P, 4]``."""
+    probabilities, places = scores.softmax(-1).max(-1)
+    return probabilities, boxes[torch.arange(len(boxes), device=boxes.device), places]
+
+
 def place_centres(side: int, device: torch.device) -> Tensor:
     """Centres ``[N, 2]`` (x, y) of the places, row by row, in fractions of the canvas."""
     steps = (torch.arange(side, device=device) + 0.5) / side
@@ -209,3 +218,36 @@ def sine_positions(padding: Tensor, width: int) -> Tensor:
     periods = 100 ** (torch.arange(count, device=padding.device) / count)
     angles = [positions[:, None] / periods[:, None, None] for positions in (rows, columns)]
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
+
+
+def target_places(boxes: Tensor, num_places: int, is_padding: Tensor) -> Tensor:
+    """Weights ``[P, N]`` of the places, which sum to 1: a Gaussian around the centre of each box (Zhou et al., 2019).
+
+    Args:
+        boxes: corners ``[P, 4]`` in fractions of the canvas.
+        num_places: N.
+        is_padding: bool ``[P, N]``.
+    """
+    side = round(num_places**0.5)
+    centres = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2  # [P, 1, 2]
+    spread = _WIDTH * (boxes[:, None, 2:] - boxes[:, None, :2]) + 0.25 / side
+    distance = ((place_centres(side, boxes.device) - centres) / spread).square().sum(-1)
+    weights: Tensor = (-distance / 2).masked_fill(is_padding, -torch.inf).softmax(-1)
+    return weights
+
+
+def grounding_loss(scores: Tensor, found: Tensor, boxes: Tensor) -> Tensor:
+    """Loss ``[P]`` of each phrase: cross-entropy of the places, L1 and generalised IoU (Rezatofighi et al., 2019).
+
+    Args:
+        scores: logits ``[P, N]``, -inf where there is padding.
+        found: corners ``[P, N, 4]`` in fractions of the canvas.
+        boxes: the true corners ``[P, 4]``.
+    """
+    weights = target_places(boxes, scores.shape[1], scores.isneginf())
+    places = -(weights * scores.log_softmax(-1).nan_to_num(neginf=0.0)).sum(-1)
+    targets = boxes[:, None].expand_as(found)
+    l1 = functional.l1_loss(found, targets, reduction="none").mean(-1)
+    giou: Tensor = generalized_box_iou_loss(found, targets)
+    loss: Tensor = places + (weights * (_L1 * l1 + _GIOU * giou)).sum(-1)
+    return loss

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional
 from sat_vg.backbone_finetuning.utils.cores import usable_cores
 from sat_vg.backbone_finetuning.utils.errors import DataError, UserError
 from sat_vg.backbone_finetuning.utils.terminal import progress
-from sat_vg.grounding.data.words import Symmetry
+from sat_vg.grounding.words import Symmetry
 
 Decode = Callable[[str], Tensor]
 

@@ -1,10 +1,12 @@
-"""Metrics of grounding: Pr@0.5 … Pr@0.9, mean IoU and cumulative IoU, with bootstrap intervals by image."""
+"""Metrics of grounding with bootstrap intervals by image, groups of phrases, and baselines that see no image."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sat_vg.grounding.words import Vocabulary, tokens_of
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 Numbers = NDArray[np.float64]
@@ -104,3 +106,62 @@ def by_group(overlaps: Overlaps, groups: Sequence[str]) -> Mapping[str, dict[str
         }
         for name in dict.fromkeys(groups)
     }
+
+
+def fit_baselines(phrases: Sequence[str], boxes: Numbers, vocabulary: Vocabulary) -> dict[str, Numbers]:
+    """Boxes told from the words alone: weights ``[V + 1, 4]`` of the words and of a constant, by name.
+
+    ``blind``: ridge regression from all words (Hoerl & Kennard, 1970); ``position only``: from those about position;
+    ``constant box``: the median box.
+
+    Args:
+        phrases: of the training.
+        boxes: their corners ``[P, 4]`` in fractions of the image.
+        vocabulary: the words that count.
+    """
+    counts = _counts(phrases, vocabulary)
+    about_position = [family_of([word]) in FAMILIES[:2] for word in vocabulary.words]
+    constant = np.zeros((counts.shape[1], 4))
+    constant[-1] = np.median(boxes, axis=0)
+    return {
+        "blind": _ridge(counts, boxes),
+        "position only": _ridge(counts * [*about_position, True], boxes),
+        "constant box": constant,
+    }
+
+
+def baseline_metrics(
+    baselines: Mapping[str, Numbers], phrases: Sequence[str], targets: Numbers, sizes: Numbers, vocabulary: Vocabulary
+) -> dict[str, dict[str, float]]:
+    """Metrics of each baseline.
+
+    Args:
+        baselines: as ``fit_baselines`` gives them.
+        phrases: to answer.
+        targets: their true corners ``[P, 4]``, in pixels.
+        sizes: width, height, width and height of each phrase's image ``[P, 4]``.
+        vocabulary: of the baselines.
+    """
+    counts = _counts(phrases, vocabulary)
+    return {
+        name: metrics_of(overlaps_of(np.clip(counts @ weights, 0, 1) * sizes, targets))
+        for name, weights in baselines.items()
+    }
+
+
+def _counts(phrases: Sequence[str], vocabulary: Vocabulary) -> NDArray[np.float32]:
+    """How often each word is in each phrase, and a column of ones ``[P, V + 1]``."""
+    places = {word: place for place, word in enumerate(vocabulary.words)}
+    counts = np.zeros((len(phrases), len(places) + 1), dtype=np.float32)
+    counts[:, -1] = 1
+    for row, phrase in enumerate(phrases):
+        for word in tokens_of(phrase):
+            if word in places:
+                counts[row, places[word]] += 1
+    return counts
+
+
+def _ridge(inputs: NDArray[np.float32], targets: Numbers) -> Numbers:
+    strength = np.eye(inputs.shape[1])
+    strength[-1, -1] = 0  # of the constant
+    return np.asarray(np.linalg.lstsq(inputs.T @ inputs + strength, inputs.T @ targets, rcond=None)[0])

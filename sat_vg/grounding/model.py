@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,25 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-import sat_vg
 from sat_vg.backbone_finetuning import FineTuneModel
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
-from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, DataError
+from sat_vg.backbone_finetuning.models.artifact import current_versions, on_cpu
+from sat_vg.backbone_finetuning.training.checkpoint_checks import wrong_tensors
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, DataError, UserError
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, Preprocessing
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_tensors
-from sat_vg.grounding.data.batches import pad_words
-from sat_vg.grounding.data.images import letterbox
-from sat_vg.grounding.data.records import Box
-from sat_vg.grounding.data.words import Vocabulary, tokens_of
-from sat_vg.grounding.models.network import GroundingNetwork, Sizes
+from sat_vg.grounding.batches import pad_words
+from sat_vg.grounding.config import GroundingConfig
+from sat_vg.grounding.images import letterbox
+from sat_vg.grounding.network import GroundingNetwork, Sizes, best_boxes
+from sat_vg.grounding.readers import Box
+from sat_vg.grounding.words import Vocabulary, tokens_of
 
 FORMAT, SCHEMA = "sat_vg.grounding_model", 1
-_PARTS = {"backbone": str, "preprocessing": dict, "vocabulary": list, "sizes": dict, "state_dict": dict}
+_PARTS = {
+    "backbone": str, "preprocessing": dict, "vocabulary": list, "sizes": dict, "freeze_norm": bool, "state_dict": dict,
+    "metrics": dict, "config": dict, "baselines": dict,
+}  # fmt: skip
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 
 
@@ -56,7 +60,8 @@ class GroundingModel(nn.Module):
     Attributes:
         network: the network with its backbone.
         metrics: of these weights on the validation phrases, plain numbers.
-        config: of the run that trained it, plain data.
+        config: of the run that trained it, plain data; empty where there was none.
+        baselines: boxes without the image, see ``metrics.fit_baselines``; by name.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class GroundingModel(nn.Module):
         self.network = GroundingNetwork(extractor, len(vocabulary), sizes)
         self.metrics: dict[str, float] = {}
         self.config: dict[str, Any] = {}
+        self.baselines: dict[str, Tensor] = {}
 
     def forward(self, images: Tensor, masks: Tensor, image_of: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         """Scores ``[P, N]`` and corners ``[P, N, 4]`` of uint8 images ``[I, 3, S, S]``; see ``GroundingNetwork``."""
@@ -134,14 +140,11 @@ class GroundingModel(nn.Module):
             "vocabulary": list(self.vocabulary.words),
             "sizes": asdict(self.sizes),
             "freeze_norm": self.freeze_norm,
-            "state_dict": {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()},
+            "state_dict": on_cpu(self.network.state_dict()),
             "metrics": self.metrics,
             "config": self.config,
-            "versions": {
-                "sat_vg": sat_vg.__version__,
-                "torch": str(torch.__version__),
-                "python": platform.python_version(),
-            },
+            "baselines": self.baselines,
+            "versions": current_versions(),
         }
         save_tensors(Path(path), content)
 
@@ -153,30 +156,71 @@ class GroundingModel(nn.Module):
             CheckpointError: the file is missing, altered, or of another kind.
         """
         content = load_tensors(Path(path))
-        _require_model(content, Path(path))
-        preprocessing = Preprocessing.from_dict(content["preprocessing"])
+        _require_model(content, path)
         try:
-            sizes = Sizes(**content["sizes"])
+            preprocessing = Preprocessing.from_dict(content["preprocessing"])
             source = FineTuneModel(
                 content["backbone"], 2, pretrained=False, weights="none", image_size=preprocessing.image_size
             )
-            source.preprocessing = preprocessing
-            vocabulary = Vocabulary(tuple(map(str, content["vocabulary"])))
-            model = cls(source, vocabulary, sizes, freeze_norm=bool(content.get("freeze_norm", True)))
-            model.network.load_state_dict(content["state_dict"])
-        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(
-                f"{str(path)!r} holds a model that cannot be built: {reason}; use another file"
-            ) from error
-        model.metrics, model.config = dict(content.get("metrics", {})), dict(content.get("config", {}))
+        except UserError as error:
+            raise CheckpointError(f"{str(path)!r} cannot be used: {error}") from error
+        source.preprocessing = preprocessing
+        vocabulary, sizes = Vocabulary(tuple(content["vocabulary"])), Sizes(**content["sizes"])
+        model = cls(source, vocabulary, sizes, freeze_norm=content["freeze_norm"])
+        baseline = torch.empty(len(vocabulary.words) + 1, 4, dtype=torch.float64)
+        problems = (
+            *wrong_tensors("the network", content["state_dict"], model.network.state_dict()),
+            *wrong_tensors("the baselines", content["baselines"], dict.fromkeys(content["baselines"], baseline)),
+        )
+        _require(not problems, path, problems[0] if problems else "")
+        model.network.load_state_dict(content["state_dict"])
+        model.metrics, model.config, model.baselines = content["metrics"], content["config"], content["baselines"]
         return model.eval()
 
 
-def best_boxes(scores: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """The probability ``[P]`` of the best place of each phrase, and its corners ``[P, 4]``."""
-    probabilities, places = scores.softmax(-1).max(-1)
-    return probabilities, boxes[torch.arange(len(boxes), device=boxes.device), places]
+def _require_model(content: Any, path: str | Path) -> None:
+    """Refuse a file of another kind, and one whose model would be larger than the file.
+
+    Raises:
+        CheckpointError: it says what is wrong.
+    """
+    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+        of_finetuning = isinstance(content, Mapping) and content.get("format") == "sat_vg.best_model"
+        hint = "it is a backbone of the fine-tuning: train with --backbone" if of_finetuning else "check the path"
+        raise CheckpointError(f"{str(path)!r} is no grounding model; {hint}")
+    if type(content.get("schema")) is not int or content["schema"] != SCHEMA:
+        raise CheckpointError(
+            f"{str(path)!r} has schema {content.get('schema')!r}; this version of sat_vg reads {SCHEMA}"
+        )
+    lacking = [name for name, kind in _PARTS.items() if not isinstance(content.get(name), kind)]
+    _require(not lacking, path, f"it lacks a sound {', '.join(lacking)}")
+    words, sizes, weights = content["vocabulary"], content["sizes"], content["state_dict"]
+    _require(all(isinstance(word, str) for word in words), path, "its vocabulary holds more than words")
+    are_numbers = all(isinstance(name, str) and type(one) in (int, float) for name, one in content["metrics"].items())
+    _require(are_numbers, path, "its metrics are no numbers")
+    _require(set(sizes) == {one.name for one in fields(Sizes)}, path, "its sizes are not those of a network")
+    try:  # the ranges of the settings
+        GroundingConfig(data="any", **sizes)
+        GroundingConfig(**content["config"])
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"{str(path)!r} holds settings that no run can have: {error}") from error
+    width = sizes["width"]
+    shapes = {
+        "text.embedding.weight": (len(Vocabulary(tuple(words))), width),
+        "text.positions": (sizes["max_words"], width),
+    }
+    _require(sizes["text_layers"] + sizes["fusion_layers"] <= len(weights), path, "it lacks layers")
+    shapes |= {f"text.layers.{place}.qkv.weight": (3 * width, width) for place in range(sizes["text_layers"])}
+    shapes |= {f"fusion.{place}.qkv.weight": (3 * width, width) for place in range(sizes["fusion_layers"])}
+    for name, shape in shapes.items():
+        _require(
+            tuple(getattr(weights.get(name), "shape", ())) == shape, path, f"its {name} has not the shape {shape}"
+        )
+
+
+def _require(is_sound: bool, path: str | Path, fault: str) -> None:
+    if not is_sound:
+        raise CheckpointError(f"{str(path)!r} is altered: {fault}; use another file")
 
 
 def _pixels_of(image: ImageInput) -> Tensor:
@@ -197,17 +241,3 @@ def _pixels_of(image: ImageInput) -> Tensor:
             "it may be a path, a PIL image, an array uint8 [H, W, 3] or a tensor uint8 [3, H, W]"
         )
     return pixels
-
-
-def _require_model(content: Any, path: Path) -> None:
-    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
-        of_finetuning = isinstance(content, Mapping) and content.get("format") == "sat_vg.best_model"
-        hint = "it is a backbone of the fine-tuning: train with --backbone" if of_finetuning else "check the path"
-        raise CheckpointError(f"{str(path)!r} is no grounding model; {hint}")
-    if content.get("schema") != SCHEMA:
-        raise CheckpointError(
-            f"{str(path)!r} has schema {content.get('schema')!r}; this version of sat_vg reads {SCHEMA}"
-        )
-    wrong = [name for name, kind in _PARTS.items() if not isinstance(content.get(name), kind)]
-    if wrong:
-        raise CheckpointError(f"{str(path)!r} has no sound part {wrong[0]!r}: the file is altered; use another one")

@@ -1,7 +1,7 @@
-"""GroundingConfig: every setting of a grounding run, checked when it is made."""
+"""Settings of grounding: of a run, of ``evaluate`` and of ``predict``; checked when they are made, free of torch."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from sat_vg.backbone_finetuning.configs.choices import AutocastDtype
 from sat_vg.backbone_finetuning.configs.plain_values import plain_value
@@ -14,7 +14,13 @@ from sat_vg.backbone_finetuning.configs.ranges import (
     WholeNumber,
 )
 from sat_vg.backbone_finetuning.configs.validation import check_fields, refuse_problems
-from sat_vg.grounding.configs.choices import BoxFormat, OnBadRecord, Resume
+
+SPLITS = ("train", "val", "test")
+Split = Literal["train", "val", "test"]
+BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
+BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
+OnBadRecord = Literal["error", "skip"]
+Resume = Literal["auto", "never"]
 
 # Fields that may differ when a run is resumed.
 FREE_ON_RESUME = frozenset(
@@ -69,7 +75,7 @@ class GroundingConfig:
     """Probability of dropping a value in the transformer layers."""
 
     num_epochs: PositiveInt | None = None
-    """Passes over the training phrases. Unset: 30; for the built-in tiles 5."""
+    """Passes over the training phrases. Unset: 30; for the built-in tiles 4."""
     batch_size: PositiveInt = 64
     """Phrases per optimizer step."""
     learning_rate: PositiveFloat = 5e-4
@@ -146,7 +152,47 @@ _TILES: dict[str, Any] = {
     "backbone": "resnet18",
     "weights": "none",
     "image_size": 128,
-    "num_epochs": 5,
+    "num_epochs": 4,
     "log_dir": "logs/grounding_tiles",
     "checkpoint_dir": "checkpoints/grounding_tiles",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Options of ``sat-vg ground evaluate``."""
+
+    checkpoint: str
+    """A best_model.pt of the grounding."""
+    data: str | None = None
+    """The data set, as for the training. Unset: the built-in drawn tiles."""
+    split: Split = "test"
+    """Which part of it."""
+    out: str = "grounding_evaluation"
+    """Folder of metrics.json, predictions.json and report.html."""
+    box_format: BoxFormat | None = None
+    """What the four numbers of a box are, where a file does not say it."""
+    on_bad_record: OnBadRecord = "error"
+    """What to do with a record that cannot be used: stop, or leave it out and list it."""
+    batch_size: PositiveInt = 64
+    """Phrases at once."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Options of ``sat-vg ground predict``."""
+
+    checkpoint: str
+    """A best_model.pt of the grounding."""
+    image: str
+    """The image file."""
+    phrase: str
+    """What to look for, in quotes."""
+    out: str | None = None
+    """A .png file: the image with the box. Unset: none."""
+    json: bool = False
+    """Print one JSON object."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.printable import counted
-from sat_vg.grounding.configs.choices import BoxFormat, OnBadRecord
-from sat_vg.grounding.data.images import ImageStore
-from sat_vg.grounding.data.records import Box, Record, corners
+from sat_vg.grounding.config import BoxFormat, OnBadRecord
+from sat_vg.grounding.images import ImageStore
+from sat_vg.grounding.readers import Box, Record
 
 _SHOWN = 5
 _SLACK = 1.5  # pixels by which boxes may leave the image without a word: VOC counts from 1
@@ -78,6 +78,16 @@ def check_records(
                 f"the split {split} has no record left: {len(bad)} of them cannot be used, such as {bad[0]}"
             )
     return Checked(sound, bad, notes)
+
+
+def corners(box: Sequence[float], box_format: BoxFormat) -> Box:
+    """A box of a format as corners ``(x1, y1, x2, y2)``."""
+    a, b, c, d = map(float, box)
+    if box_format == "xyxy":
+        return a, b, c, d
+    if box_format == "xywh":
+        return a, b, a + c, b + d
+    return a - c / 2, b - d / 2, a + c / 2, b + d / 2
 
 
 def _repeated_keys(splits: Mapping[str, Sequence[Record]]) -> list[str]:

@@ -1,1 +1,0 @@
-"""Settings of grounding; free of torch."""

@@ -1,1 +1,0 @@
-"""Data of grounding: readers, checks, images, words and batches."""

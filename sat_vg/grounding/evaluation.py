@@ -1,0 +1,186 @@
+"""``sat-vg ground evaluate``: metrics with intervals, predictions, and a page with boxes over images."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
+from sat_vg.backbone_finetuning.reports.pages import image_url, render_page
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
+from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision
+from sat_vg.backbone_finetuning.utils.printable import counted
+from sat_vg.backbone_finetuning.utils.safe_files import write_text
+from sat_vg.backbone_finetuning.utils.terminal import progress, say
+from sat_vg.grounding.batches import DataChoice, Phrases, list_left_out, load_records
+from sat_vg.grounding.config import EvaluateOptions, GroundingConfig
+from sat_vg.grounding.metrics import (
+    Overlaps,
+    baseline_metrics,
+    box_size_of,
+    by_group,
+    family_of,
+    intervals_of,
+    metrics_of,
+    overlaps_of,
+)
+from sat_vg.grounding.model import GroundingModel
+from sat_vg.grounding.network import best_boxes
+from sat_vg.grounding.words import tokens_of
+
+_MOST_PICTURES = 48
+_PICTURE_SIDE = 288  # pixels
+FOUND, TRUE = (255, 64, 200), (90, 230, 90)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Predicted boxes, one of each phrase of a split, in the order of its records.
+
+    Attributes:
+        boxes: predicted corners ``[P, 4]`` in pixels of the image.
+        scores: probabilities ``[P]``.
+        overlaps: overlaps with the true boxes.
+    """
+
+    boxes: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    overlaps: Overlaps
+
+
+@torch.no_grad()
+def answer(model: GroundingModel, phrases: Phrases, batch_size: int, precision: Precision) -> Answers:
+    """The answers of a model, which is left in eval mode, to all phrases."""
+    model.eval()
+    found, scores = np.empty((len(phrases), 4)), np.empty(len(phrases))
+    for batch in progress(phrases.in_order(batch_size), total=phrases.num_batches(batch_size), desc="evaluation"):
+        moved = batch.to(precision.device)
+        with precision.autocast():
+            chosen, boxes = best_boxes(*model(moved.images, moved.masks, moved.image_of, moved.words))
+        scores[batch.places] = chosen.float().cpu()
+        for place, box in zip(batch.places, boxes.cpu(), strict=True):
+            found[place] = phrases.store.boxes[phrases.records[place].image].to_image(box)
+    return Answers(found, scores, overlaps_of(found, phrases.targets))
+
+
+def evaluate(options: EvaluateOptions) -> dict[str, Any]:
+    """Evaluate a grounding model; returns the content of metrics.json.
+
+    Raises:
+        UserError: the model or the data cannot be used.
+    """
+    model = GroundingModel.load_checkpoint(expand_home(options.checkpoint))
+    precision = choose_precision(choose_device(options.device), mixed_precision=True)
+    precision.place_model(model)
+    trained = GroundingConfig(**model.config)
+    choice = DataChoice(
+        data=options.data, image_size=model.sizes.image_size, box_format=options.box_format,
+        on_bad_record=options.on_bad_record, val_fraction=trained.val_fraction, seed=trained.seed,
+    )  # fmt: skip
+    checked, store = load_records(choice, (options.split,))
+    phrases = Phrases(
+        checked.splits[options.split], store, model.vocabulary, model.sizes.max_words, model.sizes.image_size
+    )
+    unknown = model.vocabulary.unknown(phrases.texts)
+    if unknown:
+        say(f"data: {counted(unknown, 'phrase has', 'phrases have')} words that the model does not know")
+    answers = answer(model, phrases, options.batch_size, precision)
+
+    content, rows = _figures(options.split, model, phrases, answers.overlaps), _rows(phrases, answers)
+    worst = [rows[place] for place in np.argsort(answers.overlaps.ious, kind="stable")]
+    out = expand_home(options.out)
+    write_text(out / "metrics.json", json.dumps(content, indent=1))
+    write_text(out / "predictions.json", json.dumps(rows, indent=1))
+    write_text(out / "report.html", page_of(content, worst))
+    list_left_out(checked.left_out, out)
+    _print(content)
+    say(f"{out / 'report.html'}: open it in a browser")
+    return content
+
+
+def _figures(split: str, model: GroundingModel, phrases: Phrases, overlaps: Overlaps) -> dict[str, Any]:
+    """The content of metrics.json."""
+    images = [record.image for record in phrases.records]
+    sides = phrases.targets[:, 2:] - phrases.targets[:, :2]
+    shares = (sides / phrases.image_sizes[:, :2]).prod(1)
+    baselines = {name: weights.numpy() for name, weights in model.baselines.items()}
+    return {
+        **metrics_of(overlaps),
+        "split": split,
+        "num_phrases": len(phrases),
+        "num_images": len(set(images)),
+        "intervals_95": intervals_of(overlaps, images),
+        "by_phrase_family": by_group(overlaps, [family_of(tokens_of(text)) for text in phrases.texts]),
+        "by_box_size": by_group(overlaps, [box_size_of(share) for share in shares]),
+        "without_the_image": baseline_metrics(
+            baselines, phrases.texts, phrases.targets, phrases.image_sizes, model.vocabulary
+        ),
+    }
+
+
+def _rows(phrases: Phrases, answers: Answers) -> list[dict[str, Any]]:
+    """The content of predictions.json."""
+    found = zip(phrases.records, answers.boxes, answers.scores, answers.overlaps.ious, strict=True)
+    return [
+        {
+            "image": record.image, "phrase": record.phrase, "box": [round(float(side), 2) for side in box],
+            "target": [round(side, 2) for side in record.box], "score": round(float(score), 4),
+            "iou": round(float(iou), 4),
+        }
+        for record, box, score, iou in found
+    ]  # fmt: skip
+
+
+def _print(content: Mapping[str, Any]) -> None:
+    low, high = content["intervals_95"]["pr@0.5"]
+    phrases, images = counted(content["num_phrases"], "phrase"), counted(content["num_images"], "image")
+    say(f"{content['split']}: {phrases} about {images}")
+    say("  ".join(f"Pr@{name[3:]} {100 * content[name]:.1f} %" for name in content if name.startswith("pr@")))
+    say(
+        f"mean IoU {100 * content['mean_iou']:.1f} %  cumulative IoU {100 * content['cum_iou']:.1f} %  "
+        f"(Pr@0.5, 95 % interval: {100 * low:.1f} to {100 * high:.1f} %)"
+    )
+    for name, value in {**content["by_phrase_family"], **content["by_box_size"]}.items():
+        say(f"  {name:<22}{counted(value['count'], 'phrase'):>14}  Pr@0.5 {100 * value['pr@0.5']:5.1f} %")
+    for name, value in content["without_the_image"].items():
+        say(f"  {name + ' (no image)':<36}  Pr@0.5 {100 * value['pr@0.5']:5.1f} %")
+
+
+def page_of(content: Mapping[str, Any], worst: Sequence[Mapping[str, Any]]) -> str:
+    """A self-contained HTML page.
+
+    Args:
+        content: of metrics.json.
+        worst: rows of predictions.json, the lowest IoU first.
+    """
+    tables = {
+        "Kind of phrase": content["by_phrase_family"],
+        "Size of the box": content["by_box_size"],
+        "Without the image": content["without_the_image"],
+    }
+    return render_page(
+        "report.html",
+        templates=Path(__file__).parent,
+        title="Grounding",
+        sections=("Groups", "Worst"),
+        content=content,
+        tables={name: table for name, table in tables.items() if table},
+        pictures=[(row, image_url(_with_boxes(row))) for row in worst[:_MOST_PICTURES]],
+    )
+
+
+def _with_boxes(row: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """The image with the predicted and the true box, uint8 ``[H, W, 3]``."""
+    picture = Image.fromarray(decode_rgb(row["image"]).permute(1, 2, 0).numpy())
+    scale = _PICTURE_SIDE / max(picture.size)
+    picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+    draw = ImageDraw.Draw(picture)
+    for box, colour in ((row["target"], TRUE), (row["box"], FOUND)):
+        draw.rectangle([side * scale for side in box], outline=colour, width=2)
+    return np.asarray(picture)

@@ -1,1 +1,0 @@
-"""Metrics of grounding, and baselines beside them."""

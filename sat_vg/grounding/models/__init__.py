@@ -1,1 +1,0 @@
-"""The grounding network, its losses and its file."""
