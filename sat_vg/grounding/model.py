@@ -28,8 +28,8 @@ from sat_vg.grounding.words import Vocabulary, tokens_of
 
 FORMAT, SCHEMA = "sat_vg.grounding_model", 1
 _PARTS = {
-    "backbone": str, "preprocessing": dict, "vocabulary": list, "sizes": dict, "freeze_norm": bool, "state_dict": dict,
-    "metrics": dict, "config": dict, "baselines": dict,
+    "backbone": str, "preprocessing": dict, "vocabulary": list, "sizes": dict, "freeze_norm": bool,
+    "state_dict": dict, "metrics": dict, "config": dict, "baselines": dict,
 }  # fmt: skip
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 

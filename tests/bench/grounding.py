@@ -283,11 +283,9 @@ def table(results: Results, study: Study, seeds: Sequence[int]) -> Iterator[str]
                 mean, low, high = paired_interval(*ious, images)
                 gain = f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
             lines = list(found.values())
+            shown = f"{spread([line['pr@0.5'] for line in lines])} | {spread([line['mean_iou'] for line in lines])}"
             of_families = [spread([line["by_family"][name] for line in lines]) for name in families]
-            yield (
-                f"| {start} | {backbone} | {spread([line['pr@0.5'] for line in lines])} "
-                f"| {spread([line['mean_iou'] for line in lines])} | {' | '.join(of_families)} | {gain} | {len(lines)} |"
-            )
+            yield f"| {start} | {backbone} | {shown} | {' | '.join(of_families)} | {gain} | {len(lines)} |"
     for name, value in _baselines(study).items():
         yield f"| {name} | no network | {100 * value['pr@0.5']:.2f} | {100 * value['mean_iou']:.2f} | | | | | |"
 
