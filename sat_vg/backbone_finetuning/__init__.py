@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sat_vg.backbone_finetuning.commands.functions import check, compare, evaluate, export, extract, runs
     from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
     from sat_vg.backbone_finetuning.models.factories import create_efficientnet, create_resnet, create_vit
     from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
@@ -21,21 +22,28 @@ _HOMES = {
     "create_vit": "models.factories",
     "create_efficientnet": "models.factories",
     "finetune": "training.run",
+    **dict.fromkeys(("check", "compare", "evaluate", "export", "extract", "runs"), "commands.functions"),
 }
 
 __all__ = [
     "FeatureExtractor",
     "FineTuneModel",
     "FinetuneConfig",
+    "check",
+    "compare",
     "create_efficientnet",
     "create_resnet",
     "create_vit",
+    "evaluate",
+    "export",
+    "extract",
     "finetune",
+    "runs",
 ]
 
 
-# The commands' modules, which stood here before each had a folder; these names go with the next version.
-_COMMANDS = ("check", "compare", "evaluate", "export", "extract", "predict", "shard")
+# Modules of commands, which stood here before each had a folder; these names go with the next version.
+_COMMANDS = ("predict", "shard")
 
 
 def __getattr__(name: str) -> Any:

@@ -65,6 +65,8 @@ RUN_BY = {
         )
     },
     "make test": "the run of this very test",
+    "sat-vg train --dataset_path DIR --backbone resnet50 --name first": "test_first_hour.py",
+    "sat-vg runs": "test_first_hour.py",
     f"{TRAIN} --dataset_path DIR --profile true": "test_the_shown_training_commands",
     f"{TRAIN} --dataset_path DIR --strategy last_layers --cached_views 4": "test_the_shown_training_commands",
     "python3 -m venv .venv && . .venv/bin/activate": "the Makefile's first target, the same words",

@@ -7,8 +7,29 @@ from pathlib import Path
 import torch
 
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.utils.errors import ConfigError, DeviceMemoryError
+from sat_vg.backbone_finetuning.training.checkpoint import BEST_MODEL
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, DeviceMemoryError
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB
+
+
+def model_file(given: str) -> Path:
+    """The path of a best_model.pt; of a folder of checkpoints or of a run (runs/NAME) the one in it.
+
+    Raises:
+        CheckpointError: a folder holds none.
+    """
+    path = expand_home(given)
+    if not path.is_dir():
+        return path
+    inside = [path / BEST_MODEL, path / "checkpoints" / BEST_MODEL]
+    found = next((each for each in inside if each.is_file()), None)
+    if found is None:
+        raise CheckpointError(
+            f"the folder {given!r} holds no {BEST_MODEL}, and neither does its folder checkpoints; give the path of "
+            "the file, which a training writes into its checkpoint_dir"
+        )
+    return found
 
 
 def load_model(path: Path) -> FineTuneModel:

@@ -53,7 +53,7 @@ def resolve_combinations(values: Mapping[str, Any], given: Collection[str]) -> S
     settings = Settings(values, given)
     for check in (
         _freezing, _strategy, _exact_probe, _epochs, _schedule, _batches, _image_sizes, _augmentation, _sampling,
-        _precision, _image_source, _rescale, _bands, _fsdp,
+        _precision, _image_source, _rescale, _bands, _fsdp, _folders,
     ):  # fmt: skip
         check(settings)
     return settings
@@ -306,3 +306,13 @@ def _fsdp(s: Settings) -> None:
     ):
         if s[name] == value:
             s.refuse("shard_weights", f"{s.show(name)} {why}")
+
+
+def _folders(s: Settings) -> None:
+    if s["name"] is None:
+        return
+    for field, part in (("log_dir", "logs"), ("checkpoint_dir", "checkpoints")):
+        folder = f"runs/{s['name']}/{part}"
+        if field in s.given and s[field] != folder:
+            s.refuse("name", f"{s.show(field)} also says where the run's files go; leave one of the two out")
+        s.values[field] = folder

@@ -25,6 +25,7 @@ from sat_vg.backbone_finetuning.configs.ranges import (
     Probability,
     Range,
     Remedy,
+    RunName,
     Separator,
     WholeNumber,
 )
@@ -38,7 +39,7 @@ FIELDS_FREE_ON_RESUME = frozenset(
     {
         "dataset_path", "dataset", "allow_outside", "label_separator", "allow_missing", "on_duplicates", "device",
         "num_workers", "loader_timeout", "cache", "cache_gib", "channels_last", "tf32", "compile", "num_threads",
-        "shard_weights", "keep_freed_memory", "profile", "log_dir", "checkpoint_dir", "save_frequency",
+        "shard_weights", "keep_freed_memory", "profile", "name", "log_dir", "checkpoint_dir", "save_frequency",
         "save_every_steps", "save_every_minutes", "max_checkpoints", "log_every", "resume",
     }
 )  # fmt: skip
@@ -51,7 +52,7 @@ TOPICS = {
     "label_smoothing": "Loss and sampling",
     "use_augmentation": "Augmentation",
     "device": "Hardware and speed",
-    "log_dir": "Files",
+    "name": "Files",
 }
 ImagesPath = Annotated[str, Remedy("the folder of your images, or leave it out for the built-in scenes")]
 DatasetName = Annotated[
@@ -270,6 +271,9 @@ class FinetuneConfig(Settings):
     profile: bool = False
     """Show where the time is spent: a table, and profile_trace.json in log_dir for chrome://tracing or Perfetto."""
 
+    name: RunName | None = None
+    """Name of the run: log_dir is then runs/NAME/logs and checkpoint_dir runs/NAME/checkpoints. An unfinished run of
+    that name with these settings goes on; beside any other one the run is called NAME_2, NAME_3 and so on."""
     log_dir: str = "logs/finetune"
     """Folder of the TensorBoard log and metrics.jsonl."""
     checkpoint_dir: str = "checkpoints/finetune"

@@ -100,15 +100,14 @@ DifferentSizes = Annotated[
         "[96, 128]",
     ),
 ]
-FolderName = Annotated[
-    str,
-    Rule(
-        lambda value: (
-            isinstance(value, str) and value.strip() not in ("", ".", "..") and not set(value) & set("/\\\0")
-        ),
-        "the name of a folder in dataset_path, without slashes",
-    ),
-]
+
+
+def _is_folder_name(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() not in ("", ".", "..") and not set(value) & set("/\\\0")
+
+
+FolderName = Annotated[str, Rule(_is_folder_name, "the name of a folder in dataset_path, without slashes")]
+RunName = Annotated[str, Rule(_is_folder_name, "a name for a folder, without slashes", "resnet50_lr3e-4")]
 Separator = Annotated[
     str,
     Rule(

@@ -7,6 +7,8 @@ from typing import Any
 from sat_vg.backbone_finetuning.configs.ranges import rules_of
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
+_ALL_FIELDS = "python -m sat_vg.backbone_finetuning.train --help lists all fields"
+
 
 def check_fields(settings: type, values: Mapping[str, Any]) -> None:
     """Check every field by itself, by the rule that its type gives.
@@ -45,7 +47,9 @@ def require_all_fields(shipped: Iterable[str], names: Collection[str]) -> None:
         )
 
 
-def explain_unknown_fields(names: Iterable[str], known: Iterable[str], place: str = "the configuration") -> None:
+def explain_unknown_fields(
+    names: Iterable[str], known: Iterable[str], place: str = "the configuration", hint: str = _ALL_FIELDS
+) -> None:
     """Refuse names that are no fields.
 
     Raises:
@@ -58,8 +62,4 @@ def explain_unknown_fields(names: Iterable[str], known: Iterable[str], place: st
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
             lines.append(f"{name!r}" + (f": did you mean {near[0]!r}?" if near else ""))
     if lines:
-        raise ConfigError(
-            f"{place} has no field "
-            + ", no field ".join(lines)
-            + "\n  python -m sat_vg.backbone_finetuning.train --help lists all fields"
-        )
+        raise ConfigError(f"{place} has no field " + ", no field ".join(lines) + f"\n  {hint}")

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
@@ -29,6 +29,9 @@ from sat_vg.backbone_finetuning.models.probabilities import PROBABILITIES, TaskN
 from sat_vg.backbone_finetuning.models.staged_classifier import StagedClassifier
 from sat_vg.backbone_finetuning.models.weights import StartRequest, load_initial_weights
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sat_vg.backbone_finetuning.models.prediction import Prediction
 
 
 class FineTuneModel(StagedClassifier):
@@ -114,6 +117,26 @@ class FineTuneModel(StagedClassifier):
         self.weights_report = str(loaded)
         self.provenance: dict[str, Any] = {"weights": self.weights_report}
         self.set_trainable(choose_trainable(self.stages, freeze_early_layers, unfreeze_layers, freeze_layers))
+
+    def predict(self, images: Any, batch_size: int = 16) -> list[Prediction]:
+        """Classes and probabilities of images; see ``prediction.predict``.
+
+        Args:
+            images: a path of a file, folder or glob; a PIL image; a uint8 array ``[H, W, C]``; a tensor ``[C, H, W]``
+                or ``[B, C, H, W]``; or a list of these.
+            batch_size: images that go through the model at once.
+
+        Returns:
+            One ``Prediction`` for each image: ``label``, ``probability``, ``probabilities`` by class name, ``path``.
+
+        Raises:
+            DataError: a file cannot be read, or a folder holds no images.
+            UserError: an image is of a type or shape that the model cannot take.
+        """
+        # Imported only now: it reads files, which an extractor does not.
+        from sat_vg.backbone_finetuning.models.prediction import predict
+
+        return predict(self, images, batch_size)
 
     def get_attention_maps(self, images: Tensor, layer_idx: int = -1) -> Tensor:
         """Attention of one block of a ViT (Dosovitskiy et al., 2021).

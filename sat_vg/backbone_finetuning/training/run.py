@@ -32,6 +32,7 @@ from sat_vg.backbone_finetuning.training.run_folder import (
     adopt_best_model,
     clear_folders,
     find_run,
+    free_name,
     own_folders,
 )
 from sat_vg.backbone_finetuning.training.run_identity import RunIdentity, check_identity, contents_of, fingerprint_of
@@ -74,9 +75,10 @@ def finetune(config: FinetuneConfig) -> TrainingResult:
         tell_notes(config)
         precision = hardware_of(config, ranks)
         found = ranks.broadcast_from_rank0(lambda: find_images(config))
-        folders = own_folders(expand_home(config.checkpoint_dir), expand_home(config.log_dir))
+        named = ranks.broadcast_from_rank0(lambda: free_name(config))
+        folders = own_folders(expand_home(named.checkpoint_dir), expand_home(named.log_dir))
         ranks.broadcast_from_rank0(lambda: stack.enter_context(folders))
-        return run_or_resume(config, precision, found, ranks)
+        return run_or_resume(named, precision, found, ranks)
 
 
 def dry_run(config: FinetuneConfig) -> None:

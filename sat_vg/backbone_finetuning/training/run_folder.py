@@ -5,9 +5,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.data.checks.readable import LEFT_OUT
 from sat_vg.backbone_finetuning.training.checkpoint import BEST_MODEL, LAST, RunState, read_newest_sound, read_run
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, WriteError
@@ -97,6 +99,33 @@ def _hash_of(content: dict[str, Any]) -> str:
     """What tells a state of a run from all others; the losses and times in it are not twice the same."""
     content_id = (sorted(content["state"].items()), sorted(content["config"].items()), content["data_fingerprint"])
     return hashlib.sha256(repr(content_id).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def free_name(config: FinetuneConfig) -> FinetuneConfig:
+    """The configuration with a ``name`` under which no other run lies: NAME, NAME_2, NAME_3 and so on.
+
+    An unfinished run with these settings keeps its name, so that the same command goes on with it.
+    """
+    if config.name is None:
+        return config
+    for number in count(1):
+        named = config if number == 1 else config.replace(name=f"{config.name}_{number}")
+        folder = expand_home(named.checkpoint_dir)
+        if not any(found for pattern in _RUN_FILES for found in folder.glob(pattern)) or _goes_on(named, folder):
+            break
+    if number > 1:
+        say(f"run: {named.name}, as another run has the name {config.name}")
+    return named
+
+
+def _goes_on(config: FinetuneConfig, folder: Path) -> bool:
+    """Whether an unfinished run with these settings lies in a folder."""
+    found = read_newest_sound(folder) if config.resume == "auto" else None
+    if found is None or found[1]["state"].get("finished"):
+        return False
+    # Fields that are unset until the images are known are whatever that run found.
+    asked = {name: value for name, value in config.to_dict().items() if value not in (None, "auto")}
+    return all(found[1]["config"].get(name) == asked[name] for name in asked.keys() - FIELDS_FREE_ON_RESUME)
 
 
 @contextmanager

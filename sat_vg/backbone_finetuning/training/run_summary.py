@@ -5,7 +5,9 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
@@ -14,6 +16,7 @@ from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.figures import draw_learning_curves
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.training.checkpoint import BEST_MODEL, RunState
+from sat_vg.backbone_finetuning.training.metric_lines import METRICS, read_metric_lines
 from sat_vg.backbone_finetuning.training.phases import Phase
 from sat_vg.backbone_finetuning.training.profiling import TRACE
 from sat_vg.backbone_finetuning.training.record import Outputs
@@ -38,10 +41,36 @@ class TrainingResult:
         best_model: path of best_model.pt.
         metrics: of its weights on the validation images: ``val_accuracy`` and ``macro_f1`` (fractions), ``val_loss``,
             ``epoch``; where an image can have several classes also ``val_map`` and ``micro_f1``.
+        log_dir: folder of the TensorBoard log and metrics.jsonl.
     """
 
     best_model: Path
     metrics: dict[str, float]
+    log_dir: Path
+
+    @cached_property
+    def model(self) -> FineTuneModel:
+        """The best model, read from its file, on the CPU and in eval mode.
+
+        Raises:
+            CheckpointError: the file is gone or damaged.
+        """
+        return FineTuneModel.load_checkpoint(self.best_model)
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """A row for each epoch: ``epoch``, ``phase``, ``train_loss``, ``val_loss``, ``val_accuracy``, ``seconds``.
+
+        ``pandas.DataFrame(result.history)`` makes a table of it. Epochs that the log lost are not in it.
+        """
+        path = self.log_dir / METRICS
+        return read_metric_lines(path).ended_epochs if path.exists() else []
+
+    @property
+    def train_loss(self) -> float | None:
+        """Mean loss over the training images in the epoch of the best model; None: nothing was trained by then."""
+        rows = [row for row in self.history if row["epoch"] == self.metrics["epoch"] and row["step"] > 0]
+        return float(rows[-1]["train_loss"]) if rows else None
 
 
 def describe_ranks(ranks: Ranks) -> str:
@@ -136,9 +165,18 @@ def summarise(config: FinetuneConfig) -> TrainingResult:
     tensorboard = min(str(beside_python), os.path.relpath(beside_python), key=len) if needs_path else "tensorboard"
     what = "mAP" if "val_map" in metrics else "accuracy"
     value = metrics.get("val_map", metrics["val_accuracy"])
-    say(f"done: validation {what} {100 * value:.2f} % (epoch {metrics['epoch']})")
+    result = TrainingResult(path, metrics, expand_home(config.log_dir))
+    say(f"done: validation {what} {100 * value:.2f} % (epoch {metrics['epoch']}){losses_of(result)}")
     say(f"  best model   {path}")
     say("  its maps     " + ", ".join(f"{n}: {c} channels at stride {s}" for n, c, s in maps))
     say(f'  use it       FineTuneModel.load_checkpoint("{path}").get_feature_extractor()')
     say(f"  TensorBoard  {tensorboard} --logdir {config.log_dir}")
-    return TrainingResult(path, metrics)
+    return result
+
+
+def losses_of(result: TrainingResult) -> str:
+    """Both losses of the best epoch and their difference, as the end of a line."""
+    train_loss, val_loss = result.train_loss, result.metrics["val_loss"]
+    if train_loss is None:
+        return f", val_loss {val_loss:.4f}"
+    return f", train_loss {train_loss:.4f}, val_loss {val_loss:.4f}, gap {val_loss - train_loss:+.4f}"

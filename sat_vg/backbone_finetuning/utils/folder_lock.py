@@ -91,6 +91,22 @@ def lock_folder(folder: Path, remedy: str = _OTHERS) -> Iterator[None]:
             folder.rmdir()
 
 
+def is_in_use(folder: Path) -> bool:
+    """Whether a run has a folder now, on this host or, as far as its lock was renewed lately, on another."""
+    path = folder / LOCK
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except OSError:
+        return False  # there is none, or it lies where nobody can write
+    try:
+        is_free = lock_file(descriptor)
+        was_renewed = time.time() - os.fstat(descriptor).st_mtime < _STALE_AFTER_S
+        is_elsewhere = _read(path).get("kernel") != _kernel()
+        return is_free is False or (was_renewed and (is_elsewhere or is_free is None))
+    finally:
+        os.close(descriptor)
+
+
 class _InUseError(Exception):
     """Another run has the folder; the message says which."""
 

@@ -51,7 +51,7 @@ assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("usage: ") == len(COMMANDS) == 10
+    assert done.stdout.count("usage: ") == len(COMMANDS) == 11
 
 
 @pytest.mark.parametrize(

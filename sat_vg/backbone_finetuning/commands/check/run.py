@@ -94,15 +94,25 @@ def check(options: CheckOptions) -> None:
         ConfigError: an option is out of range or contradicts another, or rasterio is not installed.
         DataError: the folder, the table or the copy is no data set, or the data have errors.
     """
-    config = training_config(options)
     # A program reads the one object on standard output; all other lines are for the person beside it.
     with redirect_stdout(sys.stderr) if options.json else nullcontext():
-        splits = load_splits(config)
-        bands, levels = choose_bands(config, splits), choose_levels(config, splits)
-        findings = examine(splits, stats_of(bands, levels, computed_cache(config)))
+        findings = find_faults(options)
     say(json.dumps(findings.to_dict(), indent=1) if options.json else report(findings))
     if findings.errors:
         raise DataError(f"the data have {counted(len(findings.errors), 'error')}; a training would stop or be spoilt")
+
+
+def find_faults(options: CheckOptions) -> Findings:
+    """Check a data set.
+
+    Raises:
+        ConfigError: an option is out of range or contradicts another, or rasterio is not installed.
+        DataError: the folder, the table or the copy is no data set.
+    """
+    config = training_config(options)
+    splits = load_splits(config)
+    bands, levels = choose_bands(config, splits), choose_levels(config, splits)
+    return examine(splits, stats_of(bands, levels, computed_cache(config)))
 
 
 def training_config(options: CheckOptions) -> FinetuneConfig:

@@ -9,7 +9,7 @@ from typing import Any
 from sat_vg.backbone_finetuning.commands.evaluate.files import epochs_of_run, write_results
 from sat_vg.backbone_finetuning.commands.evaluate.options import EvaluateOptions
 from sat_vg.backbone_finetuning.commands.evaluate.terminal_summary import summary_of
-from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_model
+from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_model, model_file
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageDataset, validation_loader
 from sat_vg.backbone_finetuning.data.loading.workers import Workers
@@ -51,7 +51,7 @@ def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
     Raises:
         UserError: the checkpoint, the data or a setting cannot be used.
     """
-    source = expand_home(options.checkpoint)
+    source = model_file(options.checkpoint)
     model = _load_classifier(source)
     target = None if options.calibrate is None else calibrated_path(options.calibrate, source)
     config = config_of(options, model)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sat_vg.backbone_finetuning.commands.export.options import ExportCommandOptions
+from sat_vg.backbone_finetuning.commands.trained_models import model_file
 from sat_vg.backbone_finetuning.models.exports import FORMATS
 from sat_vg.backbone_finetuning.models.exports.comparing import Difference, compare
 from sat_vg.backbone_finetuning.models.exports.contract import (
@@ -50,7 +51,7 @@ def export_checkpoint(options: ExportCommandOptions) -> dict[str, Any]:
         WriteError: the file cannot be written.
     """
     out, exporter = _require_sound(options)
-    source = expand_home(options.checkpoint)
+    source = model_file(options.checkpoint)
     model = FineTuneModel.load_checkpoint(source)
     if out.exists() and out.samefile(source):
         raise ConfigError(f"--out {options.out}: is the checkpoint itself; choose another name")
@@ -201,7 +202,7 @@ def verify_export(options: ExportCommandOptions) -> list[Difference]:
             f"--{superfluous[0]} says nothing beside --verify, which reads it off the file; leave it out"
         )
     path = expand_home(options.verify)
-    model = FineTuneModel.load_checkpoint(expand_home(options.checkpoint))
+    model = FineTuneModel.load_checkpoint(model_file(options.checkpoint))
     name = options.format or _format_of(path)
     exporter = load_format(name)
     try:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.commands.extract.options import ExtractOptions
 from sat_vg.backbone_finetuning.commands.output_folder import lock_output
-from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_model
+from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_model, model_file
 from sat_vg.backbone_finetuning.data.features.files import (
     Features,
     identity_of,
@@ -109,7 +109,7 @@ def extract_features(options: ExtractOptions) -> Path:
     images = list_images(query)
     if options.knn and (options.stages or len(images.class_names) < 2):
         raise ConfigError("--knn true: needs pooled vectors, so no --stages, and labelled images of two classes")
-    checkpoint = expand_home(options.checkpoint)
+    checkpoint = model_file(options.checkpoint)
     model = load_model(checkpoint)
     device = choose_device(options.device)
     set_up_process(device, num_threads=None, keeps_freed_memory=None, tf32=False)

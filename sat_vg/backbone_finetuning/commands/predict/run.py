@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.commands.predict.options import PredictOptions
-from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_model
+from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_model, model_file
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.reading.threads import read_in_order
 from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
@@ -82,7 +82,7 @@ def predict_images(options: PredictOptions) -> None:
     Raises:
         UserError: the checkpoint or a setting cannot be used; at the end, if an image could not be read.
     """
-    model = load_model(expand_home(options.checkpoint))
+    model = load_model(model_file(options.checkpoint))
     precision = choose_precision(choose_device(options.device), mixed_precision=False)
     precision.place_model(model)
     total = unreadable = 0

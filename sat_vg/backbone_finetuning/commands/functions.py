@@ -1,0 +1,179 @@
+"""The commands as Python functions, with the options of the command lines and a result each.
+
+They check their options and print what the commands print. Training itself is ``training.run.finetune``, prediction
+``FineTuneModel.predict``.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sat_vg.backbone_finetuning.commands.check.cli import main as check_main
+from sat_vg.backbone_finetuning.commands.check.options import CheckOptions
+from sat_vg.backbone_finetuning.commands.check.run import Findings, find_faults
+from sat_vg.backbone_finetuning.commands.compare.cli import main as compare_main
+from sat_vg.backbone_finetuning.commands.compare.options import CompareOptions
+from sat_vg.backbone_finetuning.commands.compare.results import NAME
+from sat_vg.backbone_finetuning.commands.compare.run import compare as run_comparison
+from sat_vg.backbone_finetuning.commands.evaluate.cli import main as evaluate_main
+from sat_vg.backbone_finetuning.commands.evaluate.options import EvaluateOptions
+from sat_vg.backbone_finetuning.commands.evaluate.run import evaluate_checkpoint
+from sat_vg.backbone_finetuning.commands.export.cli import main as export_main
+from sat_vg.backbone_finetuning.commands.export.options import ExportCommandOptions
+from sat_vg.backbone_finetuning.commands.export.run import export_checkpoint
+from sat_vg.backbone_finetuning.commands.extract.cli import main as extract_main
+from sat_vg.backbone_finetuning.commands.extract.options import ExtractOptions
+from sat_vg.backbone_finetuning.commands.extract.run import extract_features
+from sat_vg.backbone_finetuning.commands.runs.run import RunRow, list_runs
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.configs.plain_values import as_argument, plain_value
+from sat_vg.backbone_finetuning.configs.ranges import rules_of
+from sat_vg.backbone_finetuning.configs.validation import explain_unknown_fields, refuse_problems
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Options = TypeVar("Options", bound="DataclassInstance")
+
+
+def check(data: str | Path | None = None, **options: Any) -> Findings:
+    """Look for what a training would stumble over, as ``sat-vg check DATA``; nothing is printed.
+
+    Args:
+        data: class folders, or a .csv table; with ``dataset`` the folder of a copy.
+        options: of the command, such as ``bands="1,2,3"`` or ``seed=1``.
+
+    Returns:
+        ``errors`` and ``warnings`` as texts; ``to_dict()`` gives all numbers as plain data.
+
+    Raises:
+        ConfigError: an option is unknown, out of range or contradicts another.
+        DataError: the folder, table or copy is no data set.
+    """
+    return find_faults(_options(CheckOptions, "check", {"data": data, **options}))
+
+
+def compare(data: str | Path | None = None, **options: Any) -> dict[str, Any]:
+    """Train backbones x strategies x seeds and rank them, as ``sat-vg compare DATA``.
+
+    Args:
+        data: as for a training.
+        options: of the command, such as ``backbones=["resnet18", "mobilenet_v2"]``, ``seeds=[0, 1]``, ``out="DIR"``;
+            and of every training, such as ``num_epochs=5``.
+
+    Returns:
+        What comparison.json in ``out`` holds; empty after a dry run.
+
+    Raises:
+        UserError: a setting or the data cannot be used.
+        StoppedError: a training failed; the others are compared all the same.
+    """
+    own = {field.name for field in fields(CompareOptions)}
+    trained = {name: value for name, value in options.items() if name not in own}
+    known, hint = (
+        (*own, *FinetuneConfig.field_names()),
+        "sat-vg compare --help and sat-vg train --help list all options",
+    )
+    explain_unknown_fields(trained, known, "compare()", hint)
+    flags = [text for name, value in trained.items() for text in (f"--{name}", as_argument(plain_value(value)))]
+    own_options = {name: value for name, value in options.items() if name in own}
+    chosen = _options(CompareOptions, "compare", {"data": data, **own_options})
+    run_comparison(chosen, flags)
+    path = expand_home(chosen.out) / f"{NAME}.json"
+    return {} if chosen.dry_run else dict(json.loads(path.read_text()))
+
+
+def evaluate(checkpoint: str | Path, data: str | Path | None = None, **options: Any) -> dict[str, Any]:
+    """Measure a best_model.pt on labelled images and write the report, as ``sat-vg evaluate CHECKPOINT DATA``.
+
+    Args:
+        checkpoint: a best_model.pt, or the folder of a run.
+        data: labelled images; None: those of its training.
+        options: of the command, such as ``split="test"`` or ``out="DIR"``.
+
+    Returns:
+        What evaluation.json holds.
+
+    Raises:
+        UserError: the checkpoint, the data or an option cannot be used.
+    """
+    return evaluate_checkpoint(
+        _options(EvaluateOptions, "evaluate", {"checkpoint": checkpoint, "data": data, **options})
+    )
+
+
+def extract(checkpoint: str | Path, images: str | Path, **options: Any) -> Path:
+    """Write vectors or maps of images into a file, as ``sat-vg extract CHECKPOINT IMAGES``.
+
+    Args:
+        checkpoint: a best_model.pt, or the folder of a run.
+        images: a folder, file, glob or table.
+        options: of the command, such as ``out="features.npz"`` or ``stages=["layer3"]``.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        UserError: the checkpoint, an image or an option cannot be used.
+    """
+    return extract_features(
+        _options(ExtractOptions, "extract", {"checkpoint": checkpoint, "images": images, **options})
+    )
+
+
+def export(checkpoint: str | Path, **options: Any) -> dict[str, Any]:
+    """Write a model for other programs, as ``sat-vg export CHECKPOINT --format FORMAT --out PATH``.
+
+    Args:
+        checkpoint: a best_model.pt, or the folder of a run.
+        options: of the command: ``format="onnx"``, ``out="model.onnx"`` …
+
+    Returns:
+        The model card as plain data.
+
+    Raises:
+        UserError: the checkpoint or an option cannot be used, or the file does not give the model's numbers.
+    """
+    return export_checkpoint(_options(ExportCommandOptions, "export", {"checkpoint": checkpoint, **options}))
+
+
+def runs(folder: str | Path = ".") -> list[RunRow]:
+    """The runs below a folder, the newest first, as ``sat-vg runs DIR``.
+
+    Raises:
+        DataError: there is no such folder, or no run in it.
+    """
+    return list_runs(folder)
+
+
+def _options(kind: type[Options], function: str, given: Mapping[str, Any]) -> Options:
+    """The options of a command, checked as on its command line.
+
+    Raises:
+        ConfigError: one is unknown (the nearest known one is named) or has a wrong value.
+    """
+    explain_unknown_fields(
+        given,
+        tuple(field.name for field in fields(kind)),
+        f"{function}()",
+        f"sat-vg {function} --help lists all options",
+    )
+    values, rules = {name: plain_value(value) for name, value in given.items()}, rules_of(kind)
+    refuse_problems(
+        [rules[name].problem(name, value) for name, value in values.items() if not rules[name].holds(value)]
+    )
+    return kind(**values)
+
+
+# These names were modules in the version before; programs that call their ``main`` find it here for one more version.
+for _function, _main in (
+    (check, check_main),
+    (compare, compare_main),
+    (evaluate, evaluate_main),
+    (export, export_main),
+    (extract, extract_main),
+):
+    _function.main = _main  # type: ignore[attr-defined]

@@ -1,0 +1,1 @@
+"""``sat-vg runs``: the runs below a folder, in a table."""

@@ -1,0 +1,132 @@
+"""Classes and probabilities of images by a model: of files, PIL images, arrays and tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
+from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
+from sat_vg.backbone_finetuning.data.sources.table import list_images
+from sat_vg.backbone_finetuning.models.staged_classifier import StagedClassifier
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, UserError
+from sat_vg.backbone_finetuning.utils.preprocessing import RGB, ToPixels
+
+LIKELIER_THAN_NOT = 0.5
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image.
+
+    Attributes:
+        label: the likeliest class.
+        probability: of that class, from 0 to 1.
+        probabilities: of every class by name, in the order of the model's outputs; they sum to 1 where an image has
+            one class.
+        labels: the classes that the image is given: the likeliest, or where an image can have several all that are
+            likelier than not, which may be none.
+        path: of the image's file; None: it was in memory.
+    """
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+    labels: tuple[str, ...]
+    path: str | None = None
+
+
+@torch.no_grad()
+def predict(model: StagedClassifier, images: Any, batch_size: int = 16) -> list[Prediction]:
+    """Predict the classes of images; they are resized and normalised as in the training.
+
+    The model is run in eval mode, on the device that it is on, and left in the mode that it was in.
+
+    Args:
+        model: with ``class_names`` and ``preprocessing``.
+        images: a path of a file, folder, glob or .csv table; a PIL image; a uint8 array ``[H, W, C]``; a tensor
+            ``[C, H, W]`` or ``[B, C, H, W]`` as ``preprocessing.normalise`` takes it; or a list of any of these.
+        batch_size: images that go through the model at once.
+
+    Returns:
+        One for each image, in order.
+
+    Raises:
+        DataError: a file cannot be read, or a folder holds no images.
+        UserError: an image is of a type or shape that the model cannot take.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size = {batch_size}: must be 1 or more; for example 16")
+    to_pixels, geometry = ToPixels(model.preprocessing), model.preprocessing.geometry()
+    found = ((path, geometry(to_pixels(pixels))) for path, pixels in _each(model, images))
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    results: list[Prediction] = []
+    try:
+        while group := list(islice(found, batch_size)):
+            batch = torch.stack([pixels for _, pixels in group]).to(device)
+            normalised = torch.nan_to_num(model.preprocessing.normalise(batch), nan=0.0)
+            shares = model.predict_probabilities(normalised).cpu().tolist()
+            results += [_prediction(model, row, path) for (path, _), row in zip(group, shares, strict=True)]
+    finally:
+        model.train(was_training)
+    return results
+
+
+def _each(model: StagedClassifier, images: Any) -> Iterator[tuple[str | None, Image.Image | Tensor]]:
+    """Every image with the path of its file, if it came from one."""
+    if isinstance(images, (str, Path)):
+        _require_files(model)
+        decoder = decoder_of(model.preprocessing)
+        for path in list_images(ImageQuery(path=str(images))).paths:
+            yield path, decoder.read(path)
+    elif isinstance(images, Image.Image):
+        yield None, images
+    elif isinstance(images, np.ndarray):
+        yield None, _of_array(images)
+    elif isinstance(images, Tensor):
+        yield from ((None, image) for image in (images if images.ndim == 4 else images[None]))
+    elif isinstance(images, Sequence) or hasattr(images, "__iter__"):
+        for image in images:
+            yield from _each(model, image)
+    else:
+        raise UserError(
+            f"images of type {type(images).__name__}: give a path, a PIL image, a uint8 array [H, W, C], a tensor "
+            "[C, H, W], or a list of them"
+        )
+
+
+def _require_files(model: StagedClassifier) -> None:
+    preprocessing = model.preprocessing
+    if preprocessing.bands != RGB and preprocessing.files is None:
+        raise DataError(
+            f"the model takes images with the bands {', '.join(preprocessing.bands)} and does not say where these "
+            "lie in files, as it was not trained with bands; give tensors [C, H, W]"
+        )
+
+
+def _of_array(array: np.ndarray) -> Tensor:
+    channels = array.shape[-1] if array.ndim == 3 else 0
+    if array.dtype != np.uint8 or not channels:
+        raise UserError(
+            f"array of type {array.dtype} and shape {list(array.shape)}: give uint8 [H, W, C]; other values as a "
+            "tensor [C, H, W]"
+        )
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
+def _prediction(model: StagedClassifier, shares: Sequence[float], path: str | None) -> Prediction:
+    probabilities = dict(zip(model.class_names, shares, strict=True))
+    place = max(range(len(shares)), key=shares.__getitem__)
+    label = model.class_names[place]
+    given = tuple(name for name, share in probabilities.items() if share >= LIKELIER_THAN_NOT)
+    return Prediction(label, shares[place], probabilities, given if model.task == "multi_label" else (label,), path)
