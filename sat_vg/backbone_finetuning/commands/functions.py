@@ -176,4 +176,4 @@ for _function, _main in (
     (export, export_main),
     (extract, extract_main),
 ):
-    _function.main = _main  # type: ignore[attr-defined]
+    _function.main = _main  # type: ignore[union-attr]
