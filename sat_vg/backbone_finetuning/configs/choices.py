@@ -35,5 +35,3 @@ ExportPart = Literal["classifier", "extractor"]
 
 DATASETS: tuple[Dataset, ...] = get_args(Dataset)
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
-EXPORT_PARTS: tuple[ExportPart, ...] = get_args(ExportPart)

@@ -13,7 +13,6 @@ from sat_vg.backbone_finetuning.data.checks import readable as checks
 from sat_vg.backbone_finetuning.data.checks.readable import (
     BadImage,
     examine_images,
-    find_unreadable,
     require_readable,
     write_left_out,
 )
@@ -47,6 +46,10 @@ def root(tmp_path):
 @pytest.fixture
 def paths(root):
     return sorted(str(path) for path in root.rglob("*.jpg"))
+
+
+def find_unreadable(paths, **options):
+    return examine_images(paths, **options).bad
 
 
 def cut(path, length=300):

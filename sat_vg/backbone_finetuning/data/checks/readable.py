@@ -151,11 +151,6 @@ def examine_images(
     return examined
 
 
-def find_unreadable(paths: Sequence[str], **options: Any) -> list[BadImage]:
-    """The images that cannot be decoded, in the order of ``paths``; options as of ``examine_images``."""
-    return examine_images(paths, **options).bad
-
-
 def require_readable(
     splits: Splits,
     policy: Literal["error", "skip"],
