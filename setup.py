@@ -16,7 +16,21 @@ setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["sat_vg", "sat_vg.*"]),
+    author="The sat_vg developers",
+    keywords="satellite aerial remote-sensing fine-tuning feature-extractor visual-grounding pytorch torchvision",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+    packages=[*find_packages(include=["sat_vg", "sat_vg.*"]), "sat_vg.recipes"],
+    package_dir={"sat_vg.recipes": "configs"},  # in the wheel they lie inside the package
     package_data={
         "sat_vg": [
             "py.typed",
@@ -24,7 +38,8 @@ setup(
             "backbone_finetuning/models/networks/*.json",
             "backbone_finetuning/reports/templates/*",
             "grounding/report.html",
-        ]
+        ],
+        "sat_vg.recipes": ["*.yaml"],
     },
     python_requires=">=3.10",
     install_requires=[

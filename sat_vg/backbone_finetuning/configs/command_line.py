@@ -17,7 +17,7 @@ from sat_vg.backbone_finetuning.configs.ranges import rule_of, rules_of
 from sat_vg.backbone_finetuning.configs.retired import RETIRED
 from sat_vg.backbone_finetuning.configs.settings import shipped_defaults
 from sat_vg.backbone_finetuning.configs.validation import explain_unknown_fields, refuse_problems, require_all_fields
-from sat_vg.backbone_finetuning.configs.yaml_files import read_yaml
+from sat_vg.backbone_finetuning.configs.yaml_files import find_recipe, read_yaml, recipe_names
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 _DESCRIPTION = """\
@@ -26,7 +26,7 @@ Fine-tune a torchvision backbone on satellite or aerial images in class folders 
   own images     %(prog)s --dataset_path DIR --backbone resnet50
   a table        %(prog)s --dataset_path FILE.csv --backbone resnet50
   a known set    %(prog)s --dataset eurosat --backbone resnet50
-  a recipe       %(prog)s --config configs/NAME.yaml --dataset_path DIR
+  a recipe       %(prog)s --config ucmerced --dataset_path DIR
   dry run        %(prog)s --dataset_path DIR --dry_run
   no arguments   a small run on built-in scenes, done within minutes on two CPU cores
 
@@ -38,7 +38,7 @@ resumes).
 _USAGE = "%(prog)s [--config FILE] [--dry_run] [--print_config] [--FIELD VALUE ...]"
 _OWN_FLAGS = {"config": str, "dry_run": bool, "print_config": bool}
 _OWN_HELP = (
-    ("--config", "FILE", "YAML file with any of the fields below."),
+    ("--config", "FILE", f"YAML file with any of the fields below, or a recipe: {', '.join(recipe_names())}."),
     ("--dry_run", "", "Print data, phases with their trainable stages, steps and batch shapes; train nothing."),
     ("--print_config", "", "Print the configuration as YAML, ready for --config, and exit."),
 )
@@ -82,7 +82,7 @@ def parse_command_line(
     refuse_words(words, prog)
     named = dict(settings or {})
     for path in written.pop("config", ()):
-        from_file = read_yaml(path)
+        from_file = read_yaml(find_recipe(path))
         explain_unknown_fields(from_file, (*FinetuneConfig.field_names(), *RETIRED), f"the config file {path!r}")
         # A wrong value is named here even where a flag outranks it.
         held = {name: plain_value(from_file[name]) for name in FinetuneConfig.field_names() if name in from_file}

@@ -1,4 +1,4 @@
-"""Settings of earlier versions: old YAML files, flags and checkpoints are translated, and a line says how."""
+"""Settings under other names, most from earlier versions, in files, flags and checkpoints: translated, and said."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -55,9 +55,26 @@ def _max_bad_fraction(given: _Given) -> dict[str, Any]:
     return {"on_bad_image": f"skip:{value}"} if policy == "skip" and value != 0.01 else {}
 
 
+def _freeze_backbone(given: _Given) -> dict[str, Any]:
+    value, strategy = given["freeze_backbone"], given.get("strategy")
+    if str(value).lower() not in ("true", "false"):
+        raise ConfigError(
+            f"freeze_backbone = {value!r}: must be true (the head alone is trained: strategy linear_probe) or false"
+        )
+    if str(value).lower() == "false":
+        return {}
+    if strategy not in (None, "linear_probe"):
+        raise ConfigError(
+            f"freeze_backbone = {value!r}: trains the head alone, and strategy = {strategy!r} was given, too; leave one of "
+            "the two out"
+        )
+    return {"strategy": "linear_probe"}
+
+
 # The retired field → what it means in today's, seen with the others that were given.
 RETIRED: dict[str, Callable[[_Given], dict[str, Any]]] = {
     "freeze_layers": _freeze_layers,
     "best_weights": _best_weights,
     "max_bad_fraction": _max_bad_fraction,
+    "freeze_backbone": _freeze_backbone,
 }

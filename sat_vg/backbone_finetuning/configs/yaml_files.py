@@ -1,5 +1,6 @@
 """YAML files of settings: small, without objects and aliases, and with numbers as people write them."""
 
+import difflib
 import errno
 import re
 from collections.abc import Mapping
@@ -10,6 +11,9 @@ import yaml
 
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
+_PACKAGE = Path(__file__).parents[2]
+# The recipes: in an installed package inside it, in a checkout beside it.
+RECIPES = (_PACKAGE / "recipes", _PACKAGE.parent / "configs")
 _MAX_YAML_BYTES = 2**18
 _DECIMAL = re.compile(r"[-+]?[0-9_]*[0-9]")
 
@@ -81,6 +85,30 @@ for _class in (_Loader, _Dumper):
 def yaml_text(values: Mapping[str, Any]) -> str:
     """Plain data as YAML that ``read_yaml`` gives back."""
     return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def find_recipe(given: str) -> Path:
+    """The path of a YAML file, or of the recipe of that name that comes with the package, such as ``ucmerced``.
+
+    Raises:
+        ConfigError: there is no file and no recipe of that name; names the nearest.
+    """
+    path = Path(given)
+    if path.exists() or path.suffix or path.name != given:
+        return path
+    for folder in RECIPES:
+        if (folder / f"{given}.yaml").is_file():
+            return folder / f"{given}.yaml"
+    near = difflib.get_close_matches(given, recipe_names(), n=1)
+    raise ConfigError(
+        f"--config {given!r}: there is no such file, and no recipe of that name"
+        + (f": did you mean {near[0]!r}?" if near else f"; the recipes are {', '.join(recipe_names())}")
+    )
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package, sorted."""
+    return sorted({path.stem for folder in RECIPES for path in folder.glob("*.yaml")})
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -7,6 +7,12 @@ from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.networks.table import find_backbone
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
+# First words of timm's names.
+_TIMM_KINDS = {
+    ("resnet", "resnext", "wide_resnet", "seresnet", "resnetv2", "ecaresnet"): "ResNet",
+    ("vit_", "deit", "beit", "eva"): "ViT",
+    ("efficientnet",): "EfficientNet",
+}
 _KEYS = ("architecture", "num_classes", "pretrained", "freeze_layers", "dropout", "weights", "image_size")
 
 
@@ -14,11 +20,12 @@ def create_resnet(settings: Mapping[str, Any]) -> FineTuneModel:
     """A ResNet from a dictionary such as ``{"architecture": "resnet50", "num_classes": 10, "freeze_layers": 2}``.
 
     Args:
-        settings: ``architecture`` and ``num_classes``; optionally ``pretrained`` (default True), ``freeze_layers``
-            (freeze so many stages from the input on), ``dropout``, ``weights``, ``image_size``.
+        settings: ``architecture`` (torchvision's name or timm:NAME) and ``num_classes``; optionally ``pretrained``
+            (default True), ``freeze_layers`` (freeze so many stages from the input on), ``dropout``, ``weights``,
+            ``image_size``.
 
     Raises:
-        ConfigError: a key is unknown or missing, or the architecture is no ResNet.
+        ConfigError: a key is unknown or missing, or the architecture is no ResNet; timm's count by their names.
     """
     return _create("ResNet", **settings)
 
@@ -33,12 +40,22 @@ def create_efficientnet(settings: Mapping[str, Any]) -> FineTuneModel:
     return _create("EfficientNet", **settings)
 
 
+def kind_of_timm(name: str) -> str | None:
+    """The kind of a network of timm by its name, such as ``ViT`` of ``timm:deit3_base_patch16_224``; else None."""
+    if not name.startswith("timm:"):
+        return None
+    plain = name.removeprefix("timm:").removeprefix("tf_")
+    return next((kind for starts, kind in _TIMM_KINDS.items() if plain.startswith(starts)), None)
+
+
 def _create(family: str, /, **settings: Any) -> FineTuneModel:
     unknown = [key for key in settings if key not in _KEYS]
     missing = [key for key in ("architecture", "num_classes") if key not in settings]
     if unknown or missing:
         raise ConfigError(f"unknown keys: {unknown}, missing keys: {missing}; known: {', '.join(_KEYS)}")
     row = find_backbone(settings.pop("architecture"))
-    if row.family.name != family:
+    # timm's networks are one family here; their names begin with their kind.
+    is_of_kind = row.family.name == family or kind_of_timm(row.name) == family
+    if not is_of_kind:
         raise ConfigError(f"architecture = {row.name!r} is no {family}")
     return FineTuneModel(row.name, **settings)
