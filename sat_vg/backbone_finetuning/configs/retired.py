@@ -65,8 +65,8 @@ def _freeze_backbone(given: _Given) -> dict[str, Any]:
         return {}
     if strategy not in (None, "linear_probe"):
         raise ConfigError(
-            f"freeze_backbone = {value!r}: trains the head alone, and strategy = {strategy!r} was given, too; leave one of "
-            "the two out"
+            f"freeze_backbone = {value!r}: trains the head alone, and strategy = {strategy!r} was given, too; leave "
+            "one of the two out"
         )
     return {"strategy": "linear_probe"}
 
