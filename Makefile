@@ -27,7 +27,7 @@ quickstart: $(VENV)/.installed ## install and run the main job on the built-in s
 test: $(VENV)/.installed-dev lint ## lint, types and all tests
 	@$(MAKE) --no-print-directory -j 2 types every-test
 
-check: $(VENV)/.installed-dev lint ## lint, types and the fast tests, in about 2 minutes
+check: $(VENV)/.installed-dev lint ## lint, types and the fast tests, in about 90 seconds
 	@$(MAKE) --no-print-directory -j 2 types fast-tests
 
 lint: $(VENV)/.installed-dev
@@ -42,9 +42,9 @@ every-test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist worksteal -m "not slow"
 
 # Files that build large networks, or take 4 seconds of a core and more; `make test` runs them.
-LARGE := $(patsubst %,--ignore=tests/unit/models/test_%.py,adapters attention dilation explain image_batches \
-	input_bands weight_files weights) $(patsubst %,--ignore=tests/unit/%.py,data/test_decoded_cache data/test_duplicates \
-	data/test_named_datasets data/test_scenes evaluation/test_costs training/test_batch_sources)
+LARGE := $(patsubst %,--ignore=tests/unit/%.py,$(addprefix models/test_,adapters attention dilation explain \
+	finetune_model image_batches input_bands weight_files weights) $(addprefix data/test_,decoded_cache duplicates \
+	named_datasets scenes) evaluation/test_costs training/test_batch_sources)
 
 fast-tests: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist worksteal -m "not slow and not recipe" tests/unit $(LARGE) \
