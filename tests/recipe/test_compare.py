@@ -142,6 +142,25 @@ def test_the_results_are_written_in_all_formats(images, out):
     assert not list(out.glob("*.tex"))
 
 
+def test_both_losses_and_their_gap_are_those_of_the_best_epoch(images, out):
+    content = json.loads((out / "comparison.json").read_text())
+    assert len(content["cells"]) == 4
+    table = (out / "comparison.csv").read_text().splitlines()
+    header = table[0].split(",")
+    for line, row in zip(table[1:], content["rows"], strict=True):
+        found = dict(zip(header, line.split(","), strict=True))
+        cells = [
+            c["result"] for c in content["cells"]
+            if (c["settings"]["backbone"], c["settings"]["strategy"]) == (row["backbone"], row["strategy"])
+        ]  # fmt: skip
+        mean = sum(c["val_loss"] for c in cells) / len(cells)
+        assert float(found["val_loss_mean"]) == pytest.approx(mean)
+        if row["strategy"] == "linear_probe":  # solved, so there is no training loss
+            assert found["train_loss_mean"] == found["gap"] == ""
+        else:
+            assert float(found["gap"]) == pytest.approx(mean - float(found["train_loss_mean"]))
+
+
 def test_cells_are_in_tensorboards_table_of_hyperparameters(out):
     runs = sorted(path for path in (out / "tensorboard").iterdir() if path.is_dir())
     assert len(runs) == 4

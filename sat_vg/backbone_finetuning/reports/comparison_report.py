@@ -40,6 +40,8 @@ class Row:
         macro_f1: shares of 1.
         training_seconds: of all epochs.
         peak_gib: peak memory of the training process; None where it is not known.
+        train_losses: mean losses over the training images in the epochs of the best models; None where not known.
+        val_losses: losses of the best models on the validation images; None where not known.
         parameters: of the network with its classifier.
         flops: of the forward pass of one image.
         images_per_second: of inference.
@@ -59,6 +61,8 @@ class Row:
     flops: int
     images_per_second: float
     maps: tuple[float, ...] | None = None
+    train_losses: tuple[float | None, ...] = ()
+    val_losses: tuple[float | None, ...] = ()
 
     @property
     def name(self) -> str:
@@ -86,10 +90,30 @@ class Row:
         return statistics.fmean(self.training_seconds)
 
     @property
+    def train_loss(self) -> float | None:
+        """The mean of ``train_losses``; None where one is not known."""
+        return _mean_of_known(self.train_losses)
+
+    @property
+    def val_loss(self) -> float | None:
+        """The mean of ``val_losses``; None where one is not known."""
+        return _mean_of_known(self.val_losses)
+
+    @property
+    def gap(self) -> float | None:
+        """``val_loss - train_loss``."""
+        return None if self.train_loss is None or self.val_loss is None else self.val_loss - self.train_loss
+
+    @property
     def memory(self) -> float | None:
         """The largest peak of all seeds, in GiB; None where one is not known."""
         known = [peak for peak in self.peak_gib if peak is not None]
         return max(known) if len(known) == len(self.peak_gib) else None
+
+
+def _mean_of_known(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
 @dataclass(frozen=True)
@@ -236,6 +260,9 @@ _COLUMNS: tuple[tuple[str, Callable[[Comparison, int, Row], str]], ...] = (
     ("to the best", lambda all_, place, row: points(all_.behind_best(row).value) if place else "–"),
     ("within noise of", lambda all_, place, row: noise_text(all_, place)),
     ("macro F1, %", lambda _, place, row: spread(row.macro_f1, 100)),
+    ("train loss", lambda _, place, row: "–" if row.train_loss is None else f"{row.train_loss:.3f}"),
+    ("val loss", lambda _, place, row: "–" if row.val_loss is None else f"{row.val_loss:.3f}"),
+    ("gap", lambda _, place, row: "–" if row.gap is None else f"{row.gap:+.3f}".replace("-", "−")),
     ("M params", lambda _, place, row: f"{row.parameters / 1e6:.2f}"),
     ("GFLOPs", lambda _, place, row: f"{row.flops / 1e9:.3g}"),
     ("images/s", lambda _, place, row: f"{row.images_per_second:.0f}"),
@@ -316,6 +343,9 @@ def _plain_row(comparison: Comparison, place: int, row: Row) -> dict[str, object
         "within_noise_of": "unknown" if same is None else " ".join(map(str, same)),
         "macro_f1_mean": statistics.fmean(row.macro_f1),
         "macro_f1_std": deviation(row.macro_f1),
+        "train_loss_mean": row.train_loss,
+        "val_loss_mean": row.val_loss,
+        "gap": row.gap,
         "parameters": row.parameters,
         "flops": row.flops,
         "images_per_second": row.images_per_second,

@@ -27,6 +27,9 @@ SCHEMA = 1
 _MAX_JSON_BYTES = 2**20
 
 
+_CAME_LATER = ("map", "train_loss", "val_loss")
+
+
 @dataclass(frozen=True)
 class CellResult:
     """Results of a finished cell.
@@ -42,6 +45,9 @@ class CellResult:
         val_images: number of validation images.
         data: hash of all images' names, labels and splits.
         map: mean average precision there, a share of 1, where an image can have several classes; else None.
+        train_loss: mean loss over the training images in the epoch of best_model.pt; None: nothing was trained by
+            then, or the record is of an earlier version.
+        val_loss: loss of best_model.pt on the validation images; None in records of earlier versions.
     """
 
     accuracy: float
@@ -54,6 +60,8 @@ class CellResult:
     val_images: int
     data: str
     map: float | None = None
+    train_loss: float | None = None
+    val_loss: float | None = None
 
     @property
     def score(self) -> float:
@@ -61,11 +69,8 @@ class CellResult:
         return self.accuracy if self.map is None else self.map
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; ``map`` is left out where it is None, as in records of earlier versions."""
-        values = asdict(self)
-        if self.map is None:
-            del values["map"]
-        return values
+        """Plain data; what came with later versions is left out where it is None."""
+        return {name: value for name, value in asdict(self).items() if value is not None or name not in _CAME_LATER}
 
 
 @dataclass
@@ -134,7 +139,7 @@ def read_result(folder: Path) -> CellResult | None:
         return None
     numbers = {name: value for name, value in result.items() if name not in ("data", "peak_gib")}
     sound = (
-        {*result, "map"} == {field.name for field in fields(CellResult)}
+        {*result, *_CAME_LATER} == {field.name for field in fields(CellResult)}
         and all(type(value) in (int, float) for value in numbers.values())
         and isinstance(result["peak_gib"], (int, float, type(None)))
         and isinstance(result["data"], str)

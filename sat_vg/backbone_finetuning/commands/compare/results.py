@@ -184,6 +184,8 @@ def rows_of(finished: Sequence[Finished], costs: Mapping[str, NetworkCosts]) -> 
                 maps=_maps(results),
                 training_seconds=tuple(result.training_seconds for result in results),
                 peak_gib=tuple(result.peak_gib for result in results),
+                train_losses=tuple(result.train_loss for result in results),
+                val_losses=tuple(result.val_loss for result in results),
                 **asdict(costs[network_key(config)]),
             )
         )
@@ -219,6 +221,8 @@ def _notes(finished: Sequence[Finished], splits: Splits, device: str, timing: Ti
         "weights of the classifier.",
         "To the best: difference in percentage points. Within noise of: ranks from which a row does not differ, as 0 "
         "lies in the 95 % interval of the difference (Welch, 1947); with one seed this is unknown.",
+        "Losses of the epoch of best_model.pt. Gap: validation loss minus training loss; a network with a larger gap "
+        "than others overfits more. Augmentation raises the training loss.",
         f"Parameters with the classifier. FLOPs: forward pass of one image of {pixels} pixels, a multiplication and "
         f"an addition being two. Images/s: inference in batches of {timing.batch_size} on {device}, median of "
         f"{timing.rounds} rounds in which the networks took turns. Training, s: all epochs without validation and "

@@ -211,10 +211,12 @@ def _evaluate(cell: Cell, data: SeedData, usage: cell_files.Usage) -> cell_files
     with redirect_stdout(io.StringIO()):  # a table by class for each cell would bury the comparison
         content = evaluate_checkpoint(options)
     epochs = cell_files.ended_epochs(cell.folder)
+    epoch = int(read_artifact(best).metrics["epoch"])
+    losses = [row["train_loss"] for row in epochs if row["epoch"] == epoch and row["step"] > 0]
     return cell_files.CellResult(
         accuracy=content["accuracy"],
         macro_f1=content["macro_f1"],
-        epoch=int(read_artifact(best).metrics["epoch"]),
+        epoch=epoch,
         epochs=len(epochs),
         training_seconds=sum(epoch["seconds"] for epoch in epochs),
         seconds=usage.seconds,
@@ -222,6 +224,8 @@ def _evaluate(cell: Cell, data: SeedData, usage: cell_files.Usage) -> cell_files
         val_images=content["images"],
         data=data.fingerprint,
         map=content.get("map"),
+        train_loss=losses[-1] if losses else None,
+        val_loss=content["loss"],
     )
 
 
