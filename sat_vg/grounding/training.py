@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from sat_vg.backbone_finetuning import FineTuneModel
+from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL
 from sat_vg.backbone_finetuning.training.checkpoint import (
-    BEST_MODEL,
     LAST,
     RunState,
     RunTensors,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.training.checkpoint import BEST_MODEL
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, DeviceMemoryError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB

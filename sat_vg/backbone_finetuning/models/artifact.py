@@ -20,6 +20,7 @@ from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_safetensors, save_tensors
 
+BEST_MODEL = "best_model.pt"
 FORMAT = "sat_vg.best_model"
 SCHEMA = 1
 _PARTS: dict[str, type | tuple[type, ...]] = {

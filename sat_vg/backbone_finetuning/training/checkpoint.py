@@ -39,7 +39,6 @@ _CAME_LATER = (
     "micro_batch_size", "wise_ft_share",
 )  # fmt: skip
 LAST = "last.pt"
-BEST_MODEL = "best_model.pt"
 
 
 @dataclass

@@ -11,8 +11,8 @@ import torch
 from sat_vg.backbone_finetuning.configs.choices import Metric
 from sat_vg.backbone_finetuning.evaluation.metrics import Validation
 from sat_vg.backbone_finetuning.evaluation.tasks import TASKS
-from sat_vg.backbone_finetuning.models.artifact import artifact_of, write_artifact
-from sat_vg.backbone_finetuning.training.checkpoint import BEST_MODEL, LAST, RunState, save_run
+from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL, artifact_of, write_artifact
+from sat_vg.backbone_finetuning.training.checkpoint import LAST, RunState, save_run
 from sat_vg.backbone_finetuning.training.epoch_curves import epoch_curves, run_rate
 from sat_vg.backbone_finetuning.training.fsdp_tensors import gathered, local_shard
 from sat_vg.backbone_finetuning.training.image_outputs import BestOutputs

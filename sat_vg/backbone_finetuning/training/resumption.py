@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training.assembly import plan_phases
-from sat_vg.backbone_finetuning.training.checkpoint import BEST_MODEL, RunState
+from sat_vg.backbone_finetuning.training.checkpoint import RunState
 from sat_vg.backbone_finetuning.training.checkpoint_checks import places_of, steps_of
 from sat_vg.backbone_finetuning.training.phases import Phase
 from sat_vg.backbone_finetuning.training.run_folder import EarlierRun

@@ -11,7 +11,8 @@ from typing import Any
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.data.checks.readable import LEFT_OUT
-from sat_vg.backbone_finetuning.training.checkpoint import BEST_MODEL, LAST, RunState, read_newest_sound, read_run
+from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL
+from sat_vg.backbone_finetuning.training.checkpoint import LAST, RunState, read_newest_sound, read_run
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, WriteError
 from sat_vg.backbone_finetuning.utils.folder_lock import lock_folder
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home

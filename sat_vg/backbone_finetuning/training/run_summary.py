@@ -11,11 +11,11 @@ from typing import Any
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
-from sat_vg.backbone_finetuning.models.artifact import current_versions
+from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL, current_versions
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.figures import draw_learning_curves
 from sat_vg.backbone_finetuning.reports.tables import text_table
-from sat_vg.backbone_finetuning.training.checkpoint import BEST_MODEL, RunState
+from sat_vg.backbone_finetuning.training.checkpoint import RunState
 from sat_vg.backbone_finetuning.training.metric_lines import METRICS, read_metric_lines
 from sat_vg.backbone_finetuning.training.phases import Phase
 from sat_vg.backbone_finetuning.training.profiling import TRACE

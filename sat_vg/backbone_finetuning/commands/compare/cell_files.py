@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
-from sat_vg.backbone_finetuning.training.checkpoint import BEST_MODEL
+from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL
 from sat_vg.backbone_finetuning.training.metric_lines import METRICS, read_metric_lines
 from sat_vg.backbone_finetuning.utils import json_reading
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError

@@ -26,7 +26,7 @@ from sat_vg.backbone_finetuning.evaluation.costs import (
     count_parameters,
     images_per_second,
 )
-from sat_vg.backbone_finetuning.models.artifact import current_versions
+from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL, current_versions
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.comparison_figures import draw_comparison
 from sat_vg.backbone_finetuning.reports.comparison_page import as_html
@@ -41,7 +41,6 @@ from sat_vg.backbone_finetuning.reports.comparison_report import (
     ranked,
 )
 from sat_vg.backbone_finetuning.reports.pages import figure_as_svg
-from sat_vg.backbone_finetuning.training.checkpoint import BEST_MODEL
 from sat_vg.backbone_finetuning.training.preparation import choose_hardware
 from sat_vg.backbone_finetuning.utils.cores import usable_cores
 from sat_vg.backbone_finetuning.utils.errors import WriteError

@@ -15,11 +15,10 @@ from sat_vg.backbone_finetuning.commands.evaluate.run import evaluate_checkpoint
 from sat_vg.backbone_finetuning.commands.output_folder import lock_output
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
-from sat_vg.backbone_finetuning.models.artifact import current_versions, read_artifact
+from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL, current_versions, read_artifact
 from sat_vg.backbone_finetuning.models.networks.table import find_backbone
 from sat_vg.backbone_finetuning.reports.comparison_report import Failure, Limits
 from sat_vg.backbone_finetuning.reports.tables import text_table
-from sat_vg.backbone_finetuning.training.checkpoint import BEST_MODEL
 from sat_vg.backbone_finetuning.training.preparation import (
     check_images,
     choose_hardware,
