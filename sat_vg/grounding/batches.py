@@ -18,8 +18,8 @@ from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.backbone_finetuning.utils.safe_files import write_text
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
 from sat_vg.backbone_finetuning.utils.terminal import say
-from sat_vg.grounding.checks import Checked, check_records
-from sat_vg.grounding.config import BoxFormat, OnBadRecord
+from sat_vg.grounding.checks import check_records
+from sat_vg.grounding.config import GroundingConfig
 from sat_vg.grounding.images import ImageStore, turn_boxes, turn_images
 from sat_vg.grounding.readers import Record, read_listing, split_records
 from sat_vg.grounding.tiles import drawn_tiles
@@ -62,14 +62,12 @@ class Phrases:
         store: of all images.
         vocabulary: of the model.
         max_words: of a phrase; further ones are cut off.
-        size: side of the canvas, in pixels.
     """
 
     records: Sequence[Record]
     store: ImageStore
     vocabulary: Vocabulary
     max_words: int
-    size: int
 
     def __len__(self) -> int:
         return len(self.records)
@@ -95,6 +93,11 @@ class Phrases:
         symmetries = {image: SYMMETRIES[draw] for image, draw in zip(images, draws, strict=True)} if augment else {}
         for begin in range(first * batch_size, len(places), batch_size):
             yield self._batch(places[begin : begin + batch_size], symmetries)
+
+    @property
+    def num_images(self) -> int:
+        """How many images the phrases are about."""
+        return len({record.image for record in self.records})
 
     @property
     def texts(self) -> list[str]:
@@ -154,48 +157,47 @@ def pad_words(phrases: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor([[*numbers, *[PADDING] * (longest - len(numbers))] for numbers in phrases])
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataChoice:
-    """Which data are loaded, and how.
+def load_splits(
+    config: GroundingConfig, vocabulary: Vocabulary | None, needed: Sequence[str], also: Iterable[str] = ()
+) -> tuple[dict[str, Phrases], list[str]]:
+    """Checked phrases of the splits that are needed, and of others where there are some; all images are decoded.
 
-    Attributes:
-        data: the data set; None: the built-in drawn tiles.
-        image_size: side of the canvas, in pixels.
-        box_format: format of boxes whose file does not name it; None: guessed.
-        on_bad_record: whether a bad record stops the command or is left out.
-        val_fraction: share of the training images that is held out where there is no ``val``.
-        seed: seed of that choice.
-    """
+    Args:
+        config: which data, and how they are read.
+        vocabulary: of the model; None: made from the training phrases.
+        needed: splits without which nothing can be done.
+        also: further splits.
 
-    data: str | None
-    image_size: int
-    box_format: BoxFormat | None
-    on_bad_record: OnBadRecord
-    val_fraction: float
-    seed: int
-
-
-def load_records(choice: DataChoice, needed: Sequence[str], also: Iterable[str] = ()) -> tuple[Checked, ImageStore]:
-    """Checked records of the splits that are needed, and of others if there are some; and their decoded images.
+    Returns:
+        The phrases by split, and the records that were left out, a line each.
 
     Raises:
         DataError: the data cannot be read, a record is bad, or a needed split is missing.
     """
-    path = drawn_tiles(cache_folder()) if choice.data is None else expand_home(choice.data)
-    if choice.data is None:
+    path = drawn_tiles(cache_folder()) if config.data is None else expand_home(config.data)
+    if config.data is None:
         say(f"no --data given: built-in drawn tiles in {path}. Your own: --data DIR")
-    listing = read_listing(path, choice.box_format)
-    found, notes = split_records(listing, choice.val_fraction, choice.seed)
+    listing = read_listing(path, config.box_format)
+    found, notes = split_records(listing, config.val_fraction, config.seed)
     splits = {split: records for split, records in found.items() if split in {*needed, *also}}
     images = list(dict.fromkeys(record.image for records in splits.values() for record in records))
-    store = ImageStore(images, choice.image_size, decode_rgb, cache_folder())
-    checked = check_records(splits, store, listing.box_format, listing.problems, choice.on_bad_record)
+    store = ImageStore(images, config.canvas_size, decode_rgb, cache_folder())
+    checked = check_records(splits, store, listing.box_format, listing.problems, config.on_bad_record)
     missing = [split for split in needed if split not in checked.splits]
     if missing:
         raise DataError(f"data = {str(path)!r}: has no records of {missing[0]}, only of {', '.join(found) or 'none'}")
     for note in (*notes, *checked.notes):
         say(f"data: {note}")
-    return checked, store
+    vocabulary = vocabulary or Vocabulary.of(record.phrase for record in checked.splits["train"])
+    phrases = {
+        split: Phrases(records, store, vocabulary, config.max_words) for split, records in checked.splits.items()
+    }
+    told = [
+        f"{split} {counted(len(few), 'phrase')} about {counted(few.num_images, 'image')}"
+        for split, few in phrases.items()
+    ]
+    say(f"data: {', '.join(told)}")
+    return phrases, checked.left_out
 
 
 def fingerprint_of(splits: Mapping[str, Phrases]) -> str:
@@ -205,7 +207,7 @@ def fingerprint_of(splits: Mapping[str, Phrases]) -> str:
         for record in phrases.records:
             digest.update(repr((split, Path(record.image).name, record.phrase, record.box)).encode())
         for image in sorted({record.image for record in phrases.records}):
-            digest.update(phrases.store.content(image))
+            digest.update(phrases.store.digests[image])
     return digest.hexdigest()
 
 

@@ -1,14 +1,16 @@
 """Checks of grounding data before training: boxes, images, copies across splits, ambiguous phrases."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.grounding.config import BoxFormat, OnBadRecord
 from sat_vg.grounding.images import ImageStore
+from sat_vg.grounding.metrics import overlaps_of
 from sat_vg.grounding.readers import Box, Record
 
 _SHOWN = 5
@@ -166,7 +168,8 @@ def _ambiguous(splits: Mapping[str, Sequence[Record]]) -> list[str]:
         boxes: dict[tuple[str, str], list[Box]] = {}
         for record in records:
             boxes.setdefault((record.image, record.phrase.casefold()), []).append(record.box)
-        found = [key for key, few in boxes.items() if any(overlap(few[0], other) < _SAME_BOX for other in few[1:])]
+        several = {key: np.array(few) for key, few in boxes.items() if len(few) > 1}
+        found = [key for key, few in several.items() if overlaps_of(few[:1], few[1:]).ious.min() < _SAME_BOX]
         if found:
             count = counted(len(found), "phrase names", "phrases name")
             notes.append(f"{split}: {count} two boxes of one image, such as {found[0][1]!r} in {found[0][0]!r}")
@@ -175,23 +178,10 @@ def _ambiguous(splits: Mapping[str, Sequence[Record]]) -> list[str]:
 
 def _shared_images(splits: Mapping[str, Sequence[Record]], store: ImageStore) -> list[str]:
     """Images, told by their pixels, that stand in two splits."""
-    of: dict[str, set[bytes]] = {
-        split: {
-            hashlib.blake2b(store.content(image), digest_size=16).digest() for image in {r.image for r in records}
-        }
-        for split, records in splits.items()
-    }
+    of = {split: {store.digests[record.image] for record in records} for split, records in splits.items()}
     names = list(of)
     pairs = [(a, b) for place, a in enumerate(names) for b in names[place + 1 :] if of[a] & of[b]]
     return [
         f"{counted(len(of[a] & of[b]), 'image is', 'images are')} in {a} and in {b}: results on {b} flatter the model"
         for a, b in pairs
     ]
-
-
-def overlap(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes given by their corners."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    inner = max(0.0, width) * max(0.0, height)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inner
-    return inner / union if union > 0 else 0.0

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device,
 from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.backbone_finetuning.utils.safe_files import write_text
 from sat_vg.backbone_finetuning.utils.terminal import progress, say
-from sat_vg.grounding.batches import DataChoice, Phrases, list_left_out, load_records
+from sat_vg.grounding.batches import Phrases, list_left_out, load_splits
 from sat_vg.grounding.config import EvaluateOptions, GroundingConfig
 from sat_vg.grounding.metrics import (
     Overlaps,
@@ -78,15 +78,10 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     model = GroundingModel.load_checkpoint(expand_home(options.checkpoint))
     precision = choose_precision(choose_device(options.device), mixed_precision=True)
     precision.place_model(model)
-    trained = GroundingConfig(**model.config)
-    choice = DataChoice(
-        data=options.data, image_size=model.sizes.image_size, box_format=options.box_format,
-        on_bad_record=options.on_bad_record, val_fraction=trained.val_fraction, seed=trained.seed,
-    )  # fmt: skip
-    checked, store = load_records(choice, (options.split,))
-    phrases = Phrases(
-        checked.splits[options.split], store, model.vocabulary, model.sizes.max_words, model.sizes.image_size
-    )
+    chosen = {name: getattr(options, name) for name in ("data", "box_format", "on_bad_record")}
+    config = GroundingConfig(**{**model.config, **asdict(model.sizes), **chosen})
+    splits, left_out = load_splits(config, model.vocabulary, (options.split,))
+    phrases = splits[options.split]
     unknown = model.vocabulary.unknown(phrases.texts)
     if unknown:
         say(f"data: {counted(unknown, 'phrase has', 'phrases have')} words that the model does not know")
@@ -98,7 +93,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     write_text(out / "metrics.json", json.dumps(content, indent=1))
     write_text(out / "predictions.json", json.dumps(rows, indent=1))
     write_text(out / "report.html", page_of(content, worst))
-    list_left_out(checked.left_out, out)
+    list_left_out(left_out, out)
     _print(content)
     say(f"{out / 'report.html'}: open it in a browser")
     return content
@@ -106,7 +101,6 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
 
 def _figures(split: str, model: GroundingModel, phrases: Phrases, overlaps: Overlaps) -> dict[str, Any]:
     """The content of metrics.json."""
-    images = [record.image for record in phrases.records]
     sides = phrases.targets[:, 2:] - phrases.targets[:, :2]
     shares = (sides / phrases.image_sizes[:, :2]).prod(1)
     baselines = {name: weights.numpy() for name, weights in model.baselines.items()}
@@ -114,8 +108,8 @@ def _figures(split: str, model: GroundingModel, phrases: Phrases, overlaps: Over
         **metrics_of(overlaps),
         "split": split,
         "num_phrases": len(phrases),
-        "num_images": len(set(images)),
-        "intervals_95": intervals_of(overlaps, images),
+        "num_images": phrases.num_images,
+        "intervals_95": intervals_of(overlaps, [record.image for record in phrases.records]),
         "by_phrase_family": by_group(overlaps, [family_of(tokens_of(text)) for text in phrases.texts]),
         "by_box_size": by_group(overlaps, [box_size_of(share) for share in shares]),
         "without_the_image": baseline_metrics(

@@ -1,5 +1,6 @@
 """Images letterboxed to a square, decoded once for the whole run, and the eight symmetries of images and boxes."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -76,6 +77,7 @@ class ImageStore:
 
     Attributes:
         boxes: how each image lies in its canvas.
+        digests: a hash of each letterboxed image.
         problems: paths of images that could not be read, with the reason.
     """
 
@@ -93,6 +95,7 @@ class ImageStore:
         """
         self._places = {path: place for place, path in enumerate(paths)}
         self.boxes: dict[str, Letterbox] = {}
+        self.digests: dict[str, bytes] = {}
         self.problems: dict[str, str] = {}
         folder.mkdir(parents=True, exist_ok=True)
         shape = (max(1, len(paths)), 3, size, size)
@@ -114,6 +117,7 @@ class ImageStore:
                 self.problems[path] = str(error)
             else:
                 self._canvases[self._places[path]] = canvas.numpy()
+                self.digests[path] = hashlib.blake2b(canvas.numpy(), digest_size=16).digest()
 
         with ThreadPoolExecutor(usable_cores()) as pool:
             done = pool.map(store, self._places)
@@ -123,10 +127,6 @@ class ImageStore:
     def canvas(self, path: str) -> Tensor:
         """The letterboxed image uint8 ``[3, size, size]``."""
         return torch.from_numpy(self._canvases[self._places[path]].copy())
-
-    def content(self, path: str) -> bytes:
-        """The pixels, by which copies are found."""
-        return bytes(self._canvases[self._places[path]])
 
 
 def _reserve(descriptor: int, length: int) -> None:

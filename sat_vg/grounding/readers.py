@@ -9,7 +9,7 @@ import io
 import math
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def read_listing(path: Path, box_format: BoxFormat | None = None) -> Listing:
     if (path / "Annotations").is_dir():
         return _read_voc(path)
     if path.is_file():
-        return _reader_of(path)(path, "", box_format)
+        return _read_file(path, "", box_format)
     listings = {}
     for split in SPLITS:
         files = [path / f"{split}{ending}" for ending in _READERS if (path / f"{split}{ending}").is_file()]
@@ -90,7 +90,7 @@ def read_listing(path: Path, box_format: BoxFormat | None = None) -> Listing:
                 f"data = {str(path)!r}: {files[0].name} and {files[1].name} both hold {split}; remove one"
             )
         if files:
-            listings[split] = _reader_of(files[0])(files[0], split, box_format)
+            listings[split] = _read_file(files[0], split, box_format)
     if "train" not in listings and "test" not in listings:
         raise DataError(f"data = {str(path)!r}: holds no annotations that are known here; it may be {_LAYOUTS}")
     formats = {listing.box_format for listing in listings.values()}
@@ -123,15 +123,6 @@ def split_records(listing: Listing, val_fraction: float, seed: int) -> tuple[dic
     return {name: records for name, records in splits.items() if records}, notes
 
 
-def _reader_of(file: Path) -> Callable[[Path, str, BoxFormat | None], Listing]:
-    reader = _READERS.get(file.suffix.lower())
-    if reader is None:
-        raise DataError(
-            f"data = {str(file)!r}: a file that ends in {', '.join(_READERS)} is needed; it may be {_LAYOUTS}"
-        )
-    return reader
-
-
 def _text_of(file: Path, most_bytes: int = _MOST_BYTES) -> str:
     try:
         return read_bounded(file, most_bytes).decode("utf-8-sig")
@@ -139,6 +130,13 @@ def _text_of(file: Path, most_bytes: int = _MOST_BYTES) -> str:
         raise DataError(f"{str(file)!r} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except OSError as error:
         raise DataError(f"{str(file)!r} cannot be read: {error.strerror or error}") from error
+
+
+def _lines_of(file: Path) -> Iterator[tuple[str, str]]:
+    """The lines of a file that are not empty, each with its place."""
+    for number, line in enumerate(_text_of(file).splitlines(), start=1):
+        if line.strip():
+            yield f"{file.name}, line {number}", line
 
 
 def _read_voc(root: Path) -> Listing:
@@ -231,103 +229,23 @@ def _inside(root: Path, name: object, source: str) -> Path | str:
     return _find_image(root, str(path))
 
 
-def _read_json(file: Path, split: str, box_format: BoxFormat | None) -> Listing:
-    """A JSON list of objects, or one object a line, with ``image``, ``phrase``, ``box``."""
-    text = _text_of(file)
-    try:
-        if file.suffix.lower() == ".json":
-            entries = parse_json(text)
-            if isinstance(entries, Mapping) and set(entries) <= set(SPLITS):
-                entries = [
-                    {"split": name, **entry} if isinstance(entry, Mapping) else entry
-                    for name, part in entries.items()
-                    for entry in (part if isinstance(part, list) else [part])
-                ]
-            if not isinstance(entries, list):
-                raise DataError(f"{str(file)!r} has to hold a list of objects with image, phrase and box")
-            places = [(f"{file.name}, entry {number}", entry) for number, entry in enumerate(entries, start=1)]
-        else:
-            lines = enumerate(text.splitlines(), start=1)
-            places = [(f"{file.name}, line {number}", parse_json(line)) for number, line in lines if line.strip()]
-    except UnsoundJSONError as error:
-        raise DataError(f"{str(file)!r} is not valid JSON: {error}") from error
-    return _listing(file, split, box_format, places)
-
-
-def _read_csv(file: Path, split: str, box_format: BoxFormat | None) -> Listing:
-    """A table with the columns ``image,phrase`` and ``box`` or ``x1,y1,x2,y2``."""
-    reader = csv.DictReader(io.StringIO(_text_of(file)))
-    columns = [str(column).strip() for column in reader.fieldnames or ()]
-    reader.fieldnames = columns
-    if not {"image", "phrase"} <= set(columns) or not ("box" in columns or set(_SIDES) <= set(columns)):
+def _read_file(file: Path, split: str, box_format: BoxFormat | None) -> Listing:
+    """One file; records may name their own ``split`` and ``box_format``."""
+    reader = _READERS.get(file.suffix.lower())
+    if reader is None:
         raise DataError(
-            f"{str(file)!r} has the columns {', '.join(columns) or '(none)'}; it needs image, phrase, and box or "
-            "x1, y1, x2, y2"
+            f"data = {str(file)!r}: a file that ends in {', '.join(_READERS)} is needed; it may be {_LAYOUTS}"
         )
-    try:
-        places = [
-            (
-                f"{file.name}, line {reader.line_num}",
-                row if "box" in columns else row | {"box": [row[side] for side in _SIDES]},
-            )
-            for row in reader
-        ]
-    except csv.Error as error:
-        raise DataError(f"{str(file)!r}, line {reader.line_num}: {error}") from error
-    return _listing(file, split, box_format, places)
-
-
-def _read_lines(file: Path, split: str, box_format: BoxFormat | None) -> Listing:
-    """RSVG-HR: ``image,x1,y1,x2,y2,phrase`` a line; the phrase may have commas."""
-    places = []
-    for number, line in enumerate(_text_of(file).splitlines(), start=1):
-        if line.strip():
-            image, *box, phrase = (
-                [part.strip() for part in line.split(",", 5)] if line.count(",") >= 5 else [line, "", ""]
-            )
-            places.append((f"{file.name}, line {number}", {"image": image, "box": box, "phrase": phrase}))
-    return _listing(file, split, box_format, places)
-
-
-def _read_pth(file: Path, split: str, box_format: BoxFormat | None) -> Listing:
-    """TransVG and the first SatVG: a list of ``(image, _, box, phrase, _)``, read without running code in it."""
-    from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors
-
-    entries = load_tensors(file)
-    if not isinstance(entries, (list, tuple)):
-        raise DataError(f"{str(file)!r} has to hold a list of (image, _, box, phrase, _)")
-    places = []
-    for number, entry in enumerate(entries, start=1):
-        source = f"{file.name}, entry {number}"
-        is_row = isinstance(entry, (list, tuple)) and len(entry) >= 4
-        values = {"image": entry[0], "box": entry[2], "phrase": entry[3]} if is_row else {}
-        places.append((source, values))
-    return _listing(file, split, box_format, places)
-
-
-def _listing(file: Path, split: str, box_format: BoxFormat | None, places: Iterable[tuple[str, Any]]) -> Listing:
-    """Records of plain dictionaries; their own ``split`` and ``box_format`` count where they have one."""
-    root = file.parent
     splits: dict[str, list[Record]] = {}
     problems: list[str] = []
     formats: set[BoxFormat | None] = set()
-    for source, entry in places:
-        if not isinstance(entry, Mapping):
-            problems.append(f"{source}: {entry!r} is no object with image, phrase and box")
-            continue
-        missing = [name for name in ("image", "phrase", "box") if entry.get(name) is None]
-        said = entry.get("box_format") or box_format
-        own = str(entry.get("split") or split).strip().lower()
-        image = _inside(root, entry.get("image"), source)
-        key = None if entry.get("id") is None else str(entry["id"])
-        found = (
-            image if isinstance(image, str) else _record(image, entry.get("phrase"), entry.get("box"), source, key)
-        )
-        if missing:
-            found = f"{source}: has no {missing[0]}"
-        elif said is not None and said not in BOX_FORMATS:
+    for source, entry in reader(file):
+        found = _record_of(entry, source, file.parent)
+        said = (isinstance(entry, Mapping) and entry.get("box_format")) or box_format
+        own = str((isinstance(entry, Mapping) and entry.get("split")) or split).strip().lower()
+        if isinstance(found, Record) and said is not None and said not in BOX_FORMATS:
             found = f"{source}: box_format is {said!r}, but may be {', '.join(BOX_FORMATS)}"
-        elif own not in ("", *SPLITS):
+        elif isinstance(found, Record) and own not in ("", *SPLITS):
             found = f"{source}: split is {own!r}, but may be {', '.join(SPLITS)}"
         if isinstance(found, str):
             problems.append(found)
@@ -341,10 +259,88 @@ def _listing(file: Path, split: str, box_format: BoxFormat | None, places: Itera
     return Listing(splits, problems, formats.pop() if formats else box_format)
 
 
-_READERS: dict[str, Callable[[Path, str, BoxFormat | None], Listing]] = {
+def _record_of(entry: Any, source: str, root: Path) -> Record | str:
+    """A record of an object with ``image``, ``phrase`` and ``box``, or what is wrong with it."""
+    if not isinstance(entry, Mapping):
+        return f"{source}: {entry!r} is no object with image, phrase and box"
+    missing = [name for name in ("image", "phrase", "box") if entry.get(name) is None]
+    if missing:
+        return f"{source}: has no {missing[0]}"
+    image = _inside(root, entry["image"], source)
+    key = None if entry.get("id") is None else str(entry["id"])
+    return image if isinstance(image, str) else _record(image, entry["phrase"], entry["box"], source, key)
+
+
+def _read_json(file: Path) -> Iterator[tuple[str, Any]]:
+    """A JSON list of objects, or such lists by split."""
+    try:
+        entries = parse_json(_text_of(file))
+    except UnsoundJSONError as error:
+        raise DataError(f"{str(file)!r} is not valid JSON: {error}") from error
+    if isinstance(entries, Mapping) and set(entries) <= set(SPLITS):
+        entries = [
+            {"split": name, **entry} if isinstance(entry, Mapping) else entry
+            for name, part in entries.items()
+            for entry in (part if isinstance(part, list) else [part])
+        ]
+    if not isinstance(entries, list):
+        raise DataError(f"{str(file)!r} has to hold a list of objects with image, phrase and box")
+    yield from ((f"{file.name}, entry {number}", entry) for number, entry in enumerate(entries, start=1))
+
+
+def _read_json_lines(file: Path) -> Iterator[tuple[str, Any]]:
+    """One JSON object a line."""
+    for source, line in _lines_of(file):
+        try:
+            yield source, parse_json(line)
+        except UnsoundJSONError as error:
+            raise DataError(f"{str(file)!r} is not valid JSON: {error}") from error
+
+
+def _read_csv(file: Path) -> Iterator[tuple[str, Any]]:
+    """A table with the columns ``image,phrase`` and ``box`` or ``x1,y1,x2,y2``."""
+    reader = csv.DictReader(io.StringIO(_text_of(file)))
+    columns = [str(column).strip() for column in reader.fieldnames or ()]
+    reader.fieldnames = columns
+    if not {"image", "phrase"} <= set(columns) or not ("box" in columns or set(_SIDES) <= set(columns)):
+        raise DataError(
+            f"{str(file)!r} has the columns {', '.join(columns) or '(none)'}; it needs image, phrase, and box or "
+            "x1, y1, x2, y2"
+        )
+    try:
+        for row in reader:
+            box = {} if "box" in columns else {"box": [row[side] for side in _SIDES]}
+            yield f"{file.name}, line {reader.line_num}", row | box
+    except csv.Error as error:
+        raise DataError(f"{str(file)!r}, line {reader.line_num}: {error}") from error
+
+
+def _read_rsvg_lines(file: Path) -> Iterator[tuple[str, Any]]:
+    """RSVG-HR: ``image,x1,y1,x2,y2,phrase`` a line; the phrase may have commas."""
+    for source, line in _lines_of(file):
+        image, *box, phrase = (
+            [part.strip() for part in line.split(",", 5)] if line.count(",") >= 5 else [line, "", ""]
+        )
+        yield source, {"image": image, "box": box, "phrase": phrase}
+
+
+def _read_pth(file: Path) -> Iterator[tuple[str, Any]]:
+    """TransVG and the first SatVG: a list of ``(image, _, box, phrase, _)``, read without running code in it."""
+    from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors  # torch, which other formats do not need
+
+    entries = load_tensors(file)
+    if not isinstance(entries, (list, tuple)):
+        raise DataError(f"{str(file)!r} has to hold a list of (image, _, box, phrase, _)")
+    for number, entry in enumerate(entries, start=1):
+        is_row = isinstance(entry, (list, tuple)) and len(entry) >= 4
+        values = {"image": entry[0], "box": entry[2], "phrase": entry[3]} if is_row else {}
+        yield f"{file.name}, entry {number}", values
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
     ".json": _read_json,
-    ".jsonl": _read_json,
+    ".jsonl": _read_json_lines,
     ".csv": _read_csv,
-    ".txt": _read_lines,
+    ".txt": _read_rsvg_lines,
     ".pth": _read_pth,
 }

@@ -34,7 +34,7 @@ from sat_vg.backbone_finetuning.utils.ranks import SingleProcess
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, seed_default_generator
 from sat_vg.backbone_finetuning.utils.stop_signals import InterruptRequest
 from sat_vg.backbone_finetuning.utils.terminal import progress, say
-from sat_vg.grounding.batches import DataChoice, Phrases, fingerprint_of, list_left_out, load_records
+from sat_vg.grounding.batches import Phrases, fingerprint_of, list_left_out, load_splits
 from sat_vg.grounding.config import FREE_ON_RESUME, SPLITS, GroundingConfig
 from sat_vg.grounding.evaluation import answer
 from sat_vg.grounding.metrics import baseline_metrics, fit_baselines, metrics_of
@@ -110,7 +110,7 @@ def train_grounding(config: GroundingConfig) -> GroundingResult:
     source, is_random = load_backbone(config)
     with ExitStack() as stack:
         stack.enter_context(own_folders(folder, log_dir))
-        splits, left_out = load_phrases(config)
+        splits, left_out = load_splits(config, None, ("train", "val"), also=SPLITS)
         model = build_model(config, source, splits["train"].vocabulary, is_random)
         precision.place_model(model)
         optimizer = build_optimizer(config, model, config.backbone_lr_scale or (1.0 if is_random else 0.1))
@@ -276,11 +276,12 @@ def resume(
 
 def _require_same(content: Mapping[str, Any], identity: RunIdentity, folder: Path) -> None:
     """Refuse a state of other settings or other data."""
-    earlier = content["config"]
+    # A setting that came with a later version had the meaning of its default.
+    earlier = {one.name: one.default for one in fields(GroundingConfig)} | content["config"]
     changed = [
-        f"{name} was {earlier.get(name)!r} and is {value!r}"
+        f"{name} was {earlier[name]!r} and is {value!r}"
         for name, value in identity.config.items()
-        if name not in FREE_ON_RESUME and earlier.get(name) != value
+        if name not in FREE_ON_RESUME and earlier[name] != value
     ]
     if changed:
         raise CheckpointError(
@@ -290,30 +291,6 @@ def _require_same(content: Mapping[str, Any], identity: RunIdentity, folder: Pat
         raise CheckpointError(
             f"the data have changed since the run in {str(folder)!r} was stopped; restore them, or --resume never"
         )
-
-
-def load_phrases(config: GroundingConfig) -> tuple[dict[str, Phrases], list[str]]:
-    """The phrases by split, and the records that were left out.
-
-    Raises:
-        DataError: as ``load_records``.
-    """
-    choice = DataChoice(
-        data=config.data, image_size=config.canvas_size, box_format=config.box_format,
-        on_bad_record=config.on_bad_record, val_fraction=config.val_fraction, seed=config.seed,
-    )  # fmt: skip
-    checked, store = load_records(choice, ("train", "val"), also=SPLITS)
-    vocabulary = Vocabulary.of(record.phrase for record in checked.splits["train"])
-    splits = {
-        split: Phrases(records, store, vocabulary, config.max_words, config.canvas_size)
-        for split, records in checked.splits.items()
-    }
-    told = [
-        f"{split} {counted(len(few), 'phrase')} about {counted(len({one.image for one in few.records}), 'image')}"
-        for split, few in splits.items()
-    ]
-    say(f"data: {', '.join(told)}")
-    return splits, checked.left_out
 
 
 def load_backbone(config: GroundingConfig) -> tuple[FineTuneModel, bool]:

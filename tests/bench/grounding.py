@@ -60,14 +60,15 @@ class Cell:
 
 
 def all_cells(data_sets: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
-    """Cells in the order in which they are run: frozen ones by seed, so that what is finished can be compared."""
-    frozen, trainable = [], []
+    """Cells in the order in which they are run: first those that the question is about, by seed."""
+    compared, others, trainable = [], [], []
     for data in data_sets:
         for seed in seeds:
-            frozen += [Cell(data, start, "frozen", seed) for start in STARTS]
-            frozen += [Cell(data, "no image", "frozen", seed)] if seed == seeds[0] else []
+            compared += [Cell(data, start, "frozen", seed) for start in STARTS if start != "random"]
+            others += [Cell(data, "random", "frozen", seed)]
+            others += [Cell(data, "no image", "frozen", seed)] if seed == seeds[0] else []
             trainable += [Cell(data, start, "trainable", seed) for start in TRAINABLE] if data == data_sets[0] else []
-    return frozen + trainable
+    return compared + others + trainable
 
 
 @dataclass(frozen=True)

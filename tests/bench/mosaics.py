@@ -93,7 +93,7 @@ def _lines(draw: random.Random) -> tuple[int, int]:
 
 def _phrases(classes: Sequence[str]) -> Iterator[tuple[str, int]]:
     """Phrases, each with the cell that it names; none names two."""
-    words = [_words_of(kind) for kind in classes]
+    words = [words_of(kind) for kind in classes]
     for cell, (name, (row, column)) in enumerate(zip(words, CELLS, strict=True)):
         same = [CELLS[other] for other in range(9) if words[other] == name and other != cell]
         if not same:
@@ -127,6 +127,6 @@ def _beside(
         yield f"the {pair[0]} {where} the {pair[1]}", cell
 
 
-def _words_of(kind: str) -> str:
+def words_of(kind: str) -> str:
     """ "AnnualCrop" → "annual crop"; classes in one word stay so."""
     return "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in kind).strip()

@@ -324,10 +324,56 @@ def test_usage_and_unknown_commands(ground):
     assert code == 2 and "has no command 'dig'" in err
 
 
+def write_squares(root: Path, counts: dict[str, int]) -> Path:
+    """Images of 64 pixels with one square somewhere, and a phrase that does not say where."""
+    generator = np.random.default_rng(0)
+    for split, count in counts.items():
+        entries = []
+        for number in range(count):
+            pixels = np.full((64, 64, 3), 110, dtype=np.uint8) + generator.integers(
+                0, 20, (64, 64, 3), dtype=np.uint8
+            )
+            name, colour = list(COLOURS.items())[number % 2]
+            x, y = (int(value) for value in generator.integers(0, 40, 2))
+            pixels[y : y + 24, x : x + 24] = colour
+            Image.fromarray(pixels).save(root / f"{split}_{number}.png")
+            box = [x, y, x + 24, y + 24]
+            entries.append({"image": f"{split}_{number}.png", "phrase": f"the {name} square", "box": box})
+        (root / f"{split}.json").write_text(json.dumps(entries))
+    return root
+
+
+def test_squares_are_learned_and_a_flipped_image_gives_the_flipped_box(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
+    config = GroundingConfig(
+        data=str(write_squares(tmp_path, {"train": 60, "val": 20})), backbone="resnet18", weights="none",
+        image_size=64, width=48, num_heads=2, fusion_layers=1, num_epochs=3, batch_size=16, learning_rate=2e-3,
+        num_threads=1, checkpoint_dir=str(tmp_path / "ckpt"), log_dir=str(tmp_path / "logs"),
+    )  # fmt: skip
+    result = train_grounding(config)
+    assert result.metrics["pr@0.5"] >= 0.8
+    model = GroundingModel.load_checkpoint(result.best_model)
+    shifts = []
+    for number, entry in enumerate(json.loads((tmp_path / "val.json").read_text())):
+        pixels = np.asarray(Image.open(tmp_path / f"val_{number}.png"))
+        x1, y1, x2, y2 = model.predict(pixels, entry["phrase"]).box
+        flipped = model.predict(pixels[:, ::-1], entry["phrase"]).box
+        shifts.append(np.abs(np.subtract(flipped, (64 - x2, y1, 64 - x1, y2))).mean())
+    assert np.mean(shifts) < 6  # of 64 pixels
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_drawn_tiles_are_learned(tmp_path, monkeypatch):
-    """``python -m sat_vg.grounding.train`` as it is: 5 epochs on all cores."""
-    monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    assert train_grounding(GroundingConfig()).metrics["pr@0.5"] >= 0.6
+def test_the_drawn_tiles_are_learned(tmp_path, monkeypatch, ground):
+    """``python -m sat_vg.grounding.train`` as it is; then the test tiles, beside what sees no image."""
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    code, out, err = ground("train", folder=folder)
+    assert code == 0, err
+    assert "no --data given: built-in drawn tiles" in out and "blind" in out and "position only" in out
+    code, _, err = ground("evaluate", "checkpoints/grounding_tiles/best_model.pt", "--out", "found", folder=folder)
+    assert code == 0, err
+    figures = json.loads((folder / "found/metrics.json").read_text())
+    assert figures["num_phrases"] == 1000 and figures["pr@0.5"] >= 0.6
+    assert max(one["pr@0.5"] for one in figures["without_the_image"].values()) < 0.2
+    assert figures["by_phrase_family"]["position"]["pr@0.5"] >= 0.6

@@ -45,7 +45,7 @@ def phrases(tmp_path, records):
         return image
 
     store = ImageStore(sorted({record.image for record in records}), 40, decode, tmp_path)
-    return Phrases(records, store, Vocabulary.of(record.phrase for record in records), 10, 40)
+    return Phrases(records, store, Vocabulary.of(record.phrase for record in records), 10)
 
 
 def test_augmented_samples_are_consistent(tmp_path):
@@ -77,7 +77,7 @@ def test_turned_data_are_the_data_turned(symmetry, tmp_path):
         Record("turned", turned_phrase, turned_box, "line 2"),
     ]
     store = ImageStore(list(images), 40, images.__getitem__, tmp_path)
-    data = Phrases(records, store, Vocabulary.of([phrase]), 20, 40)
+    data = Phrases(records, store, Vocabulary.of([phrase]), 20)
     one, two = data._batch([0], {"image": symmetry}), data._batch([1], {})
     for name in ("images", "masks", "words"):
         assert torch.equal(getattr(one, name), getattr(two, name)), name
