@@ -75,7 +75,7 @@ class GroundingConfig:
     """Probability of dropping a value in the transformer layers."""
 
     num_epochs: PositiveInt | None = None
-    """Passes over the training phrases. Unset: 30; for the built-in tiles 4."""
+    """Passes over the training phrases. Unset: 30; for the built-in tiles 3."""
     batch_size: PositiveInt = 64
     """Phrases per optimizer step."""
     learning_rate: PositiveFloat = 5e-4
@@ -152,7 +152,7 @@ _TILES: dict[str, Any] = {
     "backbone": "resnet18",
     "weights": "none",
     "image_size": 128,
-    "num_epochs": 4,
+    "num_epochs": 3,
     "log_dir": "logs/grounding_tiles",
     "checkpoint_dir": "checkpoints/grounding_tiles",
 }

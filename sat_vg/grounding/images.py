@@ -117,7 +117,7 @@ class ImageStore:
                 self.problems[path] = str(error)
             else:
                 self._canvases[self._places[path]] = canvas.numpy()
-                self.digests[path] = hashlib.blake2b(canvas.numpy(), digest_size=16).digest()
+                self.digests[path] = hashlib.blake2b(canvas.numpy().tobytes(), digest_size=16).digest()
 
         with ThreadPoolExecutor(usable_cores()) as pool:
             done = pool.map(store, self._places)

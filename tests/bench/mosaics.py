@@ -71,7 +71,7 @@ def make_mosaics(tiles: Mapping[str, Sequence[Path]], split: str, name: str) -> 
             tile = pixels[draw.choice(tiles[kind])]
             top, left = draw.randint(0, TILE - (y2 - y1)), draw.randint(0, TILE - (x2 - x1))
             images[number, y1:y2, x1:x2] = tile[top : top + y2 - y1, left : left + x2 - x1]
-        found = sorted(_phrases(classes))
+        found = sorted(phrases_of(classes))
         for phrase, cell in draw.sample(found, min(PHRASES, len(found))):
             box: Box = tuple(map(float, boxes[cell]))  # type: ignore[assignment]
             records.append(Record(f"{number}", phrase, box, f"{split} {number}"))
@@ -91,7 +91,7 @@ def _lines(draw: random.Random) -> tuple[int, int]:
             return first, second
 
 
-def _phrases(classes: Sequence[str]) -> Iterator[tuple[str, int]]:
+def phrases_of(classes: Sequence[str]) -> Iterator[tuple[str, int]]:
     """Phrases, each with the cell that it names; none names two."""
     words = [words_of(kind) for kind in classes]
     for cell, (name, (row, column)) in enumerate(zip(words, CELLS, strict=True)):
