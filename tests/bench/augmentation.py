@@ -6,7 +6,6 @@ and, with ``--times``, how many images a second each makes on one core.
 """
 
 import argparse
-import io
 import time
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from PIL import Image
 
 from sat_vg.backbone_finetuning.data.loading.augmentation import PRESETS
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
-from sat_vg.backbone_finetuning.reports.figures import draw_image_grid
+from sat_vg.backbone_finetuning.reports.image_grid import draw_image_grid
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, seed_default_generator
@@ -48,11 +47,9 @@ def main() -> None:
     images = [decode_rgb(path) for path in options.images]
     titles, pictures = zip(*rows(images, options.size, options.columns), strict=True)
     grid = torch.stack(pictures).permute(0, 2, 3, 1).numpy()
-    figure = draw_image_grid(grid, titles, "one image to a row: unchanged, then as drawn for it", options.columns)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=options.dpi)
+    drawn = draw_image_grid(grid, titles, "one image to a row: unchanged, then as drawn for it", options.columns)
+    picture = drawn.resize([round(side * options.dpi / 130) for side in drawn.size], Image.Resampling.LANCZOS)
     with atomic_write(Path(options.out)) as file:
-        picture = Image.open(drawn).convert("RGB")
         (picture.quantize(options.colours, kmeans=2) if options.colours else picture).save(file, "png", optimize=True)
     print(f"written: {options.out}, {Path(options.out).stat().st_size / 1000:.0f} kB")
     if options.times:

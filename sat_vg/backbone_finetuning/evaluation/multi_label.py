@@ -1,10 +1,9 @@
 """Evaluation where an image can have several classes: loss, numbers, mistakes and tables, for ``tasks.TASKS``."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
@@ -13,9 +12,11 @@ from sat_vg.backbone_finetuning.evaluation.bootstrap import bootstrap_intervals_
 from sat_vg.backbone_finetuning.evaluation.metrics import SCORES, Validation, mean_of_known
 from sat_vg.backbone_finetuning.evaluation.mistakes import most_confident_mistakes
 from sat_vg.backbone_finetuning.evaluation.predictions import Mistake, Predictions
-from sat_vg.backbone_finetuning.reports.evaluation_figures import draw_class_scores
 from sat_vg.backbone_finetuning.reports.prediction_table import SetPrediction
 from sat_vg.backbone_finetuning.utils.printable import one_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _WRONG_CLASSES = 3  # named over an image
 MISTAKES_HEADING = (
@@ -35,8 +36,10 @@ def losses(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none").mean(1)
 
 
-def draw(validation: Validation, class_names: Sequence[str]) -> Figure:
+def draw(validation: Validation, class_names: Sequence[str]) -> "Figure":
     """The scores by class."""
+    from sat_vg.backbone_finetuning.reports.evaluation_figures import draw_class_scores  # and matplotlib: only here
+
     return draw_class_scores(class_names, validation.rows())
 
 

@@ -1,9 +1,8 @@
 """Evaluation where an image has one class: loss, numbers, mistakes and tables, for ``tasks.TASKS``."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,8 +11,10 @@ from sat_vg.backbone_finetuning.evaluation.bootstrap import bootstrap_intervals
 from sat_vg.backbone_finetuning.evaluation.metrics import Validation, averages, share_of_true_class
 from sat_vg.backbone_finetuning.evaluation.mistakes import most_confident_mistakes
 from sat_vg.backbone_finetuning.evaluation.predictions import Mistake, Predictions
-from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix
 from sat_vg.backbone_finetuning.reports.prediction_table import Prediction
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _TOP = 5
 MISTAKES_HEADING = (
@@ -32,8 +33,10 @@ def losses(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(logits, targets.argmax(1), reduction="none")
 
 
-def draw(validation: Validation, class_names: Sequence[str]) -> Figure:
+def draw(validation: Validation, class_names: Sequence[str]) -> "Figure":
     """The confusion matrix."""
+    from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix  # and matplotlib: only here
+
     assert validation.confusion is not None
     return draw_confusion_matrix(validation.confusion.numpy(), class_names)
 

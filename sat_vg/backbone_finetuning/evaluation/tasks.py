@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from sat_vg.backbone_finetuning.configs.choices import Metric
@@ -19,6 +18,9 @@ from sat_vg.backbone_finetuning.reports.prediction_table import Prediction, SetP
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.precision import Precision
 from sat_vg.backbone_finetuning.utils.terminal import progress
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Task:
     losses: Callable[[Tensor, Tensor], Tensor]
     sums: Callable[[int, torch.device], Sums]
     labels: Callable[[Tensor], Tensor]
-    draw: Callable[[Validation, Sequence[str]], Figure]
+    draw: Callable[[Validation, Sequence[str]], "Figure"]
     figure: str
     assess: Callable[[Predictions, Sequence[str], float], dict[str, Any]]
     per_image: Callable[[Predictions, Sequence[str], float], Sequence[Prediction | SetPrediction]]

@@ -1,6 +1,8 @@
-"""Figures from plain arrays: confusion matrices, grids of images, learning curves."""
+"""Figures from plain arrays, by matplotlib: confusion matrices and learning curves.
 
-import textwrap
+A training imports this module only when it draws: matplotlib takes half a second.
+"""
+
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -9,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sat_vg.backbone_finetuning.utils.printable import counted, one_line
+from sat_vg.backbone_finetuning.utils.printable import counted
 
 _MAX_NAMED_CLASSES = 60  # with more, the names are unreadable
 _MAX_NUMBERED_CLASSES = 25
@@ -48,31 +50,6 @@ def draw_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], spl
     accuracy = confusion.trace() / max(confusion.sum(), 1)
     axes.set(xlabel="predicted class", ylabel="true class")
     figure.suptitle(f"{counted(confusion.sum(), f'{split} image')}, {100 * accuracy:.2f} % correct", fontsize=11)
-    return figure
-
-
-def draw_image_grid(images: np.ndarray, titles: Sequence[str], heading: str, columns: int = 4) -> Figure:
-    """A grid of images with a title over each.
-
-    Args:
-        images: uint8 ``[N, H, W, 3]``.
-        titles: N texts, of several lines if need be.
-        heading: over the whole figure; of several lines if need be.
-        columns: images in a row.
-    """
-    rows, lines = -(-len(images) // columns), max((title.count("\n") + 1 for title in titles), default=1)
-    top, above, side = 0.1 + 0.18 * (heading.count("\n") + 1), 0.08 + 0.15 * lines, 1.5  # inches
-    width, height = columns * side, top + rows * (above + side)
-    figure = Figure(figsize=(width, height))  # placed by hand: a layout engine would take longer than all the rest
-    for place, (image, title) in enumerate(zip(images, titles, strict=True)):
-        row, column = divmod(place, columns)
-        bottom = height - top - (row + 1) * (above + side)
-        axes = figure.add_axes(((column * side + 0.04) / width, bottom / height, 1.42 / width, 1.42 / height))
-        axes.axis("off")
-        axes.imshow(image)
-        axes.set_title("\n".join(map(plain, title.split("\n"))), fontsize=8, pad=3)
-    shown = "\n".join(plain(line, limit=100) for line in heading.split("\n"))
-    figure.suptitle(shown, fontsize=10, y=1 - 0.06 / height, va="top")
     return figure
 
 
@@ -118,11 +95,6 @@ def add_grid(axes: Axes, axis: Literal["both", "x"] = "both") -> None:
     axes.grid(axis=axis, alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def in_lines(text: str) -> str:
-    """A title that is broken between words where it is longer than an image of the grid is wide, into three lines."""
-    return "\n".join(textwrap.wrap(one_line(text), 22, max_lines=3, placeholder=" …", break_long_words=False))
 
 
 def plain(text: str, limit: int = 28) -> str:

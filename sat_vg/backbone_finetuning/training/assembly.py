@@ -266,7 +266,7 @@ def batch_sources_of(
 ) -> BatchSources:
     """The batch sources of phases: stored features where nothing before the trained stages changes."""
     changes = config.mixup_alpha > 0 or config.cutmix_alpha > 0 or config.train_image_size is not None
-    is_stored = config.cache != "off" and not changes and not config.shard_weights  # processes compute them in turns
+    is_stored = config.cache != "off" and not config.shard_weights  # processes compute them in turns
     contents = [[images.contents[path] for path in split.paths] for split in (images.splits.train, images.splits.val)]
     settings = (config.seed, config.augments, model.preprocessing.to_dict(), sat_vg.__version__)
     return BatchSources(
@@ -278,6 +278,7 @@ def batch_sources_of(
         images_key=hashlib.sha256(
             repr((contents, settings, batches.parts[Part.TRAINING].transform)).encode()
         ).hexdigest(),
+        mixes_images=changes,
         ranks=ranks,
     )
 

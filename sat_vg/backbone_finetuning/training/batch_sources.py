@@ -1,9 +1,9 @@
 """Sources of batches: images, or the outputs of the frozen stages, computed once per phase."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from sat_vg.backbone_finetuning.data.features.cache import (
 )
 from sat_vg.backbone_finetuning.data.loading.loaders import Batch, ImageBatches, Pass, target_rows
 from sat_vg.backbone_finetuning.data.loading.sampling import Part
+from sat_vg.backbone_finetuning.data.reading.decoded_cache import in_words
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training.phases import Phase
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
@@ -122,6 +123,13 @@ class FeatureSource:
 BatchSource = ImageSource | FeatureSource
 
 
+class PhaseSources(NamedTuple):
+    """Where a phase's batches come from; validation images do not change, so theirs may be stored alone."""
+
+    training: BatchSource
+    validation: BatchSource
+
+
 @dataclass(frozen=True)
 class FeatureSpec:
     """Features to store for a phase.
@@ -129,12 +137,16 @@ class FeatureSpec:
     Attributes:
         start: number of stages that are already applied; one more than there are: the pooled vector.
         shape: of one image's features.
+        num_views: of each part whose features are stored.
         num_bytes: of all.
+        why_not_training: why those of the training images are not stored; empty where they are, or nothing is to say.
     """
 
     start: int
     shape: FeatureShape
+    num_views: Mapping[Part, int]
     num_bytes: int
+    why_not_training: str = ""
 
 
 @dataclass(frozen=True)
@@ -149,6 +161,7 @@ class BatchSources:
             where there is no augmentation; 0: every epoch has its own, so nothing can be stored.
         cache: where features are stored; None: nowhere.
         images_key: a hash of all images in their order, with all that is done to them before the model.
+        mixes_images: whether steps change training images once more, so that theirs cannot be stored.
         ranks: the processes that train together.
     """
 
@@ -158,17 +171,18 @@ class BatchSources:
     num_views: int
     cache: BoundedCache | None
     images_key: str
+    mixes_images: bool = False
     ranks: Ranks = field(default_factory=SingleProcess)
 
-    def for_phase(self, phase: Phase, should_stop: Callable[[], bool]) -> BatchSource:
-        """The source of a phase, to which the model is set. Raises StopRequested where a signal came meanwhile."""
+    def for_phase(self, phase: Phase, should_stop: Callable[[], bool]) -> PhaseSources:
+        """The sources of a phase, to which the model is set. Raises StopRequested where a signal came meanwhile."""
         images = self.image_source()
         spec = self.feature_spec(phase)
         if isinstance(spec, str):
-            return images
+            return PhaseSources(images, images)
         say(f"phase {phase.name}: {self._describe(spec, phase)}")
         stored = {}
-        for part, views in ((Part.TRAINING, self.num_views), (Part.VALIDATION, 1)):
+        for part, views in spec.num_views.items():
             features = self._features(spec, part, views, should_stop)
             was_stopped, not_kept = self.ranks.all_reduce_max(
                 features is None, isinstance(features, (NoRoom, NotKept))
@@ -180,10 +194,11 @@ class BatchSources:
                 if isinstance(features, (NoRoom, NotKept)):
                     said = _why(features) if isinstance(features, NoRoom) else self._why_not_kept(features)
                 say(f"phase {phase.name}: frozen stages run in every epoch: {said}")
-                return images
+                return PhaseSources(images, images)
             assert isinstance(features, StoredFeatures)
             stored[part] = features
-        return FeatureSource(self.batches, stored, spec.start)
+        source = FeatureSource(self.batches, stored, spec.start)
+        return PhaseSources(source if Part.TRAINING in stored else images, source)
 
     def image_source(self) -> ImageSource:
         """The source that runs the whole model, with the stages that it is set to."""
@@ -193,19 +208,28 @@ class BatchSources:
     def feature_spec(self, phase: Phase) -> FeatureSpec | str:
         """The features to store for a phase, to which the model is set; or the reason why none are."""
         num_frozen = self.model.num_frozen_stages
-        if phase.method != "gradient" or not num_frozen or self.cache is None:
-            return ""
-        if not self.num_views:
-            return "images are augmented anew; with --cached_views 4 four versions of each would take turns"
-        if phase.epochs <= self.num_views:
+        if phase.method != "gradient" or not num_frozen or self.cache is None or phase.epochs == 1:
             return ""
         start = num_frozen + (num_frozen == len(self.model.stages))
         shape = FeatureShape.of(self._run(self._example(), start))
-        count = self.num_views * len(self.batches.parts[Part.TRAINING]) + len(self.batches.parts[Part.VALIDATION])
-        num_bytes = count * shape.num_bytes
+        wanted = {Part.TRAINING: self.num_views, Part.VALIDATION: 1}
+        why_not = ""
+        if not self.num_views and not self.mixes_images:
+            why_not = (
+                "training images are augmented anew; with --cached_views 4 four versions of each would take turns"
+            )
+        if self.mixes_images or not 0 < self.num_views < phase.epochs:
+            del wanted[Part.TRAINING]
+        elif (num_bytes := self._num_bytes(shape, wanted)) > self.cache.max_bytes:
+            why_not = _why(NoRoom(num_bytes, self.cache.max_bytes, "limit"))
+            del wanted[Part.TRAINING]
+        num_bytes = self._num_bytes(shape, wanted)
         if num_bytes > self.cache.max_bytes:
-            return _why(NoRoom(num_bytes, self.cache.max_bytes, "limit"))
-        return FeatureSpec(start, shape, num_bytes)
+            return why_not or _why(NoRoom(num_bytes, self.cache.max_bytes, "limit"))
+        return FeatureSpec(start, shape, wanted, num_bytes, why_not)
+
+    def _num_bytes(self, shape: FeatureShape, num_views: Mapping[Part, int]) -> int:
+        return shape.num_bytes * sum(views * len(self.batches.parts[part]) for part, views in num_views.items())
 
     def describe(self, phase: Phase) -> str:
         """One line on the features stored for a phase, or why there are none; empty where storing gains nothing."""
@@ -216,11 +240,14 @@ class BatchSources:
 
     def _describe(self, spec: FeatureSpec, phase: Phase) -> str:
         assert self.cache is not None
-        times = "once" if self.num_views == 1 else f"{self.num_views} times"
+        views = spec.num_views.get(Part.TRAINING, 0)
+        times = "once" if views < 2 else f"{views} times"
+        where = "" if views else " on the validation images"
         shape, kind = "x".join(map(str, spec.shape.shape)), str(spec.shape.dtype).removeprefix("torch.")
         return (
-            f"frozen stages run {times}, not {phase.epochs} times: {shape} {kind} an image and view, "
-            f"{spec.num_bytes / 2**20:.0f} MiB in {str(self.cache.folder)!r}"
+            f"frozen stages run {times}{where}, not {phase.epochs} times: {shape} {kind} an image"
+            f"{' and view' if views else ''}, {in_words(spec.num_bytes)} in {str(self.cache.folder)!r}"
+            + (f"; {spec.why_not_training}" if spec.why_not_training else "")
         )
 
     def _features(

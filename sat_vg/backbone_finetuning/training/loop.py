@@ -55,19 +55,19 @@ def train_phases(
         phase.apply_to(training.model)
         training.replica.enter_phase()
         training.start_weights.enter(phase, state.begins_phase)
-        source = training.sources.for_phase(phase, lambda: interrupt.requested)
+        sources = training.sources.for_phase(phase, lambda: interrupt.requested)
         while state.epoch_in_phase < phase.epochs:
             # Train one epoch, or the rest of it.
-            EPOCHS[phase.method](training, phase, source, outputs, state, interrupt)
+            EPOCHS[phase.method](training, phase, sources.training, outputs, state, interrupt)
             # Validate, with the moving average of the weights if there is one.
-            recorders = outputs.best_outputs.recorders(of_images=source.start == 0)
+            recorders = outputs.best_outputs.recorders(of_images=sources.validation.start == 0)
             with training.average.applied(), training.profile.span("validation"):
                 validation = evaluate(
                     training.model,
-                    source.validation(),
+                    sources.validation.validation(),
                     training.precision,
                     interrupt,
-                    source,
+                    sources.validation,
                     training.replica,
                     recorders,
                 )

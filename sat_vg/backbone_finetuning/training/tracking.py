@@ -7,14 +7,11 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from torch.utils.tensorboard.summary import hparams
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME
 from sat_vg.backbone_finetuning.reports.projector import Embedding, write_projector
@@ -24,6 +21,9 @@ from sat_vg.backbone_finetuning.utils.errors import WriteError
 from sat_vg.backbone_finetuning.utils.printable import one_line
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
 from sat_vg.backbone_finetuning.utils.terminal import say
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _NO_CURVES = ("epoch", "step")  # a chart of what the other charts have on their axes
 _COLUMNS_FIRST = ("backbone", "strategy", "learning_rate", "batch_size", "image_size")
@@ -82,7 +82,7 @@ class Tracker(Protocol):
     def text(self, name: str, lines: Iterable[str], step: int = 0) -> None:
         """Record lines of text."""
 
-    def figure(self, name: str, figure: Figure, step: int) -> None:
+    def figure(self, name: str, figure: "Figure | Image.Image", step: int) -> None:
         """Record a figure."""
 
     def charts(self) -> None:
@@ -109,7 +109,7 @@ class NullTracker(Tracker):
     def text(self, name: str, lines: Iterable[str], step: int = 0) -> None:
         """Do nothing."""
 
-    def figure(self, name: str, figure: Figure, step: int) -> None:
+    def figure(self, name: str, figure: "Figure | Image.Image", step: int) -> None:
         """Do nothing."""
 
     def charts(self) -> None:
@@ -200,10 +200,13 @@ class FileTracker(Tracker):
             os.fsync(self._lines.fileno())
             self._writer.flush()
 
-    def figure(self, name: str, figure: Figure, step: int) -> None:
+    def figure(self, name: str, figure: "Figure | Image.Image", step: int) -> None:
         """Show a figure in TensorBoard and keep its latest state as ``name.png``."""
         drawn, small = io.BytesIO(), io.BytesIO()
-        figure.savefig(drawn, format="png", dpi=_PIXELS_PER_INCH, pil_kwargs={"compress_level": 2})
+        if isinstance(figure, Image.Image):
+            figure.save(drawn, "PNG", compress_level=2)
+        else:
+            figure.savefig(drawn, format="png", dpi=_PIXELS_PER_INCH, pil_kwargs={"compress_level": 2})
         with Image.open(drawn) as picture:
             width, height = (round(side * _CARD_PIXELS_PER_INCH / _PIXELS_PER_INCH) for side in picture.size)
             picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).save(small, "PNG")
@@ -254,6 +257,8 @@ class FileTracker(Tracker):
             results: to compare runs by; shown as ``hparam/NAME``.
             step: optimizer steps so far.
         """
+        from torch.utils.tensorboard.summary import hparams
+
         metrics = {f"hparam/{name}": value for name, value in results.items()}
         with self._writing():
             experiment, start, end = hparams(_columns(config), metrics)
@@ -275,6 +280,8 @@ def _columns(config: Mapping[str, Any]) -> dict[str, int | float | str]:
 
 def _with_first_columns(experiment: Summary) -> Summary:
     """The table's columns with the most telling ones marked as differing: TensorBoard shows these first."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
     plugin = experiment.value[0].metadata.plugin_data
     content = HParamsPluginData.FromString(plugin.content)
     for column in content.experiment.hparam_infos:

@@ -6,10 +6,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from sat_vg.backbone_finetuning.reports.figures import (
     draw_confusion_matrix,
-    draw_image_grid,
     draw_learning_curves,
-    in_lines,
 )
+from sat_vg.backbone_finetuning.reports.image_grid import draw_image_grid, in_lines
 from sat_vg.backbone_finetuning.reports.projector import principal_components
 from sat_vg.backbone_finetuning.reports.tables import text_table
 
@@ -51,20 +50,41 @@ def test_twenty_one_names_can_be_read_on_a_card_350_pixels_wide():
     assert all(whole.x0 <= box.x0 and box.x1 <= whole.x1 for box in boxes), "a name is cut off"
 
 
-def test_the_grid_shows_every_image_under_its_title(tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
-    heading = "a heading that is much longer than the name of a class may be"
-    figure = draw_image_grid(images, ["a", "b\n→ $c$", "c", "d", "e\x1b[0m"], heading, columns=3)
-    shown = [axes for axes in figure.axes if axes.images]
-    assert [axes.get_title() for axes in shown] == ["a", "b\n→ \\$c\\$", "c", "d", "e?[0m"]
-    assert all(np.array_equal(axes.images[0].get_array(), image) for axes, image in zip(shown, images, strict=True))
-    assert figure.get_suptitle() == heading
-    figure.savefig(tmp_path / "grid.png")
-    boxes = [box for axes in shown for box in (axes.get_window_extent(), axes.title.get_window_extent())]
-    boxes.append(figure._suptitle.get_window_extent())
-    pairs = [(a, b) for place, a in enumerate(boxes) for b in boxes[:place]]
-    assert not any(a.overlaps(b) for a, b in pairs), "an image or a title lies over another"
-    assert all(min(box.x0, box.y0) >= 0 and box.y1 <= figure.bbox.y1 for box in boxes[::2])
+def boxes_of(grid, colours):
+    """Top, bottom, left and right of what a grid shows in each colour."""
+    pixels = np.asarray(grid)
+    found = []
+    for colour in colours:
+        rows, columns = np.nonzero((pixels == colour).all(axis=2))
+        found.append((rows.min(), rows.max() + 1, columns.min(), columns.max() + 1))
+        assert len(rows) == (found[-1][1] - found[-1][0]) * (found[-1][3] - found[-1][2]), "something lies over it"
+    return found
+
+
+def test_the_grid_shows_every_image_under_its_title():
+    colours = [(250, 10, 10), (10, 250, 10), (10, 10, 250), (250, 250, 10), (10, 250, 250)]
+    images = np.stack([np.full((8, 8, 3), colour, np.uint8) for colour in colours])
+    titles = ["a", "b\n→ $c$", "W" * 60, "d", "e\x1b[0m"]
+    grid = draw_image_grid(images, titles, "a heading that is much longer than the name of a class may be", columns=3)
+    boxes = boxes_of(grid, colours)
+    assert [box[0] for box in boxes[:3]] == [boxes[0][0]] * 3
+    assert boxes[3][0] == boxes[4][0] > boxes[0][1]
+    assert [box[2] for box in boxes] == sorted(box[2] for box in boxes[:3]) + [box[2] for box in boxes[:2]]
+    is_text = (np.asarray(grid) < 100).all(axis=2)
+    for top, _, left, right in boxes:
+        assert is_text[top - 20 : top, left:right].any(), "an image has no title"
+        assert not is_text[:, [left - 5, min(right + 4, grid.width - 1)]][top - 45 :].any(), "a title is too wide"
+    assert is_text[: boxes[0][0] - 45].any(), "there is no heading"
+    assert not any(is_text[top:bottom, left:right].any() for top, bottom, left, right in boxes)
+
+
+def test_the_grid_shows_the_pixels_of_small_images_and_writes_what_it_is_given():
+    image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8)
+    drawn = {title: np.asarray(draw_image_grid(image, [title], "x")) for title in ("$c$", "c", "e\x1b", "e?")}
+    assert not np.array_equal(drawn["$c$"], drawn["c"])  # no formula
+    assert np.array_equal(drawn["e\x1b"], drawn["e?"])
+    below = drawn["c"][-191:-5, 5:191]
+    assert np.array_equal(below[11::23, 11::23][:8, :8], image[0])
 
 
 def test_learning_curves_hold_the_numbers():

@@ -12,6 +12,7 @@ from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.data.sources.splits import Split, load_class_folders
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training.assembly import batch_plan, batch_sources_of, image_batches
+from sat_vg.backbone_finetuning.training.phases import Phase
 from sat_vg.backbone_finetuning.training.run import choose_phases
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.precision import Precision
@@ -51,9 +52,13 @@ def test_stored_features_go_by_the_augmentation(sources):
         assert (repr(one.batches.parts[Part.TRAINING].transform) == plain) == (name == "none")
 
 
-def test_nothing_is_stored_of_images_that_change_their_size(sources):
-    assert sources(augmentation="none").cache is not None
-    assert sources(augmentation="none", train_image_size=(24, 32)).cache is None
+def test_nothing_is_stored_of_training_images_that_change_with_the_step(sources):
+    phase = Phase("some", 5, sources().model.trainable_stages)
+    both = {Part.TRAINING: 1, Part.VALIDATION: 1}
+    assert sources(augmentation="none").feature_spec(phase).num_views == both
+    for changes in ({"train_image_size": (24, 32)}, {"mixup_alpha": 0.2}, {"cutmix_alpha": 0.2}):
+        assert sources(augmentation="none", **changes).feature_spec(phase).num_views == {Part.VALIDATION: 1}
+    assert sources(augmentation="none", cache="off").feature_spec(phase) == ""
 
 
 def test_classes_cannot_take_turns_where_an_image_has_several():

@@ -11,7 +11,7 @@ from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, Part
 from sat_vg.backbone_finetuning.data.loading.workers import Workers
 from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.training.batch_sources import BatchSources, FeatureSource, FeatureSpec, ImageSource
+from sat_vg.backbone_finetuning.training.batch_sources import BatchSources, FeatureSource, ImageSource
 from sat_vg.backbone_finetuning.training.phases import Phase
 from sat_vg.backbone_finetuning.training.validation import evaluate
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache
@@ -74,7 +74,8 @@ def outputs(sources, source, epoch):
 def test_with_and_without_the_cache_to_the_bit(class_folders, tmp_path, backbone, trained, num_views, dtype):
     sources = make_sources(class_folders, tmp_path, trained, num_views, dtype, backbone)
     phase = Phase("some", 5, sources.model.trainable_stages)
-    stored, images = sources.for_phase(phase, NEVER), sources.image_source()
+    (stored, validation), images = sources.for_phase(phase, NEVER), sources.image_source()
+    assert validation is stored
     assert isinstance(stored, FeatureSource)
     assert stored.start == len(sources.model.stages) - trained + (trained == 0)
     for epoch in (1, 4):
@@ -92,7 +93,7 @@ def test_with_several_classes_an_image_too(class_folders, tmp_path):
     for part in sources.batches.parts.values():  # the split's labels become combinations of classes
         part.split = replace(part.split, label_sets=((), (0, 2), (0, 1, 2)))
     sources = replace(sources, batches=ImageBatches(sources.batches.parts, sources.batches.plan, 4, Workers(0, CPU)))
-    stored, images = sources.for_phase(Phase("some", 5, ()), NEVER), sources.image_source()
+    stored, images = sources.for_phase(Phase("some", 5, ()), NEVER).training, sources.image_source()
     assert isinstance(stored, FeatureSource)
     for mine, theirs in zip(outputs(sources, stored, 1), outputs(sources, images, 1), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
@@ -105,7 +106,7 @@ def test_with_several_classes_an_image_too(class_folders, tmp_path):
 
 def test_views_take_turns(class_folders, tmp_path):
     sources = make_sources(class_folders, tmp_path, 1, num_views=2)
-    source = sources.for_phase(Phase("some", 5, sources.model.trainable_stages), NEVER)
+    source = sources.for_phase(Phase("some", 5, sources.model.trainable_stages), NEVER).training
     stored = source.stored[Part.TRAINING]
     places = torch.arange(4)
     assert not torch.equal(stored.get(0, places), stored.get(1, places))
@@ -122,7 +123,7 @@ def test_found_again_and_only_while_all_is_the_same(class_folders, tmp_path, mon
         monkeypatch.setattr(
             BatchSources, "_run", lambda self, batch, start: calls.append(1) or run(self, batch, start)
         )
-        source = sources.for_phase(Phase("some", 5, sources.model.trainable_stages), NEVER)
+        source = sources.for_phase(Phase("some", 5, sources.model.trainable_stages), NEVER).training
         monkeypatch.setattr(BatchSources, "_run", run)
         assert isinstance(source, FeatureSource)
         return len(calls) > 1  # one is for the shape
@@ -155,17 +156,46 @@ def test_found_again_and_only_while_all_is_the_same(class_folders, tmp_path, mon
 def test_nothing_is_stored_where_nothing_would_be_gained_or_it_would_not_fit(class_folders, tmp_path, capsys):
     sources = make_sources(class_folders, tmp_path, 1, num_views=2)
     trained = sources.model.trainable_stages
-    assert isinstance(sources.feature_spec(Phase("some", 3, trained)), FeatureSpec)
-    assert sources.feature_spec(Phase("some", 2, trained)) == ""  # two views in two epochs
+    assert sources.feature_spec(Phase("some", 3, trained)).num_views == {Part.TRAINING: 2, Part.VALIDATION: 1}
+    assert sources.feature_spec(Phase("some", 2, trained)).num_views == {
+        Part.VALIDATION: 1
+    }  # two views in two epochs
+    assert sources.feature_spec(Phase("some", 1, trained)) == ""
     assert sources.feature_spec(Phase("some", 1, (), method="exact_head")) == ""
     sources.model.set_trainable(sources.model.stage_names)
     assert sources.feature_spec(Phase("full", 9, sources.model.stage_names)) == ""
-    assert isinstance(sources.for_phase(Phase("full", 9, sources.model.stage_names), NEVER), ImageSource)
+    assert isinstance(sources.for_phase(Phase("full", 9, sources.model.stage_names), NEVER).validation, ImageSource)
     assert "cached_views" in make_sources(class_folders, tmp_path, 1, num_views=0).describe(Phase("some", 9, trained))
     small = make_sources(class_folders, tmp_path, 1, max_bytes=1000)
     assert "--cache_gib allows" in small.describe(Phase("some", 9, trained))
-    assert isinstance(small.for_phase(Phase("some", 9, trained), NEVER), ImageSource)
+    assert all(isinstance(source, ImageSource) for source in small.for_phase(Phase("some", 9, trained), NEVER))
     assert small.image_source().num_views == 2  # what is trained on does not depend on the disk
+
+
+@pytest.mark.parametrize(("num_views", "mixes_images"), [(0, False), (1, True), (9, False)])
+def test_of_validation_images_alone_to_the_bit(class_folders, tmp_path, num_views, mixes_images):
+    sources = make_sources(class_folders, tmp_path, 1, num_views)
+    sources = replace(sources, mixes_images=mixes_images)
+    phase = Phase("some", 9, sources.model.trainable_stages)
+    training, validation = sources.for_phase(phase, NEVER)
+    assert isinstance(training, ImageSource)
+    assert validation.start == len(sources.model.stages) - 1
+    assert "frozen stages run once on the validation images, not 9 times: " in sources.describe(phase)
+    assert ("cached_views" in sources.describe(phase)) is (num_views == 0)  # where that can be set
+    images = sources.image_source()
+    with_it = evaluate(sources.model, validation.validation(), sources.precision, None, validation)
+    without = evaluate(sources.model, images.validation(), sources.precision)
+    assert with_it.loss == without.loss
+    assert torch.equal(with_it.confusion, without.confusion)
+
+
+def test_where_the_training_images_do_not_fit_the_validation_images_may(class_folders, tmp_path):
+    sources = make_sources(class_folders, tmp_path, 1, 1)
+    phase = Phase("some", 5, sources.model.trainable_stages)
+    whole = sources.feature_spec(phase)
+    sources = make_sources(class_folders, tmp_path, 1, 1, max_bytes=whole.num_bytes - 1)
+    assert sources.feature_spec(phase).num_views == {Part.VALIDATION: 1}
+    assert "--cache_gib allows" in sources.describe(phase)
 
 
 def test_a_stop_on_the_way_leaves_nothing(class_folders, tmp_path):
