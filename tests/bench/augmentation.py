@@ -14,7 +14,7 @@ from PIL import Image
 
 from sat_vg.backbone_finetuning.data.loading.augmentation import PRESETS
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
-from sat_vg.backbone_finetuning.reports.image_grid import draw_image_grid
+from sat_vg.backbone_finetuning.reports.record_pictures import draw_image_grid
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, seed_default_generator

@@ -212,6 +212,7 @@ def _image_sizes(s: Settings) -> None:
 def _augmentation(s: Settings) -> None:
     if not s["use_augmentation"] and s["augmentation"] not in (None, "none", "satellite"):
         s.refuse("augmentation", "has no effect while use_augmentation is false; leave one of the two out")
+    _crop(s)
     if not s["cached_views"]:
         return
     if not s["use_augmentation"] or s["augmentation"] == "none":
@@ -225,6 +226,15 @@ def _augmentation(s: Settings) -> None:
             )
     if s["strategy"] == "full":
         s.refuse("cached_views", "strategy = 'full' freezes nothing; leave it out, or take another strategy")
+
+
+def _crop(s: Settings) -> None:
+    if s["crop_scale"] is None:
+        return
+    if not s["use_augmentation"]:
+        s.refuse("crop_scale", "has no effect while use_augmentation is false; leave one of the two out")
+    elif s["augmentation"] in ("none", "turns"):
+        s.refuse("crop_scale", f"{s.show('augmentation')} crops nothing at random; leave one of the two out")
 
 
 def _sampling(s: Settings) -> None:

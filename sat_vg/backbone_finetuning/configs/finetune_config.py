@@ -13,6 +13,7 @@ from sat_vg.backbone_finetuning.configs import choices
 from sat_vg.backbone_finetuning.configs.band_choice import Bands
 from sat_vg.backbone_finetuning.configs.plain_values import as_argument
 from sat_vg.backbone_finetuning.configs.ranges import (
+    AreaShare,
     BadImagePolicy,
     DifferentSizes,
     FolderName,
@@ -223,6 +224,9 @@ class FinetuneConfig(Settings):
     signs. randaugment (Cubuk et al., 2020), trivialaugment (Müller & Hutter, 2021), autoaugment (Cubuk et al., 2019):
     as published, after scale and turns. advanced: satellite with affine and elastic changes, blur and noise. Unset:
     as suits the data set in dataset, else satellite."""
+    crop_scale: AreaShare | None = None
+    """Smallest share of an image's area that its random crop keeps; the largest is all of it. Below 0.3, objects may
+    lie outside. Unset: 0.8 for the augmentation crops, 0.5 for the others."""
     train_image_size: DifferentSizes | None = None
     """Train at these image sizes, such as 96,128, smallest first and each for an equal share of the epochs (Howard,
     2018); validation stays at image_size. Unset: image_size throughout."""

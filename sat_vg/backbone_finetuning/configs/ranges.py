@@ -91,6 +91,7 @@ NonNegativeFloat = Annotated[float, Range(lowest=0, example=0.1)]
 Fraction = Annotated[float, Range(above=0, below=1, example=0.2)]
 Probability = Annotated[float, Range(lowest=0, below=1, example=0.1)]
 LearningRateFactor = Annotated[float, Range(above=0, highest=1, example=0.8)]
+AreaShare = Annotated[float, Range(above=0, highest=1, example=0.35)]
 ImageSize = Annotated[int, Range(lowest=16, highest=4096, example=224)]
 DifferentSizes = Annotated[
     tuple[int, ...],

@@ -10,7 +10,6 @@ from sat_vg.backbone_finetuning.data.loading.loaders import ImageDataset
 from sat_vg.backbone_finetuning.models.attention import attention_on_grid
 from sat_vg.backbone_finetuning.models.explain import attention_heat
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.reports.overlays import lay_over
 from sat_vg.backbone_finetuning.utils.precision import Precision
 
 
@@ -55,6 +54,8 @@ def look_at(model: FineTuneModel, dataset: ImageDataset, place: int, predicted: 
         predicted: the class to explain.
         precision: where the model is.
     """
+    from sat_vg.backbone_finetuning.reports.overlays import lay_over  # and matplotlib: a training needs neither
+
     pixels = dataset[0, place][0]
     image = model.preprocessing.pictures(pixels[None])[0].permute(1, 2, 0).contiguous().numpy()
     normalised = precision.place_images(model.preprocessing.normalise(pixels[None].to(precision.device)))

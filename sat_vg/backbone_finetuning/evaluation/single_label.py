@@ -1,8 +1,9 @@
 """Evaluation where an image has one class: loss, numbers, mistakes and tables, for ``tasks.TASKS``."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,9 +13,7 @@ from sat_vg.backbone_finetuning.evaluation.metrics import Validation, averages, 
 from sat_vg.backbone_finetuning.evaluation.mistakes import most_confident_mistakes
 from sat_vg.backbone_finetuning.evaluation.predictions import Mistake, Predictions
 from sat_vg.backbone_finetuning.reports.prediction_table import Prediction
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from sat_vg.backbone_finetuning.reports.record_pictures import draw_confusion
 
 _TOP = 5
 MISTAKES_HEADING = (
@@ -33,12 +32,10 @@ def losses(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(logits, targets.argmax(1), reduction="none")
 
 
-def draw(validation: Validation, class_names: Sequence[str]) -> "Figure":
+def draw(validation: Validation, class_names: Sequence[str]) -> Image.Image:
     """The confusion matrix."""
-    from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix  # and matplotlib: only here
-
     assert validation.confusion is not None
-    return draw_confusion_matrix(validation.confusion.numpy(), class_names)
+    return draw_confusion(validation.confusion.numpy(), class_names)
 
 
 def assess(predictions: Predictions, class_names: Sequence[str], temperature: float) -> dict[str, Any]:

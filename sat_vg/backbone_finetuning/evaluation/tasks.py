@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sat_vg.backbone_finetuning.configs.choices import Metric
@@ -34,7 +35,7 @@ class Task:
         losses: the same of each image by itself, float32 ``[N]``.
         sums: ``(num_classes, device) ->`` what adds up a validation.
         labels: rows of targets ``[N, num_classes]`` → the labels: int64 ``[N]``, or bool ``[N, num_classes]``.
-        draw: a validation and the names of the classes → the figure of the best epoch.
+        draw: a validation and the names of the classes → the picture of the best epoch.
         figure: that figure's name.
         assess: ``(predictions, class names, temperature) ->`` all numbers of an evaluation, by name.
         per_image: ``(predictions, paths, temperature) ->`` the lines of predictions.csv.
@@ -50,7 +51,7 @@ class Task:
     losses: Callable[[Tensor, Tensor], Tensor]
     sums: Callable[[int, torch.device], Sums]
     labels: Callable[[Tensor], Tensor]
-    draw: Callable[[Validation, Sequence[str]], "Figure"]
+    draw: Callable[[Validation, Sequence[str]], "Figure | Image.Image"]
     figure: str
     assess: Callable[[Predictions, Sequence[str], float], dict[str, Any]]
     per_image: Callable[[Predictions, Sequence[str], float], Sequence[Prediction | SetPrediction]]

@@ -242,11 +242,12 @@ def image_batches(
     assert isinstance(config.batch_size, int)
     splits = images.splits
     plain = model.preprocessing.geometry()
-    transform = augmentation_of(config.augmentation or "satellite", model.preprocessing) if config.augments else plain
+    kind = config.augmentation or "satellite"
+    augmented = augmentation_of(kind, model.preprocessing, config.crop_scale) if config.augments else plain
     num_workers = choose_num_workers(config.num_workers, precision.device, usable_cores() // ranks.local_count)
     return ImageBatches(
         {
-            Part.TRAINING: ImageDataset(splits.train, transform, config.seed, read),
+            Part.TRAINING: ImageDataset(splits.train, augmented, config.seed, read),
             Part.VALIDATION: ImageDataset(splits.val, plain, config.seed, read),
             Part.PLAIN_TRAINING: ImageDataset(splits.train, plain, config.seed, read),
         },

@@ -1,6 +1,6 @@
 """A model's outputs on some of the validation images, kept from the best epoch for the pictures at the run's end."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -120,6 +120,7 @@ class BestOutputs:
     Attributes:
         thumbnails: of the images; those that no validation of this process has seen are missing.
         kept: outputs of the best epoch; None where another process validated it, before a resume.
+        metrics: of the best epoch, as they stand in best_model.pt; None where ``kept`` is.
     """
 
     def __init__(self, num_images: int, preprocessing: Preprocessing) -> None:
@@ -127,6 +128,7 @@ class BestOutputs:
         self._running = SampleRecorder(self._places)
         self.thumbnails = Thumbnails(self._places, preprocessing)
         self.kept: ImageOutputs | None = None
+        self.metrics: Mapping[str, float] | None = None
 
     def recorders(self, of_images: bool) -> Sequence[OutputRecorder]:
         """What the validation of the next epoch fills, with batches of images or of stored features."""

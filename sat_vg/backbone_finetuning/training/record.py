@@ -189,6 +189,7 @@ def save_best(training: Training, outputs: Outputs, validation: Validation, stat
     """Write best_model.pt and draw its confusion matrix, or its scores by class."""
     model, task = training.model, TASKS[training.model.task]
     metrics = {**validation.numbers(), "epoch": state.epoch + 1}
+    outputs.best_outputs.metrics = metrics
     artifact = artifact_of(model, outputs.identity.config, metrics)
     artifact = replace(artifact, state_dict=gathered(artifact.state_dict, training.ranks))
 

@@ -13,8 +13,8 @@ from sat_vg.backbone_finetuning.evaluation.assessment import names_of_set
 from sat_vg.backbone_finetuning.evaluation.mistakes import most_confident_mistakes
 from sat_vg.backbone_finetuning.evaluation.tasks import TASKS, Task
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.reports.image_grid import draw_image_grid, in_lines
 from sat_vg.backbone_finetuning.reports.projector import Embedding, principal_components
+from sat_vg.backbone_finetuning.reports.record_pictures import draw_image_grid, in_lines
 from sat_vg.backbone_finetuning.training.epoch_curves import MOST_CLASSES, chart_names
 from sat_vg.backbone_finetuning.training.image_outputs import (
     ImageOutputs,

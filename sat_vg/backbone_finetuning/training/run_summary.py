@@ -12,6 +12,7 @@ from typing import Any
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL, current_versions
+from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.training.checkpoint import RunState
@@ -149,17 +150,32 @@ def show_end(config: FinetuneConfig, training: Training, outputs: Outputs, state
         from sat_vg.backbone_finetuning.reports.figures import draw_learning_curves  # and matplotlib: only here
 
         tracker.figure("learning_curves", draw_learning_curves(tracker.ended_epochs()), state.step)
-    result = summarise(config)
+    found_metrics = outputs.best_outputs.metrics
+    if found_metrics is None or config.shard_weights:  # of an epoch before a resume, or of a model in parts
+        result = summarise(config)
+    else:
+        result = tell_result(config, training.model.get_feature_extractor(), dict(found_metrics))
     results = {"best_epoch" if name == "epoch" else name: value for name, value in result.metrics.items()}
     tracker.hyperparameters(config.to_dict(), results, state.step)
     return result
 
 
 def summarise(config: FinetuneConfig) -> TrainingResult:
-    """Read best_model.pt back, as its user will, and say what it is and how to go on."""
+    """Read the best_model.pt of a finished run, and say what it is and how to go on."""
     path = expand_home(config.checkpoint_dir) / BEST_MODEL
     extractor = FineTuneModel.load_checkpoint(path).get_feature_extractor()
-    metrics = extractor.provenance["metrics"]
+    return tell_result(config, extractor, extractor.provenance["metrics"])
+
+
+def tell_result(config: FinetuneConfig, extractor: FeatureExtractor, metrics: dict[str, float]) -> TrainingResult:
+    """Say what a run's best_model.pt is and how to go on.
+
+    Args:
+        config: of the run.
+        extractor: of such a model; its weights are not looked at.
+        metrics: of the best epoch.
+    """
+    path = expand_home(config.checkpoint_dir) / BEST_MODEL
     maps = zip(extractor.out_names, extractor.channels, extractor.strides, strict=True)
     beside_python = Path(sys.executable).with_name("tensorboard")
     needs_path = shutil.which("tensorboard") is None and beside_python.exists()

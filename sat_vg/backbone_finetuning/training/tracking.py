@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _NO_CURVES = ("epoch", "step")  # a chart of what the other charts have on their axes
 _COLUMNS_FIRST = ("backbone", "strategy", "learning_rate", "batch_size", "image_size")
 # Of the PNG files, and of TensorBoard: its cards are 350 pixels wide and shrink pictures by leaving pixels out.
-_PIXELS_PER_INCH, _CARD_PIXELS_PER_INCH = 130, 56
+_PIXELS_PER_INCH, _CARD_PIXELS_PER_INCH, _CARD_WIDTH = 130, 56, 350
 # What TensorBoard shows in one chart each; the tags are regular expressions.
 _CHARTS = {
     "run": {
@@ -208,7 +208,8 @@ class FileTracker(Tracker):
         else:
             figure.savefig(drawn, format="png", dpi=_PIXELS_PER_INCH, pil_kwargs={"compress_level": 2})
         with Image.open(drawn) as picture:
-            width, height = (round(side * _CARD_PIXELS_PER_INCH / _PIXELS_PER_INCH) for side in picture.size)
+            scale = max(_CARD_PIXELS_PER_INCH / _PIXELS_PER_INCH, min(1.0, _CARD_WIDTH / picture.width))
+            width, height = (round(side * scale) for side in picture.size)
             picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).save(small, "PNG")
         card = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=small.getvalue())
         with self._writing():

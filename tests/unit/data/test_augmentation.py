@@ -1,6 +1,7 @@
 """The presets: the same key gives the same pixels, whoever draws what in between, in any order and process."""
 
 import random
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from sat_vg.backbone_finetuning.configs.choices import AUGMENTATIONS_OF_ANY_BAND
 from sat_vg.backbone_finetuning.data.loading.augmentation import PRESETS, augmentation_of
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageDataset
 from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, Part
-from sat_vg.backbone_finetuning.data.loading.transforms import GaussianNoise, Sometimes
+from sat_vg.backbone_finetuning.data.loading.transforms import GaussianNoise, RandomScaledCrop, Sometimes
 from sat_vg.backbone_finetuning.data.loading.workers import Workers
 from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
@@ -154,6 +155,23 @@ def test_noise_is_of_the_size_that_it_says_and_stays_within_bytes():
     assert white.median() == 255
     assert black.max() > 200
     assert white.min() < 60
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "turns"])
+def test_the_crops_keep_the_share_that_is_asked_for(name):
+    seen = re.search(r"scale=\(([\d.]+), 1.0\)", repr(augmentation_of(name, Preprocessing(image_size=32), 0.13)))
+    assert seen is not None
+    assert seen[1] == "0.13"  # which is part of the key of stored features, too
+    ramp = torch.arange(64.0).expand(3, 64, 64).contiguous().to(torch.uint8)
+    crop = next(
+        module
+        for module in augmentation_of(name, Preprocessing(image_size=64), 0.01).modules()
+        if isinstance(module, RandomScaledCrop)
+    )
+    torch.manual_seed(0)
+    widths = [int(part.max()) - int(part.min()) + 1 for part in (crop(ramp) for _ in range(300))]
+    assert min(widths) < 16  # of 64: a share of 0.5 would leave 39 of them or more
+    assert max(widths) == 64
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name not in ANY_BANDS])

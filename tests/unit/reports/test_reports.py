@@ -3,13 +3,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import ImageDraw
 
 from sat_vg.backbone_finetuning.reports.figures import (
     draw_confusion_matrix,
     draw_learning_curves,
 )
-from sat_vg.backbone_finetuning.reports.image_grid import draw_image_grid, in_lines
 from sat_vg.backbone_finetuning.reports.projector import principal_components
+from sat_vg.backbone_finetuning.reports.record_pictures import draw_confusion, draw_image_grid, in_lines
 from sat_vg.backbone_finetuning.reports.tables import text_table
 
 
@@ -48,6 +49,54 @@ def test_twenty_one_names_can_be_read_on_a_card_350_pixels_wide():
     assert all(b.x0 > a.x1 for a, b in pairwise(counts)), "counts lie over one another"
     whole = figure.bbox
     assert all(whole.x0 <= box.x0 and box.x1 <= whole.x1 for box in boxes), "a name is cut off"
+
+
+def test_the_record_shows_the_confusion_with_names_and_counts():
+    confusion = np.array([[30, 10, 0], [0, 0, 50], [0, 0, 70]])
+    drawn = np.asarray(draw_confusion(confusion, ["sea", "$x_1$", "wood\x1b"]))
+    whole = {tuple(colour) for colour in ((8, 48, 107), (247, 251, 255))}
+    assert whole <= {tuple(pixel) for pixel in drawn.reshape(-1, 3)}
+    rows, columns = np.nonzero((drawn == (8, 48, 107)).all(axis=2))  # all of a class: two cells, one above the other
+    cell = (rows.max() + 1 - rows.min()) // 2
+    assert columns.max() + 1 - columns.min() == cell
+    top, left = rows.min() - cell, columns.min() - 2 * cell
+    middles = drawn[top + 2 : top + 3 * cell : cell, left + 2 : left + 3 * cell : cell].astype(int)
+    order = middles.sum(axis=2)
+    assert (order[0, 2], order[1, 2]) == (753, 163)
+    assert order[0, 0] < order[0, 1] < order[0, 2] == order[1, 0] == order[1, 1] == order[2, 0] == order[2, 1]
+    other = np.asarray(draw_confusion(confusion + np.eye(3, dtype=int), ["sea", "$x_1$", "wood\x1b"]))
+    assert not np.array_equal(other, drawn)
+    assert not np.array_equal(np.asarray(draw_confusion(confusion, ["sea", "x_1", "wood\x1b"])), drawn)
+    assert np.array_equal(np.asarray(draw_confusion(confusion, ["sea", "$x_1$", "wood?"])), drawn)
+
+
+def test_the_texts_of_the_record_can_be_read_and_lie_apart(monkeypatch):
+    texts = []
+    draw = ImageDraw.ImageDraw.text
+
+    def text(self, place, text, fill, font, anchor="la"):
+        texts.append((self.im.size, text, font.size, self.textbbox(place, text, font, anchor)))
+        draw(self, place, text, fill, font, anchor)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    names = [f"mediumresidential {i}" for i in range(21)]
+    size = draw_confusion(np.full((21, 21), 1000), names).size
+    on_it = [found for found in texts if found[0] == size]
+    assert [found[1] for found in on_it[:2]] == [
+        "441,000 validation images, 4.76 % correct", "rows: true class, columns: predicted class"
+    ]  # fmt: skip
+    rows = [found for found in on_it if found[1] in names]
+    assert [found[1] for found in rows] == names
+    assert all(found[2] * 350 / size[0] > 6.5 for found in rows)  # pixels
+    assert all(a[3][3] <= b[3][1] for a, b in pairwise(rows)), "names lie over one another"
+    counts = [found[3] for found in on_it if found[1] == "1000"]
+    assert len(counts) == 441
+    assert all(a[2] < b[0] for a, b in pairwise(counts[:21])), "counts lie over one another"
+    assert all(box[0] >= 0 and box[2] <= size[0] and box[3] <= size[1] for *_, box in on_it), "a text is cut off"
+    assert sum(found[1] in names and found[0] != size for found in texts) == 21  # upright ones, under the columns
+    texts.clear()
+    assert max(draw_confusion(np.eye(200, dtype=int), [f"class {i}" for i in range(200)]).size) < 1400
+    assert len(texts) == 2  # the heading alone
 
 
 def boxes_of(grid, colours):

@@ -106,8 +106,13 @@ PRESETS: dict[Augmentation, Preset] = {
 }
 
 
-def augmentation_of(name: Augmentation, preprocessing: Preprocessing) -> nn.Module:
+def augmentation_of(name: Augmentation, preprocessing: Preprocessing, crop_scale: float | None = None) -> nn.Module:
     """Build the preset of a name for images that are preprocessed so.
+
+    Args:
+        name: of the preset.
+        preprocessing: of the model.
+        crop_scale: smallest share of the area that random crops keep; None: the preset's own.
 
     Raises:
         ConfigError: it has operations on red, green and blue in 256 steps, and the images hold something else.
@@ -119,4 +124,8 @@ def augmentation_of(name: Augmentation, preprocessing: Preprocessing) -> nn.Modu
             f"other bands or types ({', '.join(preprocessing.bands)}); use "
             f"{', '.join(name for name, preset in PRESETS.items() if preset.any_bands)} or none"
         )
-    return PRESETS[name].build(preprocessing.image_size, preprocessing.interpolation)
+    built = PRESETS[name].build(preprocessing.image_size, preprocessing.interpolation)
+    for module in built.modules():
+        if isinstance(module, RandomScaledCrop) and crop_scale is not None:
+            module.scale = (crop_scale, 1.0)
+    return built

@@ -1,0 +1,133 @@
+"""Pictures in the record of a run, drawn by Pillow: grids of images, and confusion matrices.
+
+Every run draws some, and matplotlib takes a second for its first figure. Reports draw theirs by matplotlib.
+"""
+
+import textwrap
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from sat_vg.backbone_finetuning.utils.printable import counted, one_line
+
+_SIDE, _MARGIN = 196, 5  # pixels, of an image with the margins at its sides
+_TITLE_SIZE, _TITLE_LINE, _HEADING_SIZE, _HEADING_LINE = 14, 20, 18, 24
+_MAX_NAMED_CLASSES, _MAX_NUMBERED_CLASSES = 60, 25  # with more, names or numbers could not be read
+_NAME_SIZE, _NAME_WIDTH, _COUNT_SIZE = 16, 230, 10
+_LONGEST_SIDE = 1200  # pixels, of a matrix without names
+_BLUES = ((247, 251, 255), (107, 174, 214), (8, 48, 107))  # at shares of 0, 0.5 and 1
+_FONT = "mpl-data/fonts/ttf/DejaVuSans.ttf"  # matplotlib's, which the other figures are written in
+
+
+def draw_image_grid(images: np.ndarray, titles: Sequence[str], heading: str, columns: int = 4) -> Image.Image:
+    """A grid of images with a title over each.
+
+    Args:
+        images: uint8 ``[N, H, W, 3]``.
+        titles: N texts, of several lines if need be; what is wider than an image is cut.
+        heading: over the whole grid; of several lines if need be.
+        columns: images in a row.
+    """
+    rows, lines = -(-len(images) // columns), max((title.count("\n") + 1 for title in titles), default=1)
+    above = _MARGIN + _TITLE_LINE * lines
+    top = 2 * _MARGIN + _HEADING_LINE * (heading.count("\n") + 1)
+    grid = Image.new("RGB", (columns * _SIDE, top + rows * (above + _SIDE)), "white")
+    pen = ImageDraw.Draw(grid)
+    for number, line in enumerate(heading.split("\n")):
+        place = (grid.width / 2, _MARGIN + _HEADING_LINE * number)
+        pen.text(place, _fitting(line, _HEADING_SIZE, grid.width), "black", _font(_HEADING_SIZE), anchor="ma")
+    for number, (image, title) in enumerate(zip(images, titles, strict=True)):
+        row, column = divmod(number, columns)
+        left, upper = column * _SIDE + _MARGIN, top + row * (above + _SIDE) + above
+        grid.paste(_resized(image), (left, upper))
+        shown = title.split("\n")
+        for place, line in enumerate(shown):
+            y = upper - _MARGIN - _TITLE_LINE * (len(shown) - place - 1)
+            middle = left - _MARGIN + _SIDE / 2
+            pen.text((middle, y), _fitting(line, _TITLE_SIZE, _SIDE), "black", _font(_TITLE_SIZE), anchor="md")
+    return grid
+
+
+def draw_confusion(confusion: np.ndarray, class_names: Sequence[str]) -> Image.Image:
+    """A confusion matrix of validation images, coloured by shares of the true class, with counts if there is room.
+
+    Names are large enough to be read where the picture is shown 350 pixels wide, as TensorBoard does.
+
+    Args:
+        confusion: ``[num_classes, num_classes]`` counts; rows are true classes, columns predictions.
+        class_names: in the order of rows and columns.
+    """
+    count, counts = len(class_names), confusion.astype(np.int64)
+    is_named, has_numbers = count <= _MAX_NAMED_CLASSES, count <= _MAX_NUMBERED_CLASSES
+    names = [_fitting(name, _NAME_SIZE, _NAME_WIDTH) for name in class_names] if is_named else []
+    room = 3 * _MARGIN + max((round(_font(_NAME_SIZE).getlength(name)) for name in names), default=0)
+    digits = len(str(counts.max(initial=0)))
+    cell = max(18, 7 * digits + 2) if is_named else max(1, _LONGEST_SIDE // count)
+    accuracy = counts.trace() / max(counts.sum(), 1)
+    heading = (
+        f"{counted(int(counts.sum()), 'validation image')}, {100 * accuracy:.2f} % correct",
+        "rows: true class, columns: predicted class",
+    )
+    widest = max(round(_font(_HEADING_SIZE).getlength(line)) for line in heading)
+    top = 2 * _MARGIN + 2 * _HEADING_LINE
+    drawn = Image.new("RGB", (max(room + count * cell, widest) + 2 * _MARGIN, top + count * cell + room), "white")
+    pen = ImageDraw.Draw(drawn)
+    for number, line in enumerate(heading):
+        pen.text((_MARGIN, _MARGIN + number * _HEADING_LINE), line, "black", _font(_HEADING_SIZE))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    colours = np.stack([np.interp(shares, (0, 0.5, 1), channel) for channel in zip(*_BLUES, strict=True)], axis=2)
+    cells = colours.round().astype(np.uint8).repeat(cell, axis=0).repeat(cell, axis=1)
+    drawn.paste(Image.fromarray(cells), (room, top))
+    for place, name in enumerate(names):
+        middle = (place + 0.5) * cell
+        pen.text((room - _MARGIN, top + middle), name, "black", _font(_NAME_SIZE), anchor="rm")
+        upright = _upright(name)
+        drawn.paste("black", (round(room + middle - upright.width / 2), top + count * cell + _MARGIN), upright)
+    for row, column in zip(*np.nonzero(counts), strict=True) if has_numbers else ():
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        place = (room + (column + 0.5) * cell, top + (row + 0.5) * cell)
+        pen.text(place, str(counts[row, column]), colour, _font(_COUNT_SIZE), anchor="mm")
+    return drawn
+
+
+def _upright(text: str) -> Image.Image:
+    """A text turned to the left by a quarter, as a mask."""
+    font = _font(_NAME_SIZE)
+    mask = Image.new("L", (max(1, round(font.getlength(text))), _NAME_SIZE + 4))
+    ImageDraw.Draw(mask).text((0, mask.height / 2), text, 255, font, anchor="lm")
+    return mask.transpose(Image.Transpose.ROTATE_90)
+
+
+def in_lines(text: str) -> str:
+    """A title that is broken between words where it is longer than an image of the grid is wide, into three lines."""
+    return "\n".join(textwrap.wrap(one_line(text), 22, max_lines=3, placeholder=" …", break_long_words=False))
+
+
+def _resized(image: np.ndarray) -> Image.Image:
+    """The image with its longer side as long as the grid's pictures are; small ones show their pixels."""
+    side, longest = _SIDE - 2 * _MARGIN, max(image.shape[:2])
+    size = (max(1, image.shape[1] * side // longest), max(1, image.shape[0] * side // longest))
+    how = Image.Resampling.NEAREST if 2 * longest < side else Image.Resampling.BILINEAR
+    return Image.fromarray(np.ascontiguousarray(image)).resize(size, how)
+
+
+def _fitting(line: str, size: int, width: int) -> str:
+    """The line without control characters, cut to a width in pixels."""
+    font, shown = _font(size), "".join(c if c.isprintable() else "?" for c in line)
+    if font.getlength(shown) <= width - 2 * _MARGIN:
+        return shown
+    while shown and font.getlength(f"{shown}…") > width - 2 * _MARGIN:
+        shown = shown[:-1]
+    return f"{shown}…"
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    found = find_spec("matplotlib")  # without importing it
+    if found is None or found.origin is None:
+        return ImageFont.load_default(size)
+    return ImageFont.truetype(Path(found.origin).parent / _FONT, size)
