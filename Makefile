@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test check lint types every-test fast-tests test-slow durations bench golden defaults \
+.PHONY: help quickstart test check lint types every-test fast-tests test-slow durations bench gpu golden defaults \
 	backbones docs clean
 
 help:
@@ -59,6 +59,9 @@ durations: $(VENV)/.installed-dev ## the tests of `make test` that take the long
 bench: $(VENV)/.installed-dev ## speed as ratios; more rows with UCMERCED=DIR EUROSAT=DIR WEIGHTS=mobilenet_v2.pth
 	$(PY) tests/bench/speed.py $(if $(UCMERCED),--ucmerced $(UCMERCED)) $(if $(EUROSAT),--eurosat $(EUROSAT)) \
 		$(if $(WEIGHTS),--weights $(WEIGHTS)) $(BENCH)
+
+gpu: $(VENV)/.installed-dev ## checks and rates on one GPU, under 6 minutes, without network: gpu.json
+	$(PY) tests/gpu/run.py --out gpu.json
 
 golden: $(VENV)/.installed-dev ## write the golden losses anew and print the difference
 	OMP_NUM_THREADS=1 $(PY) tests/golden/test_golden_loss.py

@@ -64,6 +64,60 @@ def ours(training, outputs: Outputs) -> float:
     return state.train_images / state.train_seconds
 
 
+def measure(
+    root: str,
+    backbone: str,
+    size: int,
+    batch_size: int = 32,
+    steps: int = 10,
+    repeats: int = 5,
+    **settings,
+) -> dict[str, list[float] | str]:
+    """Images a second of the bare step and of our epoch over images of ``root``, in turns; settings as of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = FinetuneConfig(
+            dataset_path=root,
+            backbone=backbone,
+            pretrained=False,
+            image_size=size,
+            batch_size=batch_size,
+            num_epochs=20,
+            log_dir=folder,
+            **settings,
+        )
+        training, outputs = prepared(config, Path(folder))
+        rows: dict[str, list[float]] = {"bare": [], "ours": []}
+        training = _cut(training, steps)
+        with outputs.tracker:
+            for repeat in range(repeats + 1):
+                found = {"bare": bare(training, batch_size, size, steps), "ours": ours(training, outputs)}
+                if repeat:  # the first one warms up
+                    for name, value in found.items():
+                        rows[name].append(value)
+    return {**rows, "precision": str(training.precision)}
+
+
+def prepared(config: FinetuneConfig, folder: Path):
+    """The components of a training, and its outputs in a folder; the tracker is for the caller to close."""
+    precision = choose_hardware(config)
+    images = check_images(config, find_images(config))
+    names = images.splits.class_names
+    model = FineTuneModel(config.backbone, len(names), False, image_size=config.image_size, seed=config.seed)
+    training = assemble(config, images, model, precision, image_reader(config, images), SingleProcess())
+    outputs = Outputs(
+        folder,
+        RunIdentity(config.to_dict(), "", {}),
+        1,
+        1,
+        SaveSchedule(0, 0.0),
+        config.log_every,
+        FileTracker(folder, RunState()),
+        str,
+        BestOutputs(len(images.splits.val), model.preprocessing),
+    )
+    return training, outputs
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root")
@@ -73,44 +127,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--num_workers", type=int)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        config = FinetuneConfig(
-            dataset_path=options.root,
-            backbone=options.backbone,
-            pretrained=False,
-            image_size=options.size,
-            batch_size=options.batch_size,
-            num_epochs=20,
-            num_workers=options.num_workers,
-            log_dir=folder,
-        )
-        precision = choose_hardware(config)
-        images = check_images(config, find_images(config))
-        model = FineTuneModel(config.backbone, len(images.splits.class_names), False, image_size=options.size)
-        training = assemble(config, images, model, precision, image_reader(config, images), SingleProcess())
-        identity = RunIdentity(config.to_dict(), "", {})
-        with FileTracker(Path(folder), RunState()) as tracker:
-            outputs = Outputs(
-                Path(folder),
-                identity,
-                1,
-                1,
-                SaveSchedule(0, 0.0),
-                config.log_every,
-                tracker,
-                lambda index: str(index),
-                BestOutputs(len(images.splits.val), model.preprocessing),
-            )
-            rows: dict[str, list[float]] = {"bare": [], "ours": []}
-            training = _cut(training, options.steps)
-            for repeat in range(options.repeats + 1):
-                found = {"bare": bare(training, options.batch_size, options.size, options.steps)}
-                found["ours"] = ours(training, outputs)
-                if repeat:  # the first one warms up
-                    for name, value in found.items():
-                        rows[name].append(value)
-    print(json.dumps({**rows, "precision": str(precision)}))
+    options = vars(parser.parse_args())
+    print(json.dumps(measure(**options)))
 
 
 def _cut(training, steps: int):

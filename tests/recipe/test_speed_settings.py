@@ -191,3 +191,20 @@ def test_a_compiled_run_of_several_phases_trains_as_an_eager_one(train_here, cla
     for mine, theirs in zip(compiled.epochs, eager.epochs, strict=True):
         assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.05)
         assert mine["val_loss"] == pytest.approx(theirs["val_loss"], rel=0.05)
+
+
+def test_a_run_of_one_epoch_needs_no_matplotlib(class_folders, tmp_path):
+    """It takes as long to import as the checks of a thousand images, so that only charts bring it in."""
+    code = "import sys\nfrom sat_vg.backbone_finetuning import train\n"
+    code += "try:\n    train.main(sys.argv[1:])\nfinally:\n    print(sorted(m for m in sys.modules if '.' not in m))"
+    flags = train_command(tmp_path, "--dataset_path", class_folders, *TINY, "--num_epochs", 1)[3:]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, flags)],
+        capture_output=True,
+        text=True,
+        env=environment(tmp_path),
+        cwd=tmp_path,
+    )
+    assert "done: validation accuracy" in done.stdout, done.stderr
+    assert "'tensorboard'" in done.stdout
+    assert "'matplotlib'" not in done.stdout

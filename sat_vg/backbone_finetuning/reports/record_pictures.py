@@ -45,8 +45,8 @@ def draw_image_grid(images: np.ndarray, titles: Sequence[str], heading: str, col
         left, upper = column * _SIDE + _MARGIN, top + row * (above + _SIDE) + above
         grid.paste(_resized(image), (left, upper))
         shown = title.split("\n")
-        for place, line in enumerate(shown):
-            y = upper - _MARGIN - _TITLE_LINE * (len(shown) - place - 1)
+        for above_last, line in enumerate(reversed(shown)):
+            y = upper - _MARGIN - _TITLE_LINE * above_last
             middle = left - _MARGIN + _SIDE / 2
             pen.text((middle, y), _fitting(line, _TITLE_SIZE, _SIDE), "black", _font(_TITLE_SIZE), anchor="md")
     return grid
@@ -82,8 +82,8 @@ def draw_confusion(confusion: np.ndarray, class_names: Sequence[str]) -> Image.I
     colours = np.stack([np.interp(shares, (0, 0.5, 1), channel) for channel in zip(*_BLUES, strict=True)], axis=2)
     cells = colours.round().astype(np.uint8).repeat(cell, axis=0).repeat(cell, axis=1)
     drawn.paste(Image.fromarray(cells), (room, top))
-    for place, name in enumerate(names):
-        middle = (place + 0.5) * cell
+    for number, name in enumerate(names):
+        middle = (number + 0.5) * cell
         pen.text((room - _MARGIN, top + middle), name, "black", _font(_NAME_SIZE), anchor="rm")
         upright = _upright(name)
         drawn.paste("black", (round(room + middle - upright.width / 2), top + count * cell + _MARGIN), upright)
