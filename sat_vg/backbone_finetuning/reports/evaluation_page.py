@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from sat_vg.backbone_finetuning.reports.evaluation_figures import TERMS, draw_reliability
-from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix, draw_learning_curves, measure_of
+from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix, draw_learning_curves
 from sat_vg.backbone_finetuning.reports.pages import figure_url, image_url, render_page
+from sat_vg.backbone_finetuning.reports.record_pictures import measure_of
 
 _MAX_CLASSES_AS_TABLE = 40  # of a confusion matrix; with more it is a picture
 _MAX_PAIRS = 10

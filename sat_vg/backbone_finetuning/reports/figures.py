@@ -1,6 +1,6 @@
 """Figures from plain arrays, by matplotlib: confusion matrices and learning curves.
 
-A training imports this module only when it draws: matplotlib takes half a second.
+For reports; the record of a run has its pictures from ``record_pictures``, without matplotlib.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from sat_vg.backbone_finetuning.reports.record_pictures import measure_of
 from sat_vg.backbone_finetuning.utils.printable import counted
 
 _MAX_NAMED_CLASSES = 60  # with more, the names are unreadable
@@ -51,11 +52,6 @@ def draw_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], spl
     axes.set(xlabel="predicted class", ylabel="true class")
     figure.suptitle(f"{counted(confusion.sum(), f'{split} image')}, {100 * accuracy:.2f} % correct", fontsize=11)
     return figure
-
-
-def measure_of(epoch: Mapping[str, float]) -> tuple[str, str]:
-    """Key and name of the measure that an epoch is judged by: mAP where an image can have several classes."""
-    return ("val_map", "mAP") if "val_map" in epoch else ("val_accuracy", "accuracy")
 
 
 def draw_learning_curves(

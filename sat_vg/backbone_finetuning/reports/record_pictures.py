@@ -1,10 +1,11 @@
-"""Pictures in the record of a run, drawn by Pillow: grids of images, and confusion matrices.
+"""Pictures in the record of a run, drawn by Pillow: grids of images, confusion matrices and learning curves.
 
 Every run draws some, and matplotlib takes a second for its first figure. Reports draw theirs by matplotlib.
 """
 
+import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,8 @@ _MAX_NAMED_CLASSES, _MAX_NUMBERED_CLASSES = 60, 25  # with more, names or number
 _NAME_SIZE, _NAME_WIDTH, _COUNT_SIZE = 16, 230, 10
 _LONGEST_SIDE = 1200  # pixels, of a matrix without names
 _BLUES = ((247, 251, 255), (107, 174, 214), (8, 48, 107))  # at shares of 0, 0.5 and 1
+_CHART, _SHARPER, _LABEL_SIZE = (403, 390), 2, 13  # pixels; charts are drawn so many times as large, then shrunk
+_CURVE_COLOURS, _GRID = ((31, 119, 180), (255, 127, 14)), (215, 215, 215)
 _FONT = "mpl-data/fonts/ttf/DejaVuSans.ttf"  # matplotlib's, which the other figures are written in
 
 
@@ -92,6 +95,71 @@ def draw_confusion(confusion: np.ndarray, class_names: Sequence[str]) -> Image.I
         place = (room + (column + 0.5) * cell, top + (row + 0.5) * cell)
         pen.text(place, str(counts[row, column]), colour, _font(_COUNT_SIZE), anchor="mm")
     return drawn
+
+
+def measure_of(epoch: Mapping[str, float]) -> tuple[str, str]:
+    """Key and name of the measure that an epoch is judged by: mAP where an image can have several classes."""
+    return ("val_map", "mAP") if "val_map" in epoch else ("val_accuracy", "accuracy")
+
+
+def draw_curves(epochs: Sequence[Mapping[str, float]]) -> Image.Image:
+    """Losses and validation accuracy, or mean average precision, by epoch.
+
+    Args:
+        epochs: the entries that end epochs, two or more, with ``epoch``, ``train_loss``, ``val_loss``,
+            ``val_accuracy`` and, where an image can have several classes, ``val_map``, which is then drawn.
+    """
+    numbers = [int(entry["epoch"]) for entry in epochs]
+    key, measure = measure_of(epochs[0])
+    shares = [100 * entry[key] for entry in epochs]
+    best = int(np.argmax(shares))
+    drawn = Image.new("RGB", (2 * _SHARPER * _CHART[0], _SHARPER * _CHART[1]), "white")
+    losses = {name: [entry[name] for entry in epochs] for name in ("train_loss", "val_loss")}
+    _draw_chart(drawn, 0, numbers, losses, "loss by epoch")
+    told = f"best: {shares[best]:.2f} % in epoch {numbers[best]}"
+    _draw_chart(drawn, _CHART[0], numbers, {told: shares}, f"validation {measure}, %, by epoch")
+    return drawn.resize((2 * _CHART[0], _CHART[1]), Image.Resampling.BOX)
+
+
+def _draw_chart(
+    drawn: Image.Image, left: int, numbers: Sequence[int], curves: Mapping[str, Sequence[float]], title: str
+) -> None:
+    """Draw curves over the epochs into a picture, at ``left`` pixels of the finished one, each with its name."""
+    pen, font = ImageDraw.Draw(drawn), _font(_SHARPER * _LABEL_SIZE)
+    x0, x1 = _SHARPER * (left + 60), _SHARPER * (left + _CHART[0] - 15)
+    y0, y1 = _SHARPER * (_CHART[1] - 35), _SHARPER * 55  # of the lowest and the highest value
+    values = [value for curve in curves.values() for value in curve]
+    margin = 0.05 * (max(values) - min(values)) or 0.05 * abs(values[0]) or 1.0
+    low, high = min(values) - margin, max(values) + margin
+    across = [x0 + (x1 - x0) * (number - numbers[0]) / max(numbers[-1] - numbers[0], 1) for number in numbers]
+
+    def height(value: float) -> float:
+        return y0 + (y1 - y0) * (value - low) / (high - low)
+
+    shown = _fitting(title, _SHARPER * _TITLE_SIZE, _SHARPER * _CHART[0])
+    pen.text((x0, _SHARPER * _MARGIN), shown, "black", _font(_SHARPER * _TITLE_SIZE))
+    for tick in _ticks(low, high):
+        pen.line((x0, height(tick), x1, height(tick)), _GRID, _SHARPER)
+        pen.text((x0 - _SHARPER * _MARGIN, height(tick)), f"{tick:.10g}", "black", font, anchor="rm")
+    for place in range(0, len(numbers), -(-len(numbers) // 10)):
+        pen.line((across[place], y0, across[place], y1), _GRID, _SHARPER)
+        pen.text((across[place], y0 + _SHARPER * _MARGIN), str(numbers[place]), "black", font, anchor="ma")
+    begin = float(x0)
+    for (name, curve), colour in zip(curves.items(), _CURVE_COLOURS, strict=False):
+        points = [(x, height(value)) for x, value in zip(across, curve, strict=True)]
+        pen.line(points, colour, 2 * _SHARPER, joint="curve")
+        for x, y in points:
+            pen.ellipse((x - 3 * _SHARPER, y - 3 * _SHARPER, x + 3 * _SHARPER, y + 3 * _SHARPER), colour)
+        pen.text((begin, _SHARPER * (_MARGIN + _TITLE_LINE)), name, colour, font)
+        begin += font.getlength(f"{name}   ")
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers from ``low`` to ``high``, three to six of them."""
+    rough = (high - low) / 5
+    magnitude = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= rough)
+    return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _upright(text: str) -> Image.Image:

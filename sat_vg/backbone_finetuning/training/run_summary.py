@@ -14,6 +14,7 @@ from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL, current_versions
 from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.reports.record_pictures import draw_curves
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.training.checkpoint import RunState
 from sat_vg.backbone_finetuning.training.metric_lines import METRICS, read_metric_lines
@@ -147,9 +148,7 @@ def show_end(config: FinetuneConfig, training: Training, outputs: Outputs, state
     if profile is not None:
         say(f"\n{profile}\n{log_dir / TRACE}: open it in chrome://tracing or Perfetto\n")
     if len(tracker.ended_epochs()) > 1:
-        from sat_vg.backbone_finetuning.reports.figures import draw_learning_curves  # and matplotlib: only here
-
-        tracker.figure("learning_curves", draw_learning_curves(tracker.ended_epochs()), state.step)
+        tracker.figure("learning_curves", draw_curves(tracker.ended_epochs()), state.step)
     found_metrics = outputs.best_outputs.metrics
     if found_metrics is None or config.shard_weights:  # of an epoch before a resume, or of a model in parts
         result = summarise(config)

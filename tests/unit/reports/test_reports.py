@@ -10,7 +10,7 @@ from sat_vg.backbone_finetuning.reports.figures import (
     draw_learning_curves,
 )
 from sat_vg.backbone_finetuning.reports.projector import principal_components
-from sat_vg.backbone_finetuning.reports.record_pictures import draw_confusion, draw_image_grid, in_lines
+from sat_vg.backbone_finetuning.reports.record_pictures import draw_confusion, draw_curves, draw_image_grid, in_lines
 from sat_vg.backbone_finetuning.reports.tables import text_table
 
 
@@ -134,6 +134,38 @@ def test_the_grid_shows_the_pixels_of_small_images_and_writes_what_it_is_given()
     assert np.array_equal(drawn["e\x1b"], drawn["e?"])
     below = drawn["c"][-191:-5, 5:191]
     assert np.array_equal(below[11::23, 11::23][:8, :8], image[0])
+
+
+@pytest.mark.parametrize("count", [2, 3, 40])
+def test_the_record_shows_the_curves(count):
+    epochs = [
+        {"epoch": e + 1, "train_loss": 2.0 - e / count, "val_loss": 2.0 - e / count / 2, "val_accuracy": e / count}
+        for e in range(count)
+    ]
+    drawn = np.asarray(draw_curves(epochs)).astype(int)
+    blue = (np.abs(drawn - (31, 119, 180)) < 12).all(axis=2)
+    orange = (np.abs(drawn - (255, 127, 14)) < 12).all(axis=2)
+    half = drawn.shape[1] // 2
+    orange[:50], blue[:50] = False, False  # their names
+    assert not orange[:, half:].any()  # two losses on the left, one measure on the right
+    tops = [[np.nonzero(column)[0].mean() for column in curve.T if column.any()] for curve in (
+        blue[:, :half], orange[:, :half], blue[:, half:]
+    )]  # fmt: skip
+    train, val, share = tops
+    assert (np.diff(train) >= -2).all()  # falls all the way, which is down in the picture
+    assert train[-1] > val[-1] + 50
+    assert share[0] > share[-1] + 200
+    widths = [np.nonzero(curve.any(axis=0))[0] for curve in (blue[:, :half], blue[:, half:])]
+    assert all(width[-1] - width[0] > 300 for width in widths)
+
+
+def test_curves_of_one_value_and_of_sets_of_classes_can_be_drawn():
+    same = [{"epoch": e, "train_loss": 0.0, "val_loss": 0.0, "val_accuracy": 1.0} for e in (7, 8)]
+    both = [{**entry, "val_map": 0.25 * entry["epoch"] - 1.5} for entry in same]
+    pictures = [np.asarray(draw_curves(entries)) for entries in (same, both)]
+    assert pictures[0].shape == pictures[1].shape == (390, 806, 3)
+    assert not np.array_equal(pictures[0][:, 403:], pictures[1][:, 403:])
+    assert np.array_equal(pictures[0][:, :403], pictures[1][:, :403])
 
 
 def test_learning_curves_hold_the_numbers():
