@@ -203,12 +203,13 @@ class FileTracker(Tracker):
     def figure(self, name: str, figure: "Figure | Image.Image", step: int) -> None:
         """Show a figure in TensorBoard and keep its latest state as ``name.png``."""
         drawn, small = io.BytesIO(), io.BytesIO()
+        scale = _CARD_PIXELS_PER_INCH / _PIXELS_PER_INCH
         if isinstance(figure, Image.Image):
             figure.save(drawn, "PNG", compress_level=2)
+            scale = max(scale, min(1.0, _CARD_WIDTH / figure.width))  # a narrow one can be shown as it is
         else:
             figure.savefig(drawn, format="png", dpi=_PIXELS_PER_INCH, pil_kwargs={"compress_level": 2})
         with Image.open(drawn) as picture:
-            scale = max(_CARD_PIXELS_PER_INCH / _PIXELS_PER_INCH, min(1.0, _CARD_WIDTH / picture.width))
             width, height = (round(side * scale) for side in picture.size)
             picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).save(small, "PNG")
         card = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=small.getvalue())

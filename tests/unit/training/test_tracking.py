@@ -252,6 +252,20 @@ def test_a_figure_is_a_sharp_file_and_a_picture_of_a_cards_width(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize(
+    ("size", "card"), [((100, 60), (100, 60)), ((806, 390), (350, 169)), ((2000, 1000), (862, 431))]
+)
+def test_a_picture_is_kept_as_it_is_and_shown_as_wide_as_a_card(tmp_path, size, card):
+    with FileTracker(tmp_path, RunState()) as tracker:
+        tracker.figure("drawn", Image.new("RGB", size, "red"), 7)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    (shown,) = events.Images("pictures/drawn")
+    assert (shown.width, shown.height) == card
+    with Image.open(tmp_path / "drawn.png") as kept:
+        assert (kept.size, kept.getpixel((5, 5))) == (size, (255, 0, 0))
+
+
 def test_the_table_of_hyperparameters_begins_with_what_tells_runs_apart(tmp_path):
     config = FinetuneConfig(weights="/home/somebody/secret/weights.pth", log_dir="/home/somebody/logs")
     with FileTracker(tmp_path, RunState()) as tracker:
