@@ -5,7 +5,7 @@
 
 The opponent is ``tuned_loop.py``, with glibc told to keep freed memory. ``--peer NAME=COMMAND`` adds another one; its
 command may hold ``{train}``, ``{val}``, ``{out}`` and ``{epochs}``. Random weights; images are drawn. Prints a table
-of medians, spreads and ratios, and peak memory.
+of medians, spreads and ratios, of CPU seconds (user and system, of all threads), and of peak memory.
 """
 
 import argparse
@@ -51,8 +51,8 @@ def draw(folder: Path, train: int, val: int, size: int) -> None:
             Image.fromarray(((pixels + colour) / 2).astype(np.uint8)).save(path, quality=90)
 
 
-def timed(command: list[str], folder: Path, **variables: str) -> tuple[float, float]:
-    """Seconds of a whole process, and its peak memory in GiB."""
+def timed(command: list[str], folder: Path, **variables: str) -> tuple[float, float, float]:
+    """Seconds of a whole process, its peak memory in GiB, and its CPU seconds."""
     environment = {**os.environ, "SAT_VG_CACHE": str(folder / "cache"), **variables}
     clock = time.perf_counter()
     child = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -61,7 +61,7 @@ def timed(command: list[str], folder: Path, **variables: str) -> tuple[float, fl
     seconds = time.perf_counter() - clock
     if status:
         raise SystemExit(f"{shlex.join(command)} failed:\n{errors.decode(errors='replace')[-2000:]}")
-    return seconds, usage.ru_maxrss / 2**20
+    return seconds, usage.ru_maxrss / 2**20, usage.ru_utime + usage.ru_stime
 
 
 def ours(data: Path, name: str) -> list[str]:
@@ -89,14 +89,14 @@ def main() -> None:
     parser.add_argument("--out")
     options = parser.parse_args()
     peers = dict(peer.split("=", 1) for peer in options.peer)
-    results: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    results: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
     with tempfile.TemporaryDirectory() as around:
         for name in options.only:
             train, val, size, epochs, *_ = WORK[name]
             data = Path(around, f"images_{train}_{size}")
             if not data.exists():
                 draw(data, train, val, size)
-            found: dict[str, list[tuple[float, float]]] = {
+            found: dict[str, list[tuple[float, float, float]]] = {
                 "ours": [],
                 "tuned loop": [],
                 **{peer: [] for peer in peers},
@@ -113,20 +113,26 @@ def main() -> None:
                             command = shlex.split(peers[who].format(**places))
                             measured = timed(command, Path(folder), **KEEP_MEMORY)
                         found[who].append(measured)
-                        print(f"{name} {who}: {measured[0]:.1f} s, {measured[1]:.2f} GiB", file=sys.stderr)
+                        print(
+                            f"{name} {who}: {measured[0]:.1f} s, {measured[1]:.2f} GiB, CPU {measured[2]:.1f} s",
+                            file=sys.stderr,
+                        )
             results[name] = found
     print(f"{platform.processor() or platform.machine()}, {usable_cores()} cores, {options.pairs} pairs in turns\n")
-    print("| | ours, s | best other, s | ours / best (pairs) | peak, GiB: ours, other |\n|---|---|---|---|---|")
+    print("| | ours, s | best other, s | ours / best (pairs) | CPU s: ours / other | peak, GiB: ours, other |")
+    print("|---|---|---|---|---|---|")
     for name, found in results.items():
         seconds = {who: [one[0] for one in measured] for who, measured in found.items()}
         others = [who for who in found if who != "ours"]
         best = min(others, key=lambda who: statistics.median(seconds[who]))
         ratios = [a / b for a, b in zip(seconds["ours"], seconds[best], strict=True)]
-        peaks = [statistics.median(one[1] for one in found[who]) for who in ("ours", best)]
+        _, peaks, cpu = (
+            [statistics.median(one[i] for one in found[who]) for who in ("ours", best)] for i in range(3)
+        )
         print(
             f"| {name} | {spread(seconds['ours'])} | {best} {spread(seconds[best])} | "
             f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f} – {max(ratios):.2f}) | "
-            f"{peaks[0]:.2f}, {peaks[1]:.2f} |"
+            f"{cpu[0]:.1f} / {cpu[1]:.1f} = {cpu[0] / cpu[1]:.2f} | {peaks[0]:.2f}, {peaks[1]:.2f} |"
         )
     if options.out:
         Path(options.out).write_text(json.dumps(results, indent=1))
