@@ -101,6 +101,7 @@ def main() -> None:
                 "tuned loop": [],
                 **{peer: [] for peer in peers},
             }
+            results[name] = found
             for pair in range(options.pairs):
                 for who in found if pair % 2 == 0 else reversed(found):
                     with tempfile.TemporaryDirectory(dir=around) as folder:
@@ -117,7 +118,8 @@ def main() -> None:
                             f"{name} {who}: {measured[0]:.1f} s, {measured[1]:.2f} GiB, CPU {measured[2]:.1f} s",
                             file=sys.stderr,
                         )
-            results[name] = found
+                        if options.out:
+                            Path(options.out).write_text(json.dumps(results, indent=1))
     print(f"{platform.processor() or platform.machine()}, {usable_cores()} cores, {options.pairs} pairs in turns\n")
     print("| | ours, s | best other, s | ours / best (pairs) | CPU s: ours / other | peak, GiB: ours, other |")
     print("|---|---|---|---|---|---|")
@@ -134,8 +136,6 @@ def main() -> None:
             f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f} – {max(ratios):.2f}) | "
             f"{cpu[0]:.1f} / {cpu[1]:.1f} = {cpu[0] / cpu[1]:.2f} | {peaks[0]:.2f}, {peaks[1]:.2f} |"
         )
-    if options.out:
-        Path(options.out).write_text(json.dumps(results, indent=1))
 
 
 def spread(values: list[float]) -> str:
