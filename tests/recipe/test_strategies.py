@@ -47,6 +47,7 @@ def test_the_exact_probe_is_the_optimum_on_the_frozen_features(class_folders, tr
     run = train_here(*flags(class_folders, "--strategy", "linear_probe"), folder="exact")
     assert run.code == 0, run.err
     assert "exact linear probe on 27 images: L2 1e" in run.out
+    assert " (by 5 folds: log-loss " in run.out
     assert [(line["phase"], line["step"]) for line in run.epochs] == [("linear_probe", 0)]
     model = FineTuneModel.load_checkpoint(run.best_model)
     start = FineTuneModel("resnet18", 3, pretrained=False, image_size=32).network.state_dict()

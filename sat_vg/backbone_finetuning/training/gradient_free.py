@@ -7,7 +7,13 @@ from sat_vg.backbone_finetuning.evaluation.metrics import Validation
 from sat_vg.backbone_finetuning.evaluation.tasks import TASKS
 from sat_vg.backbone_finetuning.training.batch_sources import BatchSource, SizedBatches
 from sat_vg.backbone_finetuning.training.checkpoint import RunState
-from sat_vg.backbone_finetuning.training.linear_probe import GOALS, pooled_features, solve_linear_probe
+from sat_vg.backbone_finetuning.training.linear_probe import (
+    GOALS,
+    NUM_FOLDS,
+    LinearProbe,
+    pooled_features,
+    solve_linear_probe,
+)
 from sat_vg.backbone_finetuning.training.phases import Phase
 from sat_vg.backbone_finetuning.training.record import Outputs
 from sat_vg.backbone_finetuning.training.training import Training
@@ -42,9 +48,16 @@ def solve_head(
     logits = features @ weight.T + bias
     state.train_loss_sum = float(task.loss(logits, targets))
     state.train_images, state.train_seconds = len(features), time.perf_counter() - clock
-    score, unit = probe.held_out_score, GOALS[task.name].unit
-    chosen_by = "" if score is None else f" ({100 * score:.2f} {unit} held out)"
+    chosen_by = describe_choice(probe, GOALS[task.name].unit)
     say(f"exact linear probe on {len(features)} images: L2 {probe.strength:.0e}{chosen_by}")
+
+
+def describe_choice(probe: LinearProbe, unit: str) -> str:
+    """What chose the strength of a probe, for the terminal."""
+    if probe.held_out_loss is None or probe.held_out_score is None:
+        return " (too few images to choose it by)"
+    score = f"{100 * probe.held_out_score:.2f} {unit} held out"
+    return f" (by {NUM_FOLDS} folds: log-loss {probe.held_out_loss:.4f}, {score})"
 
 
 def mix_weights(

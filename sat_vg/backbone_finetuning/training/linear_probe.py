@@ -7,7 +7,7 @@ compared by it (Kornblith et al., 2019): the optimum depends on the features alo
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,12 +26,9 @@ from sat_vg.backbone_finetuning.utils.terminal import progress
 
 # Strengths of the L2 penalty per image, as a share of the loss's own scale (Kornblith et al., 2019, try 45 of them).
 STRENGTHS = tuple(10.0**exponent for exponent in range(1, -8, -1))  # from the strongest down
-_HELD_OUT = 0.2
+NUM_FOLDS = 5
 _FEWEST_TO_HOLD_OUT = 10
-# The strengths need only be ranked; the final solution is taken to its end.
-_ITERATIONS_TO_RANK, _ITERATIONS = 100, 1000
-_TOLERANCE = 1e-6
-_PATIENCE = 2  # strengths in a row that are no better
+_STRENGTH_OF_FEW = 1e-2  # where nothing can be held out
 _MOST_BYTES_IN_FP64 = 2**30
 
 
@@ -43,13 +40,16 @@ class LinearProbe:
         weight: ``[num_classes, D]`` float32.
         bias: ``[num_classes]`` float32; zeros where the classifier has none.
         strength: of the L2 penalty that was chosen.
-        held_out_score: accuracy, or mean average precision, at that strength on the part of the images that chose it;
-            None where there were too few.
+        held_out_loss: cross-entropy in nats at that strength, of images that the classifier was not solved on, which
+            chose it: mean over the images, summed over the classes where an image can have several. None where there
+            were too few.
+        held_out_score: accuracy, or mean average precision, of the same images.
     """
 
     weight: Tensor
     bias: Tensor
     strength: float
+    held_out_loss: float | None
     held_out_score: float | None
 
 
@@ -97,15 +97,18 @@ class Goal:
     """What a probe is solved for.
 
     Attributes:
-        loss: ``(logits, labels) ->`` mean over the images.
-        score: ``(logits, labels) ->`` what chooses the strength; the higher the better.
-        hold_out: ``(labels, num_classes, generator) ->`` bool ``[N]``, the images that choose it.
+        losses: ``(logits, labels) ->`` cross-entropy of each image, ``[N]``.
+        score: ``(logits, labels) ->`` what is told of held-out images beside their loss; the higher the better.
+        folds: ``(labels, num_classes, generator) ->`` int64 ``[N]`` on the CPU, the fold that each image is in.
+        of_learnt: ``(logits, labels, labels of other images) ->`` logits and labels of the part that can be learnt
+            from the other images.
         unit: of the score, for the terminal.
     """
 
-    loss: Callable[[Tensor, Tensor], Tensor]
+    losses: Callable[[Tensor, Tensor], Tensor]
     score: Callable[[Tensor, Tensor], float]
-    hold_out: Callable[[Tensor, int, torch.Generator], Tensor]
+    folds: Callable[[Tensor, int, torch.Generator], Tensor]
+    of_learnt: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
     unit: str
 
 
@@ -119,15 +122,15 @@ def solve_linear_probe(
 ) -> LinearProbe:
     """Solve for the best linear classifier on frozen features.
 
-    The features are standardised, L2 is chosen on a fifth of the images that is held out (the strongest of equally
-    good ones), the problem is solved once more on all images by L-BFGS (Liu & Nocedal, 1989), and the
-    standardisation is folded into the result.
+    The features are standardised, L2 is chosen by the cross-entropy of held-out images over ``NUM_FOLDS`` folds, the
+    problem is solved once more on all images by L-BFGS (Liu & Nocedal, 1989), and the standardisation is folded into
+    the result.
 
     Args:
         features: ``[N, D]``, float.
         labels: int64 ``[N]``; bool ``[N, num_classes]`` where an image can have several classes.
         num_classes: outputs.
-        generator: chooses what is held out; on the CPU.
+        generator: draws the folds; on the CPU.
         has_bias: whether the classifier can have a bias; without one the features are scaled, not centred.
         task: which of the two the labels are.
     """
@@ -143,52 +146,104 @@ def solve_linear_probe(
     scale = torch.where(deviation > 1e-6 * (1 + mean.abs()), deviation.reciprocal(), torch.zeros_like(deviation))
     standardised = (features - mean) * scale
     problem = Problem(standardised, labels, num_classes, has_bias, GOALS[task])
-    strength, score = _choose_strength(problem, generator)
-    solved = _solve(problem, strength, _ITERATIONS)
+    strength, held_out_loss, held_out_score = _choose_strength(problem, generator)
+    solved = _solve(problem, strength, TO_THE_END)
     weight = solved[:, :-1] * scale
     bias = solved[:, -1] - weight @ mean
-    return LinearProbe(weight.float().cpu(), bias.float().cpu(), strength, score)
+    return LinearProbe(weight.float().cpu(), bias.float().cpu(), strength, held_out_loss, held_out_score)
 
 
-def _choose_strength(whole: "Problem", generator: torch.Generator) -> tuple[float, float | None]:
-    """The best strength on the held-out images, from the strongest down, each start from the one before."""
-    held_out = whole.goal.hold_out(whole.labels, whole.num_classes, generator)
-    if not held_out.any():
-        return 1e-3, None
-    problem = whole._replace(features=whole.features[~held_out], labels=whole.labels[~held_out])
-    features, labels = whole.features[held_out], whole.labels[held_out]
-    best_place, best_score, start = 0, -1.0, None
+def _choose_strength(whole: "Problem", generator: torch.Generator) -> tuple[float, float | None, float | None]:
+    """The strongest penalty whose held-out loss is not above the lowest beyond chance; with that loss and the score.
+
+    Accuracy is flat where the loss is not, and jumps by chance. The strengths are tried from the strongest down, each
+    start from the one before, until one is worse than the best so far.
+    """
+    folds = _folds(whole, generator)
+    if not folds:
+        return _STRENGTH_OF_FEW, None, None
+    ranked = whole._replace(features=whole.features.float())  # half the time, and strengths need only be ranked
+    tried: list[tuple[Tensor, float]] = []
+    starts: list[Any] = [None] * len(folds)
+    best = 0
     for place, strength in enumerate(STRENGTHS):
-        start = _solve(problem, strength, _ITERATIONS_TO_RANK, start)
-        score = whole.goal.score(features @ start[:, :-1].T + start[:, -1], labels)
-        if score > best_score:
-            best_place, best_score = place, score
-        if place - best_place > _PATIENCE:
+        starts = [
+            _solve(ranked.of(~held_out), strength, TO_RANK, start)
+            for held_out, start in zip(folds, starts, strict=True)
+        ]
+        tried.append(_held_out(ranked, folds, starts))
+        if _is_worse(tried[place][0], tried[best][0]):
             break
-    return STRENGTHS[best_place], best_score
+        best = min(range(place + 1), key=lambda one: float(tried[one][0].mean()))
+    chosen = next(place for place, (losses, _) in enumerate(tried) if not _is_worse(losses, tried[best][0]))
+    losses, score = tried[chosen]
+    return STRENGTHS[chosen], float(losses.mean()), score
 
 
-def _hold_out(labels: Tensor, num_classes: int, generator: torch.Generator) -> Tensor:
-    """``[N]`` bool: a fifth of each class, at least one image and never all of them; nothing of tiny data sets."""
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    if len(labels) >= _FEWEST_TO_HOLD_OUT:
-        for label in range(num_classes):
-            places = (labels.cpu() == label).nonzero()[:, 0]
-            if len(places) > 1:
-                count = max(1, round(_HELD_OUT * len(places)))
-                held_out[places[torch.randperm(len(places), generator=generator)[:count]]] = True
-    return held_out.to(labels.device)
+def _is_worse(losses: Tensor, others: Tensor) -> bool:
+    """Whether losses ``[N]`` of the same images are higher by more than a standard error of the differences."""
+    differences = losses - others
+    return bool(differences.mean() > differences.std(correction=0) / len(differences) ** 0.5)
 
 
-def _hold_out_sets(labels: Tensor, num_classes: int, generator: torch.Generator) -> Tensor:
-    """``[N]`` bool: about a fifth of each class, where ``labels [N, num_classes]`` has several an image."""
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    if len(labels) >= _FEWEST_TO_HOLD_OUT:
-        rows, places = labels.cpu().unique(dim=0, return_inverse=True)
-        sets = [row.nonzero()[:, 0].tolist() for row in rows]
-        seed = int(torch.randint(2**31, (), generator=generator))
-        held_out[split_label_sets(places.tolist(), sets, _HELD_OUT, seed)] = True
-    return held_out.to(labels.device)
+def _folds(whole: "Problem", generator: torch.Generator) -> list[Tensor]:
+    """Bool ``[N]`` of each fold, the images that are held out; none where nothing can be learnt from the others."""
+    if len(whole.labels) < _FEWEST_TO_HOLD_OUT:
+        return []
+    numbers = whole.goal.folds(whole.labels, whole.num_classes, generator).to(whole.labels.device)
+    folds = [numbers == number for number in range(NUM_FOLDS)]
+    blank = whole.features.new_zeros(len(numbers), whole.num_classes)
+    return [
+        out for out in folds if whole.goal.of_learnt(blank[out], whole.labels[out], whole.labels[~out])[1].numel()
+    ]
+
+
+def _held_out(whole: "Problem", folds: list[Tensor], solutions: list[Tensor]) -> tuple[Tensor, float]:
+    """The losses ``[N]`` of the held-out images of all folds, of what can be learnt, and the score."""
+    losses, logits, labels = [], [], []
+    for held_out, found in zip(folds, solutions, strict=True):
+        logits.append(whole.features[held_out] @ found[:, :-1].T + found[:, -1])
+        labels.append(whole.labels[held_out])
+        learnt = whole.goal.of_learnt(logits[-1], labels[-1], whole.labels[~held_out])
+        losses.append(whole.goal.losses(*learnt))
+    return torch.cat(losses), whole.goal.score(torch.cat(logits), torch.cat(labels))
+
+
+def _folds_of_labels(labels: Tensor, num_classes: int, generator: torch.Generator) -> Tensor:
+    """``[N]``: a fold of each image; each class is spread over the folds evenly, and so are all images."""
+    order = torch.randperm(len(labels), generator=generator)
+    by_class = order[labels.cpu()[order].sort(stable=True).indices]
+    folds = torch.empty(len(labels), dtype=torch.int64)
+    folds[by_class] = torch.arange(len(labels)) % NUM_FOLDS
+    return folds
+
+
+def _folds_of_sets(labels: Tensor, num_classes: int, generator: torch.Generator) -> Tensor:
+    """``[N]``: a fold of each image, for ``labels [N, num_classes]``; of each class about as many in each fold."""
+    rows, places = labels.cpu().unique(dim=0, return_inverse=True)
+    sets = [row.nonzero()[:, 0].tolist() for row in rows]
+    seed = int(torch.randint(2**31, (), generator=generator))
+    folds = torch.zeros(len(labels), dtype=torch.int64)
+    left = torch.arange(len(labels))
+    for number in range(NUM_FOLDS - 1, 0, -1):  # a share of what is left, so that all folds are as large
+        chosen = split_label_sets(places[left].tolist(), sets, 1 / (number + 1), seed)
+        folds[left[chosen]] = number
+        is_left = torch.ones(len(left), dtype=torch.bool)
+        is_left[chosen] = False
+        left = left[is_left]
+    return folds
+
+
+def _images_of_learnt(logits: Tensor, labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """The images whose class others have as well."""
+    learnt = torch.isin(labels, others)
+    return logits[learnt], labels[learnt]
+
+
+def _classes_of_learnt(logits: Tensor, labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """The classes that some of the others have and some have not."""
+    learnt = others.any(0) & ~others.all(0)
+    return logits[:, learnt], labels[:, learnt]
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:
@@ -199,16 +254,29 @@ def _mean_average_precision(logits: Tensor, labels: Tensor) -> float:
     return mean_of_known(average_precisions(logits.cpu(), labels.cpu()))
 
 
-def _sum_of_binary_losses(logits: Tensor, labels: Tensor) -> Tensor:
+def _cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, labels, reduction="none")
+
+
+def _sums_of_binary_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Summed over the classes, so that the penalty weighs on each regression as if it were the only one."""
-    losses = functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
-    return losses.sum(1).mean()
+    return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none").sum(1)
 
 
 GOALS: dict[TaskName, Goal] = {
-    "single_label": Goal(functional.cross_entropy, _accuracy, _hold_out, "%"),
-    "multi_label": Goal(_sum_of_binary_losses, _mean_average_precision, _hold_out_sets, "% mAP"),
+    "single_label": Goal(_cross_entropies, _accuracy, _folds_of_labels, _images_of_learnt, "%"),
+    "multi_label": Goal(_sums_of_binary_losses, _mean_average_precision, _folds_of_sets, _classes_of_learnt, "% mAP"),
 }
+
+
+class Effort(NamedTuple):
+    """How far a problem is solved: iterations at the most, and the gradient's largest entry at the end."""
+
+    iterations: int
+    tolerance: float
+
+
+TO_RANK, TO_THE_END = Effort(100, 1e-5), Effort(1000, 1e-6)
 
 
 class Problem(NamedTuple):
@@ -220,25 +288,29 @@ class Problem(NamedTuple):
     has_bias: bool
     goal: Goal
 
+    def of(self, images: Tensor) -> "Problem":
+        """The problem of some images, bool ``[N]``."""
+        return self._replace(features=self.features[images], labels=self.labels[images])
 
-def _solve(problem: Problem, strength: float, iterations: int, start: Tensor | None = None) -> Tensor:
+
+def _solve(problem: Problem, strength: float, effort: Effort, start: Tensor | None = None) -> Tensor:
     """``[num_classes, D + 1]``: weights and, in the last column, biases, which are not penalised."""
     features, labels, num_classes, has_bias, goal = problem
     solution = features.new_zeros(num_classes, features.shape[1] + 1) if start is None else start.clone()
     solution.requires_grad_(True)
     optimizer = torch.optim.LBFGS(
         [solution],
-        max_iter=iterations,
+        max_iter=effort.iterations,
         history_size=20,
         line_search_fn="strong_wolfe",
-        tolerance_grad=_TOLERANCE,
+        tolerance_grad=effort.tolerance,
         tolerance_change=1e-12,
     )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
         weight, bias = solution[:, :-1], solution[:, -1] if has_bias else solution.new_zeros(num_classes)
-        loss = goal.loss(features @ weight.T + bias, labels) + strength / 2 * weight.square().sum()
+        loss = goal.losses(features @ weight.T + bias, labels).mean() + strength / 2 * weight.square().sum()
         loss.backward()
         return loss
 

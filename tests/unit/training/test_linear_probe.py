@@ -8,10 +8,12 @@ from sklearn.metrics import average_precision_score
 
 from sat_vg.backbone_finetuning.training.linear_probe import (
     GOALS,
+    NUM_FOLDS,
     STRENGTHS,
+    TO_THE_END,
     Problem,
-    _hold_out,
-    _hold_out_sets,
+    _folds_of_labels,
+    _folds_of_sets,
     _solve,
     solve_linear_probe,
 )
@@ -60,9 +62,64 @@ def test_the_strength_is_chosen_on_images_that_were_held_out():
     chosen = solve(noisy, labels)
     assert STRENGTHS[-1] < chosen.strength <= STRENGTHS[0]
     assert 0 < chosen.held_out_score < 1
-    held_out = _hold_out(labels, 4, torch.Generator().manual_seed(0))
-    counts = [(int(held_out[labels == c].sum()), int((labels == c).sum())) for c in range(4)]
-    assert all(part == round(0.2 * whole) for part, whole in counts)
+    assert chosen.held_out_loss > 0
+
+
+def redundant(count, seed, num_classes=7, signal=12, noise=300):
+    """Features as a network gives them: many, most of them noise, so that weak penalties fit what is not there."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(num_classes, signal, generator=torch.Generator().manual_seed(99))
+    labels = torch.randint(num_classes, (count,), generator=generator)
+    features = 0.8 * centres[labels] + torch.randn(count, signal, generator=generator)
+    return torch.cat([features, torch.randn(count, noise, generator=generator)], 1), labels
+
+
+@pytest.mark.parametrize("seed", [0, 4])
+def test_where_accuracy_is_flat_the_loss_of_unseen_images_chooses_the_strength(seed):
+    features, labels = redundant(700, seed)
+    unseen, their_labels = redundant(4000, seed + 50)
+    probe = solve_linear_probe(features, labels, 7, torch.Generator().manual_seed(seed))
+    standardised = (features - features.mean(0)).double() / features.std(0, correction=0)
+    problem = Problem(standardised, labels, 7, True, GOALS["single_label"])
+    losses, accuracies = [], []
+    for strength in STRENGTHS:
+        found = _solve(problem, strength, TO_THE_END)
+        weight = (found[:, :-1] / features.std(0, correction=0)).float()
+        logits = (unseen - features.mean(0)) @ weight.T + found[:, -1]
+        losses.append(float(torch.nn.functional.cross_entropy(logits, their_labels)))
+        accuracies.append(float((logits.argmax(1) == their_labels).double().mean()))
+    place = STRENGTHS.index(probe.strength)
+    assert max(accuracies) - min(accuracies[1:]) < 0.07
+    assert max(losses[1:]) > 2 * min(losses)
+    assert losses[place] == min(losses)
+    assert probe.held_out_loss == pytest.approx(losses[place], rel=0.25)
+
+
+def test_images_are_spread_over_the_folds_by_class():
+    labels = torch.tensor([0] * 51 + [1] * 7 + [2] * 3 + [3])[torch.randperm(62, generator=torch.Generator())]
+    folds = _folds_of_labels(labels, 4, torch.Generator().manual_seed(0))
+    for name in range(4):
+        counts = folds[labels == name].bincount(minlength=NUM_FOLDS)
+        assert counts.max() - counts.min() <= 1
+    assert sorted(folds.bincount().tolist()) == [12, 12, 12, 13, 13]
+    assert torch.equal(folds, _folds_of_labels(labels, 4, torch.Generator().manual_seed(0)))
+    assert not torch.equal(folds, _folds_of_labels(labels, 4, torch.Generator().manual_seed(1)))
+
+
+def test_a_class_of_one_image_chooses_nothing():
+    """Held out, it is of a class that the others do not have: whatever the strength, it could not be learnt."""
+    features, labels = redundant(300, 5)
+    labels[labels == 6] = 5
+    plain = solve_linear_probe(features, labels, 7, torch.Generator().manual_seed(0))
+    labels[17] = 6
+    probe = solve_linear_probe(features, labels, 7, torch.Generator().manual_seed(0))
+    assert probe.strength == plain.strength
+    assert probe.held_out_loss == pytest.approx(plain.held_out_loss, abs=0.1)
+    assert (features @ probe.weight.T + probe.bias).argmax(1)[17] == 6
+    # One image of each class: there is nothing to choose by.
+    single = solve_linear_probe(features[:12], torch.arange(12), 12, torch.Generator().manual_seed(0))
+    assert single.held_out_loss is None
+    assert single.weight.isfinite().all()
 
 
 def test_the_same_seed_gives_the_same_bits():
@@ -122,23 +179,31 @@ def test_of_several_classes_each_is_a_logistic_regression_of_its_own():
     assert torch.equal(probe.weight, solve(features, labels, task="multi_label").weight)
 
 
-def test_its_strength_is_chosen_by_mean_average_precision_on_held_out_images():
+def test_of_several_classes_too_the_loss_of_held_out_images_chooses_the_strength():
     features, labels = sets(count=150, size=80)
     chosen = solve(features, labels, task="multi_label")
-    assert STRENGTHS[-1] < chosen.strength <= STRENGTHS[0]
-    held_out = _hold_out_sets(labels, 4, torch.Generator().manual_seed(0))
+    folds = _folds_of_sets(labels, 4, torch.Generator().manual_seed(0))
     problem = Problem(
         (features - features.mean(0)).double() / features.std(0, correction=0), labels, 4, True, GOALS["multi_label"]
     )
-    part = problem._replace(features=problem.features[~held_out], labels=labels[~held_out])
-    scores = []
+    losses, precisions = [], []
     for strength in STRENGTHS:
-        found = _solve(part, strength, 1000)
-        logits = problem.features[held_out] @ found[:, :-1].T + found[:, -1]
-        scores.append(average_precision_score(labels[held_out].numpy(), logits.numpy(), average="macro"))
-    assert max(scores) == pytest.approx(chosen.held_out_score, abs=0.01)
-    share = [float(labels[held_out][:, place].sum() / labels[:, place].sum()) for place in range(4)]
-    assert share == pytest.approx([0.2] * 4, abs=0.05)
+        logits = torch.zeros(150, 4, dtype=torch.float64)
+        for number in range(NUM_FOLDS):
+            out = folds == number
+            found = _solve(
+                problem._replace(features=problem.features[~out], labels=labels[~out]), strength, TO_THE_END
+            )
+            logits[out] = problem.features[out] @ found[:, :-1].T + found[:, -1]
+        each = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.double(), reduction="none").sum(1)
+        losses.append(float(each.mean()))
+        precisions.append(average_precision_score(labels.numpy(), logits.numpy(), average="macro"))
+    place = STRENGTHS.index(chosen.strength)
+    assert place == min(range(len(losses)), key=losses.__getitem__)
+    assert chosen.held_out_loss == pytest.approx(losses[place], rel=1e-3)
+    assert chosen.held_out_score == pytest.approx(precisions[place], abs=1e-3)
+    shares = [labels[folds == number].sum(0) / labels.sum(0) for number in range(NUM_FOLDS)]
+    torch.testing.assert_close(torch.stack(shares), torch.full((NUM_FOLDS, 4), 0.2), atol=0.05, rtol=0)
 
 
 def test_several_classes_of_odd_data():
