@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sat_vg.backbone_finetuning.commands.functions import check, compare, evaluate, export, extract, runs
     from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+    from sat_vg.backbone_finetuning.models.ensemble import Ensemble
     from sat_vg.backbone_finetuning.models.factories import create_efficientnet, create_resnet, create_vit
     from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
     from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "FinetuneConfig": "configs.finetune_config",
+    "Ensemble": "models.ensemble",
     "FineTuneModel": "models.finetune_model",
     "FeatureExtractor": "models.feature_extractor",
     "create_resnet": "models.factories",
@@ -26,6 +28,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Ensemble",
     "FeatureExtractor",
     "FineTuneModel",
     "FinetuneConfig",

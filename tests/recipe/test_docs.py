@@ -35,6 +35,7 @@ RUN_BY = {
     "sat-vg evaluate CKPT/best_model.pt DIR --split val": "test_the_shown_training_commands",
     "sat-vg evaluate CKPT/best_model.pt DIR --split test": "test_evaluate.py",
     "sat-vg evaluate CKPT/best_model.pt DIR --calibrate calibrated.pt": "test_evaluate.py",
+    "sat-vg evaluate CKPT/best_model.pt DIR --views 8": "test_evaluate.py",
     **{
         f"sat-vg export CKPT/best_model.pt {arguments}": "test_exports.py"
         for arguments in (
@@ -53,6 +54,7 @@ RUN_BY = {
     "sat-vg extract CKPT/best_model.pt images.csv --out features.parquet": "test_extract.py",
     "sat-vg predict CKPT/best_model.pt DIR --top 3": "test_predict.py",
     "sat-vg predict CKPT/best_model.pt DIR --top 1 --overlays looked_at": "test_predict.py",
+    "sat-vg predict CKPT/best_model.pt DIR --top 1 --views 8": "test_predict.py",
     "find DIR -name '*.png' | sat-vg predict CKPT/best_model.pt - --json true": "test_predict.py",
     **{
         f"sat-vg compare {arguments}": "test_compare.py"

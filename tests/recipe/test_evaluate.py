@@ -193,6 +193,57 @@ def test_calibration_writes_a_copy_that_differs_by_its_temperature(simple, tmp_p
     assert FineTuneModel.load_checkpoint(simple).temperature == temperature
 
 
+def test_views_and_checkpoints_are_averaged(simple, class_folders, tmp_path, capfd):
+    model = FineTuneModel.load_checkpoint(simple)
+    model.temperature = 40.0
+    model.save_checkpoint(tmp_path / "other.pt", config=model.provenance["config"] | {"seed": 7})
+    code, out, err, content = evaluation(tmp_path, capfd, simple, "--views", 8, "--ensemble", tmp_path / "other.pt")
+    assert code == 0, err
+    rows = table_in(tmp_path / "out")
+    expected, alone = [], 0
+    first = FineTuneModel.load_checkpoint(simple)
+    for row in rows:
+        pixels = model.preprocessing.geometry()(decode_rgb(class_folders / row["path"]))[None]
+        values = model.preprocessing.normalise(pixels)
+        shares = torch.stack([each.predict_probabilities(values, views=8) for each in (first, model)]).mean(0)[0]
+        expected.append(float(shares.max()))
+        assert row["predicted"] == model.class_names[int(shares.argmax())]
+        alone += model.class_names[int(first.predict_probabilities(values)[0].argmax())] == row["true"]
+    assert [float(row["probability"]) for row in rows] == pytest.approx(expected, abs=2e-4)
+    averaged = content["averaged"]
+    assert (averaged["views"], averaged["passes"]) == (8, 16)
+    assert averaged["checkpoints"] == [str(simple), str(tmp_path / "other.pt")]
+    assert averaged["gflops"] == pytest.approx(16 * averaged["alone"]["gflops"])
+    assert averaged["alone"]["accuracy"] == alone / 9
+    assert content["accuracy"] == sum(row["true"] == row["predicted"] for row in rows) / 9
+    assert content["calibration"]["temperature"] == 1
+    line = next(line for line in out.splitlines() if line.startswith("averaged over 8 views and 2 checkpoints"))
+    assert f"accuracy {100 * alone / 9:.2f} -> {100 * content['accuracy']:.2f} %" in line
+    assert "16 passes an image in place of 1" in line
+    assert "other.pt' was trained with seed = 7 and CHECKPOINT with None: it may have been trained on these" in out
+    assert "16 passes an image" in (tmp_path / "out/report.html").read_text()
+    # One view of one checkpoint is no average.
+    _, out, _, content = evaluation(tmp_path, capfd, simple)
+    assert "averaged" not in content
+    assert "averaged" not in out
+
+
+def test_what_cannot_be_averaged(simple, tmp_path, capfd):
+    names = ("sea", "field", "town")
+    FineTuneModel("resnet18", 3, pretrained=False, image_size=32, class_names=names).save_checkpoint(
+        tmp_path / "o.pt"
+    )
+    for arguments, message in (
+        (("--ensemble", tmp_path / "o.pt"), "o.pt' has 'sea' as class 1 and the first model 'field'"),
+        (("--views", 9), "--views 9: must be a whole number from 1 to 8"),
+        (("--views", 8, "--calibrate", tmp_path / "c.pt"), "leave out --views and --ensemble"),
+    ):
+        code, _, err, _ = evaluation(tmp_path, capfd, simple, *arguments)
+        assert code == 2
+        assert message in err
+    assert not (tmp_path / "c.pt").exists()
+
+
 def test_what_calibration_refuses_to_overwrite(simple, tmp_path, capfd):
     (tmp_path / "folder.pt").mkdir()
     (tmp_path / "state.pt").write_bytes(b"precious")
@@ -260,14 +311,16 @@ def test_the_shown_commands(simple, class_folders, tmp_path, capfd, monkeypatch)
     page = (REPOSITORY / "docs/evaluating.md").read_text()
     fences = re.findall(r"^```(\w*)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     shown = [line for language, body in fences if language != "python" for line in body.splitlines()]
-    assert len(shown) == 3
+    assert len(shown) == 4
     for command in shown:
         words = command.replace("CKPT", "ckpt").replace("DIR", str(class_folders)).split()
         assert words[:2] == ["sat-vg", "evaluate"]
         assert evaluate.main(words[2:]) == 0, capfd.readouterr().err
         assert (tmp_path / "evaluation/report.html").exists()
     names = {}
-    exec(next(body for language, body in fences if language == "python"), names)
+    for language, body in fences:
+        if language == "python":
+            exec(body.replace("CKPT", "ckpt"), names)
     assert names["model"].temperature != 1
     assert names["probabilities"].sum(1).tolist() == pytest.approx([1, 1])
 

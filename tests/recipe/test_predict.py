@@ -82,6 +82,39 @@ def test_a_temperature_is_heeded(run, images, checkpoint, tmp_path):
     assert_right(objects(soft)[0], tmp_path / "soft.pt")
 
 
+def test_views_and_checkpoints_are_averaged(run, images, checkpoint, tmp_path):
+    """The other checkpoint takes images of another size."""
+    other = FineTuneModel("squeezenet1_1", 3, pretrained=False, image_size=64, class_names=NAMES, seed=1)
+    other.save_checkpoint(tmp_path / "other.pt", config={"augmentation": "satellite"})
+    code, out, err = run(checkpoint, images, "--json", "--views", 8, "--ensemble", tmp_path / "other.pt")
+    assert code == 0, err
+    assert "probabilities averaged over 8 views and 2 checkpoints: 16 passes an image in place of 1" in err
+    models = [FineTuneModel.load_checkpoint(path) for path in (checkpoint, tmp_path / "other.pt")]
+    answers = objects(out)
+    assert len(answers) == 7
+    for answer in answers:
+        pixels = decode_rgb(answer["path"])[None]
+        both = [
+            model.predict_probabilities(
+                model.preprocessing.normalise(model.preprocessing.geometry()(pixels)), views=8
+            )
+            for model in models
+        ]
+        shares = torch.stack(both).mean(0)[0]
+        found = {each["class"]: each["probability"] for each in answer["predictions"]}
+        assert [found[name] for name in NAMES] == pytest.approx(shares.tolist(), abs=2e-5)
+    # Of images with an "up" the quarter turns are no images that the model knows.
+    other.save_checkpoint(tmp_path / "other.pt", config={"augmentation": "basic"})
+    _, _, err = run(checkpoint, images, "--views", 8, "--ensemble", tmp_path / "other.pt")
+    assert "views: 2, not 8, as the model was trained with augmentation = basic" in err
+    assert "averaged over 2 views and 2 checkpoints: 4 passes" in err
+    other = FineTuneModel("squeezenet1_1", 2, pretrained=False, image_size=32, class_names=NAMES[:2])
+    other.save_checkpoint(tmp_path / "other.pt")
+    code, _, err = run(checkpoint, images, "--ensemble", tmp_path / "other.pt")
+    assert code == 2
+    assert "other.pt' has 2 classes and the first model 3" in err
+
+
 def test_the_table(run, images, checkpoint):
     code, out, err = run(checkpoint, images / "0.png", images / "2.png", "--top", 2)
     assert code == 0, err

@@ -1,12 +1,13 @@
-"""The best_model.pt that a command runs on image files."""
+"""The best_model.pt, one or several, that a command runs on image files."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL
+from sat_vg.backbone_finetuning.models.ensemble import Ensemble, views_that_fit
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, DeviceMemoryError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
@@ -46,6 +47,28 @@ def load_model(path: Path) -> FineTuneModel:
             "where these lie in files, as it was not trained with --bands. Call the model in Python"
         )
     return model
+
+
+def load_ensemble(checkpoint: str, others: Sequence[str], num_views: int, tell: Callable[[str], object]) -> Ensemble:
+    """The models that a command averages over.
+
+    Args:
+        checkpoint: path of the first, or a folder with it.
+        others: paths of the others.
+        num_views: of each image, where the first model was trained on images without an "up".
+        tell: gets a line about what was decided.
+
+    Raises:
+        CheckpointError: a file cannot be used.
+        ConfigError: the models do not go together.
+    """
+    models = tuple(load_model(model_file(path)) for path in (checkpoint, *others))
+    fitting = [views_that_fit(model, num_views) for model in models]
+    num_views, note = min(fitting)
+    ensemble = Ensemble(models, num_views)
+    if note:
+        tell(note)
+    return ensemble
 
 
 @contextmanager

@@ -30,6 +30,11 @@ Augmentation = Literal[
 # The other augmentations change colours in ways that are defined for 8-bit red, green and blue only.
 AUGMENTATIONS_OF_ANY_BANDS = ("satellite", "turns", "crops", "basic")
 
+# The flips and quarter turns of an image that predictions can be averaged over. These augmentations show images in
+# fewer ways than the eight, as what they were made for has an "up": as it is, and flipped from left to right.
+MOST_VIEWS = 8
+VIEWS_OF_AUGMENTATION: dict[str, int] = {"basic": 2, "crops": 1}
+
 ExportFormat = Literal["torchvision", "detr", "safetensors", "onnx", "pt2"]
 ExportPart = Literal["classifier", "extractor"]
 

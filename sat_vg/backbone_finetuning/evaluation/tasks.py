@@ -125,15 +125,22 @@ def task_of(is_multi_label: bool) -> Task:
     return TASKS["multi_label" if is_multi_label else "single_label"]
 
 
-def predict(model: FineTuneModel, batches: Iterable[Batch], precision: Precision) -> Predictions:
+def predict(
+    model: FineTuneModel,
+    batches: Iterable[Batch],
+    precision: Precision,
+    forward: Callable[[Tensor], Tensor] | None = None,
+) -> Predictions:
     """Run the model over all batches, as the loop's validation does: the same numbers come out.
 
     Args:
         model: on its device; it is put into eval mode.
         batches: every image once, in order.
         precision: device and number formats.
+        forward: normalised images → logits; unset: the model's own.
     """
     model.eval()
+    forward = forward or model
     task = TASKS[model.task]
     sums = task.sums(model.num_classes, precision.device)
     logits, targets = [], []
@@ -142,7 +149,7 @@ def predict(model: FineTuneModel, batches: Iterable[Batch], precision: Precision
             batch = batch.to(precision.device)
             images = precision.place_images(model.preprocessing.normalise(batch.images))
             with precision.autocast():
-                outputs = model(images).float()
+                outputs = forward(images).float()
             sums.add(outputs, batch.targets, task.loss(outputs, batch.targets))
             logits.append(outputs)
             targets.append(batch.targets)

@@ -14,6 +14,7 @@ from sat_vg.backbone_finetuning.models.image_batches import require_normalised
 from sat_vg.backbone_finetuning.models.networks.table import BackboneRow, head_parameters, present_auxiliary_heads
 from sat_vg.backbone_finetuning.models.probabilities import PROBABILITIES, TaskName
 from sat_vg.backbone_finetuning.models.stages import find_member
+from sat_vg.backbone_finetuning.models.views import views_of
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 
 Model = TypeVar("Model", bound="StagedClassifier")
@@ -136,19 +137,27 @@ class StagedClassifier(nn.Module):
         return self.forward_head(self.forward_pooled(value, start))
 
     @torch.no_grad()
-    def predict_probabilities(self, images: Tensor) -> Tensor:
+    def predict_probabilities(self, images: Tensor, views: int = 1) -> Tensor:
         """Probabilities of the classes, in eval mode; the model is left as it was.
 
         Args:
             images: ``[B, C, H, W]``, normalised, on the model's device.
+            views: average over so many of each image's flips and quarter turns, 8 at the most; of images that are not
+                square over the four that keep their size. Overhead images have no "up", so all are as good.
 
         Returns:
             float32 ``[B, num_classes]``: softmax of the logits divided by ``temperature``, so rows sum to 1; where an
             image can have several classes, their sigmoid.
+
+        Raises:
+            ConfigError: there are not so many views.
         """
+        shares = []
         with in_eval_mode(self):
-            logits: Tensor = self(images)
-        return PROBABILITIES[self.task](logits.float() / self.temperature)
+            for view in views_of(images, views):
+                logits: Tensor = self(view)
+                shares.append(PROBABILITIES[self.task](logits.float() / self.temperature))
+        return shares[0] if len(shares) == 1 else torch.stack(shares).mean(0)
 
     def forward_pooled(self, value: Tensor, start: int = 0) -> Tensor:
         """``images [B, C, H, W]``, normalised → the vector ``[B, D]`` that the classifier sees."""

@@ -181,9 +181,14 @@ def _choose_strength(whole: "Problem", generator: torch.Generator) -> tuple[floa
 
 
 def _is_worse(losses: Tensor, others: Tensor) -> bool:
-    """Whether losses ``[N]`` of the same images are higher by more than a standard error of the differences."""
+    """Whether losses ``[N]`` of the same images are higher beyond chance.
+
+    That is by more than a standard error of the differences, and by more than ``1 / N``: where all images are right,
+    the loss falls for ever as the penalty does, but N of them cannot tell that fewer than one in N would be wrong.
+    """
     differences = losses - others
-    return bool(differences.mean() > differences.std(correction=0) / len(differences) ** 0.5)
+    noise = differences.std(correction=0) / len(differences) ** 0.5
+    return bool(differences.mean() > noise.clamp(min=1 / len(differences)))
 
 
 def _folds(whole: "Problem", generator: torch.Generator) -> list[Tensor]:

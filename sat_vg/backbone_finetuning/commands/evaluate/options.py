@@ -1,9 +1,10 @@
 """The options of ``sat-vg evaluate``."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from sat_vg.backbone_finetuning.configs.ranges import PositiveInt, WholeNumber
+from sat_vg.backbone_finetuning.configs.choices import MOST_VIEWS
+from sat_vg.backbone_finetuning.configs.ranges import PositiveInt, Range, WholeNumber
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +17,11 @@ class EvaluateOptions:
     """Images: class folders, or a .csv table. Unset: those of the training."""
     split: Literal["val", "train", "test"] = "val"
     """Which part of the images."""
+    views: Annotated[int, Range(lowest=1, highest=MOST_VIEWS, example=MOST_VIEWS)] = 1
+    """Average the probabilities over so many of each image's flips and quarter turns; 8: all of them. The network
+    runs as often."""
+    ensemble: tuple[str, ...] = ()
+    """More best_model.pt of the same classes, whose probabilities are averaged with those of CHECKPOINT."""
     out: str = "evaluation"
     """Folder of report.html and the other results."""
     calibrate: str | None = None

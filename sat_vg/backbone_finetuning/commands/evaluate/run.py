@@ -9,7 +9,7 @@ from typing import Any
 from sat_vg.backbone_finetuning.commands.evaluate.files import epochs_of_run, write_results
 from sat_vg.backbone_finetuning.commands.evaluate.options import EvaluateOptions
 from sat_vg.backbone_finetuning.commands.evaluate.terminal_summary import summary_of
-from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_model, model_file
+from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_ensemble, model_file
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageDataset, validation_loader
 from sat_vg.backbone_finetuning.data.loading.workers import Workers
@@ -17,11 +17,13 @@ from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.sources.class_names import same_form
 from sat_vg.backbone_finetuning.data.sources.scenes import scenes_folder
 from sat_vg.backbone_finetuning.data.sources.splits import Split
+from sat_vg.backbone_finetuning.evaluation.averages import averaged_predictions, gain_and_cost, predict_views
 from sat_vg.backbone_finetuning.evaluation.calibration import fit_temperature
 from sat_vg.backbone_finetuning.evaluation.mistakes import look_at
 from sat_vg.backbone_finetuning.evaluation.predictions import Predictions
-from sat_vg.backbone_finetuning.evaluation.tasks import TASKS, predict
+from sat_vg.backbone_finetuning.evaluation.tasks import TASKS
 from sat_vg.backbone_finetuning.models.artifact import current_versions, read_artifact, write_artifact
+from sat_vg.backbone_finetuning.models.ensemble import Ensemble
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.prediction_table import predictions_csv
 from sat_vg.backbone_finetuning.training.preparation import (
@@ -52,8 +54,10 @@ def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
         UserError: the checkpoint, the data or a setting cannot be used.
     """
     source = model_file(options.checkpoint)
-    model = _load_classifier(source)
-    target = None if options.calibrate is None else calibrated_path(options.calibrate, source)
+    ensemble = load_ensemble(options.checkpoint, options.ensemble, options.views, say)
+    model = ensemble.models[0]
+    _require_different_names(model, source)
+    target = None if options.calibrate is None else calibrated_path(options, source)
     config = config_of(options, model)
     precision = choose_hardware(config)
     splits, _ = require_images(config, find_images(config), decoder_of(model.preprocessing, marks_missing=True))
@@ -62,17 +66,19 @@ def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
         data = config.dataset or config.dataset_path
         raise ConfigError(f"--split test: {data!r} has no folder test, and names no such images; use val or train")
     split = with_labels_of(model, split)
-    read = decoder_of(model.preprocessing).read
-    dataset = ImageDataset(split, model.preprocessing.geometry(), config.seed, read)
-    predictions = predict_all(model, dataset, config, precision, options.batch_size)
+    tell_of_seen_images(options, ensemble)
+    dataset = dataset_for(model, split, config)
+    predictions, averaged = predict_all(ensemble, split, config, precision, options)
+    temperature = model.temperature if averaged is None else 1.0  # the averaged probabilities have theirs in them
     task = TASKS[model.task]
     if target is not None:
-        model.temperature = fit_temperature(predictions.logits, predictions.labels)
-    lines = task.per_image(predictions, relative_paths(config, split), model.temperature)
-    mistakes = task.mistakes(predictions, lines, model.class_names, model.temperature)
+        temperature = model.temperature = fit_temperature(predictions.logits, predictions.labels)
+    lines = task.per_image(predictions, relative_paths(config, split), temperature)
+    mistakes = task.mistakes(predictions, lines, model.class_names, temperature)
     content = {
         **summary(options, config, model, split),
-        **task.assess(predictions, model.class_names, model.temperature),
+        **({} if averaged is None else {"averaged": averaged}),
+        **task.assess(predictions, model.class_names, temperature),
         "mistakes": [one.entry for one in mistakes],
     }
     say(summary_of(content))
@@ -85,22 +91,42 @@ def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
     return content
 
 
-def _load_classifier(path: Path) -> FineTuneModel:
-    """The model, whose classes have different names: results are listed by them."""
-    model = load_model(path)
+def _require_different_names(model: FineTuneModel, path: Path) -> None:
+    """Refuse a model with two classes of one name: results are listed by them."""
     twice = sorted({name for name in model.class_names if model.class_names.count(name) > 1})
     if twice:
         raise CheckpointError(f"{str(path)!r} has two classes of the name {twice[0]!r}: it is altered; use another")
-    return model
 
 
-def calibrated_path(wanted: str, source: Path) -> Path:
+def tell_of_seen_images(options: EvaluateOptions, ensemble: Ensemble) -> None:
+    """Warn of models that may have been trained on the images that are now held out for the first one."""
+    if options.data is not None or options.split != "val":
+        return
+    names = ("dataset", "dataset_path", "train_split", "val_split", "val_fraction", "seed")
+    first, *others = (model.provenance["config"] for model in ensemble.models)
+    for path, config in zip(options.ensemble, others, strict=True):
+        for name in names:
+            if config.get(name) != first.get(name):
+                say(
+                    f"warning: {path!r} was trained with {name} = {config.get(name)!r} and CHECKPOINT with "
+                    f"{first.get(name)!r}: it may have been trained on these images, which would flatter the result"
+                )
+                break
+
+
+def calibrated_path(options: EvaluateOptions, source: Path) -> Path:
     """Path of the calibrated copy, checked before anything is computed.
 
     Raises:
-        ConfigError: something may not be overwritten by it.
+        ConfigError: something may not be overwritten by it, or averages are evaluated.
         CheckpointError: what lies there is no best_model.pt.
     """
+    wanted = options.calibrate or ""
+    if options.ensemble or options.views > 1:
+        raise ConfigError(
+            f"--calibrate {wanted!r}: one model's temperature is fitted to its own probabilities; leave out --views "
+            "and --ensemble, which average them"
+        )
     path = expand_home(wanted)
     if path.suffix != ".pt" or path.is_dir():
         raise ConfigError(f"--calibrate {wanted!r}: give the path of the file to write, such as calibrated.pt")
@@ -159,28 +185,42 @@ def _some(names: Sequence[str], limit: int) -> str:
     return ", ".join(map(repr, names[:limit])) + (" …" if len(names) > limit else "")
 
 
+def dataset_for(model: FineTuneModel, split: Split, config: FinetuneConfig) -> ImageDataset:
+    """The images as a model takes them."""
+    return ImageDataset(split, model.preprocessing.geometry(), config.seed, decoder_of(model.preprocessing).read)
+
+
 def predict_all(
-    model: FineTuneModel, dataset: ImageDataset, config: FinetuneConfig, precision: Precision, wanted: int | None
-) -> Predictions:
-    """Predictions for all images in the number format of the training, in batches of ``wanted`` if it is set.
+    ensemble: Ensemble, split: Split, config: FinetuneConfig, precision: Precision, options: EvaluateOptions
+) -> tuple[Predictions, dict[str, Any] | None]:
+    """Predictions for all images in the number format of the training, and what was averaged, if anything was.
 
     Raises:
         UserError: an image is gone, the device has too little memory, or the weights give no numbers.
     """
     # Where nothing else is said, the batches of the training's validation: the sums are then the same to the bit.
-    batch_size = wanted or (2 * config.batch_size if isinstance(config.batch_size, int) else _BATCH_SIZE)
+    of_training = 2 * config.batch_size if isinstance(config.batch_size, int) else _BATCH_SIZE
+    batch_size = options.batch_size or of_training
     count = choose_num_workers(config.num_workers, precision.device, usable_cores())
-    precision.place_model(model)
-    workers = Workers(count, precision.device, config.loader_timeout)
-    with explained_losses(config), advising_smaller_batches(batch_size):
-        predictions = predict(model, validation_loader(dataset, batch_size, workers), precision)
-    bad = (~predictions.logits.isfinite().all(1)).nonzero()[:, 0].tolist()
-    if bad:
-        raise CheckpointError(
-            f"the model gives no finite numbers for {len(bad)} of {len(dataset)} images, the first "
-            f"{dataset.split.paths[bad[0]]!r}: its weights are damaged; use another best_model.pt"
-        )
-    return predictions
+    found = []
+    for path, model in zip((options.checkpoint, *options.ensemble), ensemble.models, strict=True):
+        precision.place_model(model)
+        workers = Workers(count, precision.device, config.loader_timeout)
+        with explained_losses(config), advising_smaller_batches(batch_size):
+            batches = validation_loader(dataset_for(model, split, config), batch_size, workers)
+            predictions, shares = predict_views(model, batches, precision, ensemble.num_views)
+        found.append((predictions, shares))
+        bad = (~(predictions.logits + shares).isfinite().all(1)).nonzero()[:, 0].tolist()
+        if bad:
+            raise CheckpointError(
+                f"the model {path!r} gives no finite numbers for {len(bad)} of {len(split)} images, the first "
+                f"{split.paths[bad[0]]!r}: its weights are damaged; use another best_model.pt"
+            )
+    plain, _ = found[0]
+    if ensemble.passes == 1:
+        return plain, None
+    names = (options.checkpoint, *options.ensemble)
+    return averaged_predictions(plain, [shares for _, shares in found]), gain_and_cost(ensemble, names, plain)
 
 
 def relative_paths(config: FinetuneConfig, split: Split) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sat_vg.backbone_finetuning.reports.tables import text_table
-from sat_vg.backbone_finetuning.utils.printable import one_line
+from sat_vg.backbone_finetuning.utils.printable import counted, one_line
 
 _COLUMNS = {
     "average_precision": "average precision %",
@@ -12,6 +12,7 @@ _COLUMNS = {
     "recall": "recall %",
     "f1": "F1 %",
 }
+_NAMES = {"accuracy": "accuracy", "map": "mAP"}
 
 
 def summary_of(content: dict[str, Any]) -> str:
@@ -26,6 +27,8 @@ def summary_of(content: dict[str, Any]) -> str:
     ]
     table = text_table(("class", *(_COLUMNS[name] for name in scores), "images"), rows)
     lines = _multi_label_lines(content) if is_multi_label else _single_label_lines(content)
+    if "averaged" in content:
+        lines.append(averaging_line(content))
     calibration, intervals = content["calibration"], content["intervals"]
     if calibration["temperature"] != 1:
         lines.append(f"without the temperature: calibration error {100 * calibration['uncalibrated_ece']:.2f} %")
@@ -33,6 +36,18 @@ def summary_of(content: dict[str, Any]) -> str:
         f"in brackets: {100 * intervals['level']:.0f} % intervals of {intervals['resamples']} bootstrap resamples"
     )
     return "\n".join([table, "", *lines])
+
+
+def averaging_line(content: dict[str, Any]) -> str:
+    """What the average over views and checkpoints brought and what it costs."""
+    averaged, name = content["averaged"], "map" if "map" in content else "accuracy"
+    alone, now = averaged["alone"], content["calibration"]["nll"]
+    models = counted(len(averaged["checkpoints"]), "checkpoint")
+    return (
+        f"averaged over {counted(averaged['views'], 'view')} and {models}: {_NAMES[name]} {100 * alone[name]:.2f} -> "
+        f"{100 * content[name]:.2f} %, log-loss {alone['nll']:.4f} -> {now:.4f}; cost: {averaged['passes']} passes "
+        f"an image in place of 1, {alone['gflops']:.2f} -> {averaged['gflops']:.2f} GFLOPs"
+    )
 
 
 def _single_label_lines(content: dict[str, Any]) -> list[str]:

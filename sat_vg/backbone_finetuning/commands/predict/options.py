@@ -1,8 +1,10 @@
 """The options of ``sat-vg predict``."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from sat_vg.backbone_finetuning.configs.ranges import PositiveInt
+from sat_vg.backbone_finetuning.configs.choices import MOST_VIEWS
+from sat_vg.backbone_finetuning.configs.ranges import PositiveInt, Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +18,11 @@ class PredictOptions:
     top: PositiveInt | None = None
     """Classes for each image, the likeliest first. Unset: 5, or where an image can have several classes, all that are
     likelier than not."""
+    views: Annotated[int, Range(lowest=1, highest=MOST_VIEWS, example=MOST_VIEWS)] = 1
+    """Average the probabilities over so many of each image's flips and quarter turns; 8: all of them. The network
+    runs as often."""
+    ensemble: tuple[str, ...] = ()
+    """More best_model.pt of the same classes, whose probabilities are averaged with those of CHECKPOINT."""
     json: bool = False
     """Print a JSON object a line instead of a table."""
     overlays: str | None = None

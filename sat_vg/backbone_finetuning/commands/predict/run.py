@@ -13,17 +13,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.commands.predict.options import PredictOptions
-from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_model, model_file
+from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_ensemble
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.reading.threads import read_in_order
 from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
 from sat_vg.backbone_finetuning.data.sources.table import list_images
+from sat_vg.backbone_finetuning.models.ensemble import Ensemble
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.overlays import draw_overlays
 from sat_vg.backbone_finetuning.utils.errors import DataError, StoppedError, WriteError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision
-from sat_vg.backbone_finetuning.utils.printable import one_line, printable
+from sat_vg.backbone_finetuning.utils.printable import counted, one_line, printable
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
 from sat_vg.backbone_finetuning.utils.terminal import say
 
@@ -82,9 +83,14 @@ def predict_images(options: PredictOptions) -> None:
     Raises:
         UserError: the checkpoint or a setting cannot be used; at the end, if an image could not be read.
     """
-    model = load_model(model_file(options.checkpoint))
+    ensemble = load_ensemble(options.checkpoint, options.ensemble, options.views, _note)
+    model = ensemble.models[0]
     precision = choose_precision(choose_device(options.device), mixed_precision=False)
-    precision.place_model(model)
+    for each in ensemble.models:
+        precision.place_model(each)
+    if ensemble.passes > 1:
+        what = f"{counted(ensemble.num_views, 'view')} and {counted(len(ensemble.models), 'checkpoint')}"
+        _note(f"probabilities averaged over {what}: {ensemble.passes} passes an image in place of 1")
     total = unreadable = 0
     # Where the answers go to the terminal, they are the progress.
     bar = tqdm(unit="image", leave=False, disable=True if sys.stdout.isatty() else None)
@@ -93,7 +99,7 @@ def predict_images(options: PredictOptions) -> None:
         if not options.json:
             say(_row("%", "class", "image", _width(model)))
         for group in path_groups(options.images, options.batch_size):
-            for answer in _answers(model, precision, group, options, total):
+            for answer in _answers(ensemble, precision, group, options, total):
                 _show(answer, options, _width(model))
                 unreadable += answer.error is not None
             total += len(group)
@@ -146,24 +152,54 @@ def _lines_as_they_come() -> Iterator[list[str]]:
     yield [os.fsdecode(rest)] if rest.strip() else []
 
 
-def _answers(
-    model: FineTuneModel, precision: Precision, group: Sequence[Answer], options: PredictOptions, number: int
-) -> list[Answer]:
-    """Results for a group of images; ``number`` images came before it."""
+def _note(text: str) -> None:
+    """Print a line on standard error: standard output holds answers alone."""
+    tqdm.write(printable(text), file=sys.stderr)
+
+
+def _read(model: FineTuneModel, group: Sequence[Answer], batch_size: int) -> list[Tensor | str]:
+    """The images of a group as a model takes them, or the reasons why they cannot be read."""
     known = [each.path for each in group if each.error is None]
     decoder = decoder_of(model.preprocessing)
-    read = read_in_order(known, model.preprocessing.geometry(), options.batch_size, decoder)
-    contents = [each.error if each.error is not None else next(read) for each in group]
+    read = read_in_order(known, model.preprocessing.geometry(), batch_size, decoder)
+    return [each.error if each.error is not None else next(read) for each in group]
+
+
+def _probabilities(
+    ensemble: Ensemble, precision: Precision, group: Sequence[Answer], images: Tensor, batch_size: int
+) -> Tensor:
+    """``[B, num_classes]``, averaged; ``images`` are the group's as the first model takes them."""
+    found, first = [], ensemble.models[0].preprocessing
+    for model in ensemble.models:
+        own = images
+        if model.preprocessing != first:  # another size, or other ways of resizing and reading
+            readable = [each for each in _read(model, group, batch_size) if isinstance(each, Tensor)]
+            if len(readable) != len(images):
+                raise StoppedError("an image changed while it was read; start again")
+            own = torch.stack(readable)
+        values = precision.place_images(model.preprocessing.normalise(own.to(precision.device)))
+        found.append(model.predict_probabilities(values, ensemble.num_views).cpu())
+    return found[0] if len(found) == 1 else torch.stack(found).mean(0)
+
+
+def _answers(
+    ensemble: Ensemble, precision: Precision, group: Sequence[Answer], options: PredictOptions, number: int
+) -> list[Answer]:
+    """Results for a group of images; ``number`` images came before it."""
+    model = ensemble.models[0]
+    contents = _read(model, group, options.batch_size)
     pictures = [each for each in contents if isinstance(each, Tensor)]
     if not pictures:
         return [Answer(each.path, error=str(why)) for each, why in zip(group, contents, strict=True)]
     images = torch.stack(pictures)
-    normalised = precision.place_images(model.preprocessing.normalise(images.to(precision.device)))
-    probabilities = model.predict_probabilities(normalised).cpu()
+    probabilities = _probabilities(ensemble, precision, group, images, options.batch_size)
     shares, indices = probabilities.topk(min(_top(model, options), model.num_classes))
     if not shares.isfinite().all():
         raise StoppedError("the model's probabilities are no numbers: its weights are broken; use another checkpoint")
-    heats = model.explain(normalised, indices[:, 0]).cpu() if options.overlays else None
+    heats = None
+    if options.overlays:
+        normalised = precision.place_images(model.preprocessing.normalise(images.to(precision.device)))
+        heats = model.explain(normalised, indices[:, 0]).cpu()
     answers, row = [], 0
     for place, (each, content) in enumerate(zip(group, contents, strict=True)):
         if isinstance(content, str):
