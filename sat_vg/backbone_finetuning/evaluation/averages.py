@@ -44,7 +44,8 @@ def predict_views(
         logits = [model(view).float() for view in views_of(images, num_views)]
         shares = [PROBABILITIES[model.task](each.cpu().double() / model.temperature) for each in logits]
         averaged.append(torch.stack(shares).mean(0))
-        return logits[0]
+        plain: Tensor = logits[0]
+        return plain
 
     predictions = predict(model, batches, precision, forward)
     return predictions, torch.cat(averaged)

@@ -25,7 +25,8 @@ def views_of(images: Tensor, count: int) -> Iterator[Tensor]:
     """
     if not 1 <= count <= MOST_VIEWS:
         raise ConfigError(f"views = {count}: an image has 1 to {MOST_VIEWS} views; use 8 for all flips and turns")
-    for number in range(count):
+    yield images
+    for number in range(1, count):
         turned = images if number < len(_FLIPS) else images.transpose(-2, -1)
         if turned.shape != images.shape:
             height, width = images.shape[-2:]
@@ -35,4 +36,4 @@ def views_of(images: Tensor, count: int) -> Iterator[Tensor]:
                 stacklevel=2,
             )
             return
-        yield turned.flip(_FLIPS[number % len(_FLIPS)]) if number else images
+        yield turned.flip(_FLIPS[number % len(_FLIPS)])

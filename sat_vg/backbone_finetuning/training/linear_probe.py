@@ -163,6 +163,9 @@ def _choose_strength(whole: "Problem", generator: torch.Generator) -> tuple[floa
     if not folds:
         return _STRENGTH_OF_FEW, None, None
     ranked = whole._replace(features=whole.features.float())  # half the time, and strengths need only be ranked
+    # Where all held-out images are right, the loss falls for ever as the penalty does. But N of them cannot tell that
+    # fewer than one in N would be wrong, in each of the decisions that the loss of an image is the sum of.
+    least = (1 if whole.labels.ndim == 1 else whole.num_classes) / len(whole.labels)
     tried: list[tuple[Tensor, float]] = []
     starts: list[Any] = [None] * len(folds)
     best = 0
@@ -172,23 +175,19 @@ def _choose_strength(whole: "Problem", generator: torch.Generator) -> tuple[floa
             for held_out, start in zip(folds, starts, strict=True)
         ]
         tried.append(_held_out(ranked, folds, starts))
-        if _is_worse(tried[place][0], tried[best][0]):
+        if _is_worse(tried[place][0], tried[best][0], least):
             break
         best = min(range(place + 1), key=lambda one: float(tried[one][0].mean()))
-    chosen = next(place for place, (losses, _) in enumerate(tried) if not _is_worse(losses, tried[best][0]))
+    chosen = next(place for place, (losses, _) in enumerate(tried) if not _is_worse(losses, tried[best][0], least))
     losses, score = tried[chosen]
     return STRENGTHS[chosen], float(losses.mean()), score
 
 
-def _is_worse(losses: Tensor, others: Tensor) -> bool:
-    """Whether losses ``[N]`` of the same images are higher beyond chance.
-
-    That is by more than a standard error of the differences, and by more than ``1 / N``: where all images are right,
-    the loss falls for ever as the penalty does, but N of them cannot tell that fewer than one in N would be wrong.
-    """
+def _is_worse(losses: Tensor, others: Tensor, least: float) -> bool:
+    """Whether losses ``[N]`` of the same images are higher by more than ``least`` and than a standard error."""
     differences = losses - others
     noise = differences.std(correction=0) / len(differences) ** 0.5
-    return bool(differences.mean() > noise.clamp(min=1 / len(differences)))
+    return bool(differences.mean() > noise.clamp(min=least))
 
 
 def _folds(whole: "Problem", generator: torch.Generator) -> list[Tensor]:
