@@ -100,11 +100,13 @@ def _require_different_names(model: FineTuneModel, path: Path) -> None:
 
 def tell_of_seen_images(options: EvaluateOptions, ensemble: Ensemble) -> None:
     """Warn of models that may have been trained on the images that are now held out for the first one."""
-    if options.data is not None or options.split != "val":
+    if options.split != "val":
         return
     names = ("dataset", "dataset_path", "train_split", "val_split", "val_fraction", "seed")
     first, *others = (model.provenance["config"] for model in ensemble.models)
     for path, config in zip(options.ensemble, others, strict=True):
+        if options.data not in (None, config.get("dataset_path")):
+            continue
         for name in names:
             if config.get(name) != first.get(name):
                 say(
