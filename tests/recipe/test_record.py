@@ -95,7 +95,13 @@ def test_tensorboard_tells_what_the_run_is_and_shows_the_best_model(train_here, 
 
 def test_a_run_of_one_epoch_has_no_curves_and_a_second_one_moves_all_of_it_aside(train_here, class_folders):
     options = (*TINY, "--dataset_path", class_folders, "--num_epochs", 1)
-    logs = train_here(*options).folder / "logs"
+    run = train_here(*options)
+    logs, events = run.folder / "logs", events_of(run)
+    assert b"full" in events.summary_metadata["_hparams_/session_start_info"].plugin_data.content  # not "unset"
+    charts = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    assert b"(step|epoch)/learning_rate" in charts
+    assert "step/learning_rate" not in events.Tags()["scalars"]  # too few steps for it, so the chart has the epochs'
+    assert "epoch/learning_rate" in events.Tags()["scalars"]
     assert not (logs / "learning_curves.png").exists()
     first = {path.name for path in logs.iterdir()}
     assert {"projector", "projector_config.pbtxt", "metrics.jsonl"} <= first

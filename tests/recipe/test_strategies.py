@@ -49,6 +49,7 @@ def test_the_exact_probe_is_the_optimum_on_the_frozen_features(class_folders, tr
     assert "exact linear probe on 27 images: L2 1e" in run.out
     assert " (by 5 folds: log-loss " in run.out
     assert [(line["phase"], line["step"]) for line in run.epochs] == [("linear_probe", 0)]
+    assert "  lr " not in run.out  # it has none
     model = FineTuneModel.load_checkpoint(run.best_model)
     start = FineTuneModel("resnet18", 3, pretrained=False, image_size=32).network.state_dict()
     for name, value in model.network.state_dict().items():

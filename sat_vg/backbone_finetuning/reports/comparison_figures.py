@@ -1,6 +1,7 @@
 """The chart of a comparison: accuracy (or mAP) with its spread over seeds, and the costs beside it."""
 
 import math
+import re
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,6 +12,7 @@ from sat_vg.backbone_finetuning.reports.figures import add_grid, plain
 from sat_vg.backbone_finetuning.reports.seed_statistics import deviation
 
 _ZOOM_FROM = 0.5  # the axis begins at 0 unless all scores are above this
+_LONGEST_LINE, _MOST_LINES = 24, 3  # letters and lines of a backbone's name
 # Distinguishable with colour vision deficiency (Okabe & Ito, 2008).
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 
@@ -23,7 +25,9 @@ def draw_comparison(comparison: Comparison) -> Figure:
     rows = comparison.rows
     strategies = sorted({row.strategy for row in rows})
     colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(strategies)}
-    figure = Figure(figsize=(7.2, 1.5 + 0.42 * len(rows)), layout="constrained")
+    names = [_in_lines(row.backbone) for row in rows]
+    height = 0.42 + 0.14 * max(name.count("\n") for name in names)  # inches, of a row
+    figure = Figure(figsize=(7.2, 1.5 + height * len(rows)), layout="constrained")
     scores, flops, seconds = figure.subplots(1, 3, sharey=True, width_ratios=(3, 1, 1))
     lowest = min(min(row.scores) for row in rows)
     start = 0 if lowest < _ZOOM_FROM else min(95, math.floor(100 * (lowest - (1 - lowest) / 2) / 5) * 5)
@@ -39,7 +43,9 @@ def draw_comparison(comparison: Comparison) -> Figure:
     reach = max(*map(_upper_end, rows), start + 1.0)
     scores.set_xlim(start, reach + 0.2 * (reach - start))  # room for the numbers
     scores.set_xticks([tick for tick in scores.get_xticks() if start <= tick <= 100])
-    scores.set_yticks(range(len(rows)), [f"{plain(row.backbone, limit=24)}\n{plain(row.strategy)}" for row in rows])
+    scores.set_yticks(
+        range(len(rows)), [f"{name}\n{plain(row.strategy)}" for name, row in zip(names, rows, strict=True)]
+    )
     scores.set_ylim(len(rows) - 0.45, -0.55)
     begins = f"; the axis begins at {start:g} %" if start else ""
     scores.set_xlabel(f"validation {comparison.measure.name}, %{begins}")
@@ -51,6 +57,16 @@ def draw_comparison(comparison: Comparison) -> Figure:
         handles = [Patch(color=colours[name], label=plain(name)) for name in strategies]
         figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 3), frameon=False)
     return figure
+
+
+def _in_lines(name: str) -> str:
+    """The name of a backbone, broken after _ . / : and - where it is longer than the margin is wide."""
+    lines = [""]
+    for part in re.findall(r"[^_./:-]+[_./:-]*|[_./:-]+", name):
+        if lines[-1] and len(lines[-1]) + len(part) > _LONGEST_LINE:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(plain(line, limit=_LONGEST_LINE) for line in lines[:_MOST_LINES])
 
 
 def _upper_end(row: Row) -> float:

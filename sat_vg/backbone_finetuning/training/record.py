@@ -166,10 +166,11 @@ def note_epoch(
     if state.epoch_in_phase == 0:  # with the epoch's other numbers, so that a resumed run finds it once
         outputs.tracker.text("phases", [f"from epoch {state.epoch + 1} on: {phase.description}"], state.step)
     outputs.tracker.numbers(numbers, state.step, "epoch")
+    rate = f"lr {numbers['learning_rate']:.1e}  " if phase.method == "gradient" else ""
     say(
         f"epoch {state.epoch + 1:3d}/{num_epochs}  train_loss {numbers['train_loss']:.4f}  "
         f"val_loss {validation.loss:.4f}  {_shares_of(validation, stopping.metric)}  "
-        f"lr {numbers['learning_rate']:.1e}  {numbers['images_per_second']:5.0f} images/s  "
+        f"{rate}{numbers['images_per_second']:5.0f} images/s  "
         f"{state.train_seconds:6.1f} s{'  best' if is_best else ''}"
         + (f"  {state.skipped_steps} steps left out by loss scaling" if state.skipped_steps else "")
     )

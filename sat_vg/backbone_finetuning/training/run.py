@@ -195,7 +195,7 @@ def run_or_resume(config: FinetuneConfig, precision: Precision, found: Splits, r
         )
         with explained_losses(config):
             fit(training, prepared.phases, stopping_of(config), outputs, state)
-            return ranks.broadcast_from_rank0(lambda: show_end(config, training, outputs, state))
+            return ranks.broadcast_from_rank0(lambda: show_end(config, training, prepared.phases, outputs, state))
 
 
 def restore(

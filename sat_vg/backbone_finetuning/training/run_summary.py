@@ -137,7 +137,9 @@ def show_start(
     show_training_images(training, splits, tracker)
 
 
-def show_end(config: FinetuneConfig, training: Training, outputs: Outputs, state: RunState) -> TrainingResult:
+def show_end(
+    config: FinetuneConfig, training: Training, phases: Sequence[Phase], outputs: Outputs, state: RunState
+) -> TrainingResult:
     """Complete the record: pictures of the best model, the profile, learning curves, and what the run gave."""
     tracker = outputs.tracker
     assert isinstance(tracker, FileTracker), "it is the process that writes"
@@ -155,7 +157,8 @@ def show_end(config: FinetuneConfig, training: Training, outputs: Outputs, state
     else:
         result = tell_result(config, training.model.get_feature_extractor(), dict(found_metrics))
     results = {"best_epoch" if name == "epoch" else name: value for name, value in result.metrics.items()}
-    tracker.hyperparameters(config.to_dict(), results, state.step)
+    settings = config.to_dict() | {"strategy": config.strategy or phases[0].name}
+    tracker.hyperparameters(settings, results, state.step)
     return result
 
 

@@ -38,7 +38,8 @@ _CHARTS = {
             ["epoch/val_accuracy", "epoch/(macro|micro)_f1", "epoch/val_map"],
         ],
         "F1 by class": ["Multiline", ["f1_by_class/.*"]],
-        "learning rate": ["Multiline", ["step/learning_rate", "learning_rate_by_stage/.*"]],
+        # Of a run of a few steps, those that are logged are fewer than its epochs, or none.
+        "learning rate": ["Multiline", ["(step|epoch)/learning_rate", "learning_rate_by_stage/.*"]],
         "norm of the last update / norm of the weights, by stage": ["Multiline", ["update_ratio/.*"]],
     }
 }

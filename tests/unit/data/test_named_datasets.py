@@ -343,3 +343,15 @@ def test_scipy_is_asked_for_before_anything_is_downloaded(monkeypatch, copy):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"SVHN comes in MATLAB's files, which scipy reads: pip install scipy"):
         load_named("svhn", copy)
+
+
+def test_some_folders_of_caltech_256_are_enough(copy):
+    for name in ("003.backpack", "101.head-phones", "251.airplanes-101"):
+        images = [f"{name[:3]}_{index:04d}" for index in range(1, 4)]
+        class_folder(copy / "caltech256/256_ObjectCategories" / name, images)
+    splits = load_named("caltech256", copy, val_fraction=0.34)
+    assert splits.class_names == ("003.backpack", "101.head-phones", "251.airplanes-101")
+    for split in splits.parts:
+        for path, label in zip(split.paths, split.labels, strict=True):
+            assert Path(path).is_file()
+            assert split.class_names[label][:3] == Path(path).name[:3]

@@ -247,6 +247,19 @@ def test_the_chart(found):
         assert not label.get_window_extent().overlaps(following.get_window_extent())
 
 
+def test_long_names_of_backbones_are_whole_in_the_chart():
+    names = ("timm:tf_efficientnet_lite0.in1k", "timm:vit_small_patch14_reg4_dinov2.lvd142m", "resnet18")
+    figure = draw_comparison(comparison(*(row(name) for name in names)))
+    figure_as_svg(figure)
+    labels = figure.axes[0].get_yticklabels()
+    shown = {label.get_text().replace("\n", "") for label in labels}
+    assert shown == {f"{name}full" for name in names}
+    assert all(len(line) <= 24 for label in labels for line in label.get_text().split("\n"))
+    assert not any(
+        a.get_window_extent().overlaps(b.get_window_extent()) for a, b in itertools.combinations(labels, 2)
+    )
+
+
 @pytest.mark.parametrize(("rows", "start"), [((row(accuracies=(0.3, 0.4)),), 0), (FAR, 85)])
 def test_bars_begin_at_zero_or_say_so(rows, start):
     axes = draw_comparison(comparison(*rows)).axes[0]

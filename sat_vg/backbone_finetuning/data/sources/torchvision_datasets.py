@@ -86,7 +86,8 @@ def _caltech256(dataset: Any) -> Iterable[tuple[str, str]]:
     root = Path(dataset.root) / "256_ObjectCategories"
     for label, index in zip(dataset.y, dataset.index, strict=True):
         name = dataset.categories[label]
-        yield str(root / name / f"{label + 1:03d}_{index:04d}.jpg"), name
+        number = name.partition(".")[0]  # not the label, which counts the folders that are there
+        yield str(root / name / f"{number}_{index:04d}.jpg"), name
 
 
 def _inaturalist(dataset: Any) -> Iterable[tuple[str, str]]:
