@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import small_disk
 
 from sat_vg.backbone_finetuning.commands.export import cli as export
@@ -87,9 +88,62 @@ def test_the_card_for_programs(exported, checkpoint):
     torch.testing.assert_close(shown["network"].eval()(images), model(images), rtol=1e-4, atol=1e-4)
 
 
+def without_front_matter(text):
+    begin, _, rest = text.split("---\n", 2)
+    assert begin == ""
+    return rest
+
+
+def hub_reads(path):
+    """What a hub reads off the head of a card: plain YAML between two lines of dashes."""
+    assert path.read_text().startswith("---\n")
+    return yaml.safe_load(path.read_text().split("---\n", 2)[1])
+
+
+def test_the_head_of_the_card_is_what_a_model_hub_reads(exported):
+    path, _ = exported
+    found = hub_reads(path.parent / "weights.pth.card.md")
+    assert (found["library_name"], found["pipeline_tag"]) == ("sat_vg", "image-classification")
+    assert {"image-classification", "remote-sensing", "resnet18", "torchvision"} <= set(found["tags"])
+    assert found["metrics"] == ["accuracy"]  # the loss is none of a hub's, and was no number
+    assert "license" not in found  # none was set, and none is claimed
+    (entry,) = found["model-index"]
+    (result,) = entry["results"]
+    assert entry["name"] == "weights.pth"
+    assert result["task"] == {"type": "image-classification"}
+    assert result["dataset"] == {"type": "image_folder", "name": "UCMerced", "split": "validation"}
+    assert result["metrics"] == [{"type": "accuracy", "name": "val_accuracy", "value": 0.75}]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("CC-BY-4.0", {"license": "cc-by-4.0"}),
+        ("in house: do not\npass on", {"license": "other", "license_name": "in house: do not\npass on"}),
+    ],
+)
+def test_a_folder_is_ready_for_a_model_hub(checkpoint, tmp_path, capfd, given, expected):
+    path = tmp_path / "hub/model.safetensors"
+    arguments = (checkpoint, "--format", "safetensors", "--out", path, "--license", given, "--readme")
+    code, out, err = run(capfd, *arguments)
+    assert code == 0, err
+    assert sorted(one.name for one in path.parent.iterdir()) == [
+        "README.md", "model.safetensors", "model.safetensors.card.json",
+    ]  # fmt: skip
+    assert "README.md" in out
+    found = hub_reads(path.parent / "README.md")
+    assert {name: found[name] for name in expected} == expected
+    assert run(capfd, *arguments)[0] == 0  # a card of its own may be replaced
+    (path.parent / "README.md").write_text("# Of somebody else\n")
+    code, out, err = run(capfd, *arguments)
+    assert code == 2
+    assert "is no card of this program; move it, or choose another --out" in err
+    assert (path.parent / "README.md").read_text() == "# Of somebody else\n"
+
+
 def test_the_card_for_readers_shows_names_and_does_nothing_else(exported):
     path, _ = exported
-    text = (path.parent / "weights.pth.card.md").read_text()
+    text = without_front_matter((path.parent / "weights.pth.card.md").read_text())
     markdown = pytest.importorskip("markdown")
     page = markdown.markdown(text, extensions=["tables", "fenced_code"])
     assert not re.search(r"<(?!/?(h1|h2|p|table|thead|tbody|tr|th|td|pre|code)\b)", page)

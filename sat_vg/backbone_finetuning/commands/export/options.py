@@ -31,3 +31,6 @@ class ExportCommandOptions:
     """Largest difference from the model's numbers."""
     license: str | None = None
     """For the card, such as CC-BY-4.0."""
+    readme: bool = False
+    """Name the card for readers README.md, as model hubs show it: the folder of --out can then be uploaded as it
+    is."""

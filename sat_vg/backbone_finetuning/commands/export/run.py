@@ -21,7 +21,7 @@ from sat_vg.backbone_finetuning.models.exports.contract import (
     Format,
     load_format,
 )
-from sat_vg.backbone_finetuning.models.exports.model_card import NOT_SET, build_card, markdown
+from sat_vg.backbone_finetuning.models.exports.model_card import HUB_HEAD, NOT_SET, build_card, markdown
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, WriteError
@@ -76,14 +76,22 @@ def export_checkpoint(options: ExportCommandOptions) -> dict[str, Any]:
             },
             exporter,
         )
-        cards = {".card.json": json.dumps(card, indent=1) + "\n", ".card.md": markdown(card)}
-        for ending, text in cards.items():
-            write_text(aside.with_name(aside.name + ending), text)
+        cards = {
+            f"{out.name}.card.json": json.dumps(card, indent=1) + "\n",
+            _readers_card(options, out): markdown(card),
+        }
+        for name, text in cards.items():
+            write_text(aside.with_name(name), text)
         with aside.open("rb") as file:
             os.fsync(file.fileno())  # not every format's own writer does so
         _put_in_place(aside, out, list(cards))
-    _print_summary(card, out)
+    _print_summary(card, out, list(cards))
     return card
+
+
+def _readers_card(options: ExportCommandOptions, out: Path) -> str:
+    """The file name of the card for readers."""
+    return "README.md" if options.readme else f"{out.name}.card.md"
 
 
 def _require_sound(options: ExportCommandOptions) -> tuple[Path, Format]:
@@ -98,6 +106,11 @@ def _require_sound(options: ExportCommandOptions) -> tuple[Path, Format]:
         )
     if out.is_dir():
         raise ConfigError(f"--out {options.out}: is a folder; name a file in it")
+    readme = out.with_name("README.md")
+    if options.readme and readme.exists() and not readme.read_bytes().startswith(HUB_HEAD.encode()):
+        raise ConfigError(
+            f"--readme true: {str(readme)!r} is no card of this program; move it, or choose another --out"
+        )
     superfluous = [name for name in _given(options) if name in vars(ExportOptions()) and name not in exporter.options]
     if superfluous:
         known = ", ".join(f"--{name}" for name in sorted(exporter.options))
@@ -134,12 +147,12 @@ def _aside(out: Path) -> Iterator[Path]:
         ) from error
 
 
-def _put_in_place(aside: Path, out: Path, endings: Sequence[str]) -> None:
+def _put_in_place(aside: Path, out: Path, cards: Sequence[str]) -> None:
     """Rename the file and its cards; the old cards go first, so that none ever describes another file."""
-    for ending in endings:
-        out.with_name(out.name + ending).unlink(missing_ok=True)
-    for ending in ("", *endings):
-        aside.with_name(aside.name + ending).replace(out.with_name(out.name + ending))
+    for name in (*cards, f"{out.name}.card.md"):
+        out.with_name(name).unlink(missing_ok=True)
+    for name in (out.name, *cards):
+        aside.with_name(name).replace(out.with_name(name))
     sync(out.parent)
 
 
@@ -246,11 +259,11 @@ def _table_of(differences: Sequence[Difference]) -> str:
     return text_table(("batch × height × width", "absolute", "relative"), rows)
 
 
-def _print_summary(card: dict[str, Any], out: Path) -> None:
+def _print_summary(card: dict[str, Any], out: Path, cards: Sequence[str]) -> None:
     differences = [Difference(**one) for one in card["differences"]]
     say(f"difference from the checkpoint on random images (tolerance {card['tolerance']:.0e}):")
     say(_table_of(differences))
     say(f"input    {card['input']['dtype']} [B, {len(card['input']['channels'])}, H, W], {card['input']['sizes']}")
     say(f"outputs  {', '.join(card['outputs']['names'])}: {card['outputs']['kind']}")
     say(f"licence  {card['license'] or NOT_SET}")
-    say(f"written: {out} ({card['file']['bytes'] / 1e6:.1f} MB), {out.name}.card.json, {out.name}.card.md")
+    say(f"written: {out} ({card['file']['bytes'] / 1e6:.1f} MB), {', '.join(cards)}")

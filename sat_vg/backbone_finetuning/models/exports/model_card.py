@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePath
 from typing import Any
 
+from sat_vg.backbone_finetuning.configs.yaml_files import yaml_text
 from sat_vg.backbone_finetuning.models.artifact import current_versions
 from sat_vg.backbone_finetuning.models.exports.comparing import Difference
 from sat_vg.backbone_finetuning.models.exports.contract import OUTPUT_KINDS, Contract, Format
@@ -20,6 +21,8 @@ from sat_vg.backbone_finetuning.utils.preprocessing import RGB, Preprocessing
 from sat_vg.backbone_finetuning.utils.printable import one_line
 
 SCHEMA = 1
+LIBRARY = "sat_vg"
+HUB_HEAD = f"---\nlibrary_name: {LIBRARY}\n"  # what every card for readers begins with
 NOT_SET = "not set (--license)"
 _PATHS = ("dataset_path", "weights")
 # Settings that say where and how a run was kept, and nothing about its weights.
@@ -34,6 +37,13 @@ _LIMITS = (
     "The metrics are of the validation images by which the weights were chosen. Other sensors, resolutions, seasons "
     "and regions were not tested. Images of classes that are not listed are assigned to one that is."
 )
+# The names that hubs know licences by; any other one is "other" there, with its name beside it.
+_HUB_LICENSES = {
+    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "mpl-2.0", "gpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0"),
+    *("cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-3.0", "cc-by-nc-4.0"),
+    *("cc-by-nd-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "openrail", "odbl", "unlicense"),
+}
+_HUB_METRICS = {"val_accuracy": "accuracy", "macro_f1": "f1", "micro_f1": "f1", "val_map": "mean_average_precision"}
 _NOT_RECORDED = "not recorded"
 
 
@@ -191,8 +201,49 @@ def plain(value: Any, depth: int = 0) -> Any:
     return str(value)[:_LONGEST]
 
 
+def front_matter(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model hub reads off the head of a README.md: licence, library, tags, task and metrics.
+
+    A licence that is not set is left out. Metrics are listed with their values where the file has the classifier.
+    """
+    is_classifier = card["part"] == "classifier"
+    task = "image-classification" if is_classifier else "image-feature-extraction"
+    metrics = {
+        name: card["metrics"][name]
+        for name in _HUB_METRICS
+        if isinstance(card["metrics"].get(name), int | float)  # not what was no number in the checkpoint
+    }
+    license_name = card["license"]
+    named: dict[str, Any] = {"license": license_name.lower()} if license_name else {}
+    if license_name and license_name.lower() not in _HUB_LICENSES:
+        named = {"license": "other", "license_name": license_name}
+    tags = [
+        task,
+        "remote-sensing",
+        "satellite",
+        "aerial",
+        card["backbone"].lower(),
+        card["file"]["format"],
+        "pytorch",
+    ]
+    matter = {"library_name": LIBRARY, **named, "pipeline_tag": task, "tags": list(dict.fromkeys(tags))}
+    if not metrics:
+        return matter
+    matter["metrics"] = list(dict.fromkeys(_HUB_METRICS[name] for name in metrics))
+    if is_classifier:
+        result = {
+            "task": {"type": task},
+            "dataset": {"type": "image_folder", "name": card["data"]["name"], "split": "validation"},
+            "metrics": [
+                {"type": _HUB_METRICS[name], "name": name, "value": value} for name, value in metrics.items()
+            ],
+        }
+        matter["model-index"] = [{"name": card["file"]["name"], "results": [result]}]
+    return matter
+
+
 def markdown(card: Mapping[str, Any]) -> str:
-    """The card for a reader."""
+    """The card for a reader, and at its head, in YAML, for a model hub."""
     file, inputs, outputs, data = card["file"], card["input"], card["outputs"], card["data"]
     about = {
         "format": f"{file['format']}, {card['part']}",
@@ -234,7 +285,10 @@ def markdown(card: Mapping[str, Any]) -> str:
         "Checkpoint": _table(provenance["checkpoint"].items()),
         "Settings of the training": _table(provenance["config"].items() or [(_NOT_RECORDED, "")]),
     }
-    head = f"# {_text(file['name'])}\n\n{_table(about.items())}\n\n## Use\n\n```python\n{card['usage']}\n```\n"
+    for_hubs = f"---\n{yaml_text(front_matter(card))}---\n\n"
+    head = (
+        f"{for_hubs}# {_text(file['name'])}\n\n{_table(about.items())}\n\n## Use\n\n```python\n{card['usage']}\n```\n"
+    )
     return head + "".join(f"\n## {title}\n\n{table}\n" for title, table in sections.items())
 
 
