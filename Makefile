@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test check lint types every-test fast-tests test-slow durations bench gpu golden defaults \
-	backbones docs clean
+	backbones tutorial docs clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -71,6 +71,9 @@ defaults: $(VENV)/.installed-dev ## record the defaults of FinetuneConfig, after
 
 backbones: $(VENV)/.installed-dev ## measure the listing of all backbones anew
 	PYTHONPATH=tests $(PY) tests/contract/test_every_backbone.py
+
+tutorial: $(VENV)/.installed-dev ## run docs/tutorial.ipynb and store its outputs
+	$(PY) tests/recipe/test_tutorial.py
 
 docs: $(VENV)/.installed-dev ## build the documentation as a site; open site/index.html, no server needed
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict

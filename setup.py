@@ -79,6 +79,8 @@ setup(
             "rasterio>=1.3",
             "webdataset>=1.0",
             "playwright>=1.45",
+            "nbclient>=0.10",
+            "ipykernel>=6.29",
             "mkdocs>=1.6,<2",
             "mkdocs-material>=9.5",
             "mkdocstrings[python]>=0.26",
