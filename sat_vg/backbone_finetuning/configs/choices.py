@@ -17,7 +17,7 @@ Cache = Literal["auto", "ram", "disk", "off"]
 
 Strategy = Literal["full", "linear_probe", "last_layers", "progressive", "lp_ft"]
 ProbeSolver = Literal["exact", "sgd"]
-Optimizer = Literal["adamw", "sgd"]
+Optimizer = Literal["adamw", "adam", "sgd"]
 Scheduler = Literal["cosine", "step", "plateau"]
 ClassWeights = Literal["none", "balanced", "effective"]
 Sampler = Literal["uniform", "weighted", "class_balanced"]

@@ -88,6 +88,13 @@ def _freezing(s: Settings) -> None:
 
 
 def _strategy(s: Settings) -> None:
+    if s["phase_stages"] is not None and s["strategy"] != "progressive":
+        is_free = s["strategy"] is None and not (s["freeze_early_layers"] or s["unfreeze_layers"])
+        s.adapt_or_refuse(
+            "phase_stages",
+            f"has no effect with {s.show('strategy')}; set strategy to progressive, or leave it out",
+            *([("strategy", "progressive", "phase_stages")] if is_free else []),
+        )
     if s["probe_solver"] != "exact" and s["strategy"] not in ("linear_probe", "lp_ft"):
         s.refuse(
             "probe_solver",

@@ -21,6 +21,7 @@ from sat_vg.backbone_finetuning.configs.ranges import (
     ImageSize,
     LearningRateFactor,
     NonNegativeFloat,
+    PhaseStages,
     PositiveFloat,
     PositiveInt,
     Probability,
@@ -131,6 +132,9 @@ class FinetuneConfig(Settings):
     weights; at most 224 for a named data set of smaller images."""
     dropout: Probability = 0.0
     """Probability of dropping a pooled feature before the classifier."""
+    attention_dropout: Probability = 0.0
+    """Probability of dropping a weight of attention in training (Vaswani et al., 2017): ViT, Swin, and timm's of that
+    kind."""
 
     strategy: choices.Strategy | None = None
     """Which layers are trained when. full: all of them. linear_probe: the head alone. last_layers: the last stages.
@@ -146,6 +150,10 @@ class FinetuneConfig(Settings):
     phase_epochs: Annotated[tuple[PositiveInt, ...], Remedy("for example [4, 16]")] | None = None
     """Epochs of each phase of progressive and lp_ft; they add up to num_epochs. Unset: progressive divides them
     evenly, lp_ft gives a fifth to the head."""
+    phase_stages: PhaseStages | None = None
+    """Stages that each phase of progressive adds to those before, from first to last, as in "head; layer4; all": head
+    alone, then layer4 too, then everything; several stages of a phase stand as in "head; layer3, layer4". Unset: one
+    more stage from the end in each phase."""
     probe_solver: choices.ProbeSolver = "exact"
     """How linear_probe and lp_ft train the head. exact: the optimum on the features of the unchanged images, by
     L-BFGS, in one epoch and without a learning rate. sgd: with the optimizer and augmentation, like everything
@@ -163,7 +171,7 @@ class FinetuneConfig(Settings):
     """Images that go through the model at once, in each process; gradients accumulate to batch_size. Unset: the whole
     batch, or fewer images after the memory was too small for it."""
     optimizer: choices.Optimizer = "adamw"
-    """AdamW (Loshchilov & Hutter, 2019), or SGD with Nesterov momentum."""
+    """AdamW (Loshchilov & Hutter, 2019), Adam with L2 (Kingma & Ba, 2015), or SGD with Nesterov momentum."""
     learning_rate: PositiveFloat = 3e-4
     """Learning rate after the warm-up."""
     layer_decay: LearningRateFactor = 1.0
@@ -171,8 +179,8 @@ class FinetuneConfig(Settings):
     head_lr_scale: PositiveFloat = 1.0
     """Factor on the head's learning rate."""
     weight_decay: NonNegativeFloat = 1e-3
-    """Decoupled weight decay (for sgd: L2); not applied to norms, biases, position embeddings (relative ones too),
-    class tokens and scales such as ConvNeXt's layer_scale."""
+    """Decoupled weight decay (for adam and sgd: L2); not applied to norms, biases, position embeddings (relative ones
+    too), class tokens and scales such as ConvNeXt's layer_scale."""
     momentum: Probability = 0.9
     """Momentum of sgd."""
     warmup_epochs: NonNegativeFloat = 1.0

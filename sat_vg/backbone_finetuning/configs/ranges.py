@@ -109,6 +109,21 @@ def _is_folder_name(value: Any) -> bool:
 
 FolderName = Annotated[str, Rule(_is_folder_name, "the name of a folder in dataset_path, without slashes")]
 RunName = Annotated[str, Rule(_is_folder_name, "a name for a folder, without slashes", "resnet50_lr3e-4")]
+
+
+def parse_phase_stages(text: str) -> tuple[tuple[str, ...], ...]:
+    """What ``phase_stages`` says: the names of each phase, such as ``(("head",), ("layer3", "layer4"))``."""
+    return tuple(tuple(name.strip() for name in phase.split(",")) for phase in text.split(";"))
+
+
+PhaseStages = Annotated[
+    str,
+    Rule(
+        lambda value: isinstance(value, str) and all(all(phase) for phase in parse_phase_stages(value)),
+        "names of stages, with ; between phases",
+        remedy='for example "head; layer4; all"',
+    ),
+]
 Separator = Annotated[
     str,
     Rule(

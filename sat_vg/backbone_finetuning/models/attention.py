@@ -1,10 +1,11 @@
-"""Attention maps of torchvision's ViT."""
+"""Attention: maps of torchvision's ViT, and dropout in training."""
 
 from collections.abc import Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.swin_transformer import ShiftedWindowAttention
 from torchvision.models.vision_transformer import EncoderBlock
 
 from sat_vg.backbone_finetuning.models.freezing import in_eval_mode
@@ -13,6 +14,28 @@ from sat_vg.backbone_finetuning.models.stages import Stage, find_member
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 _LARGEST_RESULT = 2 * 2**30  # bytes
+
+
+def set_attention_dropout(network: nn.Module, probability: float) -> bool:
+    """Let every attention of a network drop weights in training with this probability (Vaswani et al., 2017).
+
+    Its parameters and random start stay what they are; 0 switches it off.
+
+    Returns:
+        Whether the network has attention that can drop weights: torchvision's ViT and Swin, and timm's of that kind.
+    """
+    found = False
+    for module in network.modules():
+        if isinstance(module, nn.MultiheadAttention):
+            module.dropout = probability
+        elif isinstance(module, ShiftedWindowAttention):  # of Swin v2 as well
+            module.attention_dropout = probability
+        elif isinstance(getattr(module, "attn_drop", None), nn.Dropout):  # timm's
+            module.attn_drop.p = probability  # type: ignore[union-attr]
+        else:
+            continue
+        found = True
+    return found
 
 
 def attention_maps(

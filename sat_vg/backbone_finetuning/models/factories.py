@@ -1,6 +1,6 @@
 """``create_resnet``, ``create_vit``, ``create_efficientnet``: models from a dictionary."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
@@ -14,6 +14,7 @@ _TIMM_KINDS = {
     ("efficientnet",): "EfficientNet",
 }
 _KEYS = ("architecture", "num_classes", "pretrained", "freeze_layers", "dropout", "weights", "image_size")
+_VIT_KEYS = (*_KEYS, "attention_dropout")
 
 
 def create_resnet(settings: Mapping[str, Any]) -> FineTuneModel:
@@ -31,8 +32,8 @@ def create_resnet(settings: Mapping[str, Any]) -> FineTuneModel:
 
 
 def create_vit(settings: Mapping[str, Any]) -> FineTuneModel:
-    """A vision transformer from a dictionary; keys as in ``create_resnet``."""
-    return _create("ViT", **settings)
+    """A vision transformer from a dictionary; keys as in ``create_resnet``, and ``attention_dropout``."""
+    return _create("ViT", _VIT_KEYS, **settings)
 
 
 def create_efficientnet(settings: Mapping[str, Any]) -> FineTuneModel:
@@ -48,11 +49,11 @@ def kind_of_timm(name: str) -> str | None:
     return next((kind for starts, kind in _TIMM_KINDS.items() if plain.startswith(starts)), None)
 
 
-def _create(family: str, /, **settings: Any) -> FineTuneModel:
-    unknown = [key for key in settings if key not in _KEYS]
+def _create(family: str, known: Sequence[str] = _KEYS, /, **settings: Any) -> FineTuneModel:
+    unknown = [key for key in settings if key not in known]
     missing = [key for key in ("architecture", "num_classes") if key not in settings]
     if unknown or missing:
-        raise ConfigError(f"unknown keys: {unknown}, missing keys: {missing}; known: {', '.join(_KEYS)}")
+        raise ConfigError(f"unknown keys: {unknown}, missing keys: {missing}; known: {', '.join(known)}")
     row = find_backbone(settings.pop("architecture"))
     # timm's networks are one family here; their names begin with their kind.
     is_of_kind = row.family.name == family or kind_of_timm(row.name) == family

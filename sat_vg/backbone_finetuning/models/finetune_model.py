@@ -17,7 +17,7 @@ from sat_vg.backbone_finetuning.models.artifact import (
     write_artifact,
     write_safetensors,
 )
-from sat_vg.backbone_finetuning.models.attention import attention_maps
+from sat_vg.backbone_finetuning.models.attention import attention_maps, set_attention_dropout
 from sat_vg.backbone_finetuning.models.explain import grad_cam
 from sat_vg.backbone_finetuning.models.explain import save_explanation as write_explanation
 from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
@@ -58,6 +58,7 @@ class FineTuneModel(StagedClassifier):
         bands: what the channels are, in order, such as ``("red", "green", "blue", "nir")``; needed where they are
             not red, green, blue. RGB weights are inflated for them (see ``input_bands.inflate_rgb``).
         task: ``single_label``: an image has one class; ``multi_label``: any number of them.
+        attention_dropout: probability of dropping a weight of attention in training; for ViT and Swin.
         allow_missing: the file in ``weights`` may lack a part of the backbone, which then starts at random.
 
     Attributes:
@@ -70,7 +71,7 @@ class FineTuneModel(StagedClassifier):
         task: ``single_label`` or ``multi_label``.
 
     Raises:
-        ConfigError: unknown backbone or stage, or an image size the backbone cannot take.
+        ConfigError: unknown backbone or stage, or an image size or dropout that the backbone cannot take.
         WeightsError: the weights cannot be had or do not fit.
     """
 
@@ -91,6 +92,7 @@ class FineTuneModel(StagedClassifier):
         in_channels: int | None = None,
         bands: Sequence[str] | None = None,
         task: TaskName = "single_label",
+        attention_dropout: float = 0.0,
         allow_missing: bool = False,
     ) -> None:
         if class_names is not None and len(class_names) != num_classes:
@@ -100,6 +102,13 @@ class FineTuneModel(StagedClassifier):
         row = find_backbone(backbone)
         image_size = image_size or usual_size(row, weights)
         network = build_network(row, num_classes, image_size, seed)
+        if not 0 <= attention_dropout < 1:
+            raise ConfigError(f"attention_dropout = {attention_dropout}: must be from 0 up to but not including 1")
+        if attention_dropout and not set_attention_dropout(network, attention_dropout):
+            raise ConfigError(
+                f"attention_dropout = {attention_dropout}: {row.name} has no attention that drops weights; leave it "
+                "out, or take a backbone such as vit_b_16 or swin_t"
+            )
         bands = choose_bands(in_channels, bands)
         take_bands(network, row.family.stages(network), bands)
         request = StartRequest(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import sat_vg
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.configs.ranges import parse_phase_stages
 from sat_vg.backbone_finetuning.data.checks.readable import Readable
 from sat_vg.backbone_finetuning.data.loading.augmentation import augmentation_of
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageDataset
@@ -161,6 +162,7 @@ def plan_phases(config: FinetuneConfig, model: FineTuneModel) -> list[Phase]:
             config.phase_epochs,
             config.probe_solver == "exact",
             is_pretrained=config.pretrained and config.weights != "none",
+            phase_stages=None if config.phase_stages is None else parse_phase_stages(config.phase_stages),
         )
         phases = STRATEGIES[config.strategy](inputs)
     return then_mixed(phases) if config.wise_ft else phases

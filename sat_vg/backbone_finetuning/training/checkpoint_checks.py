@@ -153,7 +153,7 @@ def _same_plain(found: Any, own: Any) -> bool:
 
 
 def _wrong_entries(where: str, entries: Mapping[Any, Any], parameter: Tensor, optimizer: Optimizer) -> Iterator[str]:
-    is_adam = isinstance(optimizer, torch.optim.AdamW)
+    is_adam = isinstance(optimizer, torch.optim.Adam)  # AdamW is one, too
     needed = ("step", "exp_avg", "exp_avg_sq") if is_adam else ("momentum_buffer",)
     if set(entries) != set(needed):
         yield f"{where} has {_format_names(entries)}, and needs {', '.join(needed)}"

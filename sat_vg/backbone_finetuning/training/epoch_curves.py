@@ -82,11 +82,12 @@ def update_ratios(optimizer: Optimizer) -> dict[str, float]:
 
 def _direction(state: dict[str, Any], weights: Tensor, group: dict[str, Any]) -> Tensor | None:
     """What was subtracted from the weights, up to the learning rate."""
-    if "exp_avg" in state:  # AdamW, whose decay does not go through the averages
+    if "exp_avg" in state:
         steps, (beta1, beta2) = float(state["step"]), group["betas"]
         mean: Tensor = state["exp_avg"] / (1 - beta1**steps)
         spread = (state["exp_avg_sq"] / (1 - beta2**steps)).sqrt_().add_(group["eps"])
-        return mean.div_(spread).add_(weights, alpha=group["weight_decay"])
+        # AdamW's decay does not go through the averages, Adam's L2 does.
+        return mean.div_(spread).add_(weights, alpha=group["weight_decay"] * group["decoupled_weight_decay"])
     momentum: Tensor | None = state.get("momentum_buffer")
     return momentum
 

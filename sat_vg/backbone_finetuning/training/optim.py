@@ -96,13 +96,21 @@ def _adamw(groups: list[dict[str, Any]], momentum: float) -> Optimizer:
     return torch.optim.AdamW(groups, lr=0.0, fused=groups[0]["params"][0].device.type in ("cpu", "cuda"))
 
 
+def _adam(groups: list[dict[str, Any]], momentum: float) -> Optimizer:
+    return torch.optim.Adam(groups, lr=0.0, fused=groups[0]["params"][0].device.type in ("cpu", "cuda"))
+
+
 def _sgd(groups: list[dict[str, Any]], momentum: float) -> Optimizer:
     # Not fused: where loss scaling skips the very first step, torch's fused SGD leaves its momentum buffers allocated
     # but unfilled, and the next step takes them for momentum.
     return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0)
 
 
-OPTIMIZERS: dict[OptimizerName, Callable[[list[dict[str, Any]], float], Optimizer]] = {"adamw": _adamw, "sgd": _sgd}
+OPTIMIZERS: dict[OptimizerName, Callable[[list[dict[str, Any]], float], Optimizer]] = {
+    "adamw": _adamw,
+    "adam": _adam,
+    "sgd": _sgd,
+}
 
 
 def parameter_groups(

@@ -91,6 +91,8 @@ class StrategyInputs:
         phase_epochs: epochs of each phase; unset: the strategy divides ``num_epochs``.
         probe_is_exact: linear probes are solved for and not trained.
         is_pretrained: whether the backbone starts from weights that mean something.
+        phase_stages: names of the stages that each phase of ``progressive`` adds, ``head`` and ``all`` among them;
+            unset: one more from the end in each.
     """
 
     stages: tuple[str, ...]
@@ -99,6 +101,7 @@ class StrategyInputs:
     phase_epochs: tuple[int, ...] | None = None
     probe_is_exact: bool = False
     is_pretrained: bool = True
+    phase_stages: tuple[tuple[str, ...], ...] | None = None
 
     def epochs(self, shares: Sequence[float]) -> list[int]:
         """The epochs of each phase, as given, or ``num_epochs`` divided by ``shares``, each at least one.
@@ -174,6 +177,8 @@ def progressive(inputs: StrategyInputs) -> list[Phase]:
 
     Where there are fewer epochs than stages, a phase takes in several.
     """
+    if inputs.phase_stages is not None:
+        return _by_named_stages(inputs, inputs.phase_stages)
     most = len(inputs.stages) + 1
     count = min(inputs.num_epochs, most) if inputs.phase_epochs is None else len(inputs.phase_epochs)
     if not 2 <= count <= most:
@@ -187,6 +192,31 @@ def progressive(inputs: StrategyInputs) -> list[Phase]:
         Phase(f"last_{number}" if number else "head", length, inputs.stages[len(inputs.stages) - number :])
         for number, length in zip(taken_in, epochs, strict=True)
     ]
+
+
+def _by_named_stages(inputs: StrategyInputs, added: Sequence[Sequence[str]]) -> list[Phase]:
+    """A phase for each entry; each trains the stages of its entry and of those before it.
+
+    Raises:
+        ConfigError: a name is no stage of this backbone, or a phase adds nothing.
+    """
+    trained, phases = set[str](), list[Phase]()
+    for names, length in zip(added, inputs.epochs([1] * len(added)), strict=True):
+        unknown = [name for name in names if name not in (*inputs.stages, "head", "all")]
+        if unknown:
+            raise ConfigError(
+                f"phase_stages: {unknown[0]!r} is no stage of this backbone; it has head, "
+                f"{', '.join(inputs.stages)}, and all stands for every one"
+            )
+        more = trained | (set(inputs.stages) if "all" in names else {*names} - {"head"})
+        if phases and more == trained:
+            raise ConfigError(
+                f"phase_stages: {', '.join(names)!r} adds nothing to the phases before it; leave it out"
+            )
+        trained = more
+        stages = tuple(name for name in inputs.stages if name in trained)
+        phases.append(Phase("full" if stages == inputs.stages else "+".join(names), length, stages))
+    return phases
 
 
 def lp_ft(inputs: StrategyInputs) -> list[Phase]:

@@ -23,6 +23,7 @@ CASES = [
     ({"last_layers": 2}, {"strategy": "last_layers"}, "full"),
     ({"strategy": "lp_ft", "phase_epochs": (2, 3)}, {"probe_solver": "sgd", "num_epochs": 5}, "exact"),
     ({"strategy": "progressive", "phase_epochs": (2, 3, 4)}, {"num_epochs": 9}, 20),
+    ({"phase_stages": "head; all", "phase_epochs": (2, 3)}, {"strategy": "progressive", "num_epochs": 5}, "full"),
     ({"strategy": "linear_probe", "wise_ft": True}, {"probe_solver": "sgd"}, "exact"),
     ({"strategy": "linear_probe", "train_image_size": (96,)}, {"probe_solver": "sgd"}, "exact"),
     ({"strategy": "linear_probe", "shard_weights": True}, {"probe_solver": "sgd"}, "exact"),

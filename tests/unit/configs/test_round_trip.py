@@ -28,7 +28,7 @@ FIELDS = {
     "gradient_clip": st.floats(0, 1e6),
     "mixup_alpha": st.floats(0, 100),
     "use_augmentation": st.booleans(),
-    "optimizer": st.sampled_from(["adamw", "sgd"]),
+    "optimizer": st.sampled_from(["adamw", "adam", "sgd"]),
     "seed": st.integers(0, 2**40),
     "device": TEXTS,
     "log_dir": TEXTS,

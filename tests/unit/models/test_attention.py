@@ -74,3 +74,40 @@ def test_what_would_fill_the_memory_is_refused(vit, monkeypatch):
         maps_of(vit, torch.randn(3, 3, 64, 64), -11)
     with pytest.raises(ConfigError, match=r"1 image would.*smaller images"):
         maps_of(vit, torch.randn(1, 3, 128, 128), 0)
+
+
+@pytest.mark.parametrize("backbone", ["vit_b_32", "swin_t", "swin_v2_t"])
+def test_attention_drops_weights_in_training_alone(backbone):
+    plain, dropping = (
+        FineTuneModel(backbone, 3, pretrained=False, image_size=64, attention_dropout=share) for share in (0.0, 0.3)
+    )
+    for (name, one), other in zip(plain.state_dict().items(), dropping.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name  # the random start is not touched
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(images), dropping.eval()(images))
+        dropping.train_from(dropping.stage_names[-1])  # frozen blocks drop nothing either
+        assert torch.equal(plain.run_stages(images), dropping.train().run_stages(images))
+        for model in (plain, dropping):
+            model.set_trainable(model.stage_names)
+            for module in model.train().modules():
+                if type(module).__name__ == "StochasticDepth":
+                    module.p = 0.0
+        assert torch.equal(plain(images), plain(images))
+        assert not torch.equal(dropping(images), dropping(images))
+
+
+def test_a_timm_transformer_drops_weights_too():
+    pytest.importorskip("timm")
+    name = "timm:vit_tiny_patch16_224"
+    model = FineTuneModel(name, 3, pretrained=False, image_size=32, attention_dropout=0.3).train()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert not torch.equal(model(images), model(images))
+
+
+def test_what_has_no_attention_refuses_its_dropout():
+    with pytest.raises(ConfigError, match=r"attention_dropout = 0.1: resnet18 has no attention that drops weights"):
+        FineTuneModel("resnet18", 3, pretrained=False, image_size=32, attention_dropout=0.1)
+    with pytest.raises(ConfigError, match=r"attention_dropout = 1.5: must be from 0 up to but not including 1"):
+        FineTuneModel("vit_b_32", 3, pretrained=False, image_size=32, attention_dropout=1.5)

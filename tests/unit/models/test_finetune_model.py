@@ -80,10 +80,22 @@ def test_factories_freeze_the_first_stage_groups():
     assert model.trainable_stages == ("layer2", "layer3", "layer4")
     vit = create_vit({"architecture": "vit_b_16", "num_classes": 2, "pretrained": False, "image_size": 32})
     assert vit.num_classes == 2
+    dropping = create_vit(
+        {
+            "architecture": "vit_b_32",
+            "num_classes": 2,
+            "pretrained": False,
+            "image_size": 32,
+            "attention_dropout": 0.2,
+        }
+    )
+    assert {block.self_attention.dropout for block in dropping.network.encoder.layers} == {0.2}
     efficientnet = {"architecture": "efficientnet_b0", "num_classes": 2, "pretrained": False, "freeze_layers": 9}
     assert create_efficientnet(efficientnet).trainable_stages == ()
     with pytest.raises(ConfigError, match="no ViT"):
         create_vit(settings)
+    with pytest.raises(ConfigError, match="attention_dropout"):
+        create_resnet({**settings, "attention_dropout": 0.1})
     with pytest.raises(ConfigError, match="depth"):
         create_resnet({**settings, "depth": 3})
     with pytest.raises(ConfigError, match="0 to 5"):

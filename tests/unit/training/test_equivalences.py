@@ -77,7 +77,7 @@ def test_the_comparison_can_fail(plain):
     assert not same_bits(plain, take_steps(make_training(seed=1)))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "adam"])
 def test_four_times_8_images_are_once_32(optimizer):
     """In float64, in which the order of the sums hardly shows: what differs otherwise is a mistake.
 

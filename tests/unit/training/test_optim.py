@@ -62,7 +62,7 @@ def test_the_learning_rate_reaches_every_group_with_its_scale():
     assert [group["lr"] for group in optimizer.param_groups[:2]] == [0.1, 0.2]
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
 def test_frozen_parameters_do_not_move_and_keep_their_state(name):
     model = FineTuneModel("resnet18", 3, pretrained=False, image_size=32)
     optimizer = build_optimizer(model, name, 0.1, 0.9)
@@ -83,6 +83,20 @@ def test_frozen_parameters_do_not_move_and_keep_their_state(name):
     step()
     assert torch.equal(layer1, before)
     assert not torch.equal(layer4, moved_before)
+
+
+@pytest.mark.parametrize(("name", "share"), [("adamw", 0.01 * 0.1), ("adam", None)])
+def test_decay_is_a_share_of_the_weights_for_adamw_and_a_gradient_for_adam(name, share):
+    model = FineTuneModel("resnet18", 3, pretrained=False, image_size=32)
+    optimizer = build_optimizer(model, name, 0.1, 0.9)
+    set_learning_rate(optimizer, 0.01)
+    weights = model.network.fc.weight
+    before = weights.detach().clone()
+    weights.grad = torch.zeros_like(weights)
+    optimizer.step()
+    # L2 is all that Adam sees here, and its first step has the length of the rate.
+    moved = before * share if share else 0.01 * before.sign()
+    torch.testing.assert_close(before - weights.detach(), moved, rtol=1e-3, atol=1e-5)
 
 
 def test_soft_targets_equal_hard_ones_to_the_bit():

@@ -40,6 +40,32 @@ def test_progressive_takes_in_one_stage_after_another():
             phases("progressive", **wrong)
 
 
+def test_progressive_adds_the_stages_that_are_named():
+    found = phases("progressive", 6, phase_stages=(("head",), ("layer4",), ("layer2", "layer3"), ("all",)))
+    assert [(phase.name, phase.trainable_stages) for phase in found] == [
+        ("head", ()),
+        ("layer4", ("layer4",)),
+        ("layer2+layer3", ("layer2", "layer3", "layer4")),
+        ("full", STAGES),
+    ]
+    assert sum(phase.epochs for phase in found) == 6
+    given = phases("progressive", 9, phase_stages=(("head",), ("all",)), phase_epochs=(2, 7))
+    assert [phase.epochs for phase in given] == [2, 7]
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ((("head",), ("layer9",)), "'layer9' is no stage of this backbone; it has head, "),
+        ((("layer4",), ("head", "layer4")), "'head, layer4' adds nothing to the phases before it"),
+        ((("head",), ("layer4",), ("layer3",), ("all",)), "this strategy has 4 phases of at least one epoch each"),
+    ],
+)
+def test_named_stages_that_do_not_work(stages, message):
+    with pytest.raises(ConfigError, match=message):
+        phases("progressive", 3, phase_stages=stages)
+
+
 def test_an_exact_probe_takes_one_epoch_of_its_own():
     assert phases("linear_probe", probe_is_exact=True) == [Phase("linear_probe", 1, (), method="exact_head")]
     assert [(p.epochs, p.method) for p in phases("lp_ft", probe_is_exact=True)] == [
