@@ -47,6 +47,9 @@ class Row:
         images_per_second: of inference.
         maps: mean average precisions, shares of 1, one for each seed, where an image can have several classes; else
             None.
+        top_5: shares of images whose class is among the five most likely ones, one for each seed; None where that is
+            not known.
+        gpu_gib: peak memory of the tensors on the GPU, one for each seed; None where that is not known.
     """
 
     backbone: str
@@ -63,6 +66,8 @@ class Row:
     maps: tuple[float, ...] | None = None
     train_losses: tuple[float | None, ...] = ()
     val_losses: tuple[float | None, ...] = ()
+    top_5: tuple[float, ...] | None = None
+    gpu_gib: tuple[float, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -251,7 +256,8 @@ def noise_text(comparison: Comparison, place: int) -> str:
 
 
 # Heading and text of each column of the tables; {} stands for the measure's name.
-_COLUMNS: tuple[tuple[str, Callable[[Comparison, int, Row], str]], ...] = (
+_Column = tuple[str, Callable[[Comparison, int, Row], str]]
+_COLUMNS: tuple[_Column, ...] = (
     ("rank", lambda _, place, row: str(place + 1)),
     ("backbone", lambda _, place, row: one_line(row.backbone)),
     ("strategy", lambda _, place, row: one_line(row.strategy)),
@@ -269,17 +275,35 @@ _COLUMNS: tuple[tuple[str, Callable[[Comparison, int, Row], str]], ...] = (
     ("training, s", lambda _, place, row: spread(row.training_seconds, digits=1)),
     ("peak GiB", lambda _, place, row: "unknown" if row.memory is None else f"{row.memory:.2f}"),
 )
+# Those that are shown where a row has such numbers, and the column that they follow.
+_OPTIONAL_COLUMNS: dict[str, tuple[str, _Column]] = {
+    "top_5": ("macro F1, %", ("top 5, %", lambda _, place, row: spread(row.top_5, 100) if row.top_5 else "–")),
+    "gpu_gib": (
+        "peak GiB",
+        ("GPU GiB", lambda _, place, row: f"{max(row.gpu_gib):.2f}" if row.gpu_gib else "–"),
+    ),
+}
+OPTIONAL = {"maps", *_OPTIONAL_COLUMNS}  # fields of rows that are left out of data where there is nothing in them
 TEXT_COLUMNS = (1, 2)
+
+
+def _columns_of(comparison: Comparison) -> list[_Column]:
+    columns = list(_COLUMNS)
+    for field, (before, column) in _OPTIONAL_COLUMNS.items():
+        if any(getattr(row, field) is not None for row in comparison.rows):
+            columns.insert(1 + [heading for heading, _ in columns].index(before), column)
+    return columns
 
 
 def headings_of(comparison: Comparison) -> list[str]:
     """The headings of all columns."""
-    return [heading.format(comparison.measure.name) for heading, _ in _COLUMNS]
+    return [heading.format(comparison.measure.name) for heading, _ in _columns_of(comparison)]
 
 
 def cells_of(comparison: Comparison) -> list[list[str]]:
     """The texts of all columns, row by row."""
-    return [[text(comparison, place, row) for _, text in _COLUMNS] for place, row in enumerate(comparison.rows)]
+    columns = _columns_of(comparison)
+    return [[text(comparison, place, row) for _, text in columns] for place, row in enumerate(comparison.rows)]
 
 
 def as_text(comparison: Comparison) -> str:
@@ -352,4 +376,16 @@ def _plain_row(comparison: Comparison, place: int, row: Row) -> dict[str, object
         "training_seconds_mean": row.seconds,
         "training_seconds_std": deviation(row.training_seconds),
         "peak_memory_gib": row.memory,
+        **_optional_numbers(comparison, row),
     }
+
+
+def _optional_numbers(comparison: Comparison, row: Row) -> dict[str, object]:
+    """What only some comparisons have; the same columns in all of their lines."""
+    numbers: dict[str, object] = {}
+    if any(one.top_5 is not None for one in comparison.rows):
+        numbers["top_5_mean"] = statistics.fmean(row.top_5) if row.top_5 else None
+        numbers["top_5_std"] = deviation(row.top_5) if row.top_5 else None
+    if any(one.gpu_gib is not None for one in comparison.rows):
+        numbers["gpu_memory_gib"] = max(row.gpu_gib) if row.gpu_gib else None
+    return numbers

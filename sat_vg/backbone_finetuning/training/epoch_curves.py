@@ -20,6 +20,8 @@ if sys.platform != "win32":
 
 MOST_CLASSES = 100  # a chart for each of more classes would hide all others
 _LONGEST_NAME = 60
+_ON_GPU = "peak_cuda_gib"
+GPU_PEAK = f"memory/{_ON_GPU}"  # its name in TensorBoard
 
 
 def epoch_curves(training: Training, validation: Validation) -> dict[str, float]:
@@ -96,7 +98,7 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     """The most memory that this process had at once so far, in GiB; on a GPU also that of its tensors there."""
     found = {"peak_resident_gib": _peak_resident() / 2**30}
     if device.type == "cuda":
-        found["peak_cuda_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        found[_ON_GPU] = torch.cuda.max_memory_allocated(device) / 2**30
     return found
 
 

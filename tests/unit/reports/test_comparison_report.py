@@ -18,6 +18,8 @@ from sat_vg.backbone_finetuning.reports.comparison_report import (
     as_csv,
     as_markdown,
     as_text,
+    cells_of,
+    headings_of,
     ranked,
 )
 from sat_vg.backbone_finetuning.reports.pages import figure_as_svg
@@ -245,6 +247,21 @@ def test_the_chart(found):
             assert box.x1 <= inside.x1 + 5, f"{label.get_text()} is cut off"
     for label, following in itertools.pairwise(scores.get_yticklabels()):
         assert not label.get_window_extent().overlaps(following.get_window_extent())
+
+
+def test_top_5_and_the_gpus_memory_are_shown_where_they_are_known():
+    plain = comparison(*FAR)
+    assert not {"top 5, %", "GPU GiB"} & set(headings_of(plain))
+    known = row("d", top_5=(0.99, 0.97), gpu_gib=(1.5, 1.75))
+    found = comparison(known, *FAR[:1])
+    headings, cells = headings_of(found), cells_of(found)
+    shown = {line[1]: dict(zip(headings, line, strict=True)) for line in cells}
+    assert (shown["d"]["top 5, %"], shown["d"]["GPU GiB"]) == ("98.00 ± 1.41", "1.75")
+    assert (shown["a"]["top 5, %"], shown["a"]["GPU GiB"]) == ("–", "–")
+    lines = {line["backbone"]: line for line in csv.DictReader(io.StringIO(as_csv(found)))}
+    assert float(lines["d"]["top_5_mean"]) == pytest.approx(0.98)
+    assert (lines["d"]["gpu_memory_gib"], lines["a"]["gpu_memory_gib"], lines["a"]["top_5_mean"]) == ("1.75", "", "")
+    assert lines["a"]["peak_memory_gib"] == "1.0"
 
 
 def test_long_names_of_backbones_are_whole_in_the_chart():

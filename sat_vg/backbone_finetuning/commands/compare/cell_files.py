@@ -12,8 +12,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL
+from sat_vg.backbone_finetuning.training.epoch_curves import GPU_PEAK
 from sat_vg.backbone_finetuning.training.metric_lines import METRICS, read_metric_lines
 from sat_vg.backbone_finetuning.utils import json_reading
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
@@ -27,7 +30,7 @@ SCHEMA = 1
 _MAX_JSON_BYTES = 2**20
 
 
-_CAME_LATER = ("map", "train_loss", "val_loss")
+_CAME_LATER = ("map", "train_loss", "val_loss", "top_5", "gpu_gib")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class CellResult:
         train_loss: mean loss over the training images in the epoch of best_model.pt; None: nothing was trained by
             then, or the record is of an earlier version.
         val_loss: loss of best_model.pt on the validation images; None in records of earlier versions.
+        top_5: share of the images whose class is among the five most likely ones; None where that says nothing, with
+            5 classes or fewer, or is not known.
+        gpu_gib: peak memory of the tensors on the GPU, in GiB; None where none was used, or it is not known.
     """
 
     accuracy: float
@@ -62,6 +68,8 @@ class CellResult:
     map: float | None = None
     train_loss: float | None = None
     val_loss: float | None = None
+    top_5: float | None = None
+    gpu_gib: float | None = None
 
     @property
     def score(self) -> float:
@@ -199,6 +207,15 @@ def ended_epochs(folder: Path) -> list[dict[str, Any]]:
         raise DataError(
             f"{str(path)!r} cannot be read ({error}); move {str(folder)!r} away and start again"
         ) from error
+
+
+def gpu_peak(folder: Path) -> float | None:
+    """The most memory that tensors of a training had on its GPU, in GiB, as its log says; None without a GPU."""
+    events = EventAccumulator(str(folder / "logs"), size_guidance={"scalars": 0, "images": 1, "tensors": 1})
+    events.Reload()
+    if GPU_PEAK not in events.Tags()["scalars"]:
+        return None
+    return max(float(event.value) for event in events.Scalars(GPU_PEAK))
 
 
 def wait_for_orphan(checkpoints: Path) -> None:

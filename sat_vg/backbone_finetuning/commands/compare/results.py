@@ -31,6 +31,7 @@ from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.comparison_figures import draw_comparison
 from sat_vg.backbone_finetuning.reports.comparison_page import as_html
 from sat_vg.backbone_finetuning.reports.comparison_report import (
+    OPTIONAL,
     Comparison,
     Failure,
     Limits,
@@ -180,7 +181,9 @@ def rows_of(finished: Sequence[Finished], costs: Mapping[str, NetworkCosts]) -> 
                 seeds=tuple(member.cell.config.seed for member in members),
                 accuracies=tuple(result.accuracy for result in results),
                 macro_f1=tuple(result.macro_f1 for result in results),
-                maps=_maps(results),
+                maps=_of_all([result.map for result in results]),
+                top_5=_of_all([result.top_5 for result in results]),
+                gpu_gib=_of_all([result.gpu_gib for result in results]),
                 training_seconds=tuple(result.training_seconds for result in results),
                 peak_gib=tuple(result.peak_gib for result in results),
                 train_losses=tuple(result.train_loss for result in results),
@@ -191,10 +194,10 @@ def rows_of(finished: Sequence[Finished], costs: Mapping[str, NetworkCosts]) -> 
     return rows
 
 
-def _maps(results: Sequence[CellResult]) -> tuple[float, ...] | None:
-    """Of each seed, where an image can have several classes."""
-    known = tuple(result.map for result in results if result.map is not None)
-    return known if len(known) == len(results) else None
+def _of_all(values: Sequence[float | None]) -> tuple[float, ...] | None:
+    """The values of all seeds; None where one has none."""
+    known = tuple(value for value in values if value is not None)
+    return known if len(known) == len(values) else None
 
 
 def _notes(finished: Sequence[Finished], splits: Splits, device: str, timing: Timing) -> list[str]:
@@ -225,7 +228,8 @@ def _notes(finished: Sequence[Finished], splits: Splits, device: str, timing: Ti
         f"Parameters with the classifier. FLOPs: forward pass of one image of {pixels} pixels, a multiplication and "
         f"an addition being two. Images/s: inference in batches of {timing.batch_size} on {device}, median of "
         f"{timing.rounds} rounds in which the networks took turns. Training, s: all epochs without validation and "
-        "start. Peak GiB: the maximum main memory of a training process.",
+        "start. Peak GiB: the maximum main memory of a training process; GPU GiB: of its tensors on the GPU. Top 5: "
+        "share of the images whose class is among the five most likely ones.",
     ]
 
 
@@ -302,7 +306,7 @@ def _as_data(comparison: Comparison, finished: Sequence[Finished]) -> dict[str, 
         "recommendation": comparison.recommendation,
         "rows": [
             {
-                **{name: value for name, value in asdict(row).items() if name != "maps" or value is not None},
+                **{name: value for name, value in asdict(row).items() if name not in OPTIONAL or value is not None},
                 "to_best": asdict(comparison.behind_best(row)),
                 "within_noise_of": comparison.within_noise_of(place),
             }
@@ -331,6 +335,8 @@ def _write_hyperparameters(folder: Path, finished: Sequence[Finished], costs: Ma
                 "macro_f1": one.result.macro_f1,
                 "training_seconds": one.result.training_seconds,
                 "peak_gib": one.result.peak_gib,
+                "top_5": one.result.top_5,
+                "gpu_gib": one.result.gpu_gib,
                 **asdict(costs[network_key(one.cell.config)]),
             }
             metrics = {f"hparam/{name}": value for name, value in numbers.items() if value is not None}

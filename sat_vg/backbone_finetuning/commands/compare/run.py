@@ -225,6 +225,8 @@ def _evaluate(cell: Cell, data: SeedData, usage: cell_files.Usage) -> cell_files
         map=content.get("map"),
         train_loss=losses[-1] if losses else None,
         val_loss=content["loss"],
+        top_5=content.get("top_5_accuracy"),
+        gpu_gib=cell_files.gpu_peak(cell.folder),
     )
 
 
