@@ -35,6 +35,22 @@ AUGMENTATIONS_OF_ANY_BANDS = ("satellite", "turns", "crops", "basic")
 MOST_VIEWS = 8
 VIEWS_OF_AUGMENTATION: dict[str, int] = {"basic": 2, "crops": 1}
 
+# What can be added to an augmentation; the strength that it has unless one is given, and the largest.
+AugmentationStep = Literal[
+    "rotation", "shift_scale_rotate", "elastic", "grid_distortion", "optical_distortion", "gaussian_blur",
+    "motion_blur", "noise",
+]  # fmt: skip
+AUGMENTATION_STEPS: dict[str, tuple[float, float]] = {
+    "rotation": (180.0, 180.0),  # degrees
+    "shift_scale_rotate": (0.1, 0.9),  # shares of the side, of 1, and of half a turn
+    "elastic": (0.025, 0.2),  # share of the side
+    "grid_distortion": (0.3, 0.9),  # share of a cell
+    "optical_distortion": (0.2, 0.9),  # share of a corner's distance from the centre
+    "gaussian_blur": (1.5, 5.0),  # pixels
+    "motion_blur": (7.0, 31.0),  # pixels
+    "noise": (0.04, 0.5),  # share of the largest value; of other types than uint8: of a band's deviation
+}
+
 ExportFormat = Literal["torchvision", "detr", "safetensors", "onnx", "pt2"]
 ExportPart = Literal["classifier", "extractor"]
 

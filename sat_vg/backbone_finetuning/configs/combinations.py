@@ -220,6 +220,8 @@ def _augmentation(s: Settings) -> None:
     if not s["use_augmentation"] and s["augmentation"] not in (None, "none", "satellite"):
         s.refuse("augmentation", "has no effect while use_augmentation is false; leave one of the two out")
     _crop(s)
+    if s["augmentation_steps"] and (not s["use_augmentation"] or s["augmentation"] == "none"):
+        s.refuse("augmentation_steps", "has no effect without augmentation; set augmentation, or leave it out")
     if not s["cached_views"]:
         return
     if not s["use_augmentation"] or s["augmentation"] == "none":

@@ -14,6 +14,7 @@ from sat_vg.backbone_finetuning.configs.band_choice import Bands
 from sat_vg.backbone_finetuning.configs.plain_values import as_argument
 from sat_vg.backbone_finetuning.configs.ranges import (
     AreaShare,
+    AugmentationStepText,
     BadImagePolicy,
     DifferentSizes,
     FolderName,
@@ -235,6 +236,10 @@ class FinetuneConfig(Settings):
     crop_scale: AreaShare | None = None
     """Smallest share of an image's area that its random crop keeps; the largest is all of it. Below 0.3, objects may
     lie outside. Unset: 0.8 for the augmentation crops, 0.5 for the others."""
+    augmentation_steps: tuple[AugmentationStepText, ...] | None = None
+    """Changes after those of augmentation, each for half of the images, with the largest strength behind =, as in
+    rotation=30,gaussian_blur=2,noise: rotation (degrees), shift_scale_rotate, elastic, grid_distortion,
+    optical_distortion, noise (shares), gaussian_blur, motion_blur (pixels)."""
     train_image_size: DifferentSizes | None = None
     """Train at these image sizes, such as 96,128, smallest first and each for an equal share of the epochs (Howard,
     2018); validation stays at image_size. Unset: image_size throughout."""

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
+from sat_vg.backbone_finetuning.configs.choices import AUGMENTATION_STEPS, AugmentationStep
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 _LARGEST = sys.float_info.max  # neither infinite nor NaN, nor a whole number that no float can hold
@@ -109,6 +110,40 @@ def _is_folder_name(value: Any) -> bool:
 
 FolderName = Annotated[str, Rule(_is_folder_name, "the name of a folder in dataset_path, without slashes")]
 RunName = Annotated[str, Rule(_is_folder_name, "a name for a folder, without slashes", "resnet50_lr3e-4")]
+
+
+def parse_augmentation_step(text: str) -> tuple[AugmentationStep, float]:
+    """Name and strength of an entry of ``augmentation_steps``, such as ``rotation`` or ``rotation=30``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    name, has_strength, strength = text.partition("=")
+    if name not in AUGMENTATION_STEPS:
+        raise ValueError(name)
+    usual, largest = AUGMENTATION_STEPS[name]
+    value = float(strength) if has_strength else usual
+    if not 0 < value <= largest:
+        raise ValueError(strength)
+    return cast(AugmentationStep, name), value
+
+
+def _is_augmentation_step(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(parse_augmentation_step(value))
+    except ValueError:
+        return False
+
+
+AugmentationStepText = Annotated[
+    str,
+    Rule(
+        _is_augmentation_step,
+        "a name, or a name with a strength, of: "
+        + ", ".join(f"{name} (up to {largest:g})" for name, (_, largest) in AUGMENTATION_STEPS.items()),
+        remedy="for example rotation=30,noise",
+    ),
+]
 
 
 def parse_phase_stages(text: str) -> tuple[tuple[str, ...], ...]:

@@ -12,6 +12,7 @@ from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.configs.ranges import parse_phase_stages
 from sat_vg.backbone_finetuning.data.checks.readable import Readable
 from sat_vg.backbone_finetuning.data.loading.augmentation import augmentation_of
+from sat_vg.backbone_finetuning.data.loading.distortions import with_steps
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageDataset
 from sat_vg.backbone_finetuning.data.loading.mixing import Mixing
 from sat_vg.backbone_finetuning.data.loading.sampling import SAMPLERS, BatchPlan, Part
@@ -244,8 +245,11 @@ def image_batches(
     assert isinstance(config.batch_size, int)
     splits = images.splits
     plain = model.preprocessing.geometry()
-    kind = config.augmentation or "satellite"
-    augmented = augmentation_of(kind, model.preprocessing, config.crop_scale) if config.augments else plain
+    augmented: nn.Module = plain
+    if config.augments:
+        kind = config.augmentation or "satellite"
+        preset = augmentation_of(kind, model.preprocessing, config.crop_scale)
+        augmented = with_steps(preset, config.augmentation_steps)
     num_workers = choose_num_workers(config.num_workers, precision.device, usable_cores() // ranks.local_count)
     return ImageBatches(
         {

@@ -154,7 +154,8 @@ class GaussianNoise(nn.Module):
     """Adds noise to every pixel and band by itself; torchvision's takes uint8 in its later versions only.
 
     Args:
-        deviation: of the noise, as a share of the largest value.
+        deviation: of the noise, as a share of the largest value; of float32 values, which have none, of each band's
+            own deviation.
     """
 
     def __init__(self, deviation: float) -> None:
@@ -162,7 +163,9 @@ class GaussianNoise(nn.Module):
         self.deviation = deviation
 
     def forward(self, image: Tensor) -> Tensor:
-        """uint8 ``[C, H, W]`` → the same shape."""
+        """uint8 or float32 ``[C, H, W]`` → the same shape and type."""
+        if image.is_floating_point():
+            return image + torch.randn(image.shape) * self.deviation * image.std((1, 2), keepdim=True, correction=0)
         noise = torch.randn(image.shape).mul_(255 * self.deviation)
         return noise.add_(image).round_().clamp_(0, 255).to(torch.uint8)
 
