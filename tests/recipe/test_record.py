@@ -94,7 +94,7 @@ def test_tensorboard_tells_what_the_run_is_and_shows_the_best_model(train_here, 
 
 
 def test_a_run_of_one_epoch_has_no_curves_and_a_second_one_moves_all_of_it_aside(train_here, class_folders):
-    options = (*TINY, "--dataset_path", class_folders, "--num_epochs", 1)
+    options = (*TINY, "--dataset_path", class_folders, "--num_epochs", 1, "--log_every", 1000)
     run = train_here(*options)
     logs, events = run.folder / "logs", events_of(run)
     assert b"full" in events.summary_metadata["_hparams_/session_start_info"].plugin_data.content  # not "unset"

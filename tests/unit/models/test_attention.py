@@ -93,8 +93,8 @@ def test_attention_drops_weights_in_training_alone(backbone):
             for module in model.train().modules():
                 if type(module).__name__ == "StochasticDepth":
                     module.p = 0.0
-        assert torch.equal(plain(images), plain(images))
-        assert not torch.equal(dropping(images), dropping(images))
+        assert torch.equal(plain.run_stages(images), plain.run_stages(images))
+        assert not torch.equal(dropping.run_stages(images), dropping.run_stages(images))
 
 
 def test_a_timm_transformer_drops_weights_too():

@@ -168,7 +168,7 @@ def test_curves_of_one_value_and_of_sets_of_classes_can_be_drawn():
     assert np.array_equal(pictures[0][:, :403], pictures[1][:, :403])
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 def test_few_images_fill_the_grid(count, tmp_path):
     images = np.zeros((count, 8, 8, 3), dtype=np.uint8)
     heading = "the most confident mistakes among all validation images: 1 in 420"
@@ -177,7 +177,7 @@ def test_few_images_fill_the_grid(count, tmp_path):
     page = figure.bbox
     boxes = [axes.get_window_extent() for axes in figure.axes]
     covered = sum(box.width * box.height for box in boxes) / (page.width * page.height)
-    assert covered > (0.45 if count == 5 else 0.6)
+    assert covered > (0.4 if count == 5 else 0.6)
     heading_box = figure._suptitle.get_window_extent()
     assert page.x0 <= heading_box.x0
     assert heading_box.x1 <= page.x1, "the heading is cut off"

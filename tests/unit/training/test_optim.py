@@ -96,7 +96,7 @@ def test_decay_is_a_share_of_the_weights_for_adamw_and_a_gradient_for_adam(name,
     optimizer.step()
     # L2 is all that Adam sees here, and its first step has the length of the rate.
     moved = before * share if share else 0.01 * before.sign()
-    torch.testing.assert_close(before - weights.detach(), moved, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(before - weights.detach(), moved, rtol=1e-2, atol=1e-5)
 
 
 def test_soft_targets_equal_hard_ones_to_the_bit():

@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL
 from sat_vg.backbone_finetuning.training.epoch_curves import GPU_PEAK
+from sat_vg.backbone_finetuning.training.event_files import EVENT_FILES
 from sat_vg.backbone_finetuning.training.metric_lines import METRICS, read_metric_lines
 from sat_vg.backbone_finetuning.utils import json_reading
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
@@ -211,6 +212,8 @@ def ended_epochs(folder: Path) -> list[dict[str, Any]]:
 
 def gpu_peak(folder: Path) -> float | None:
     """The most memory that tensors of a training had on its GPU, in GiB, as its log says; None without a GPU."""
+    if not any((folder / "logs").glob(EVENT_FILES)):
+        return None
     events = EventAccumulator(str(folder / "logs"), size_guidance={"scalars": 0, "images": 1, "tensors": 1})
     events.Reload()
     if GPU_PEAK not in events.Tags()["scalars"]:
