@@ -27,14 +27,18 @@ _FONT = "mpl-data/fonts/ttf/DejaVuSans.ttf"  # matplotlib's, which the other fig
 
 
 def draw_image_grid(images: np.ndarray, titles: Sequence[str], heading: str, columns: int = 4) -> Image.Image:
-    """A grid of images with a title over each.
+    """A grid of images with a title over each, as wide as its images are.
 
     Args:
         images: uint8 ``[N, H, W, 3]``.
         titles: N texts, of several lines if need be; what is wider than an image is cut.
-        heading: over the whole grid; of several lines if need be.
-        columns: images in a row.
+        heading: over the whole grid; broken where it is wider.
+        columns: images in a row, at most.
     """
+    columns = max(1, min(columns, len(images)))
+    heading = "\n".join(
+        part for line in heading.split("\n") for part in _broken(line, _HEADING_SIZE, columns * _SIDE)
+    )
     rows, lines = -(-len(images) // columns), max((title.count("\n") + 1 for title in titles), default=1)
     above = _MARGIN + _TITLE_LINE * lines
     top = 2 * _MARGIN + _HEADING_LINE * (heading.count("\n") + 1)
@@ -53,6 +57,18 @@ def draw_image_grid(images: np.ndarray, titles: Sequence[str], heading: str, col
             middle = left - _MARGIN + _SIDE / 2
             pen.text((middle, y), _fitting(line, _TITLE_SIZE, _SIDE), "black", _font(_TITLE_SIZE), anchor="md")
     return grid
+
+
+def _broken(text: str, size: int, width: float) -> list[str]:
+    """A text in lines of so many pixels, broken between words."""
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}".lstrip()
+        if lines[-1] and _font(size).getlength(longer) > width - 2 * _MARGIN:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def draw_confusion(confusion: np.ndarray, class_names: Sequence[str]) -> Image.Image:
