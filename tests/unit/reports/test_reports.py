@@ -183,7 +183,7 @@ def test_few_images_fill_the_grid(count):
     grid = draw_image_grid(images, ["airplane\n→ storage tanks\n98.0 %"] * count, heading)
     is_image = (np.asarray(grid) == colour).all(axis=2)
     assert grid.width == 196 * min(count, 4)
-    assert is_image.mean() > (0.4 if count in (1, 5) else 0.5)
+    assert is_image.mean() > (0.35 if count in (1, 5) else 0.5)
     top = np.nonzero(is_image.any(axis=1))[0][0]
     text = (np.asarray(grid) < 100).all(axis=2)[: top - 60]  # the heading, whose words are all there
     assert not text[:, [0, 1, -2, -1]].any(), "the heading is cut off"
