@@ -18,8 +18,7 @@ PLANS = sorted(FOLDER.glob("compare/*.yaml"))
 NAMES = {
     "cifar10_efficientnet_b3", "cifar10_resnet50", "cifar10_vit_b_16", "convnext_tiny", "efficientnet_b3", "eurosat",
     "eurosat_128", "for_grounding", "large_data", "medium_data", "probe_first", "resnet50_from_layer2",
-    "resnet50_from_layer3",
-    "small_data", "ucmerced", "vit_b_16",
+    "resnet50_from_layer3", "small_data", "ucmerced", "vit_b_16",
 }  # fmt: skip
 
 
