@@ -46,6 +46,19 @@ def handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
             signal.signal(number, signal.SIG_DFL if earlier is None else earlier)
 
 
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Hold the stop signals back in this thread, and in processes that it starts, until these unblock them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class StopAtOnce:
     """Handles signals by raising ``StoppedBySignal``, once for those that come in one go.
 

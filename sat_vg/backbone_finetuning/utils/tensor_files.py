@@ -61,6 +61,8 @@ def _explained_writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError of its archive
+        if "DataLoader worker" in str(error):  # torch raises that wherever the process happens to be
+            raise
         cause = error if isinstance(error, OSError) else error.__context__ or error
         free = shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
         raise WriteError(

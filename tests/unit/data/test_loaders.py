@@ -114,3 +114,22 @@ def test_a_worker_that_hangs_or_dies_is_named(class_folders, transform, timeout,
     with pytest.raises(RuntimeError) as caught:
         next(iter(batches.training(0, 0)))
     assert says in why_loading_failed(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="there are no signal masks")
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_worker_outlives_a_stop_signal_that_comes_while_it_starts(class_folders, monkeypatch, sent):
+    """Schedulers send it to all processes of a job, also to a worker that has not run its first line yet."""
+    handlers = torch.utils.data._utils.signal_handling
+    set_handlers = handlers._set_worker_signal_handlers
+
+    def set_and_send():
+        set_handlers()
+        os.kill(os.getpid(), sent)
+
+    monkeypatch.setattr(handlers, "_set_worker_signal_handlers", set_and_send)  # the workers are forked
+    split = load_class_folders(class_folders).val
+    dataset = ImageDataset(split, Preprocessing(image_size=32).geometry(), seed=0)
+    loader = validation_loader(dataset, 4, Workers(2, torch.device("cpu"), timeout=30))
+    assert sum(len(batch.indices) for batch in loader) == len(split)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {sent}  # of this process, as before

@@ -8,7 +8,7 @@ key alone, so the batches are the same with any number of workers.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.data.sources.splits import Split
 from sat_vg.backbone_finetuning.utils.ranks import Share
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, seed_default_generator
+from sat_vg.backbone_finetuning.utils.stop_signals import held_back
 
 
 class Batch(NamedTuple):
@@ -143,6 +144,14 @@ class Pass:
         return len(self.indices)
 
 
+class _Loader(DataLoader[Batch]):
+    """A loader whose workers get no stop signal before they can leave it to the process that started them."""
+
+    def __iter__(self) -> Any:
+        with held_back():
+            return super().__iter__()
+
+
 def target_rows(split: Split) -> Tensor:
     """The target of each label, float32 ``[num_labels, num_classes]``: ones at its classes."""
     sets = split.label_sets
@@ -173,7 +182,7 @@ def _loader(
     workers: Workers,
     is_read_again: bool,
 ) -> DataLoader[Batch]:
-    return DataLoader(
+    return _Loader(
         dataset,  # type: ignore[arg-type]  # a dataset of samples, a loader of batches
         batch_sampler=batches,
         num_workers=workers.count,

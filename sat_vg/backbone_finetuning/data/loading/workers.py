@@ -33,6 +33,7 @@ def leave_signals_to_the_parent(worker_id: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigtimedwait"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # blocked ones are not ignored, but wait
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, set(STOP_SIGNALS) - {signal.SIGTERM})
         threading.Thread(target=_obey_the_parent, args=(os.getppid(),), daemon=True).start()
 
 
