@@ -20,6 +20,8 @@ _MAX_DIRECTORY = 64 * 2**20  # bytes of a zip's directory: some 500 000 tensors
 _MAX_PICKLE = 256 * 2**20
 _MAX_DEPTH = 100
 
+_IS_FOLDER = 0x10  # among the attributes of an entry, as DOS has them
+
 _ITEM_SIZES = {
     "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "IntStorage": 4,
     "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1, "ComplexDoubleStorage": 16,
@@ -157,6 +159,8 @@ def _bound_entries(entries: list[zipfile.ZipInfo], size: int) -> dict[str, int]:
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
             raise RefusedFileError(f"its entry {entry.filename!r} is compressed, which torch never does")
+        if entry.is_dir() or entry.external_attr & _IS_FOLDER:  # torch reads nothing and leaves memory as it was
+            raise DamagedFileError(f"its entry {entry.filename!r} is marked as a folder")
     lengths = {entry.filename: entry.file_size for entry in entries}
     if len(lengths) != len(entries):
         raise RefusedFileError("two of its entries have the same name")

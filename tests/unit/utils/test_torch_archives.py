@@ -60,6 +60,16 @@ def test_any_altered_byte_is_seen_or_harmless(tmp_path, place, change):
     assert equal(loaded, CONTENT)
 
 
+def test_numbers_that_are_marked_as_a_folder_are_not_loaded(tmp_path):
+    """torch reads nothing of such an entry, and the tensor is whatever lay in memory."""
+    path, found = tmp_path / "f.pt", WHOLE.index(b"PK\x01\x02")
+    while WHOLE[found + 46 :][:14] != b"archive/data/0":
+        found = WHOLE.index(b"PK\x01\x02", found + 1)
+    path.write_bytes(WHOLE[: found + 38] + b"\x10" + WHOLE[found + 39 :])
+    with pytest.raises(CheckpointError, match="'archive/data/0' is marked as a folder"):
+        load_tensors(path)
+
+
 @ANY_FILE
 @given(length=st.integers(0, len(WHOLE) - 1), padding=st.sampled_from([b"", b"\0" * 64, b"PK\x05\x06"]))
 def test_any_cut_is_seen(tmp_path, length, padding):
