@@ -215,10 +215,8 @@ def train_epoch(run: Run, interrupt: InterruptRequest) -> None:
             if must_save:
                 run.save()
             if must_stop:
-                raise InterruptedRun(
-                    f"stopped by {interrupt.name}; saved at step {state.step}, the same command continues",
-                    interrupt.number,
-                )
+                told = f"stopped by {interrupt.name}; saved at step {state.step}, the same command continues"
+                raise InterruptedRun(told, interrupt.number)
 
 
 def learning_rate(config: GroundingConfig, step: int, num_batches: int) -> float:

@@ -15,6 +15,7 @@ import torch
 from conftest import REPOSITORY, environment
 from lives import Life, none_left
 from PIL import Image
+from run_outputs import same
 
 from sat_vg.backbone_finetuning import FineTuneModel
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors
@@ -96,17 +97,6 @@ def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
         return code, out, err
 
     return run
-
-
-def same(first: object, second: object) -> bool:
-    """Equal to the bit, tensors included."""
-    if isinstance(first, torch.Tensor):
-        return first.dtype == second.dtype and torch.equal(first, second)
-    if isinstance(first, dict):
-        return list(first) == list(second) and all(same(first[name], second[name]) for name in first)
-    if isinstance(first, (list, tuple)):
-        return len(first) == len(second) and all(map(same, first, second))
-    return first == second
 
 
 def lines_of(folder: Path) -> list[dict]:

@@ -9,9 +9,9 @@ import torch
 from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL
 from sat_vg.backbone_finetuning.models.ensemble import Ensemble, views_that_fit
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, DeviceMemoryError
+from sat_vg.backbone_finetuning.models.prediction import require_bands_in_files
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, DeviceMemoryError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
-from sat_vg.backbone_finetuning.utils.preprocessing import RGB
 
 
 def model_file(given: str) -> Path:
@@ -41,11 +41,7 @@ def load_model(path: Path) -> FineTuneModel:
         ConfigError: the model takes bands that it cannot find in files.
     """
     model = FineTuneModel.load_checkpoint(path)
-    if model.preprocessing.bands != RGB and model.preprocessing.files is None:
-        raise ConfigError(
-            f"{str(path)!r} takes images with the bands {', '.join(model.preprocessing.bands)} and does not say "
-            "where these lie in files, as it was not trained with --bands. Call the model in Python"
-        )
+    require_bands_in_files(model, repr(str(path)))
     return model
 
 

@@ -139,7 +139,7 @@ AugmentationStepText = Annotated[
     str,
     Rule(
         _is_augmentation_step,
-        "a name, or a name with a strength, of: "
+        "NAME or NAME=STRENGTH, with one of the names "
         + ", ".join(f"{name} (up to {largest:g})" for name, (_, largest) in AUGMENTATION_STEPS.items()),
         remedy="for example rotation=30,noise",
     ),

@@ -17,7 +17,7 @@ from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
 from sat_vg.backbone_finetuning.data.sources.table import list_images
 from sat_vg.backbone_finetuning.models.staged_classifier import StagedClassifier
-from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, UserError
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, UserError
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, ToPixels
 
 LIKELIER_THAN_NOT = 0.5
@@ -60,6 +60,7 @@ def predict(model: StagedClassifier, images: Any, batch_size: int = 16) -> list[
         One for each image, in order.
 
     Raises:
+        ConfigError: files are named, and the model takes bands that it cannot find in files.
         DataError: a file cannot be read, or a folder holds no images.
         UserError: an image is of a type or shape that the model cannot take.
     """
@@ -85,7 +86,7 @@ def predict(model: StagedClassifier, images: Any, batch_size: int = 16) -> list[
 def _each(model: StagedClassifier, images: Any) -> Iterator[tuple[str | None, Image.Image | Tensor]]:
     """Every image with the path of its file, if it came from one."""
     if isinstance(images, (str, Path)):
-        _require_files(model)
+        require_bands_in_files(model)
         decoder = decoder_of(model.preprocessing)
         for path in list_images(ImageQuery(path=str(images))).paths:
             yield path, decoder.read(path)
@@ -105,12 +106,21 @@ def _each(model: StagedClassifier, images: Any) -> Iterator[tuple[str | None, Im
         )
 
 
-def _require_files(model: StagedClassifier) -> None:
+def require_bands_in_files(model: StagedClassifier, name: str = "the model") -> None:
+    """Refuse a model that cannot be run on image files.
+
+    Args:
+        model: to be run.
+        name: of the model, for the message.
+
+    Raises:
+        ConfigError: the model takes bands that it cannot find in files.
+    """
     preprocessing = model.preprocessing
     if preprocessing.bands != RGB and preprocessing.files is None:
-        raise DataError(
-            f"the model takes images with the bands {', '.join(preprocessing.bands)} and does not say where these "
-            "lie in files, as it was not trained with bands; give tensors [C, H, W]"
+        raise ConfigError(
+            f"{name} takes images with the bands {', '.join(preprocessing.bands)} and does not say where these lie "
+            "in files, as it was not trained with --bands. Call the model in Python with tensors [C, H, W]"
         )
 
 

@@ -118,21 +118,22 @@ def measure_of(epoch: Mapping[str, float]) -> tuple[str, str]:
     return ("val_map", "mAP") if "val_map" in epoch else ("val_accuracy", "accuracy")
 
 
-def draw_curves(epochs: Sequence[Mapping[str, float]]) -> Image.Image:
+def draw_curves(epochs: Sequence[Mapping[str, float]], best_epoch: int) -> Image.Image:
     """Losses and validation accuracy, or mean average precision, by epoch.
 
     Args:
         epochs: the entries that end epochs, two or more, with ``epoch``, ``train_loss``, ``val_loss``,
             ``val_accuracy`` and, where an image can have several classes, ``val_map``, which is then drawn.
+        best_epoch: the one of best_model.pt; where it is not among them, none is called the best.
     """
     numbers = [int(entry["epoch"]) for entry in epochs]
     key, measure = measure_of(epochs[0])
     shares = [100 * entry[key] for entry in epochs]
-    best = int(np.argmax(shares))
     drawn = Image.new("RGB", (2 * _SHARPER * _CHART[0], _SHARPER * _CHART[1]), "white")
     losses = {name: [entry[name] for entry in epochs] for name in ("train_loss", "val_loss")}
     _draw_chart(drawn, 0, numbers, losses, "loss by epoch")
-    told = f"best: {shares[best]:.2f} % in epoch {numbers[best]}"
+    best = [share for share, number in zip(shares, numbers, strict=True) if number == best_epoch]
+    told = f"best model: {best[-1]:.2f} %, epoch {best_epoch}" if best else measure
     _draw_chart(drawn, _CHART[0], numbers, {told: shares}, f"validation {measure}, %, by epoch")
     return drawn.resize((2 * _CHART[0], _CHART[1]), Image.Resampling.BOX)
 
@@ -171,10 +172,10 @@ def _draw_chart(
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers from ``low`` to ``high``, three to six of them."""
+    """Round numbers from ``low`` to ``high``, two to six of them."""
     rough = (high - low) / 5
     magnitude = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= rough)
+    step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= rough)
     return [number * step for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 

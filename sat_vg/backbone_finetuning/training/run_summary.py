@@ -150,7 +150,7 @@ def show_end(
     if profile is not None:
         say(f"\n{profile}\n{log_dir / TRACE}: open it in chrome://tracing or Perfetto\n")
     if len(tracker.ended_epochs()) > 1:
-        tracker.figure("learning_curves", draw_curves(tracker.ended_epochs()), state.step)
+        tracker.figure("learning_curves", draw_curves(tracker.ended_epochs(), state.best_epoch), state.step)
     found_metrics = outputs.best_outputs.metrics
     if found_metrics is None or config.shard_weights:  # of an epoch before a resume, or of a model in parts
         result = summarise(config)

@@ -149,7 +149,7 @@ def test_the_record_shows_the_curves(count):
         {"epoch": e + 1, "train_loss": 2.0 - e / count, "val_loss": 2.0 - e / count / 2, "val_accuracy": e / count}
         for e in range(count)
     ]
-    drawn = np.asarray(draw_curves(epochs)).astype(int)
+    drawn = np.asarray(draw_curves(epochs, count)).astype(int)
     blue = (np.abs(drawn - (31, 119, 180)) < 12).all(axis=2)
     orange = (np.abs(drawn - (255, 127, 14)) < 12).all(axis=2)
     half = drawn.shape[1] // 2
@@ -169,10 +169,25 @@ def test_the_record_shows_the_curves(count):
 def test_curves_of_one_value_and_of_sets_of_classes_can_be_drawn():
     same = [{"epoch": e, "train_loss": 0.0, "val_loss": 0.0, "val_accuracy": 1.0} for e in (7, 8)]
     both = [{**entry, "val_map": 0.25 * entry["epoch"] - 1.5} for entry in same]
-    pictures = [np.asarray(draw_curves(entries)) for entries in (same, both)]
+    pictures = [np.asarray(draw_curves(entries, 8)) for entries in (same, both)]
     assert pictures[0].shape == pictures[1].shape == (390, 806, 3)
     assert not np.array_equal(pictures[0][:, 403:], pictures[1][:, 403:])
     assert np.array_equal(pictures[0][:, :403], pictures[1][:, :403])
+
+
+def test_of_equal_epochs_the_curves_name_the_one_of_the_best_model(monkeypatch):
+    """Ties go to the lower validation loss, so the picture must not look for the best epoch itself."""
+    shown = []
+    text = ImageDraw.ImageDraw.text
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda pen, place, told, *more, **named: (
+        shown.append(told), text(pen, place, told, *more, **named)
+    ))  # fmt: skip
+    epochs = [{"epoch": e, "train_loss": 1.0, "val_loss": 1.0 / e, "val_accuracy": 0.75} for e in (1, 2, 3)]
+    draw_curves(epochs, 2)
+    assert "best model: 75.00 %, epoch 2" in shown
+    shown.clear()
+    draw_curves(epochs, 9)
+    assert not any("best" in told for told in shown)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])

@@ -20,6 +20,7 @@ from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
 from sat_vg.backbone_finetuning.data.sources.table import list_images
 from sat_vg.backbone_finetuning.models.ensemble import Ensemble
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.models.prediction import LIKELIER_THAN_NOT
 from sat_vg.backbone_finetuning.reports.overlays import draw_overlays
 from sat_vg.backbone_finetuning.utils.errors import DataError, StoppedError, WriteError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
@@ -30,7 +31,6 @@ from sat_vg.backbone_finetuning.utils.terminal import say
 
 STDIN = "-"
 _TOP = 5
-_LIKELIER_THAN_NOT = 0.5
 _WIDEST_CLASS = 40  # characters of a class name in the table
 _LONGEST_STEM = 80  # characters of an image's name in that of its overlay; file systems take 255 bytes
 
@@ -56,7 +56,7 @@ class Answer:
 
     def is_given(self, share: float) -> bool:
         """Whether the image is given a class of this probability."""
-        return not self.is_multi_label or share >= _LIKELIER_THAN_NOT
+        return not self.is_multi_label or share >= LIKELIER_THAN_NOT
 
     def to_dict(self) -> dict[str, object]:
         """The answer as plain data."""
@@ -226,7 +226,7 @@ def _classes(model: FineTuneModel, shares: Tensor, indices: Tensor) -> tuple[tup
         (model.class_names[index], share) for index, share in zip(indices.tolist(), shares.tolist(), strict=True)
     ]
     if model.task == "multi_label":
-        found = [pair for place, pair in enumerate(found) if place == 0 or pair[1] >= _LIKELIER_THAN_NOT]
+        found = [pair for place, pair in enumerate(found) if place == 0 or pair[1] >= LIKELIER_THAN_NOT]
     return tuple(found)
 
 
