@@ -1,0 +1,149 @@
+"""Few images of each class: the defaults against the recipe for small data, one view against eight, on a test set.
+
+    python tests/bench/small_data.py --data UCMerced --train 10 --weights mobilenet_v2-imagenet.pth --work DIR \
+        --results small.json --table small.md
+
+The seed draws ``--train`` images of each class to train on and 20 others to validate on; of the rest, up to
+``--test`` of each class (70) are the test images, which nothing chooses on. Every row is the training command with
+its flags; what is tested is its ``best_model.pt``. Stopped, it goes on where it was.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from runs import (
+    TRAIN,
+    Record,
+    Run,
+    add_options,
+    difference,
+    environment,
+    from_metrics,
+    link_images,
+    machine,
+    paragraph,
+    ratio,
+    run_all,
+    shown,
+    spread,
+    tell,
+)
+
+BASELINE = "defaults"
+RECIPE = ["--config", "probe_first"]
+ROWS: dict[str, list[str]] = {
+    "defaults": [],
+    "linear_probe": ["--strategy", "linear_probe"],
+    "probe_first": RECIPE,
+    "probe_first, wise_ft": [*RECIPE, "--wise_ft", "true"],
+    "probe_first, mixup": [*RECIPE, "--mixup_alpha", "0.2"],
+    "probe_first, ema": [*RECIPE, "--ema_decay", "0.95"],
+    "probe_first, 40 epochs": [*RECIPE, "--num_epochs", "40"],
+}
+_VALIDATION = 20  # images of each class
+
+
+def link_split(root: Path, folder: Path, seed: int, train: int, test: int) -> Path:
+    """``folder/DATA-TRAIN-seedN/train``, ``val`` and ``test`` with links to the images of a seed."""
+    target = folder / f"{root.name}-{train}-seed{seed}"
+    shutil.rmtree(target, ignore_errors=True)
+    classes = sorted(path for path in root.iterdir() if path.is_dir())
+    if not classes:
+        raise SystemExit(f"{root} holds no class folders")
+    for one in classes:
+        images = sorted(path for path in one.iterdir() if path.is_file())
+        random.Random(f"{one.name}/{seed}").shuffle(images)
+        ends = (train, train + _VALIDATION, train + _VALIDATION + test)
+        for split, start, end in zip(("train", "val", "test"), (0, *ends), ends, strict=False):
+            link_images(images[start:end], target / split / one.name)
+    return target
+
+
+def tested(folder: Path) -> dict[str, float]:
+    """Figures of a run, and those of its best model on the test images, by one view and by eight."""
+    figures = from_metrics(folder)
+    test = (folder / "test").resolve()
+    for views in (1, 8):
+        out = folder / f"views{views}"
+        command = [sys.executable, "-m", "sat_vg", "evaluate", str(folder / "checkpoints/best_model.pt"), str(test)]
+        subprocess.run(
+            [*command, "--views", str(views), "--out", str(out)],
+            env=environment(folder), check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        found = json.loads((out / "metrics.json").read_text())
+        figures |= {f"test, {views}": found["accuracy"], f"loss, {views}": found["loss"]}
+    return figures
+
+
+def table(record: Record, rows: list[str]) -> list[str]:
+    """The Markdown table of the rows that have been measured."""
+    lines = [
+        "| | flags | 1 view, % | 8 views, % | 1 view − defaults | 8 views − defaults, 1 view | log-loss "
+        "| CPU / defaults | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    base, cost = record.of(BASELINE, "test, 1"), record.of(BASELINE, "cpu_seconds")
+    for row in rows:
+        one, eight = record.of(row, "test, 1"), record.of(row, "test, 8")
+        losses = [spread(list(record.of(row, f"loss, {views}").values()), 1) for views in (1, 8)]
+        if one:
+            lines.append(
+                f"| {row} | `{' '.join(ROWS[row])}` | {spread(list(one.values()))} | {spread(list(eight.values()))} "
+                f"| {difference(one, base) if row != BASELINE else ''} | {difference(eight, base)} "
+                f"| {' → '.join(losses)} | {ratio(record.of(row, 'cpu_seconds'), cost)} | {len(one)} |"
+            )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of class folders")
+    parser.add_argument("--train", type=int, default=10, help="images of each class to train on")
+    parser.add_argument("--test", type=int, default=70, help="images of each class to test on, at most")
+    add_options(parser, list(ROWS))
+    parser.add_argument("--image_size", type=int, default=96)
+    options = parser.parse_args()
+    common = ["--backbone", options.backbone, "--weights", str(options.weights),
+              "--image_size", str(options.image_size), "--early_stopping_patience", "0",
+              "--on_duplicates", "warn", "--num_workers", "0", "--log_every", "1000"]  # fmt: skip
+    rows = list(dict.fromkeys([BASELINE, *options.rows]))
+    data = {
+        seed: link_split(options.data, options.work / "data", seed, options.train, options.test)
+        for seed in options.seeds
+    }
+
+    def measure(folder: Path) -> dict[str, float]:
+        (folder / "test").symlink_to((data[int(folder.name.rpartition("seed")[2])] / "test").resolve())
+        return tested(folder)
+
+    runs = [
+        Run(row, seed, (*ROWS[row], "--dataset_path", str(data[seed]), *common))
+        for seed in options.seeds
+        for row in rows
+    ]
+    record = Record(options.results)
+    failed = run_all(runs, record, options.work / "runs", options.jobs, measure)
+    lines = [
+        paragraph(
+            f"{options.data.name}, {options.train} training images of each class, {options.backbone}, "
+            f"{options.image_size} pixels.",
+            machine(),
+        ),
+        "",
+        "```text",
+        shown([*TRAIN[1:], *common]),
+        "```",
+        "",
+        *table(record, list(ROWS)),
+        "",
+    ]
+    tell("\n".join(lines), options.table, failed)
+
+
+if __name__ == "__main__":
+    main()
