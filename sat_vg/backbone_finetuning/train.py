@@ -6,6 +6,7 @@ This file is the edge: it reads the command line. What a run does, from top to b
 import sys
 
 from sat_vg.backbone_finetuning.utils.exit_codes import run_command
+from sat_vg.backbone_finetuning.utils.quick_imports import without_garbage_collection
 from sat_vg.backbone_finetuning.utils.stop_signals import handling, ignore_from_now_on, leave_at_once
 
 
@@ -18,7 +19,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m sat_vg.backb
 
         command = parse_command_line(sys.argv[1:] if arguments is None else arguments, prog)
         # Imported only now: torch takes seconds, and --help or a mistyped flag should be answered at once.
-        with handling(leave_at_once):
+        with handling(leave_at_once), without_garbage_collection():
             from sat_vg.backbone_finetuning.training import run as recipe
         run = recipe.dry_run if command.dry_run else recipe.finetune
         run(command.config)

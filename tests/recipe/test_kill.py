@@ -318,8 +318,10 @@ def test_a_run_that_was_resumed_from_a_path_goes_on_where_it_was_killed(images, 
     for step, going_on in ((8, f"going on with {path}: "), (12, "going on with ckpt/last.pt: ")):
         life = begin()
         # The run before may have come further than asked until it was killed: its state is no sign of this one.
-        has_begun = life.has_said(going_on)
-        assert life.until(lambda step=step: has_begun() and has_come_to(step), every=0.05), life.out + life.err
+        begun = life.has_said(going_on)
+        assert life.until(lambda step=step, begun=begun: begun() and has_come_to(step), every=0.05), (
+            life.out + life.err
+        )
         life.process.kill()
         life.process.wait()
     for said in ("going on with ckpt/last.pt: ", "the run in ckpt has finished"):
