@@ -67,15 +67,14 @@ def link_split(root: Path, folder: Path, seed: int, train: int, test: int) -> Pa
 def tested(folder: Path) -> dict[str, float]:
     """Figures of a run, and those of its best model on the test images, by one view and by eight."""
     figures = from_metrics(folder)
-    test = (folder / "test").resolve()
     for views in (1, 8):
         out = folder / f"views{views}"
-        command = [sys.executable, "-m", "sat_vg", "evaluate", str(folder / "checkpoints/best_model.pt"), str(test)]
+        command = [sys.executable, "-m", "sat_vg", "evaluate", str(folder / "checkpoints/best_model.pt")]
         subprocess.run(
-            [*command, "--views", str(views), "--out", str(out)],
+            [*command, "--split", "test", "--views", str(views), "--out", str(out)],
             env=environment(folder), check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
-        found = json.loads((out / "metrics.json").read_text())
+        found = json.loads((out / "evaluation.json").read_text())
         figures |= {f"test, {views}": found["accuracy"], f"loss, {views}": found["loss"]}
     return figures
 
@@ -117,17 +116,13 @@ def main() -> None:
         for seed in options.seeds
     }
 
-    def measure(folder: Path) -> dict[str, float]:
-        (folder / "test").symlink_to((data[int(folder.name.rpartition("seed")[2])] / "test").resolve())
-        return tested(folder)
-
     runs = [
         Run(row, seed, (*ROWS[row], "--dataset_path", str(data[seed]), *common))
         for seed in options.seeds
         for row in rows
     ]
     record = Record(options.results)
-    failed = run_all(runs, record, options.work / "runs", options.jobs, measure)
+    failed = run_all(runs, record, options.work / "runs", options.jobs, tested)
     lines = [
         paragraph(
             f"{options.data.name}, {options.train} training images of each class, {options.backbone}, "

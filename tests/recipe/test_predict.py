@@ -162,6 +162,23 @@ def test_unreadable_images_stop_nothing(run, images, checkpoint, tmp_path):
     assert err.count("cannot read ") == 4
 
 
+def test_what_was_decided_about_images_is_said(run, checkpoint, tmp_path):
+    """Frames that are left out and alpha that darkens; on standard error, as standard output holds answers."""
+    grey = Image.new("L", (40, 40), 90)
+    grey.save(tmp_path / "pages.tif", save_all=True, append_images=[Image.new("L", (40, 40), 30)])
+    soft = Image.new("RGBA", (40, 40), (200, 100, 50, 120))
+    soft.save(tmp_path / "soft.png")
+    code, out, err = run(checkpoint, tmp_path / "pages.tif", tmp_path / "soft.png", "--json", "true")
+    assert code == 0
+    assert len(objects(out)) == 2
+    assert "warning: 1 image has several frames or pages" in err
+    assert "warning: 1 image has an alpha channel with values other than 0 and full" in err
+    code, out, err = run(checkpoint, "--json", "true", tmp_path / "pages.tif")
+    assert "alpha" not in err
+    with pytest.warns(UserWarning, match="several frames or pages .*pages.tif"):
+        FineTuneModel.load_checkpoint(checkpoint).predict(tmp_path / "pages.tif")
+
+
 @pytest.mark.timeout(120)  # without the answer that it waits for it would hang
 def test_standard_input_is_answered_as_it_comes(images, checkpoint, tmp_path):
     process = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,6 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sat_vg.backbone_finetuning.data.checks.image_traits import describe_decisions
+from sat_vg.backbone_finetuning.data.reading.decoder import Traits
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
 from sat_vg.backbone_finetuning.data.sources.table import list_images
@@ -67,7 +70,8 @@ def predict(model: StagedClassifier, images: Any, batch_size: int = 16) -> list[
     if batch_size < 1:
         raise ConfigError(f"batch_size = {batch_size}: must be 1 or more; for example 16")
     to_pixels, geometry = ToPixels(model.preprocessing), model.preprocessing.geometry()
-    found = ((path, geometry(to_pixels(pixels))) for path, pixels in _each(model, images))
+    traits: dict[str, Traits] = {}
+    found = ((path, geometry(to_pixels(pixels))) for path, pixels in _each(model, images, traits))
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -80,16 +84,22 @@ def predict(model: StagedClassifier, images: Any, batch_size: int = 16) -> list[
             results += [_prediction(model, row, path) for (path, _), row in zip(group, shares, strict=True)]
     finally:
         model.train(was_training)
+    for text in describe_decisions(traits):
+        warnings.warn(text, stacklevel=3)
     return results
 
 
-def _each(model: StagedClassifier, images: Any) -> Iterator[tuple[str | None, Image.Image | Tensor]]:
-    """Every image with the path of its file, if it came from one."""
+def _each(
+    model: StagedClassifier, images: Any, traits: dict[str, Traits]
+) -> Iterator[tuple[str | None, Image.Image | Tensor]]:
+    """Every image with the path of its file, if it came from one; ``traits`` takes those of files."""
     if isinstance(images, (str, Path)):
         require_bands_in_files(model)
         decoder = decoder_of(model.preprocessing)
         for path in list_images(ImageQuery(path=str(images))).paths:
-            yield path, decoder.read(path)
+            picture = decoder.picture(path)
+            traits[path] = picture.traits
+            yield path, picture.pixels
     elif isinstance(images, Image.Image):
         yield None, images
     elif isinstance(images, np.ndarray):
@@ -98,7 +108,7 @@ def _each(model: StagedClassifier, images: Any) -> Iterator[tuple[str | None, Im
         yield from ((None, image) for image in (images if images.ndim == 4 else images[None]))
     elif isinstance(images, Sequence) or hasattr(images, "__iter__"):
         for image in images:
-            yield from _each(model, image)
+            yield from _each(model, image, traits)
     else:
         raise UserError(
             f"images of type {type(images).__name__}: give a path, a PIL image, a uint8 array [H, W, C], a tensor "

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from sat_vg.backbone_finetuning.commands.extract.options import ExtractOptions
 from sat_vg.backbone_finetuning.commands.output_folder import lock_output
 from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_model, model_file
+from sat_vg.backbone_finetuning.data.checks.image_traits import describe_decisions
 from sat_vg.backbone_finetuning.data.features.files import (
     Features,
     identity_of,
@@ -26,6 +27,7 @@ from sat_vg.backbone_finetuning.data.features.files import (
     write_features,
 )
 from sat_vg.backbone_finetuning.data.features.spool import Spool, hash_of_images
+from sat_vg.backbone_finetuning.data.reading.decoder import Traits
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.reading.threads import read_in_order
 from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery
@@ -196,7 +198,8 @@ def _fill(spool: Spool, images: ImageList, computation: Computation, options: Ex
         say(f"going on behind image {done} of {len(images)}")
     size = options.batch_size
     preprocessing = computation.preprocessing
-    stream = read_in_order(images.paths[done:], preprocessing.geometry(), 2 * size, decoder_of(preprocessing))
+    traits: dict[str, Traits] = {}
+    stream = read_in_order(images.paths[done:], preprocessing.geometry(), 2 * size, decoder_of(preprocessing), traits)
     bar = tqdm(total=len(images), initial=done, desc="images", unit="image", leave=False, disable=None)
     with ExitStack() as undo:
         undo.callback(_try_to_save, spool)
@@ -209,6 +212,8 @@ def _fill(spool: Spool, images: ImageList, computation: Computation, options: Ex
                     raise InterruptedRun(f"stopped by {stop.name} {place}; the same command goes on", stop.number)
         undo.pop_all()
     spool.save()
+    for text in describe_decisions(traits):
+        say(f"warning: {text}")
 
 
 def _try_to_save(spool: Spool) -> None:

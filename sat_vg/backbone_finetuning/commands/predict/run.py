@@ -14,6 +14,8 @@ from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.commands.predict.options import PredictOptions
 from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_ensemble
+from sat_vg.backbone_finetuning.data.checks.image_traits import describe_decisions
+from sat_vg.backbone_finetuning.data.reading.decoder import Traits
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.reading.threads import read_in_order
 from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
@@ -92,6 +94,7 @@ def predict_images(options: PredictOptions) -> None:
         what = f"{counted(ensemble.num_views, 'view')} and {counted(len(ensemble.models), 'checkpoint')}"
         _note(f"probabilities averaged over {what}: {ensemble.passes} passes an image in place of 1")
     total = unreadable = 0
+    traits: dict[str, Traits] = {}
     # Where the answers go to the terminal, they are the progress.
     bar = tqdm(unit="image", leave=False, disable=True if sys.stdout.isatty() else None)
     # A reader of standard output that has seen enough, as ``head`` has, ends the command quietly.
@@ -99,11 +102,13 @@ def predict_images(options: PredictOptions) -> None:
         if not options.json:
             say(_row("%", "class", "image", _width(model)))
         for group in path_groups(options.images, options.batch_size):
-            for answer in _answers(ensemble, precision, group, options, total):
+            for answer in _answers(ensemble, precision, group, options, total, traits):
                 _show(answer, options, _width(model))
                 unreadable += answer.error is not None
             total += len(group)
             bar.update(len(group))
+        for text in describe_decisions(traits):
+            _note(f"warning: {text}")
         if not total:
             raise DataError("no image was named: standard input holds no path")
         if unreadable:
@@ -157,11 +162,13 @@ def _note(text: str) -> None:
     tqdm.write(printable(text), file=sys.stderr)
 
 
-def _read(model: FineTuneModel, group: Sequence[Answer], batch_size: int) -> list[Tensor | str]:
-    """The images of a group as a model takes them, or the reasons why they cannot be read."""
+def _read(
+    model: FineTuneModel, group: Sequence[Answer], batch_size: int, traits: dict[str, Traits] | None = None
+) -> list[Tensor | str]:
+    """The images of a group as a model takes them, or the reasons why they cannot be read; fills in their traits."""
     known = [each.path for each in group if each.error is None]
     decoder = decoder_of(model.preprocessing)
-    read = read_in_order(known, model.preprocessing.geometry(), batch_size, decoder)
+    read = read_in_order(known, model.preprocessing.geometry(), batch_size, decoder, traits)
     return [each.error if each.error is not None else next(read) for each in group]
 
 
@@ -183,11 +190,16 @@ def _probabilities(
 
 
 def _answers(
-    ensemble: Ensemble, precision: Precision, group: Sequence[Answer], options: PredictOptions, number: int
+    ensemble: Ensemble,
+    precision: Precision,
+    group: Sequence[Answer],
+    options: PredictOptions,
+    number: int,
+    traits: dict[str, Traits],
 ) -> list[Answer]:
-    """Results for a group of images; ``number`` images came before it."""
+    """Results for a group of images; ``number`` images came before it, and ``traits`` takes theirs."""
     model = ensemble.models[0]
-    contents = _read(model, group, options.batch_size)
+    contents = _read(model, group, options.batch_size, traits)
     pictures = [each for each in contents if isinstance(each, Tensor)]
     if not pictures:
         return [Answer(each.path, error=str(why)) for each, why in zip(group, contents, strict=True)]

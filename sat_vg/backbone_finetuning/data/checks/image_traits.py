@@ -32,6 +32,16 @@ def describe_traits(traits: Mapping[str, Traits]) -> list[str]:
     return [text for text in said if text is not None]
 
 
+def describe_decisions(traits: Mapping[str, Traits]) -> list[str]:
+    """What was decided about images that a trained model is given, where another reading is possible.
+
+    Args:
+        traits: by path.
+    """
+    said = [*_about_alpha(traits, is_training=False), *_about_fills(traits, is_training=False), _about_frames(traits)]
+    return [text for text in said if text is not None]
+
+
 def _about_scaling(traits: Mapping[str, Traits]) -> str | None:
     text = _differing(traits, lambda one: one.scaling, "scale and offset differ", _scaling)
     if text is None:
@@ -44,7 +54,7 @@ def _about_scaling(traits: Mapping[str, Traits]) -> str | None:
     )
 
 
-def _about_alpha(traits: Mapping[str, Traits]) -> list[str]:
+def _about_alpha(traits: Mapping[str, Traits], is_training: bool = True) -> list[str]:
     texts = []
     soft = [path for path, one in traits.items() if one.alpha == "soft"]
     if soft:
@@ -56,7 +66,8 @@ def _about_alpha(traits: Mapping[str, Traits]) -> list[str]:
     if ignored:
         texts.append(
             f"{_have(ignored)} a band marked as alpha whose values are no transparency, as near infrared often is "
-            f"({_paths(ignored)}); it is left out, and the colours are as stored. --bands reads it"
+            f"({_paths(ignored)}); it is left out, and the colours are as stored"
+            + (". --bands reads it" if is_training else "")
         )
     return texts
 
@@ -74,13 +85,14 @@ def _about_levels(traits: Mapping[str, Traits]) -> str | None:
     )
 
 
-def _about_fills(traits: Mapping[str, Traits]) -> list[str]:
+def _about_fills(traits: Mapping[str, Traits], is_training: bool = True) -> list[str]:
     texts = []
     for value in sorted({value for one in traits.values() for value in one.fills}):
         paths = [path for path, one in traits.items() if value in one.fills]
         texts.append(
             f"{_have(paths)} the value {value}, far from all other values and not declared as nodata "
-            f"({_paths(paths)}); it is taken for missing. Declare it in the files, or by --nodata {value}"
+            f"({_paths(paths)}); it is taken for missing. Declare it in the files"
+            + (f", or by --nodata {value}" if is_training else "")
         )
     return texts
 

@@ -103,8 +103,16 @@ class Decoder:
         Raises:
             DataError: the file cannot be read; names file, reason and remedy.
         """
+        return self.picture(path).pixels
+
+    def picture(self, path: str | Path) -> Picture:
+        """The image with its traits.
+
+        Raises:
+            DataError: the file cannot be read; names file, reason and remedy.
+        """
         try:
-            return read_file(path, self.decode).pixels
+            return read_file(path, self.decode)
         except Unreadable as problem:
             raise DataError(f"cannot read the image {str(path)!r}: {problem.reason}; {problem.remedy}") from None
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from sat_vg.backbone_finetuning.data.reading.decoder import Decoder
+from sat_vg.backbone_finetuning.data.reading.decoder import Decoder, Traits
 from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER
 from sat_vg.backbone_finetuning.utils.cores import usable_cores
 
@@ -24,7 +24,11 @@ def run_in_order(paths: Iterable[str], work: Callable[[str], T], threads: int | 
 
 
 def read_in_order(
-    paths: Iterable[str], transform: nn.Module, ahead: int, decoder: Decoder = RGB_DECODER
+    paths: Iterable[str],
+    transform: nn.Module,
+    ahead: int,
+    decoder: Decoder = RGB_DECODER,
+    traits: dict[str, Traits] | None = None,
 ) -> Iterator[Tensor | str]:
     """Decode and transform images.
 
@@ -33,14 +37,19 @@ def read_in_order(
         transform: ``[C, height, width]`` → ``[C, H, W]``.
         ahead: images that are held at the most, 1 or more.
         decoder: how they are decoded.
+        traits: where those of the images are put, by path.
 
     Yields:
         For each path its image as ``transform`` gives it, or the reason why the file cannot be read.
     """
 
     def read(batch: list[str]) -> Tensor | str:
-        image = decoder.read_or_reason(batch[0])
-        return image if isinstance(image, str) else transform(image)
+        picture = decoder.examine(batch[0])
+        if isinstance(picture, str):
+            return picture
+        if traits is not None:
+            traits[batch[0]] = picture.traits
+        return transform(picture.pixels)
 
     return _in_order(paths, read, _usable_threads(), 1, ahead)
 
