@@ -49,7 +49,8 @@ def read_in_order(
             return picture
         if traits is not None:
             traits[batch[0]] = picture.traits
-        return transform(picture.pixels)
+        image: Tensor = transform(picture.pixels)
+        return image
 
     return _in_order(paths, read, _usable_threads(), 1, ahead)
 
