@@ -31,11 +31,13 @@ COMMANDS = {
     "shard": Command(f"{_COMMANDS}.shard.cli", "write images into tar files to train from", "before training"),
     "train": Command("sat_vg.backbone_finetuning.train", "fine-tune a backbone on images", "training"),
     "compare": Command(f"{_COMMANDS}.compare.cli", "train backbones x strategies x seeds and rank them", "training"),
+    "tune": Command(f"{_COMMANDS}.tune.cli", "search over settings of the training", "training"),
     "runs": Command(f"{_COMMANDS}.runs.cli", "list runs: state, best epoch, how to go on", "after training"),
     "evaluate": Command(f"{_COMMANDS}.evaluate.cli", "measure a best_model.pt on labelled images", "after training"),
     "predict": Command(f"{_COMMANDS}.predict.cli", "classes and probabilities of images", "after training"),
     "extract": Command(f"{_COMMANDS}.extract.cli", "write feature vectors or maps into a file", "after training"),
     "export": Command(f"{_COMMANDS}.export.cli", "write a model for ONNX, DETR, torchvision, …", "after training"),
+    "serve": Command(f"{_COMMANDS}.serve.cli", "answer over HTTP with a best_model.pt", "after training"),
     "ground": Command("sat_vg.grounding.cli", "train, evaluate and use a visual-grounding model", "grounding"),
 }
 

@@ -7,7 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sat_vg.backbone_finetuning.commands.functions import check, compare, evaluate, export, extract, runs
+    from sat_vg.backbone_finetuning.commands.functions import (
+        check,
+        compare,
+        evaluate,
+        export,
+        extract,
+        runs,
+        tune,
+    )
     from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
     from sat_vg.backbone_finetuning.models.ensemble import Ensemble
     from sat_vg.backbone_finetuning.models.factories import create_efficientnet, create_resnet, create_vit
@@ -24,7 +32,7 @@ _HOMES = {
     "create_vit": "models.factories",
     "create_efficientnet": "models.factories",
     "finetune": "training.run",
-    **dict.fromkeys(("check", "compare", "evaluate", "export", "extract", "runs"), "commands.functions"),
+    **dict.fromkeys(("check", "compare", "evaluate", "export", "extract", "runs", "tune"), "commands.functions"),
 }
 
 __all__ = [
@@ -42,6 +50,7 @@ __all__ = [
     "extract",
     "finetune",
     "runs",
+    "tune",
 ]
 
 

@@ -317,7 +317,7 @@ def test_a_killed_comparison_waits_for_the_training_it_left(images, tmp_path):
     assert again.returncode == 0, again.stderr
     result = json.loads((cell / "cell.json").read_text())["result"]
     assert result["epochs"] == 30
-    if "still trains this cell; waiting" in again.stdout:
+    if "still runs this training; waiting" in again.stdout:
         assert result["peak_gib"] is None, "its memory was seen by nobody"
 
 

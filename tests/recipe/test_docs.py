@@ -66,6 +66,19 @@ RUN_BY = {
             "--weights mobilenet_v2=mobilenet_v2-imagenet.pth,squeezenet1_1=squeezenet1_1-imagenet.pth",
         )
     },
+    **{
+        f"sat-vg tune {arguments}": "test_tune.py"
+        for arguments in (
+            "DIR --search learning_rate=1e-5..1e-2:log weight_decay=1e-4,1e-3 strategy=full,lp_ft "
+            "--trials 20 --out OUT",
+            "DIR --search learning_rate=1e-4..1e-2:log label_smoothing=0,0.1 --trials 12 --out OUT "
+            "--backbone mobilenet_v2 --num_epochs 8 --image_size 128",
+            "--from_compare OUT/comparison.json --best 3 --search learning_rate=1e-5..1e-2:log "
+            "--trials 30 --out TUNED",
+        )
+    },
+    "sat-vg serve CKPT/best_model.pt --port 8000": "test_serve.py",
+    "sat-vg export CKPT/best_model.pt --format onnx --out model.onnx --with_normalisation true": "test_serve.py",
     "make test": "the run of this very test",
     "sat-vg train --dataset_path DIR --backbone resnet50 --name first": "test_first_hour.py",
     "sat-vg runs": "test_first_hour.py",

@@ -26,7 +26,9 @@ from sat_vg.backbone_finetuning.commands.export.run import export_checkpoint
 from sat_vg.backbone_finetuning.commands.extract.cli import main as extract_main
 from sat_vg.backbone_finetuning.commands.extract.options import ExtractOptions
 from sat_vg.backbone_finetuning.commands.extract.run import extract_features
+from sat_vg.backbone_finetuning.commands.extras import require_extra
 from sat_vg.backbone_finetuning.commands.runs.run import RunRow, list_runs
+from sat_vg.backbone_finetuning.commands.tune.options import TuneOptions
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.configs.plain_values import as_argument, plain_value
 from sat_vg.backbone_finetuning.configs.ranges import rules_of
@@ -71,15 +73,7 @@ def compare(data: str | Path | None = None, **options: Any) -> dict[str, Any]:
         UserError: a setting or the data cannot be used.
         StoppedError: a training failed; the others are compared all the same.
     """
-    own = {field.name for field in fields(CompareOptions)}
-    trained = {name: value for name, value in options.items() if name not in own}
-    known, hint = (
-        (*own, *FinetuneConfig.field_names()),
-        "sat-vg compare --help and sat-vg train --help list all options",
-    )
-    explain_unknown_fields(trained, known, "compare()", hint)
-    flags = [text for name, value in trained.items() for text in (f"--{name}", as_argument(plain_value(value)))]
-    own_options = {name: value for name, value in options.items() if name in own}
+    own_options, flags = _split_options(CompareOptions, "compare", options)
     chosen = _options(CompareOptions, "compare", {"data": data, **own_options})
     run_comparison(chosen, flags)
     path = expand_home(chosen.out) / f"{NAME}.json"
@@ -140,6 +134,34 @@ def export(checkpoint: str | Path, **options: Any) -> dict[str, Any]:
     return export_checkpoint(_options(ExportCommandOptions, "export", {"checkpoint": checkpoint, **options}))
 
 
+def tune(data: str | Path | None = None, search: Mapping[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+    """Search over settings of the training, as ``sat-vg tune DATA --search …``.
+
+    Args:
+        data: as for a training.
+        search: by field of the training, values or a range as text: ``{"learning_rate": "1e-5..1e-2:log"}``.
+        options: of the command, such as ``trials=20``, ``out="DIR"``; and of every training, such as
+            ``num_epochs=5``.
+
+    Returns:
+        What tuning.json in ``out`` holds; empty after a dry run.
+
+    Raises:
+        ConfigError: Optuna is not installed, or the search is of no use.
+        UserError: a setting or the data cannot be used.
+        StoppedError: no trial could be trained to its end.
+    """
+    require_extra("tune", "optuna")
+    from sat_vg.backbone_finetuning.commands.tune.run import RESULTS
+    from sat_vg.backbone_finetuning.commands.tune.run import tune as run_search
+
+    own_options, flags = _split_options(TuneOptions, "tune", options)
+    texts = [f"{name}={as_argument(plain_value(values))}" for name, values in (search or {}).items()]
+    chosen = _options(TuneOptions, "tune", {"data": data, "search": texts, **own_options})
+    run_search(chosen, flags)
+    return {} if chosen.dry_run else dict(json.loads((expand_home(chosen.out) / RESULTS).read_text()))
+
+
 def runs(folder: str | Path = ".") -> list[RunRow]:
     """The runs below a folder, the newest first, as ``sat-vg runs DIR``.
 
@@ -147,6 +169,22 @@ def runs(folder: str | Path = ".") -> list[RunRow]:
         DataError: there is no such folder, or no run in it.
     """
     return list_runs(folder)
+
+
+def _split_options(
+    kind: type[Options], function: str, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """A command's own options, and those of the training as flags.
+
+    Raises:
+        ConfigError: one is neither.
+    """
+    own = {field.name for field in fields(kind)}
+    trained = {name: value for name, value in options.items() if name not in own}
+    hint = f"sat-vg {function} --help and sat-vg train --help list all options"
+    explain_unknown_fields(trained, (*own, *FinetuneConfig.field_names()), f"{function}()", hint)
+    flags = [text for name, value in trained.items() for text in (f"--{name}", as_argument(plain_value(value)))]
+    return {name: value for name, value in options.items() if name in own}, flags
 
 
 def _options(kind: type[Options], function: str, given: Mapping[str, Any]) -> Options:

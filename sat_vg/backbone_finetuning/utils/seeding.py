@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     INITIALISATION = 6
     SCENES = 7
     HELD_OUT = 8
+    SEARCH = 9
 
 
 def derive_seed(seed: int, purpose: Purpose, *position: int) -> int:

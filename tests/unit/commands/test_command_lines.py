@@ -16,6 +16,8 @@ NAME = "sat_vg.backbone_finetuning.commands"
 # Where the options of a command arrive.
 ENTRIES = {
     "check": "check",
+    "tune": "tune",
+    "serve": "serve",
     "shard": "shard",
     "compare": "compare",
     "evaluate": "evaluate_checkpoint",
@@ -51,7 +53,7 @@ assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("usage: ") == len(COMMANDS) == 11
+    assert done.stdout.count("usage: ") == len(COMMANDS) == 13
 
 
 @pytest.mark.parametrize(

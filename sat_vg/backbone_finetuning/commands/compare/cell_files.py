@@ -234,7 +234,7 @@ def wait_for_orphan(checkpoints: Path) -> None:
         except ConfigError:
             if not said:
                 say(
-                    f"  process {holder['pid']}, which an earlier call has left behind, still trains this cell; "
+                    f"  process {holder['pid']}, which an earlier call has left behind, still runs this training; "
                     f"waiting for it (kill {holder['pid']} lets it save and end)"
                 )
                 said = True

@@ -9,7 +9,7 @@ from sat_vg.backbone_finetuning.commands.compare import cell_files
 from sat_vg.backbone_finetuning.commands.compare.cells import Cell, make_cells, parse_count
 from sat_vg.backbone_finetuning.commands.compare.options import CompareOptions
 from sat_vg.backbone_finetuning.commands.compare.results import Finished, command_of, write_results
-from sat_vg.backbone_finetuning.commands.compare.training_process import run_training, why_it_failed
+from sat_vg.backbone_finetuning.commands.compare.training_process import TrainingProcess, why_it_failed
 from sat_vg.backbone_finetuning.commands.evaluate.options import EvaluateOptions
 from sat_vg.backbone_finetuning.commands.evaluate.run import evaluate_checkpoint
 from sat_vg.backbone_finetuning.commands.output_folder import lock_output
@@ -187,7 +187,11 @@ def _train(cell: Cell) -> tuple[int, cell_files.Usage]:
     usage.begin()
     cell_files.write_usage(cell.folder, usage)
     arguments = ["--config", str(cell.folder / cell_files.CONFIG)]
-    ended = run_training(arguments, cell.folder / cell_files.OUTPUT, _show_line)
+    process = TrainingProcess(arguments, cell.folder / cell_files.OUTPUT)
+    for line in process.lines():
+        if line.startswith(_SHOWN_LINES):
+            say(f"  {line}")
+    ended = process.ended
     usage.end(ended.peak_bytes, ended.seconds)
     cell_files.write_usage(cell.folder, usage)
     if ended.stopped_by is not None:
@@ -196,11 +200,6 @@ def _train(cell: Cell) -> tuple[int, cell_files.Usage]:
             ended.stopped_by,
         )
     return ended.code, usage
-
-
-def _show_line(line: str) -> None:
-    if line.startswith(_SHOWN_LINES):
-        say(f"  {line}")
 
 
 def _evaluate(cell: Cell, data: SeedData, usage: cell_files.Usage) -> cell_files.CellResult:

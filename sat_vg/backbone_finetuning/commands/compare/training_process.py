@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -34,36 +34,56 @@ class EndedTraining:
     stopped_by: int | None
 
 
-def run_training(arguments: Sequence[str], output: Path, on_line: Callable[[str], None]) -> EndedTraining:
-    """Run the training command and wait for its end.
-
-    Signals that ask this process to stop meanwhile are passed on to the training, which saves its state and ends.
+class TrainingProcess:
+    """The training command in a process of its own, which begins with the first of its ``lines``.
 
     Args:
         arguments: of the training command.
         output: file that gets all that the training prints.
-        on_line: called with each line that it prints, while it runs.
+
+    Attributes:
+        ended: how it ended; there once ``lines`` has come to its end.
     """
-    command = [sys.executable, "-m", "sat_vg.backbone_finetuning.train", *arguments]
-    asked: list[int] = []
-    started: list[subprocess.Popen[bytes]] = []
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        if started and started[0].returncode is None:
-            started[0].send_signal(number)
+    ended: EndedTraining
 
-    clock = time.perf_counter()
-    with output.open("wb") as written, output.open("rb") as read, handling(pass_on):
-        started.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=written, stderr=subprocess.STDOUT))
-        for number in asked:  # what arrived before there was a process to pass it on to
-            started[0].send_signal(number)
-        code, peak = _wait(started[0], read, on_line)
-    return EndedTraining(code, peak, time.perf_counter() - clock, asked[0] if asked else None)
+    def __init__(self, arguments: Sequence[str], output: Path) -> None:
+        self._command = [sys.executable, "-m", "sat_vg.backbone_finetuning.train", *arguments]
+        self._output = output
+        self._asked: list[int] = []
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def lines(self) -> Iterator[str]:
+        """Run the command to its end; each line that it prints, while it runs.
+
+        Signals that ask this process to stop meanwhile are passed on to the training, which saves its state and ends.
+        """
+        clock = time.perf_counter()
+        with self._output.open("wb") as written, self._output.open("rb") as read, handling(self._pass_on):
+            self._started.append(
+                subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=written, stderr=subprocess.STDOUT)
+            )
+            for number in self._asked:  # what arrived before there was a process to pass it on to
+                self._started[0].send_signal(number)
+            code, peak = yield from _lines_until_end(self._started[0], read)
+        asked = self._asked[0] if self._asked else None
+        self.ended = EndedTraining(code, peak, time.perf_counter() - clock, asked)
+
+    def stop(self) -> None:
+        """Ask the training to save its state and end, as a scheduler would."""
+        if self._started[0].returncode is None:
+            self._started[0].send_signal(signal.SIGTERM)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self._asked.append(number)
+        if self._started and self._started[0].returncode is None:
+            self._started[0].send_signal(number)
 
 
-def _wait(process: subprocess.Popen[bytes], read: BinaryIO, on_line: Callable[[str], None]) -> tuple[int, int | None]:
-    """Wait for the end, handing on the lines; returns exit code and peak memory in bytes."""
+def _lines_until_end(
+    process: "subprocess.Popen[bytes]", read: BinaryIO
+) -> Generator[str, None, tuple[int, int | None]]:
+    """The lines that a process prints until it ends; returns exit code and peak memory in bytes."""
     rest = b""
     code: int | None = None
     peak: int | None = None
@@ -79,7 +99,7 @@ def _wait(process: subprocess.Popen[bytes], read: BinaryIO, on_line: Callable[[s
             code = process.poll()
         *lines, rest = (rest + read.read()).split(b"\n")
         for line in lines:
-            on_line(line.decode("utf-8", errors="replace"))
+            yield line.decode("utf-8", errors="replace")
     return code, peak
 
 

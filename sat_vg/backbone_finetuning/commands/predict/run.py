@@ -205,19 +205,18 @@ def _answers(
         return [Answer(each.path, error=str(why)) for each, why in zip(group, contents, strict=True)]
     images = torch.stack(pictures)
     probabilities = _probabilities(ensemble, precision, group, images, options.batch_size)
-    shares, indices = probabilities.topk(min(_top(model, options), model.num_classes))
-    if not shares.isfinite().all():
+    if not probabilities.isfinite().all():
         raise StoppedError("the model's probabilities are no numbers: its weights are broken; use another checkpoint")
     heats = None
     if options.overlays:
         normalised = precision.place_images(model.preprocessing.normalise(images.to(precision.device)))
-        heats = model.explain(normalised, indices[:, 0]).cpu()
+        heats = model.explain(normalised, probabilities.argmax(1)).cpu()
     answers, row = [], 0
     for place, (each, content) in enumerate(zip(group, contents, strict=True)):
         if isinstance(content, str):
             answers.append(Answer(each.path, error=content))
             continue
-        classes, overlay = _classes(model, shares[row], indices[row]), None
+        classes, overlay = likeliest(model, probabilities[row], options.top), None
         if heats is not None and options.overlays is not None:
             overlay = _overlay_path(options.overlays, number + place, each.path)
             _draw(overlay, model.preprocessing.pictures(images[row][None])[0], heats[row], each.path, classes)
@@ -227,13 +226,16 @@ def _answers(
     return answers
 
 
-def _top(model: FineTuneModel, options: PredictOptions) -> int:
-    """Largest number of classes to print for an image."""
-    return options.top or (model.num_classes if model.task == "multi_label" else _TOP)
+def likeliest(model: FineTuneModel, probabilities: Tensor, top: int | None = None) -> tuple[tuple[str, float], ...]:
+    """Names and probabilities of an image's likeliest classes; of several an image those above one half, or one.
 
-
-def _classes(model: FineTuneModel, shares: Tensor, indices: Tensor) -> tuple[tuple[str, float], ...]:
-    """Names and probabilities of the likeliest classes; of several an image those above one half, at least one."""
+    Args:
+        model: whose classes they are.
+        probabilities: ``[num_classes]``.
+        top: the most that are wanted; None: five, or of several classes an image all.
+    """
+    most = top or (model.num_classes if model.task == "multi_label" else _TOP)
+    shares, indices = probabilities.topk(min(most, model.num_classes))
     found = [
         (model.class_names[index], share) for index, share in zip(indices.tolist(), shares.tolist(), strict=True)
     ]

@@ -1,0 +1,147 @@
+"""What a request may cost: its size, its time, and how many there are at once; and clients that hang."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one server.
+
+    Attributes:
+        images: of a request.
+        body_bytes: of a request.
+        pixels: of an image.
+        requests: that are worked on at once.
+        seconds: in which a request must have arrived.
+    """
+
+    images: int
+    body_bytes: int
+    pixels: int
+    requests: int
+    seconds: float
+
+
+class RefusedRequest(Exception):
+    """A request that is answered with an error of the client.
+
+    Attributes:
+        status: HTTP's number.
+        reason: a sentence.
+    """
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+    def response(self) -> JSONResponse:
+        """The answer; after 408 and 413 the rest of the request is not waited for."""
+        headers = (
+            {"Connection": "close"} if self.status == 408 else {"Retry-After": "1"} if self.status == 503 else None
+        )
+        return JSONResponse({"error": self.reason}, self.status, headers)
+
+
+class LimitedRequests:
+    """Bounds the number of requests with a body, their size, and the time in which each must have arrived.
+
+    Args:
+        app: that answers them.
+        limits: of the server.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self._app, self._limits, self._running = app, limits, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; see ASGI."""
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._require_room(Headers(scope=scope).get("content-length", ""))
+        except RefusedRequest as refused:
+            await refused.response()(scope, receive, send)
+            return
+        self._running += 1
+        try:
+            await self._app(scope, self._bounded(receive), send)
+        finally:
+            self._running -= 1
+
+    def _require_room(self, length: str) -> None:
+        if self._running >= self._limits.requests:
+            raise RefusedRequest(503, f"{self._running} requests are being answered; try again in a second")
+        if length.isdigit() and int(length) > self._limits.body_bytes:
+            raise self._too_large()
+
+    def _too_large(self) -> RefusedRequest:
+        return RefusedRequest(413, f"the request is too large: {self._limits.body_bytes // 2**20} MiB at most")
+
+    def _bounded(self, receive: Receive) -> Receive:
+        received, end = 0, asyncio.get_running_loop().time() + self._limits.seconds
+
+        async def receive_bounded() -> Message:
+            nonlocal received
+            try:
+                left = max(0.0, end - asyncio.get_running_loop().time())
+                message = await asyncio.wait_for(receive(), left)
+            except asyncio.TimeoutError:
+                raise RefusedRequest(408, f"the request did not arrive within {self._limits.seconds:g} s") from None
+            received += len(message.get("body", b""))
+            if received > self._limits.body_bytes:
+                raise self._too_large()
+            return message
+
+        return receive_bounded
+
+
+class ImpatientProtocol(H11Protocol):
+    """HTTP of uvicorn that closes a connection on which no request is whole after ``seconds``.
+
+    uvicorn itself waits for ever for a head that does not come, and for the rest of a body that was answered already.
+    """
+
+    seconds = 30.0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """See ``asyncio.Protocol``."""
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """See ``asyncio.Protocol``."""
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See ``asyncio.Protocol``."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _watch(self) -> None:
+        if self._is_answering():
+            self._stop_timer()
+        elif self._timer is None:
+            self._timer = self.loop.call_later(self.seconds, self._hang_up)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _hang_up(self) -> None:
+        self._timer = None
+        if not self._is_answering():
+            self.transport.close()

@@ -1,0 +1,285 @@
+"""The trials of a search in an Optuna study on SQLite: which are there, which is next, and how each ended.
+
+Trial number n is a pure function of the seed, n, and the trials that had ended before, so a search that was killed
+goes on with the same trials. A process holds the lock of its trial's folder; where a trial is said to run and nobody
+holds its lock, its process died, and the next one takes it over.
+"""
+
+import sqlite3
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.exceptions import ExperimentalWarning, OptunaError, StorageInternalError
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from sat_vg.backbone_finetuning.commands.tune.search import Search
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
+from sat_vg.backbone_finetuning.utils.file_locks import alone_with
+from sat_vg.backbone_finetuning.utils.folder_lock import is_in_use, lock_folder
+from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed
+
+STORAGE, TRIALS = "study.db", "trials"
+_NAME, _IDENTITY, REASON, EPOCHS = "sat-vg tune", "identity", "reason", "epochs"
+_AT_RANDOM = 5  # trials before TPE chooses, and before one may be stopped early
+_WAIT_S = 60  # for another process that writes
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=ExperimentalWarning, module="optuna")
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """A trial as tables show it.
+
+    Attributes:
+        number: from 1.
+        state: ``done``, ``pruned``, ``failed``, ``running``.
+        values: by dimension.
+        score: its best epoch's measure; of a pruned one its last; None where it has none.
+        epochs: that it was trained, or has been so far.
+        reason: why it failed.
+    """
+
+    number: int
+    state: str
+    values: dict[str, Any]
+    score: float | None
+    epochs: int
+    reason: str | None
+
+
+class SearchStudy:
+    """The study of a search, in a folder that several processes share.
+
+    Args:
+        out: folder; made if need be.
+        search: what is searched.
+        identity: what must be the same for a search to go on, by name.
+        maximises: whether a larger measure is better.
+        first_epochs: epochs in which no trial is pruned; None: none ever is.
+
+    Raises:
+        ConfigError: the folder holds another search (what differs is named), or something else.
+        WriteError: it cannot be written to.
+    """
+
+    def __init__(
+        self, out: Path, search: Search, identity: Mapping[str, Any], maximises: bool, first_epochs: int | None
+    ) -> None:
+        self.out, self._search = out, search
+        pruner = (
+            optuna.pruners.NopPruner()
+            if first_epochs is None
+            else optuna.pruners.MedianPruner(n_startup_trials=_AT_RANDOM - 1, n_warmup_steps=first_epochs + 1)
+        )
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            with self._alone():
+                self._study = self._open(pruner, "maximize" if maximises else "minimize")
+                self._require_same(identity)
+                for values in search.combinations or ():
+                    self._study.enqueue_trial(values, skip_if_exists=True)
+        except OSError as error:
+            raise WriteError(
+                f"the folder {str(out)!r} cannot be written to ({error.strerror or error}); choose another --out"
+            ) from error
+
+    def _open(self, pruner: optuna.pruners.BasePruner, direction: Literal["minimize", "maximize"]) -> optuna.Study:
+        path = self.out / STORAGE
+        try:
+            storage = optuna.storages.RDBStorage(
+                "sqlite:///study.db",
+                engine_kwargs={"creator": lambda: sqlite3.connect(path, _WAIT_S, check_same_thread=False)},
+            )
+            others = [name for name in optuna.get_all_study_names(storage) if name != _NAME]
+            if others:
+                raise ConfigError(
+                    f"{str(path)!r} holds another study ({others[0]!r}), none of sat-vg tune; choose another --out"
+                )
+            return optuna.create_study(
+                storage=storage, pruner=pruner, study_name=_NAME, direction=direction, load_if_exists=True
+            )
+        except (OptunaError, SQLAlchemyError, sqlite3.Error, RuntimeError) as error:
+            raise ConfigError(
+                f"{str(path)!r} is no storage of a search that this version can read "
+                f"({str(error).splitlines()[0]}); choose another --out"
+            ) from error
+
+    def _require_same(self, identity: Mapping[str, Any]) -> None:
+        earlier = self._study.user_attrs.get(_IDENTITY)
+        if earlier is None and not self._study.get_trials(deepcopy=False):
+            self._study.set_user_attr(_IDENTITY, dict(identity))
+            return
+        if not isinstance(earlier, dict):
+            raise ConfigError(
+                f"{str(self.out / STORAGE)!r} holds a study that sat-vg tune did not begin; choose another --out"
+            )
+        names = [name for name in {**earlier, **identity} if earlier.get(name) != identity.get(name)]
+        if names:
+            differences = "".join(f"\n  {n}: was {earlier.get(n)!r}, now {identity.get(n)!r}" for n in names[:8])
+            raise ConfigError(
+                f"{str(self.out)!r} holds another search, of which its trials are:{differences}\nUse the same again "
+                "to go on, or another --out for this one"
+            )
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep the other processes of this search from choosing or ending a trial meanwhile."""
+        with alone_with(self.out / ".choosing.lock"):
+            yield
+
+    def folder_of(self, number: int) -> Path:
+        """The folder of a trial by its number."""
+        return self.out / TRIALS / f"{number:04d}"
+
+    @contextmanager
+    def next_trial(self, most: int) -> Iterator["RunningTrial | None"]:
+        """The next trial, locked against other processes: one whose process died, or a new one.
+
+        Args:
+            most: trials that are begun in all.
+
+        Yields:
+            None where none is left to be begun.
+        """
+        with ExitStack() as stack:
+            with self._alone():
+                trial = self._orphan() or self._new(most)
+                if trial is not None:
+                    stack.enter_context(lock_folder(self.folder_of(trial.number + 1), "choose another --out"))
+            yield None if trial is None else RunningTrial(self, self._study, trial, self._values_of(trial))
+
+    def _orphan(self) -> Trial | None:
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        left = [one for one in running if not is_in_use(self.folder_of(one.number + 1))]
+        return Trial(self._study, left[0]._trial_id) if left else None
+
+    def _new(self, most: int) -> Trial | None:
+        trials = self._study.get_trials(deepcopy=False)
+        waiting = sum(one.state == TrialState.WAITING for one in trials)
+        is_over = len(trials) - waiting >= most or (self._search.combinations is not None and not waiting)
+        return None if is_over else self._study.ask()
+
+    def _values_of(self, trial: Trial) -> dict[str, Any]:
+        """Let the trial choose what it has not chosen yet."""
+        seed = self._search.base.seed
+        for place, dimension in enumerate(self._search.dimensions):
+            # A generator for each choice: one that was killed between two of them goes on with the same.
+            own_seed = derive_seed(seed, Purpose.SEARCH, trial.number, place) % 2**32
+            self._study.sampler = optuna.samplers.TPESampler(
+                seed=own_seed, n_startup_trials=_AT_RANDOM, constant_liar=True
+            )
+            dimension.suggest(trial)
+        return dict(trial.params)
+
+    def rows(self) -> list[TrialRow]:
+        """The trials that were begun: those that are done, best first, then the others in their order."""
+        rows = [_row_of(one) for one in self._study.get_trials(deepcopy=False) if one.state != TrialState.WAITING]
+        sign = -1 if self._study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
+        return sorted(rows, key=lambda row: (row.state != "done", sign * _rank(row), row.number))
+
+    def importances(self) -> dict[str, float]:
+        """The share of each dimension in the differences between trials (PED-ANOVA; Watanabe et al., 2023).
+
+        Empty where fewer than two dimensions or five finished trials leave nothing to tell apart.
+        """
+        done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        names = [n for n in self._search.names if len({one.params[n] for one in done}) > 1]
+        if len(done) < _AT_RANDOM or len(names) < 2 or len({one.value for one in done}) < 2:
+            return {}
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        return optuna.importance.get_param_importances(self._study, evaluator=evaluator, params=names)
+
+
+@dataclass
+class RunningTrial:
+    """A trial that this process runs.
+
+    Attributes:
+        values: by dimension.
+    """
+
+    _search: SearchStudy
+    _study: optuna.Study
+    _trial: Trial
+    values: dict[str, Any]
+    _is_below: bool = False
+
+    @property
+    def number(self) -> int:
+        """From 1."""
+        return self._trial.number + 1
+
+    @property
+    def folder(self) -> Path:
+        """Of its files."""
+        return self._search.folder_of(self.number)
+
+    def is_below_median(self, scores: Mapping[int, float]) -> bool:
+        """Report epochs in their order, and whether the trial is to be stopped after one of them.
+
+        Args:
+            scores: by epoch, from 1.
+        """
+        known = {*self._study.get_trials(deepcopy=False)[self._trial.number].intermediate_values}
+        judged = max(known, default=0) - 1  # a process that was killed may not have judged its last one
+        for epoch in sorted(scores):
+            if self._is_below:  # what came after does not count
+                break
+            if epoch not in known:
+                self._trial.report(scores[epoch], epoch)
+            if epoch > judged:
+                self._is_below = self._trial.should_prune()
+        return self._is_below
+
+    def end(self, epochs: int, score: float | None = None, reason: str | None = None) -> None:
+        """Write down how it ended.
+
+        Args:
+            epochs: that it was trained.
+            score: of its best epoch; None where it was pruned or failed.
+            reason: why it failed; None where it was pruned.
+        """
+        self._trial.set_user_attr(EPOCHS, epochs)
+        if reason is not None:
+            self._trial.set_user_attr(REASON, reason)
+        state = TrialState.COMPLETE if score is not None else TrialState.FAIL if reason else TrialState.PRUNED
+        with self._search._alone():
+            self._study.tell(self._trial.number, score, state=state)
+
+
+@contextmanager
+def explaining_storage(out: Path) -> Iterator[None]:
+    """Turn errors of the storage into one that says what to do.
+
+    Raises:
+        WriteError: in place of those of Optuna and SQLite.
+    """
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError, sqlite3.Error) as error:
+        raise WriteError(
+            f"{str(out / STORAGE)!r} cannot be written to ({str(error).splitlines()[0]}): make room and run the same "
+            "command again, which goes on"
+        ) from error
+
+
+def _rank(row: TrialRow) -> float:
+    return row.score if row.state == "done" and row.score is not None else 0.0
+
+
+def _row_of(trial: FrozenTrial) -> TrialRow:
+    states = {TrialState.COMPLETE: "done", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+    return TrialRow(
+        number=trial.number + 1,
+        state=states.get(trial.state, "running"),
+        values={name: trial.params[name] for name in trial.params},
+        score=trial.value if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
+        epochs=trial.user_attrs.get(EPOCHS, len(trial.intermediate_values)),
+        reason=trial.user_attrs.get(REASON),
+    )
