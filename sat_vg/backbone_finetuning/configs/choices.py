@@ -51,6 +51,9 @@ AUGMENTATION_STEPS: dict[str, tuple[float, float]] = {
     "noise": (0.04, 0.5),  # share of the largest value; of other types than uint8: of a band's deviation
 }
 
+# What the classifier sees of a network that has a class token.
+Pool = Literal["default", "avg"]
+
 ExportFormat = Literal["torchvision", "detr", "safetensors", "onnx", "pt2"]
 ExportPart = Literal["classifier", "extractor"]
 

@@ -136,6 +136,9 @@ class FinetuneConfig(Settings):
     attention_dropout: Probability = 0.0
     """Probability of dropping a weight of attention in training (Vaswani et al., 2017): ViT, Swin, and timm's of that
     kind."""
+    pool: choices.Pool = "default"
+    """What the classifier sees. default: what the backbone was made for: the class token of a ViT, the average over
+    all places elsewhere. avg: the average of a ViT's patch tokens, torchvision's or timm's (Zhai et al., 2022)."""
 
     strategy: choices.Strategy | None = None
     """Which layers are trained when. full: all of them. linear_probe: the head alone. last_layers: the last stages.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageDataset
-from sat_vg.backbone_finetuning.models.attention import attention_on_grid
+from sat_vg.backbone_finetuning.models.attention import attention_blocks, attention_on_grid
 from sat_vg.backbone_finetuning.models.explain import attention_heat
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.precision import Precision
@@ -20,7 +20,7 @@ class Views:
     Attributes:
         image: resized and cropped, before normalisation.
         grad_cam: under the heat of the predicted class.
-        attention: under the attention of the last block's class token; None where the backbone is no ViT.
+        attention: under the attention of the last block; None where the backbone is no ViT.
     """
 
     image: np.ndarray
@@ -61,9 +61,9 @@ def look_at(model: FineTuneModel, dataset: ImageDataset, place: int, predicted: 
     normalised = precision.place_images(model.preprocessing.normalise(pixels[None].to(precision.device)))
     heat = model.explain(normalised, classes=predicted)[0]
     attention = None
-    if model.row.family.name == "ViT":
+    if attention_blocks(model.network, model.row, model.stages):
         with torch.no_grad():
-            weights, grid = attention_on_grid(model.network, model.row, model.stages, normalised, -1)
-            attended = attention_heat(weights, grid)[0]
+            found = attention_on_grid(model.network, model.row, model.stages, normalised, -1)
+            attended = attention_heat(*found)[0]
         attention = lay_over(image, attended.cpu().numpy())
     return Views(image, lay_over(image, heat.cpu().numpy()), attention)

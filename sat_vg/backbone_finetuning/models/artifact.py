@@ -13,6 +13,7 @@ import torchvision
 from torch import Tensor
 
 import sat_vg
+from sat_vg.backbone_finetuning.configs.choices import Pool
 from sat_vg.backbone_finetuning.models.networks.table import BACKBONES
 from sat_vg.backbone_finetuning.models.probabilities import TaskName
 from sat_vg.backbone_finetuning.models.staged_classifier import Model, StagedClassifier
@@ -51,6 +52,7 @@ class Artifact:
         versions: versions of the libraries that wrote the file.
         temperature: divisor of the logits where probabilities are wanted.
         task: ``single_label`` or ``multi_label``.
+        pool: what the classifier sees, as in ``BackboneRow``.
     """
 
     backbone: str
@@ -63,6 +65,7 @@ class Artifact:
     versions: dict[str, str] = field(default_factory=dict)
     temperature: float = 1.0
     task: TaskName = "single_label"
+    pool: Pool = "default"
 
 
 def current_versions() -> dict[str, str]:
@@ -92,6 +95,7 @@ def write_artifact(path: Path, artifact: Artifact) -> None:
             "dropout": artifact.dropout,
             "temperature": artifact.temperature,
             "task": artifact.task,
+            "pool": artifact.pool,
             "config": artifact.config,
             "metrics": artifact.metrics,
             "versions": current_versions(),
@@ -129,11 +133,13 @@ def read_artifact(path: Path) -> Artifact:
         )
     temperature = content.get("temperature", 1.0)  # files from before calibration have none
     task = content.get("task", "single_label")  # files from before several classes an image have none
-    if task not in get_args(TaskName):
-        raise CheckpointError(
-            f"{str(path)!r} has the task {task!r}, and this sat_vg {sat_vg.__version__} knows "
-            f"{' and '.join(get_args(TaskName))}: it is altered, or of a newer version"
-        )
+    pool = content.get("pool", "default")  # files from before pool was a choice have none
+    for name, value, known in (("task", task, get_args(TaskName)), ("pool", pool, get_args(Pool))):
+        if value not in known:
+            raise CheckpointError(
+                f"{str(path)!r} has the {name} {value!r}, and this sat_vg {sat_vg.__version__} knows "
+                f"{' and '.join(known)}: it is altered, or of a newer version"
+            )
     class_names = content["class_names"]
     are_names = class_names and all(isinstance(name, str) for name in class_names)
     are_named_tensors = all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content["state_dict"].items())
@@ -150,6 +156,7 @@ def read_artifact(path: Path) -> Artifact:
         class_names=tuple(class_names),
         temperature=float(temperature),
         task=task,
+        pool=pool,
         **{name: content[name] for name in ("backbone", "state_dict", "dropout", "config", "metrics", "versions")},
     )
 
@@ -166,6 +173,7 @@ def artifact_of(model: StagedClassifier, config: Mapping[str, Any], metrics: Map
         metrics=dict(metrics),
         temperature=model.temperature,
         task=model.task,
+        pool=model.row.pool,
     )
 
 
@@ -229,4 +237,5 @@ def safetensors_metadata_of(model: StagedClassifier) -> dict[str, str]:
         "class_names": json.dumps(model.class_names),
         "preprocessing": json.dumps(model.preprocessing.to_dict()),
         "task": model.task,
+        "pool": model.row.pool,
     }

@@ -1,7 +1,8 @@
-"""Attention: maps of torchvision's ViT, and dropout in training."""
+"""Attention: maps of ViT, torchvision's and timm's, and dropout in training."""
 
+import importlib
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,22 @@ def set_attention_dropout(network: nn.Module, probability: float) -> bool:
     return found
 
 
+class AttentionOnGrid(NamedTuple):
+    """Attention weights of one block.
+
+    Attributes:
+        weights: ``[B, heads, tokens, tokens]``, as the block applies them.
+        grid: height and width of the map that the patches form.
+        num_prefix_tokens: tokens before the patches: the class token, and what some networks of timm have beside it.
+        of_class_token: whether the classifier sees the class token, which is token 0, and not an average.
+    """
+
+    weights: Tensor
+    grid: tuple[int, int]
+    num_prefix_tokens: int
+    of_class_token: bool
+
+
 def attention_maps(
     network: nn.Module, row: BackboneRow, stages: Sequence[Stage], images: Tensor, layer_idx: int
 ) -> Tensor:
@@ -46,25 +63,36 @@ def attention_maps(
     They are computed once more, since the fused attention of a forward pass never holds them. ``network`` may be any
     module with the backbone's children, such as a feature extractor.
     """
-    return attention_on_grid(network, row, stages, images, layer_idx)[0]
+    return attention_on_grid(network, row, stages, images, layer_idx).weights
+
+
+def attention_blocks(network: nn.Module, row: BackboneRow, stages: Sequence[Stage]) -> list[int]:
+    """The positions of the stages that have attention over the whole image; none where the network is no ViT."""
+    members = [find_member(network, stage.members[0]) for stage in stages]
+    if row.family.name == "ViT":
+        return [place for place, member in enumerate(members) if isinstance(member, EncoderBlock)]
+    trunk: Any = getattr(network, "trunk", None)
+    if trunk is None or trunk.cut.kind != "vit":
+        return []
+    attention = importlib.import_module("timm.models.vision_transformer").Attention
+    return [place for place, member in enumerate(members) if isinstance(getattr(member, "attn", None), attention)]
 
 
 @torch.no_grad()
 def attention_on_grid(
     network: nn.Module, row: BackboneRow, stages: Sequence[Stage], images: Tensor, layer_idx: int
-) -> tuple[Tensor, tuple[int, int]]:
-    """``attention_maps``, and the height and width of the map that the patches form.
+) -> AttentionOnGrid:
+    """``attention_maps``, and what is needed to draw them.
 
     Raises:
         ConfigError: as ``attention_maps``.
     """
-    first_members = (find_member(network, stage.members[0]) for stage in stages)
-    blocks = [position for position, member in enumerate(first_members) if isinstance(member, EncoderBlock)]
+    blocks = attention_blocks(network, row, stages)
     if not blocks:
         with_attention = ", ".join(name for name, other in BACKBONES.items() if other.family.name == "ViT")
         reason = "attends within windows only" if "swin" in row.name else "has no attention that could be shown"
         raise ConfigError(
-            f"get_attention_maps: {row.name} {reason}; these have maps of the whole image: {with_attention}. "
+            f"get_attention_maps: {row.name} {reason}; these have maps of the whole image: {with_attention}, and timm's ViTs. "
             "Grad-CAM (explain) is for every backbone"
         )
     if not -len(blocks) <= layer_idx < len(blocks):
@@ -72,16 +100,37 @@ def attention_on_grid(
             f"layer_idx = {layer_idx}: {row.name} has blocks 0 to {len(blocks) - 1}, or -1 for the last"
         )
     position = blocks[layer_idx]
-    block = find_member(network, stages[position].members[0])
+    block, trunk = find_member(network, stages[position].members[0]), getattr(network, "trunk", None)
     with in_eval_mode(network):
         tokens = images
         for stage in stages[:position]:
             tokens = stage.run(network, tokens)
         grid = row.family.to_map(network, tokens, (images.shape[-2], images.shape[-1])).shape[-2:]
-        _refuse_too_large(row.name, (len(images), block.self_attention.num_heads, tokens.shape[1]), tokens)
-        normed = block.ln_1(tokens)
-        _, weights = block.self_attention(normed, normed, normed, need_weights=True, average_attn_weights=False)
-    return cast(Tensor, weights), (grid[0], grid[1])
+        layer = block.self_attention if trunk is None else block.attn
+        _refuse_too_large(row.name, (len(images), layer.num_heads, tokens.shape[1]), tokens)
+        weights = _weights(block, tokens) if trunk is None else _weights_of_timm(block, tokens)
+    takes_token = row.pool == "default" and (trunk is None or trunk.global_pool == "token")
+    return AttentionOnGrid(weights, (grid[0], grid[1]), tokens.shape[1] - grid[0] * grid[1], takes_token)
+
+
+def _weights(block: Any, tokens: Tensor) -> Tensor:
+    """The attention weights of one of torchvision's blocks on its input."""
+    normed = block.ln_1(tokens)
+    _, weights = block.self_attention(normed, normed, normed, need_weights=True, average_attn_weights=False)
+    return cast(Tensor, weights)
+
+
+def _weights_of_timm(block: Any, tokens: Tensor) -> Tensor:
+    """Those of one of timm's, which are what its dropout gets where the attention is not fused."""
+    attention, seen = block.attn, []
+    was_fused, attention.fused_attn = attention.fused_attn, False
+    handle = attention.attn_drop.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    try:
+        block(tokens)
+    finally:
+        handle.remove()
+        attention.fused_attn = was_fused
+    return cast(Tensor, seen[0])
 
 
 def _refuse_too_large(name: str, shape: tuple[int, int, int], tokens: Tensor) -> None:

@@ -50,12 +50,16 @@ def grad_cam(
     return heat.to(images.device)
 
 
-def attention_heat(weights: Tensor, grid: tuple[int, int]) -> Tensor:
-    """What the class token attends to in one block, as the mean over the heads.
+def attention_heat(
+    weights: Tensor, grid: tuple[int, int], num_prefix_tokens: int = 1, of_class_token: bool = True
+) -> Tensor:
+    """What the class token, or else the average patch, attends to in one block, as the mean over the heads.
 
     Args:
-        weights: ``[B, heads, tokens, tokens]``, of ``attention_maps``; token 0 is the class token.
-        grid: height and width of the map that the other tokens form.
+        weights: ``[B, heads, tokens, tokens]``, of ``attention_maps``.
+        grid: height and width of the map that the patches form.
+        num_prefix_tokens: tokens before the patches.
+        of_class_token: whether token 0 is the class token that the classifier sees.
 
     Returns:
         Heat ``[B, height, width]``, float32; the least attended place of each image is 0 and the most attended 1, or
@@ -64,13 +68,14 @@ def attention_heat(weights: Tensor, grid: tuple[int, int]) -> Tensor:
     Raises:
         ConfigError: the tokens do not form this grid.
     """
-    num_tokens = 1 + grid[0] * grid[1]
+    num_tokens = num_prefix_tokens + grid[0] * grid[1]
     if weights.ndim != 4 or tuple(weights.shape[2:]) != (num_tokens, num_tokens):
         raise ConfigError(
-            f"weights of shape {list(weights.shape)} with grid = {grid}: with the class token these make "
-            f"{num_tokens} tokens, so the shape must be [B, heads, {num_tokens}, {num_tokens}]"
+            f"weights of shape {list(weights.shape)} with grid = {grid}: with {num_prefix_tokens} before the patches "
+            f"these make {num_tokens} tokens, so the shape must be [B, heads, {num_tokens}, {num_tokens}]"
         )
-    received = weights[:, :, 0, 1:].float().mean(1)
+    readers = slice(1) if of_class_token else slice(num_prefix_tokens, None)
+    received = weights[:, :, readers, num_prefix_tokens:].float().mean((1, 2))
     lowest, highest = received.amin(1, keepdim=True), received.amax(1, keepdim=True)
     contrast = highest - lowest
     is_flat = contrast <= _SMALLEST_CONTRAST * highest
@@ -103,8 +108,7 @@ def save_explanation(
         picked = None
         block = -1 if layer_idx is None else layer_idx
         inputs = _as_the_model(model, normalised)
-        weights, grid = attention_on_grid(model.network, model.row, model.stages, inputs, block)
-        heat = attention_heat(weights, grid)
+        heat = attention_heat(*attention_on_grid(model.network, model.row, model.stages, inputs, block))
         heading = f"{model.backbone}: attention of {'the last block' if block == -1 else f'block {block}'}"
     titles = _titles(model, normalised, picked)
     # Here and not above: a model is built and loaded without matplotlib.

@@ -14,7 +14,7 @@ _TIMM_KINDS = {
     ("efficientnet",): "EfficientNet",
 }
 _KEYS = ("architecture", "num_classes", "pretrained", "freeze_layers", "dropout", "weights", "image_size")
-_VIT_KEYS = (*_KEYS, "attention_dropout")
+_VIT_KEYS = (*_KEYS, "attention_dropout", "pool")
 
 
 def create_resnet(settings: Mapping[str, Any]) -> FineTuneModel:
@@ -32,7 +32,7 @@ def create_resnet(settings: Mapping[str, Any]) -> FineTuneModel:
 
 
 def create_vit(settings: Mapping[str, Any]) -> FineTuneModel:
-    """A vision transformer from a dictionary; keys as in ``create_resnet``, and ``attention_dropout``."""
+    """A vision transformer from a dictionary; keys as in ``create_resnet``, ``attention_dropout`` and ``pool``."""
     return _create("ViT", _VIT_KEYS, **settings)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
+from sat_vg.backbone_finetuning.configs.choices import Pool
 from sat_vg.backbone_finetuning.models.artifact import (
     artifact_of,
     model_of,
@@ -24,7 +25,7 @@ from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
 from sat_vg.backbone_finetuning.models.freezing import choose_trainable
 from sat_vg.backbone_finetuning.models.image_batches import require_normalised
 from sat_vg.backbone_finetuning.models.input_bands import choose_bands, take_bands
-from sat_vg.backbone_finetuning.models.networks.table import build_network, find_backbone, usual_size
+from sat_vg.backbone_finetuning.models.networks.table import build_network, find_backbone, usual_size, with_pool
 from sat_vg.backbone_finetuning.models.probabilities import PROBABILITIES, TaskName
 from sat_vg.backbone_finetuning.models.staged_classifier import StagedClassifier
 from sat_vg.backbone_finetuning.models.weights import StartRequest, load_initial_weights
@@ -59,6 +60,8 @@ class FineTuneModel(StagedClassifier):
             not red, green, blue. RGB weights are inflated for them (see ``input_bands.inflate_rgb``).
         task: ``single_label``: an image has one class; ``multi_label``: any number of them.
         attention_dropout: probability of dropping a weight of attention in training; for ViT and Swin.
+        pool: what the classifier sees: ``default``, or ``avg``, a ViT's averaged patch tokens instead of its class
+            token (Zhai et al., 2022).
         allow_missing: the file in ``weights`` may lack a part of the backbone, which then starts at random.
 
     Attributes:
@@ -93,6 +96,7 @@ class FineTuneModel(StagedClassifier):
         bands: Sequence[str] | None = None,
         task: TaskName = "single_label",
         attention_dropout: float = 0.0,
+        pool: Pool = "default",
         allow_missing: bool = False,
     ) -> None:
         if class_names is not None and len(class_names) != num_classes:
@@ -102,6 +106,7 @@ class FineTuneModel(StagedClassifier):
         row = find_backbone(backbone)
         image_size = image_size or usual_size(row, weights)
         network = build_network(row, num_classes, image_size, seed)
+        row = with_pool(row, network, pool)
         if not 0 <= attention_dropout < 1:
             raise ConfigError(f"attention_dropout = {attention_dropout}: must be from 0 up to but not including 1")
         if attention_dropout and not set_attention_dropout(network, attention_dropout):
@@ -148,7 +153,7 @@ class FineTuneModel(StagedClassifier):
         return predict(self, images, batch_size)
 
     def get_attention_maps(self, images: Tensor, layer_idx: int = -1) -> Tensor:
-        """Attention of one block of a ViT (Dosovitskiy et al., 2021).
+        """Attention of one block of a ViT (Dosovitskiy et al., 2021), torchvision's or timm's.
 
         Args:
             images: ``[B, C, H, W]``, normalised.
@@ -156,7 +161,7 @@ class FineTuneModel(StagedClassifier):
 
         Returns:
             ``[B, heads, tokens, tokens]``: row i holds how much token i takes from each token and sums to 1. Token 0
-            is the class token.
+            is the class token; some of timm's networks have none, or more tokens before the patches.
 
         Raises:
             ConfigError: the backbone is no ViT, or has no such block, the images are no normalised batch, or the
@@ -291,6 +296,7 @@ class FineTuneModel(StagedClassifier):
             class_names=artifact.class_names,
             bands=artifact.preprocessing.bands,
             task=artifact.task,
+            pool=artifact.pool,
         )
         model = model_of(artifact, build, path)
         model.weights_report = f"weights: {path}"

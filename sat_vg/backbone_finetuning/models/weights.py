@@ -251,9 +251,11 @@ def _with_head(
         return chosen, ()
     theirs, ours = ([unicodedata.normalize("NFC", one) for one in given] for given in (names, request.class_names))
     head, own = new_layers(network, row.family), network.state_dict()
-    task = file.facts.get("task", "single_label")
+    task, pool = file.facts.get("task", "single_label"), file.facts.get("pool", "default")
     if task != request.task:
         note = f"the head is new: that of the file is for {task}, and the images are {request.task}"
+    elif pool != row.pool:
+        note = f"the head is new: that of the file is for pool = {pool}, and pool = {row.pool} here"
     elif set(theirs) != set(ours) or len(set(theirs)) < len(theirs):
         note = f"the head is new: {len(set(theirs) & set(ours))} of the {len(ours)} classes are in the file"
     elif not all(name in chosen.tensors and chosen.tensors[name].shape == own[name].shape for name in head):

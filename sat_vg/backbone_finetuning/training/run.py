@@ -267,6 +267,7 @@ def build_model(config: FinetuneConfig, splits: Splits, earlier: EarlierRun | No
         freeze_layers=config.num_frozen_stages,
         bands=None if chosen is None else chosen.names,
         attention_dropout=config.attention_dropout,
+        pool=config.pool,
         allow_missing=config.allow_missing,
     )
     for warning in () if chosen is None else chosen.warnings:

@@ -3,6 +3,7 @@ import torch
 
 from sat_vg.backbone_finetuning.models import attention
 from sat_vg.backbone_finetuning.models.attention import attention_maps, attention_on_grid
+from sat_vg.backbone_finetuning.models.explain import attention_heat
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
@@ -24,7 +25,7 @@ def test_the_weights_on_the_values_are_what_the_block_adds(vit):
     with torch.no_grad():
         vit.eval()(images)
     handle.remove()
-    maps, grid = attention_on_grid(vit.network, vit.row, vit.stages, images, 7)
+    maps, grid, *_ = attention_on_grid(vit.network, vit.row, vit.stages, images, 7)
     assert grid == (2, 3)
     assert maps.shape == (2, 12, 7, 7)
     torch.testing.assert_close(maps.sum(-1), torch.ones(2, 12, 7))
@@ -95,6 +96,46 @@ def test_attention_drops_weights_in_training_alone(backbone):
                     module.p = 0.0
         assert torch.equal(plain.run_stages(images), plain.run_stages(images))
         assert not torch.equal(dropping.run_stages(images), dropping.run_stages(images))
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("vit_tiny_patch16_224", 1), ("deit_tiny_distilled_patch16_224", 2)])
+def test_timms_attention_is_what_its_block_applies(name, prefix):
+    pytest.importorskip("timm")
+    model = FineTuneModel(f"timm:{name}", 3, pretrained=False, image_size=64)
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+    layer, seen = model.network.trunk.blocks[7].attn, []
+    handle = layer.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    with torch.no_grad():
+        model.eval()(images)
+        handle.remove()
+        ((tokens, output),) = seen
+        maps, grid, num_prefix_tokens, of_class_token = attention_on_grid(
+            model.network, model.row, model.stages, images, 7
+        )
+        values = layer.qkv(tokens).unflatten(2, (3, 3, -1))[:, :, 2].transpose(1, 2)
+        joined = (maps @ values).transpose(1, 2).flatten(2)
+        torch.testing.assert_close(layer.proj(joined), output, rtol=1e-4, atol=1e-5)
+    assert (grid, num_prefix_tokens, of_class_token) == ((4, 6), prefix, True)
+    torch.testing.assert_close(maps.sum(-1), torch.ones(2, 3, 24 + prefix))
+    assert layer.fused_attn and not layer.attn_drop._forward_hooks
+    extractor = model.get_feature_extractor()
+    assert torch.equal(attention_maps(extractor, model.row, model.stages, images, 7), maps)
+    with pytest.raises(ConfigError, match=rf"layer_idx = 12: timm:{name} has blocks 0 to 11"):
+        maps_of(model, images, 12)
+
+
+def test_attention_is_drawn_of_what_the_classifier_sees():
+    weights = torch.rand(1, 2, 7, 7)
+    token = attention_heat(weights, (2, 3))
+    assert token.argmax() == weights[0, :, 0, 1:].mean(0).argmax()
+    patches = attention_heat(weights, (2, 3), 1, False)
+    assert patches.argmax() == weights[0, :, 1:, 1:].mean((0, 1)).argmax()
+    model = FineTuneModel("vit_b_32", 3, pretrained=False, image_size=64, pool="avg")
+    assert not attention_on_grid(model.network, model.row, model.stages, torch.randn(1, 3, 64, 64), 0).of_class_token
+    pytest.importorskip("timm")
+    plain = FineTuneModel("timm:pvt_v2_b0", 3, pretrained=False, image_size=64)
+    with pytest.raises(ConfigError, match="pvt_v2_b0 has no attention that could be shown"):
+        maps_of(plain, torch.randn(1, 3, 64, 64), -1)
 
 
 def test_a_timm_transformer_drops_weights_too():

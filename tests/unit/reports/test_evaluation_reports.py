@@ -79,7 +79,7 @@ def test_the_page_takes_nothing_from_elsewhere_and_nothing_for_markup():
     assert "<i>" not in page
     assert page.count("data:image/jpeg;base64,") == 3
     assert page.count("data:image/svg+xml;base64,") == 2
-    assert "attention of the class token" in page
+    assert "attention of the last block" in page
     assert "script-src" not in page
     assert "default-src 'none'" in page
 

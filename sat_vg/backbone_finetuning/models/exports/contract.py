@@ -84,6 +84,7 @@ def describe(model: FineTuneModel, contract: Contract) -> str:
             "class_names": list(model.class_names),
             "temperature": model.temperature,
             "task": model.task,
+            "pool": model.row.pool,
             "preprocessing": model.preprocessing.to_dict(),
         }
     )

@@ -122,7 +122,7 @@ def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
 def _outputs(model: FineTuneModel, contract: Contract) -> dict[str, Any]:
     """What the file gives."""
     outputs: dict[str, Any] = {"kind": OUTPUT_KINDS[contract.part], "names": list(contract.outputs)}
-    outputs |= {"temperature": model.temperature, "task": model.task}
+    outputs |= {"temperature": model.temperature, "task": model.task, "pool": model.row.pool}
     if contract.part == "extractor":
         extractor = model.get_feature_extractor(out_names=contract.outputs)
         outputs |= {"channels": list(extractor.channels), "strides": list(extractor.strides)}

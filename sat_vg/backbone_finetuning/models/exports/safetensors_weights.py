@@ -46,7 +46,8 @@ def read(path: Path, model: FineTuneModel) -> LoadedExport:
     """
     state = load_tensors(path)
     metadata = safetensors_metadata(path) if is_safetensors(path) else {}
-    facts = {name: value for name, value in safetensors_metadata_of(model).items() if name != "task"}
+    facts = safetensors_metadata_of(model)
+    facts = {name: facts[name] for name in ("backbone", "class_names", "preprocessing")}  # older files hold no more
     differing = [name for name, value in facts.items() if metadata.get(name) != value]
     if differing:
         raise CheckpointError(
@@ -60,12 +61,13 @@ def read(path: Path, model: FineTuneModel) -> LoadedExport:
 def usage(model: FineTuneModel, contract: Contract, name: str) -> str:
     """How the file is used."""
     pixels = model.preprocessing
+    pool = "" if model.row.pool == "default" else f", pool={model.row.pool!r}"
     bands = "" if pixels.bands == RGB else f", bands={pixels.bands!r}"
     return (
         "import torch\nfrom safetensors.torch import load_file\nfrom torchvision.transforms import v2\n\n"
         "from sat_vg.backbone_finetuning import FineTuneModel\n\n"
         f"model = FineTuneModel({model.backbone!r}, {model.num_classes}, pretrained=False, "
-        f"image_size={pixels.image_size}{bands})\n"
+        f"image_size={pixels.image_size}{bands}{pool})\n"
         f"model.network.load_state_dict(load_file({name!r}))  # under torchvision's names, the classifier included\n"
         "model.eval()\n"
         f"{prepare_lines(pixels, contract)}\n"

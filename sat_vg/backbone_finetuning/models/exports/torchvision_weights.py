@@ -58,6 +58,11 @@ def _require_known(model: FineTuneModel) -> None:
             f"bands = {', '.join(model.preprocessing.bands)}: torchvision's networks take red, green, blue; use "
             "--format safetensors, onnx or pt2"
         )
+    if model.row.pool != "default":
+        raise ConfigError(
+            f"pool = {model.row.pool!r}: torchvision's {model.backbone} classifies by its class token; use --format "
+            "safetensors, onnx or pt2"
+        )
 
 
 def _contract(model: FineTuneModel, with_head: bool) -> Contract:

@@ -4,11 +4,13 @@ import difflib
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import get_args
 
 import torch
 from torch import nn
 
+from sat_vg.backbone_finetuning.configs.choices import Pool
 from sat_vg.backbone_finetuning.models.networks.families import convolutional, transformers
 from sat_vg.backbone_finetuning.models.networks.families.family import AuxiliaryHead, Family
 from sat_vg.backbone_finetuning.models.networks.families.timm_networks import PREFIX as TIMM_PREFIX
@@ -25,11 +27,13 @@ class BackboneRow:
 
     Attributes:
         name: torchvision's name, ``custom_cnn``, or ``timm:`` and timm's name.
-        family: description of how it is cut into stages.
+        family: description of how it is cut into stages, and how its last output is pooled.
+        pool: ``default``, or ``avg`` where the family's own way was replaced.
     """
 
     name: str
     family: Family
+    pool: Pool = "default"
 
 
 _NAMES: tuple[tuple[Family, str], ...] = (
@@ -133,6 +137,25 @@ def build_network(row: BackboneRow, num_classes: int, image_size: int, seed: int
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, Purpose.INITIALISATION))
         return row.family.new_network(row.name, num_classes, image_size)
+
+
+def with_pool(row: BackboneRow, network: nn.Module, pool: Pool) -> BackboneRow:
+    """The row with what the classifier sees as ``pool`` says; ``network`` was built from it.
+
+    Raises:
+        ConfigError: there is no such pooling, or the network has no class token that it could replace.
+    """
+    if pool not in get_args(Pool):
+        raise ConfigError(f"pool = {pool!r}: must be {' or '.join(get_args(Pool))}")
+    if pool == "default":
+        return row
+    average = row.family.patch_average(network)
+    if average is None:
+        raise ConfigError(
+            f"pool = {pool!r}: {row.name} does not classify by a class token that an average could replace; leave it "
+            "out, or take a backbone such as vit_b_16"
+        )
+    return replace(row, family=replace(row.family, pool=average), pool=pool)
 
 
 def usual_size(row: BackboneRow, weights: str | None = None) -> int:

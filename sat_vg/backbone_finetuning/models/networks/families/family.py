@@ -12,6 +12,8 @@ from torchvision import models
 from sat_vg.backbone_finetuning.models.stages import Stage, find_member
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
+PoolFunction = Callable[[nn.Module, Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class AuxiliaryHead:
@@ -52,6 +54,10 @@ def _no_options(image_size: int) -> dict[str, Any]:
 
 def _none(network: nn.Module) -> Collection[str]:
     return ()
+
+
+def _no_class_token(network: nn.Module) -> PoolFunction | None:
+    return None
 
 
 def _unchanged(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -143,11 +149,13 @@ class Family:
         no_weight_decay: ``network ->`` full names of the parameters that weight decay must leave alone besides biases
             and the vectors of norms: position embeddings, class tokens, scales.
         adapt_weights: ``(network, weights under their publisher's names) -> weights under the network's names``.
+        patch_average: ``network ->`` a ``pool`` that averages its patch tokens, for networks that pool by a class
+            token; None: it does not.
     """
 
     name: str
     stages: Callable[[nn.Module], tuple[Stage, ...]]
-    pool: Callable[[nn.Module, Tensor], Tensor]
+    pool: PoolFunction
     classifier: str
     to_map: Callable[[nn.Module, Tensor, tuple[int, int]], Tensor] = _output_is_map
     size_divisibility: Callable[[nn.Module], int] = _one
@@ -166,6 +174,7 @@ class Family:
     why_traced_at_one_size: str | None = None
     no_weight_decay: Callable[[nn.Module], Collection[str]] = _none
     adapt_weights: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]] = _unchanged
+    patch_average: Callable[[nn.Module], PoolFunction | None] = _no_class_token
 
     def new_network(self, name: str, num_classes: int, image_size: int) -> nn.Module:
         """The network with random weights.
@@ -207,6 +216,11 @@ def adaptive_average(network: nn.Module, features: Tensor) -> Tensor:
 def mean_over_places(network: nn.Module, features: Tensor) -> Tensor:
     """``[B, C, h, w] → [B, C]``."""
     return features.mean([2, 3])
+
+
+def mean_of_patches(num_prefix_tokens: int, network: nn.Module, tokens: Tensor) -> Tensor:
+    """``[B, tokens, D] → [B, D]``, without the first tokens, which have no place in the image."""
+    return tokens[:, num_prefix_tokens:].mean(1)
 
 
 def pooled_already(network: nn.Module, vector: Tensor) -> Tensor:

@@ -18,7 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sat_vg.backbone_finetuning.models.networks.families.family import Family, PublishedWeights, require_multiple
+from sat_vg.backbone_finetuning.models.networks.families.family import (
+    Family,
+    PoolFunction,
+    PublishedWeights,
+    mean_of_patches,
+    require_multiple,
+)
 from sat_vg.backbone_finetuning.models.networks.families.timm_cutting import (
     REFUSALS,
     SMALLEST,
@@ -166,6 +172,16 @@ def _pool(network: nn.Module, features: Tensor) -> Tensor:
     return features if _measured("has_neck", network) else run_neck(network, features)
 
 
+def _patch_average(network: nn.Module) -> PoolFunction | None:
+    """Of networks that take the class token of their last output as it is."""
+    trunk: Any = network.trunk
+    last = trunk.cut.layouts[-1]
+    takes_token = getattr(trunk, "global_pool", None) == "token" and not trunk.cut.has_neck
+    if not takes_token or last.kind != "tokens" or not last.num_prefix_tokens:
+        return None
+    return partial(mean_of_patches, last.num_prefix_tokens)
+
+
 def _to_map(network: nn.Module, output: Tensor, image_hw: tuple[int, int]) -> Tensor:
     return read_map(network.trunk.cut, output, image_hw)  # type: ignore[union-attr,arg-type]
 
@@ -268,4 +284,5 @@ _TIMM = Family(
     why_traced_at_one_size="networks of timm are traced at one size",
     no_weight_decay=_no_weight_decay,
     adapt_weights=_adapt_weights,
+    patch_average=_patch_average,
 )
