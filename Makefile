@@ -43,7 +43,7 @@ every-test: $(VENV)/.installed-dev
 
 # Files that build large networks, or take 4 seconds of a core and more; `make test` runs them.
 LARGE := $(patsubst %,--ignore=tests/unit/%.py,$(addprefix models/test_,adapters attention dilation explain \
-	finetune_model image_batches input_bands weight_files weights) $(addprefix data/test_,decoded_cache duplicates \
+	finetune_model image_batches pooling input_bands weight_files weights) $(addprefix data/test_,decoded_cache duplicates \
 	named_datasets scenes shards shard_sources) evaluation/test_costs training/test_batch_sources reports/test_comparison_report)
 
 fast-tests: $(VENV)/.installed-dev

@@ -79,6 +79,15 @@ RUN_BY = {
     },
     "sat-vg serve CKPT/best_model.pt --port 8000": "test_serve.py",
     "sat-vg export CKPT/best_model.pt --format onnx --out model.onnx --with_normalisation true": "test_serve.py",
+    **dict.fromkeys(
+        (
+            "sat-vg train --dataset_path DIR --backbone mobilenet_v2 --strategy linear_probe --name first",
+            "sat-vg evaluate runs/first --out evaluation",
+            "sat-vg predict runs/first DIR --top 1",
+            "sat-vg export runs/first --format onnx --part extractor --out maps.onnx",
+        ),
+        "test_first_hour.py",
+    ),
     "make test": "the run of this very test",
     "sat-vg train --dataset_path DIR --backbone resnet50 --name first": "test_first_hour.py",
     "sat-vg runs": "test_first_hour.py",

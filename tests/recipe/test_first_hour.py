@@ -175,6 +175,43 @@ def test_a_name_that_is_taken_is_numbered_and_a_stopped_run_goes_on(images, tmp_
     assert code == 2 and "name = 'a/b': must be a name for a folder, without slashes" in err
 
 
+def darker(image):
+    return (image * (0.2 + 0.8 * torch.rand(()))).to(image.dtype)
+
+
+def test_a_transform_of_ones_own(images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {**SMALL, "dataset_path": images, "use_augmentation": False, "num_epochs": 1}
+    losses = {}
+    for name, workers in (("none", 0), ("one", 0), ("workers", 2)):
+        config = FinetuneConfig(**{**settings, "num_workers": workers}, name=name)
+        result = finetune(config, None if name == "none" else darker)
+        losses[name] = result.history[0]["train_loss"]
+    assert losses["one"] == losses["workers"] != losses["none"]
+    folders = {"checkpoint_dir": "runs/one/checkpoints", "log_dir": "runs/one/logs"}
+    again = finetune(FinetuneConfig(**settings, **folders), darker)  # it has finished
+    assert again.metrics == FineTuneModel.load_checkpoint(again.best_model).provenance["metrics"]
+    for other in (None, lambda image: image):
+        with pytest.raises(CheckpointError, match="the transform given to finetune"):
+            finetune(FinetuneConfig(**settings, **folders), other)
+    with pytest.raises(UserError, match=r"transform gave torch.float32 \[3, 32, 32\] for an image torch.uint8"):
+        finetune(FinetuneConfig(**settings, name="wrong"), lambda image: image / 2)
+
+
+def test_the_tour_of_the_readme(images, command, tmp_path):
+    """Its commands one after the other, on a small network."""
+    tour = (REPOSITORY / "README.md").read_text().split("## A tour in 60 seconds")[1]
+    commands = tour.split("```bash\n")[1].split("```")[0].splitlines()
+    assert len(commands) == 6
+    for shown in commands:
+        name, *words = [str(images) if word == "DIR" else word for word in shown.split()[1:]]
+        more = FLAGS if name == "train" else ()
+        code, out, err = command(name, *words, *more)
+        assert code == 0, (shown, err)
+    for path in ("runs/first/checkpoints/best_model.pt", "evaluation/report.html", "maps.onnx"):
+        assert (tmp_path / path).exists(), path
+
+
 def test_runs_names_what_it_cannot_read(images, tmp_path, command):
     code, _, err = command("runs", tmp_path / "nowhere")
     assert code == 2 and "there is no folder" in err
@@ -192,7 +229,7 @@ def test_the_snippets_of_the_page(images, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     page = (REPOSITORY / "docs/python.md").read_text()
     snippets = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    assert len(snippets) == 2
+    assert len(snippets) == 3
     small = "".join(f", {name}={value!r}" for name, value in SMALL.items() if name != "backbone")
     for snippet in snippets:
         shown = snippet.replace('"DIR', f'"{images}').replace('backbone="resnet50"', f'backbone="{TINY[1]}"{small}')

@@ -15,6 +15,7 @@ from sat_vg.backbone_finetuning.data.loading.augmentation import augmentation_of
 from sat_vg.backbone_finetuning.data.loading.distortions import with_steps
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageDataset
 from sat_vg.backbone_finetuning.data.loading.mixing import Mixing
+from sat_vg.backbone_finetuning.data.loading.own_transform import OwnTransform
 from sat_vg.backbone_finetuning.data.loading.sampling import SAMPLERS, BatchPlan, Part
 from sat_vg.backbone_finetuning.data.loading.workers import Workers
 from sat_vg.backbone_finetuning.data.shards.order import ShardWindows
@@ -49,6 +50,7 @@ def assemble(
     precision: Precision,
     read: Callable[[str], Tensor],
     ranks: Ranks,
+    transform: OwnTransform | None = None,
 ) -> Training:
     """Build optimizer, schedule, loaders, loss and the rest.
 
@@ -59,6 +61,7 @@ def assemble(
         precision: device and number formats.
         read: a file's path → its image.
         ranks: the processes that train together.
+        transform: the user's own change of training images.
 
     Raises:
         ConfigError: the settings do not fit the model, the images or the number of processes.
@@ -83,7 +86,12 @@ def assemble(
         mixing=Mixing(config.mixup_alpha, config.cutmix_alpha, config.seed),
         plan=plan,
         sources=batch_sources_of(
-            config, images, model, precision, image_batches(config, images, model, precision, read, ranks), ranks
+            config,
+            images,
+            model,
+            precision,
+            image_batches(config, images, model, precision, read, ranks, transform),
+            ranks,
         ),
         seed=config.seed,
         loss=training_loss(config, images.splits.train, precision.device),
@@ -236,6 +244,7 @@ def image_batches(
     precision: Precision,
     read: Callable[[str], Tensor],
     ranks: Ranks,
+    transform: OwnTransform | None = None,
 ) -> ImageBatches:
     """Training images, augmented if so configured and not, and validation images, as batches.
 
@@ -250,6 +259,8 @@ def image_batches(
         kind = config.augmentation or "satellite"
         preset = augmentation_of(kind, model.preprocessing, config.crop_scale)
         augmented = with_steps(preset, config.augmentation_steps)
+    if transform is not None:
+        augmented = nn.Sequential(augmented, transform)
     num_workers = choose_num_workers(config.num_workers, precision.device, usable_cores() // ranks.local_count)
     return ImageBatches(
         {
@@ -272,7 +283,9 @@ def batch_sources_of(
     ranks: Ranks,
 ) -> BatchSources:
     """The batch sources of phases: stored features where nothing before the trained stages changes."""
-    changes = config.mixup_alpha > 0 or config.cutmix_alpha > 0 or config.train_image_size is not None
+    transform = batches.parts[Part.TRAINING].transform
+    has_own = any(isinstance(module, OwnTransform) for module in transform.modules())  # nothing tells what it is
+    changes = config.mixup_alpha > 0 or config.cutmix_alpha > 0 or config.train_image_size is not None or has_own
     is_stored = config.cache != "off" and not config.shard_weights  # processes compute them in turns
     contents = [[images.contents[path] for path in split.paths] for split in (images.splits.train, images.splits.val)]
     settings = (config.seed, config.augments, model.preprocessing.to_dict(), sat_vg.__version__)
@@ -280,11 +293,9 @@ def batch_sources_of(
         model,
         precision,
         batches,
-        num_views=config.cached_views if config.augments else 1,
+        num_views=config.cached_views if config.augments or has_own else 1,
         cache=computed_cache(config) if is_stored else None,
-        images_key=hashlib.sha256(
-            repr((contents, settings, batches.parts[Part.TRAINING].transform)).encode()
-        ).hexdigest(),
+        images_key=hashlib.sha256(repr((contents, settings, transform)).encode()).hexdigest(),
         mixes_images=changes,
         ranks=ranks,
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.checks.readable import LEFT_OUT, Readable, write_left_out
+from sat_vg.backbone_finetuning.data.loading.own_transform import Change, OwnTransform, digest_of
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.evaluation.tasks import task_of
@@ -35,7 +36,13 @@ from sat_vg.backbone_finetuning.training.run_folder import (
     free_name,
     own_folders,
 )
-from sat_vg.backbone_finetuning.training.run_identity import RunIdentity, check_identity, contents_of, fingerprint_of
+from sat_vg.backbone_finetuning.training.run_identity import (
+    TRANSFORM,
+    RunIdentity,
+    check_identity,
+    contents_of,
+    fingerprint_of,
+)
 from sat_vg.backbone_finetuning.training.run_summary import (
     TrainingResult,
     describe_ranks,
@@ -60,8 +67,14 @@ from sat_vg.backbone_finetuning.utils.ranks import Ranks, joined
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 
-def finetune(config: FinetuneConfig) -> TrainingResult:
+def finetune(config: FinetuneConfig, transform: Change | None = None) -> TrainingResult:
     """Fine-tune as the configuration says, or go on with the run that is in its checkpoint folder.
+
+    Args:
+        config: the settings.
+        transform: your own change of training images, after the augmentation: a function or module, ``[C, H, W]`` →
+            the same shape and type (uint8; of GeoTIFFs float32). torch's, NumPy's and Python's global generators are
+            seeded by the image and the epoch before each call. A resumed run needs the same.
 
     Returns:
         The best model's path and metrics.
@@ -78,7 +91,8 @@ def finetune(config: FinetuneConfig) -> TrainingResult:
         named = ranks.broadcast_from_rank0(lambda: free_name(config))
         folders = own_folders(expand_home(named.checkpoint_dir), expand_home(named.log_dir))
         ranks.broadcast_from_rank0(lambda: stack.enter_context(folders))
-        return run_or_resume(named, precision, found, ranks)
+        own = None if transform is None else OwnTransform(transform)
+        return run_or_resume(named, precision, found, ranks, own)
 
 
 def dry_run(config: FinetuneConfig) -> None:
@@ -151,7 +165,9 @@ def prepare(
     return Prepared(config, model, phases, images)
 
 
-def run_or_resume(config: FinetuneConfig, precision: Precision, found: Splits, ranks: Ranks) -> TrainingResult:
+def run_or_resume(
+    config: FinetuneConfig, precision: Precision, found: Splits, ranks: Ranks, transform: OwnTransform | None = None
+) -> TrainingResult:
     """Train, or go on with an earlier run, once the run's folders are locked."""
     # Plan: config, model, phases, images.
     checkpoint_dir, log_dir = expand_home(config.checkpoint_dir), expand_home(config.log_dir)
@@ -163,13 +179,13 @@ def run_or_resume(config: FinetuneConfig, precision: Precision, found: Splits, r
     # Components: optimizer, schedule, loaders, loss.
     decoder = decoder_of(model.preprocessing)
     read = decoder.read if has_finished else ranks.in_turn(lambda: image_reader(config, images, decoder))
-    training = assemble(config, images, model, precision, read, ranks)
+    training = assemble(config, images, model, precision, read, ranks, transform)
     # State: of an earlier run, or new.
     identity = RunIdentity(
         config.to_dict(),
         fingerprint_of(images.splits),
         model.preprocessing.to_dict(),
-        contents_of(images),
+        contents_of(images) | ({} if transform is None else {TRANSFORM: digest_of(transform, model.preprocessing)}),
         {} if earlier is None else earlier.resumed_from,
     )
     state = RunState() if earlier is None else restore(prepared, training, earlier, identity, reopened)

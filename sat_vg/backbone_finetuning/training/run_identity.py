@@ -20,6 +20,7 @@ from sat_vg.backbone_finetuning.utils.terminal import say
 
 # What means nothing beside another optimizer or schedule, which is told then.
 _TOLD_BY_ANOTHER = frozenset({"momentum", "lr_step_size", "lr_gamma"})
+TRANSFORM = "transform"  # stands beside the splits in the contents of images
 PhasesOf = Callable[[FinetuneConfig], Sequence[Phase]]
 # What they decide shows in the images themselves, their classes and splits, which are compared.
 _SEEN_IN_THE_IMAGES = frozenset({"num_classes", "on_bad_image", "val_fraction", "train_split", "val_split"})
@@ -35,7 +36,7 @@ class RunIdentity:
         config: the configuration as plain data.
         data_fingerprint: of the images' names, labels and splits.
         preprocessing: that the starting weights asked for; stored, not compared.
-        image_contents: by split, of the images' pixels.
+        image_contents: by split, of the images' pixels; under ``transform`` of what a user's own one does.
         resumed_from: where ``--resume PATH`` began; stored, see ``run_folder.find_run``.
     """
 
@@ -112,12 +113,18 @@ def _changed_images(content: Mapping[str, Any], identity: RunIdentity) -> list[s
     if identity.image_contents and not of_run:
         say("note: the run was begun by a version that kept no record of what the images show; whether any was "
             "replaced since is not known")  # fmt: skip
-    return [
+    changed = [
         f"the images of {split}: names and classes are the same, and what they show is not (or another version of "
         "Pillow or torchvision decodes them otherwise)"
         for split, digest in identity.image_contents.items()
-        if of_run and of_run.get(split) != digest
+        if of_run and split != TRANSFORM and of_run.get(split) != digest
     ]
+    if identity.image_contents.get(TRANSFORM) != of_run.get(TRANSFORM):
+        changed.append(
+            "the transform given to finetune(): the run has another or none, or it draws from a random generator of "
+            "its own; pass the same, and draw from torch's, NumPy's or Python's global one"
+        )
+    return changed
 
 
 def config_of_run(content: Mapping[str, Any], path: object) -> FinetuneConfig:

@@ -92,6 +92,9 @@ def test_factories_freeze_the_first_stage_groups():
     assert {block.self_attention.dropout for block in dropping.network.encoder.layers} == {0.2}
     efficientnet = {"architecture": "efficientnet_b0", "num_classes": 2, "pretrained": False, "freeze_layers": 9}
     assert create_efficientnet(efficientnet).trainable_stages == ()
+    from sat_vg.backbone_finetuning.models import create_resnet as from_models
+
+    assert from_models is create_resnet
     with pytest.raises(ConfigError, match="no ViT"):
         create_vit(settings)
     with pytest.raises(ConfigError, match="attention_dropout"):
