@@ -206,7 +206,7 @@ def test_the_tour_of_the_readme(images, command, tmp_path):
     for shown in commands:
         name, *words = [str(images) if word == "DIR" else word for word in shown.split()[1:]]
         more = FLAGS if name == "train" else ()
-        code, out, err = command(name, *words, *more)
+        code, _, err = command(name, *words, *more)
         assert code == 0, (shown, err)
     for path in ("runs/first/checkpoints/best_model.pt", "evaluation/report.html", "maps.onnx"):
         assert (tmp_path / path).exists(), path

@@ -92,7 +92,8 @@ def attention_on_grid(
         with_attention = ", ".join(name for name, other in BACKBONES.items() if other.family.name == "ViT")
         reason = "attends within windows only" if "swin" in row.name else "has no attention that could be shown"
         raise ConfigError(
-            f"get_attention_maps: {row.name} {reason}; these have maps of the whole image: {with_attention}, and timm's ViTs. "
+            f"get_attention_maps: {row.name} {reason}; these have maps of the whole image: {with_attention}, and "
+            "the ViTs of timm. "
             "Grad-CAM (explain) is for every backbone"
         )
     if not -len(blocks) <= layer_idx < len(blocks):

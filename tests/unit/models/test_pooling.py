@@ -15,9 +15,7 @@ TIMM = "timm:vit_tiny_patch16_224"
 
 
 def vit(backbone="vit_b_32", pool="avg", **options):
-    return FineTuneModel(
-        backbone, 2, pretrained=False, image_size=64, class_names=NAMES, pool=pool, **options
-    ).eval()
+    return FineTuneModel(backbone, 2, pretrained=False, image_size=64, class_names=NAMES, pool=pool, **options).eval()
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +57,21 @@ def test_it_is_timms_own_average(images, name):
 
 
 @torch.no_grad()
-def test_the_file_of_a_model_keeps_it(averaging, images, tmp_path):
+def test_the_file_of_a_model_keeps_it(images, tmp_path):
+    pytest.importorskip("timm")
+    averaging = vit(TIMM)
     averaging.save_checkpoint(tmp_path / "m.pt")
     loaded = FineTuneModel.load_checkpoint(tmp_path / "m.pt")
     assert loaded.row.pool == "avg"
     assert torch.equal(loaded(images), averaging(images))
-    same = vit(weights=str(tmp_path / "m.pt"))
+    same = vit(TIMM, weights=str(tmp_path / "m.pt"))
     assert "the head is kept" in same.weights_report
     assert torch.equal(same(images), averaging(images))
-    other = vit(weights=str(tmp_path / "m.pt"), pool="default")
+    other = vit(TIMM, weights=str(tmp_path / "m.pt"), pool="default")
     assert "the head is new: that of the file is for pool = avg, and pool = default here" in other.weights_report
     content = torch.load(tmp_path / "m.pt", weights_only=True)
     torch.save({**content, "pool": "max"}, tmp_path / "altered.pt")
-    with pytest.raises(CheckpointError, match="has the pool 'max', and this sat_vg .* knows default and avg"):
+    with pytest.raises(CheckpointError, match=r"has the pool 'max', and this sat_vg .* knows default and avg"):
         FineTuneModel.load_checkpoint(tmp_path / "altered.pt")
     del content["pool"]
     torch.save(content, tmp_path / "old.pt")
@@ -81,21 +81,20 @@ def test_the_file_of_a_model_keeps_it(averaging, images, tmp_path):
 def test_exports_compute_it_or_refuse(averaging, images, tmp_path):
     with pytest.raises(ConfigError, match="pool = 'avg': torchvision's vit_b_32 classifies by its class token"):
         load_format("torchvision").write(averaging, ExportOptions(), tmp_path / "m.pth")
-    model = vit(TIMM) if pytest.importorskip("timm") else None
-    assert model is not None
+    pytest.importorskip("timm")
+    model = vit(TIMM)
     made = load_format("safetensors")
     made.write(model, ExportOptions(), tmp_path / "m.safetensors")
     square = images[..., :64]
     with torch.no_grad():
         expected = model(square)
         assert torch.equal(made.read(tmp_path / "m.safetensors", model).run(square)["logits"], expected)
-        shown = made.usage(model, made.read(tmp_path / "m.safetensors", model).contract, str(tmp_path / "m.safetensors"))
+        shown = made.usage(
+            model, made.read(tmp_path / "m.safetensors", model).contract, str(tmp_path / "m.safetensors")
+        )
         names: dict = {}
         exec(shown, names)
         assert torch.equal(names["model"](square), expected)
-        traced = load_format("pt2")
-        traced.write(model, ExportOptions(fixed_size=64), tmp_path / "m.pt2")
-        torch.testing.assert_close(traced.read(tmp_path / "m.pt2", model).run(square)["logits"], expected)
 
 
 def test_what_has_no_class_token_says_so():
@@ -111,7 +110,7 @@ def test_what_has_no_class_token_says_so():
 
 def test_networks_of_timm_that_average_or_pool_by_attention_say_so():
     pytest.importorskip("timm")
-    for name in ("vit_base_patch32_siglip_gap_256", "pvt_v2_b0", "mobilenetv3_small_050"):
+    for name in ("vit_relpos_small_patch16_224", "mobilenetv3_small_050"):
         with pytest.raises(ConfigError, match=f"pool = 'avg': timm:{name} does not classify by a class token"):
             FineTuneModel(f"timm:{name}", 2, pretrained=False, image_size=64, pool="avg")
 
