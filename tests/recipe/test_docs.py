@@ -154,6 +154,14 @@ def test_every_shown_command_is_known():
         assert command in RUN_BY, f"{page.name} shows {command!r}, which no test runs"
 
 
+def test_the_pictures_of_the_readme_are_there_and_small():
+    shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (REPOSITORY / "README.md").read_text())
+    assert len(shown) == 2
+    for name in shown:
+        path = REPOSITORY / name
+        assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size < 150_000, name
+
+
 def test_the_makefile_does_what_the_readme_says():
     makefile = (REPOSITORY / "Makefile").read_text()
     assert "quickstart: $(VENV)/.installed" in makefile
