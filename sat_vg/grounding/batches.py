@@ -1,7 +1,7 @@
 """The phrases of a data set in batches: an image with several is decoded, and goes through the backbone, once."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from sat_vg.grounding.images import ImageStore, turn_boxes, turn_images
 from sat_vg.grounding.readers import Record, read_listing, split_records
 from sat_vg.grounding.tiles import drawn_tiles
 from sat_vg.grounding.words import IDENTITY, PADDING, SYMMETRIES, Symmetry, Vocabulary, tokens_of, turn_words
+
+Encode = Callable[[Sequence[str], int], list[int]]
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,14 @@ class Phrases:
         store: of all images.
         vocabulary: of the model.
         max_words: of a phrase; further ones are cut off.
+        encode: words and ``max_words`` → numbers, of a pre-trained text encoder; None: that of the vocabulary.
     """
 
     records: Sequence[Record]
     store: ImageStore
     vocabulary: Vocabulary
     max_words: int
+    encode: Encode | None = None
 
     def __len__(self) -> int:
         return len(self.records)
@@ -133,8 +137,9 @@ class Phrases:
         masks = [self.store.boxes[image].mask for image in images]
         number = {image: place for place, image in enumerate(images)}
         image_of = [number[record.image] for record in records]
+        encode = self.encode or self.vocabulary.encode
         words = [
-            self.vocabulary.encode(turn_words(tokens_of(record.phrase), turned[place]), self.max_words)
+            encode(turn_words(tokens_of(record.phrase), turned[place]), self.max_words)
             for record, place in zip(records, image_of, strict=True)
         ]
         boxes = [
@@ -158,7 +163,11 @@ def pad_words(phrases: Sequence[Sequence[int]]) -> Tensor:
 
 
 def load_splits(
-    config: GroundingConfig, vocabulary: Vocabulary | None, needed: Sequence[str], also: Iterable[str] = ()
+    config: GroundingConfig,
+    vocabulary: Vocabulary | None,
+    needed: Sequence[str],
+    also: Iterable[str] = (),
+    encode: Encode | None = None,
 ) -> tuple[dict[str, Phrases], list[str]]:
     """Checked phrases of the splits that are needed, and of others where there are some; all images are decoded.
 
@@ -167,6 +176,7 @@ def load_splits(
         vocabulary: of the model; None: made from the training phrases.
         needed: splits without which nothing can be done.
         also: further splits.
+        encode: of a pre-trained encoder; None: that of the vocabulary.
 
     Returns:
         The phrases by split, and the records that were left out, a line each.
@@ -190,7 +200,8 @@ def load_splits(
         say(f"data: {note}")
     vocabulary = vocabulary or Vocabulary.of(record.phrase for record in checked.splits["train"])
     phrases = {
-        split: Phrases(records, store, vocabulary, config.max_words) for split, records in checked.splits.items()
+        split: Phrases(records, store, vocabulary, config.max_words, encode)
+        for split, records in checked.splits.items()
     }
     told = [
         f"{split} {counted(len(few), 'phrase')} about {counted(few.num_images, 'image')}"

@@ -67,6 +67,10 @@ class GroundingConfig:
     """Length of the vectors of words and places; a multiple of num_heads and of 8."""
     text_layers: WholeNumber = 1
     """Transformer layers over the words."""
+    text_encoder: str | None = None
+    """Folder of a BERT-like encoder (config.json, tokenizer.json, model.safetensors) that reads the phrases, at a
+    tenth of the learning rate; max_words then counts its tokens. Needs sat_vg[text]. Unset: words of the training
+    phrases and text_layers."""
     fusion_layers: PositiveInt = 3
     """Transformer layers over words and places together."""
     num_heads: PositiveInt = 6

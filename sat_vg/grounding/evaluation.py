@@ -80,7 +80,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     precision.place_model(model)
     chosen = {name: getattr(options, name) for name in ("data", "box_format", "on_bad_record")}
     config = GroundingConfig(**{**model.config, **asdict(model.sizes), **chosen})
-    splits, left_out = load_splits(config, model.vocabulary, (options.split,))
+    splits, left_out = load_splits(config, model.vocabulary, (options.split,), encode=model.encode)
     phrases = splits[options.split]
     unknown = model.vocabulary.unknown(phrases.texts)
     if unknown:

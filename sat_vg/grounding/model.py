@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,6 +25,7 @@ from sat_vg.grounding.config import GroundingConfig
 from sat_vg.grounding.images import letterbox
 from sat_vg.grounding.network import GroundingNetwork, Sizes, best_boxes
 from sat_vg.grounding.readers import Box
+from sat_vg.grounding.text import PretrainedText
 from sat_vg.grounding.words import Vocabulary, tokens_of
 
 FORMAT, SCHEMA = "sat_vg.grounding_model", 1
@@ -56,6 +58,7 @@ class GroundingModel(nn.Module):
         sizes: sizes of the network.
         freeze_backbone: keep the backbone as it is.
         freeze_norm: keep batch norms of the backbone as they are.
+        text: a pre-trained encoder of phrases; None: own words.
 
     Attributes:
         network: the network with its backbone.
@@ -71,6 +74,7 @@ class GroundingModel(nn.Module):
         sizes: Sizes,
         freeze_backbone: bool = False,
         freeze_norm: bool = True,
+        text: PretrainedText | None = None,
     ) -> None:
         super().__init__()
         if source.preprocessing.files is not None or source.preprocessing.bands != RGB:
@@ -84,7 +88,8 @@ class GroundingModel(nn.Module):
         extractor = source.get_feature_extractor(
             trainable_stages=() if freeze_backbone else None, freeze_norm=self.freeze_norm
         )
-        self.network = GroundingNetwork(extractor, len(vocabulary), sizes)
+        self.network = GroundingNetwork(extractor, len(vocabulary), sizes, text)
+        self.encode = vocabulary.encode if text is None else text.encode
         self.metrics: dict[str, float] = {}
         self.config: dict[str, Any] = {}
         self.baselines: dict[str, Tensor] = {}
@@ -111,7 +116,7 @@ class GroundingModel(nn.Module):
             raise DataError(f"the phrase {phrases[0] if phrases else ''!r} has no words; write what to look for")
         canvas, box = letterbox(_pixels_of(image), self.sizes.image_size)
         device = next(self.parameters()).device
-        encoded = [self.vocabulary.encode(few, self.sizes.max_words) for few in words]
+        encoded = [self.encode(few, self.sizes.max_words) for few in words]
         was_training = self.training
         self.eval()
         scores, boxes = self(
@@ -132,6 +137,7 @@ class GroundingModel(nn.Module):
         Raises:
             WriteError: it cannot be written.
         """
+        text = self.network.text
         content = {
             "format": FORMAT,
             "schema": SCHEMA,
@@ -144,6 +150,7 @@ class GroundingModel(nn.Module):
             "metrics": self.metrics,
             "config": self.config,
             "baselines": self.baselines,
+            "text": {"config": text.config, "tokenizer": text.tokenizer} if isinstance(text, PretrainedText) else {},
             "versions": current_versions(),
         }
         save_tensors(Path(path), content)
@@ -162,11 +169,12 @@ class GroundingModel(nn.Module):
             source = FineTuneModel(
                 content["backbone"], 2, pretrained=False, weights="none", image_size=preprocessing.image_size
             )
+            text = _text_of(content)
         except UserError as error:
             raise CheckpointError(f"{str(path)!r} cannot be used: {error}") from error
         source.preprocessing = preprocessing
         vocabulary, sizes = Vocabulary(tuple(content["vocabulary"])), Sizes(**content["sizes"])
-        model = cls(source, vocabulary, sizes, freeze_norm=content["freeze_norm"])
+        model = cls(source, vocabulary, sizes, freeze_norm=content["freeze_norm"], text=text)
         baseline = torch.empty(len(vocabulary.words) + 1, 4, dtype=torch.float64)
         problems = (
             *wrong_tensors("the network", content["state_dict"], model.network.state_dict()),
@@ -176,6 +184,26 @@ class GroundingModel(nn.Module):
         model.network.load_state_dict(content["state_dict"])
         model.metrics, model.config, model.baselines = content["metrics"], content["config"], content["baselines"]
         return model.eval()
+
+
+def _text_of(content: Mapping[str, Any]) -> PretrainedText | None:
+    """The encoder of phrases in a file, if it has one, without its weights; none that is larger than the file."""
+    stored, weights = content.get("text") or {}, content["state_dict"]
+    if not stored:
+        return None
+    own = {name.removeprefix("text."): value for name, value in weights.items() if name.startswith("text.")}
+    try:
+        num_layers = json.loads(stored["config"]).get("num_hidden_layers", 1)
+        parts = (stored["config"], stored["tokenizer"], content["sizes"]["width"])
+        if not 0 < num_layers <= len(own):
+            raise CheckpointError("its text encoder has more layers than weights")
+        with torch.device("meta"):
+            problems = list(wrong_tensors("the text encoder", own, PretrainedText(*parts).state_dict()))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"its text encoder is altered: {error!r}") from error
+    if problems:
+        raise CheckpointError(problems[0])
+    return PretrainedText(*parts)
 
 
 def _require_model(content: Any, path: str | Path) -> None:
@@ -210,6 +238,8 @@ def _require_model(content: Any, path: str | Path) -> None:
         "text.positions": (sizes["max_words"], width),
     }
     _require(sizes["text_layers"] + sizes["fusion_layers"] <= len(weights), path, "it lacks layers")
+    if content.get("text"):
+        shapes, sizes = {}, {**sizes, "text_layers": 0}
     shapes |= {f"text.layers.{place}.qkv.weight": (3 * width, width) for place in range(sizes["text_layers"])}
     shapes |= {f"fusion.{place}.qkv.weight": (3 * width, width) for place in range(sizes["fusion_layers"])}
     for name, shape in shapes.items():

@@ -133,9 +133,12 @@ class GroundingNetwork(nn.Module):
         extractor: the backbone.
         num_words: in the vocabulary, with padding and the unknown word.
         sizes: all further sizes.
+        text: an encoder in place of own words, numbers ``[P, T]`` → vectors ``[P, T, width]`` and a mask.
     """
 
-    def __init__(self, extractor: FeatureExtractor, num_words: int, sizes: Sizes) -> None:
+    def __init__(
+        self, extractor: FeatureExtractor, num_words: int, sizes: Sizes, text: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.backbone = extractor
         self.stride = grid_stride(sizes.image_size, extractor.strides)
@@ -144,7 +147,7 @@ class GroundingNetwork(nn.Module):
         self._used = [name for name, _, _ in used]
         width, dropout = sizes.width, sizes.dropout
         self.project = MapProjection([count for _, count, _ in used], [own for *_, own in used], self.stride, width)
-        self.text = WordEncoder(num_words, sizes)
+        self.text = text or WordEncoder(num_words, sizes)
         self.kinds = nn.Parameter(0.02 * torch.randn(2, width))  # of tokens: places and words
         self.fusion = nn.ModuleList(Block(width, sizes.num_heads, dropout) for _ in range(sizes.fusion_layers))
         self.norm = nn.LayerNorm(width)

@@ -40,7 +40,10 @@ from sat_vg.grounding.evaluation import answer
 from sat_vg.grounding.metrics import baseline_metrics, fit_baselines, metrics_of
 from sat_vg.grounding.model import GroundingModel
 from sat_vg.grounding.network import Sizes, grounding_loss
+from sat_vg.grounding.text import PretrainedText
 from sat_vg.grounding.words import Vocabulary
+
+_TEXT_SCALE = 0.1  # on the learning rate of a pre-trained text encoder, as TransVG has it (Deng et al., 2021)
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,10 @@ def train_grounding(config: GroundingConfig) -> GroundingResult:
     source, is_random = load_backbone(config)
     with ExitStack() as stack:
         stack.enter_context(own_folders(folder, log_dir))
-        splits, left_out = load_splits(config, None, ("train", "val"), also=SPLITS)
-        model = build_model(config, source, splits["train"].vocabulary, is_random)
+        text = load_text(config)
+        encode = None if text is None else text.encode
+        splits, left_out = load_splits(config, None, ("train", "val"), also=SPLITS, encode=encode)
+        model = build_model(config, source, splits["train"].vocabulary, is_random, text)
         precision.place_model(model)
         optimizer = build_optimizer(config, model, config.backbone_lr_scale or (1.0 if is_random else 0.1))
         tensors = RunTensors(model.network, optimizer, precision.scaler())
@@ -303,13 +308,27 @@ def load_backbone(config: GroundingConfig) -> tuple[FineTuneModel, bool]:
     return source, config.weights == "none"
 
 
+def load_text(config: GroundingConfig) -> PretrainedText | None:
+    """The pre-trained encoder of phrases, if one is named."""
+    if config.text_encoder is None:
+        return None
+    torch.manual_seed(derive_seed(config.seed, Purpose.INITIALISATION))  # of its projection
+    text = PretrainedText.from_folder(expand_home(config.text_encoder), config.width)
+    say(f"text encoder: {type(text.encoder).__name__} of {config.text_encoder}")
+    return text
+
+
 def build_model(
-    config: GroundingConfig, source: FineTuneModel, vocabulary: Vocabulary, is_random: bool
+    config: GroundingConfig,
+    source: FineTuneModel,
+    vocabulary: Vocabulary,
+    is_random: bool,
+    text: PretrainedText | None = None,
 ) -> GroundingModel:
     """The model with its starting weights, on the CPU. Batch norms of trained weights stay as they are."""
     torch.manual_seed(derive_seed(config.seed, Purpose.INITIALISATION))
     sizes = Sizes(**{one.name: getattr(config, one.name) for one in fields(Sizes)})
-    model = GroundingModel(source, vocabulary, sizes, config.freeze_backbone, freeze_norm=not is_random)
+    model = GroundingModel(source, vocabulary, sizes, config.freeze_backbone, freeze_norm=not is_random, text=text)
     counts = [sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (True, False)]
     stride = model.network.stride
     side = math.ceil(config.canvas_size / stride)
@@ -327,6 +346,7 @@ def build_optimizer(config: GroundingConfig, model: GroundingModel, backbone_sca
         if parameter.requires_grad:
             is_matrix = parameter.ndim > 1 and not name.endswith(("positions", "kinds"))
             scale = backbone_scale if name.startswith("backbone.") else 1.0
+            scale = _TEXT_SCALE if name.startswith("text.encoder.") else scale
             groups.setdefault((scale, config.weight_decay if is_matrix else 0.0), []).append(parameter)
     return torch.optim.AdamW(
         [{"params": few, "weight_decay": decay, "lr_scale": scale} for (scale, decay), few in groups.items()],

@@ -26,8 +26,8 @@ BELOW: dict[str, set[str]] = {
 ALSO = {f"{NAME}.models.prediction": {"data"}}
 # The same of the modules of sat_vg.grounding, which stands on backbone_finetuning: each may import those before it.
 GROUNDING_ORDER = (
-    "config", "words", "metrics", "readers", "images", "checks", "tiles", "batches", "network", "model", "evaluation",
-    "prediction", "training", "train", "cli",
+    "config", "words", "metrics", "readers", "images", "checks", "tiles", "batches", "network", "text", "model",
+    "evaluation", "prediction", "training", "train", "cli",
 )  # fmt: skip
 BELOW_GROUNDING = {name: set(GROUNDING_ORDER[:place]) for place, name in enumerate(GROUNDING_ORDER)}
 
