@@ -59,6 +59,7 @@ setup(
         "geo": ["rasterio>=1.3"],
         "onnx": ["onnx>=1.16", "onnxscript>=0.1", "onnxruntime>=1.18"],
         "parquet": ["pyarrow>=15"],
+        "search": ["faiss-cpu>=1.8"],
         "webdataset": ["webdataset>=1.0"],
         "text": ["transformers>=4.50"],
         "tune": ["optuna>=4.0"],

@@ -28,6 +28,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "check": Command(f"{_COMMANDS}.check.cli", "report what is wrong with a data set", "before training"),
     "backbones": Command(f"{_COMMANDS}.backbones", "list the backbones and their stages", "before training"),
+    "tile": Command("sat_vg.scenes.tile_cli", "cut labelled windows out of large images", "before training"),
     "shard": Command(f"{_COMMANDS}.shard.cli", "write images into tar files to train from", "before training"),
     "train": Command("sat_vg.backbone_finetuning.train", "fine-tune a backbone on images", "training"),
     "compare": Command(f"{_COMMANDS}.compare.cli", "train backbones x strategies x seeds and rank them", "training"),
@@ -36,6 +37,7 @@ COMMANDS = {
     "evaluate": Command(f"{_COMMANDS}.evaluate.cli", "measure a best_model.pt on labelled images", "after training"),
     "predict": Command(f"{_COMMANDS}.predict.cli", "classes and probabilities of images", "after training"),
     "extract": Command(f"{_COMMANDS}.extract.cli", "write feature vectors or maps into a file", "after training"),
+    "search": Command("sat_vg.scenes.search_cli", "find the windows or images like one", "after training"),
     "export": Command(f"{_COMMANDS}.export.cli", "write a model for ONNX, DETR, torchvision, …", "after training"),
     "serve": Command(f"{_COMMANDS}.serve.cli", "answer over HTTP with a best_model.pt", "after training"),
     "ground": Command("sat_vg.grounding.cli", "train, evaluate and use a visual-grounding model", "grounding"),

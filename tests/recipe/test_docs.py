@@ -115,6 +115,22 @@ RUN_BY = {
         )
     },
     "sat-vg shard DIR --out SHARDS": "test_shard_runs.py",
+    **dict.fromkeys(
+        (
+            "python -m sat_vg.scenes.drawn scene.tif --size 2048",
+            "sat-vg tile scene.tif --labels scene.geojson --size 64 --split blocks --block_size 1000 --out tiles",
+            "sat-vg tile scene.tif --labels scene.geojson --size 64 --split blocks --block_size 1000 --virtual true "
+            "--out tiles.csv",
+            "sat-vg check tiles",
+            "sat-vg train --dataset_path tiles --backbone resnet18 --image_size 64 --name first",
+            "sat-vg train --dataset_path tiles.csv --backbone resnet18 --image_size 64 --name windows",
+            "sat-vg predict runs/first scene.tif --size 64 --stride 32 --out map.tif",
+            "sat-vg predict runs/first scene.tif --size 64 --stride 32 --out map.geojson",
+            "sat-vg extract runs/first scene.tif --size 64 --out index.npz",
+            "sat-vg search index.npz scene.tif/000512_000256_64x64 --top 20",
+        ),
+        "test_scene_runs.py",
+    ),
     "python -m sat_vg.grounding.train": "test_grounding.py, where it is slow",
     **{
         f"sat-vg ground {arguments}": "test_grounding.py"

@@ -29,6 +29,15 @@ GROUNDING_ORDER = (
     "config", "words", "metrics", "readers", "images", "checks", "tiles", "batches", "network", "text", "model",
     "evaluation", "prediction", "training", "train", "cli",
 )  # fmt: skip
+# And of the modules of sat_vg.scenes.
+SCENES = "sat_vg.scenes"
+SCENES_ORDER = (
+    "geojson", "rasters", "drawn", "options", "labelling", "tiling", "preview", "prediction", "similarity",
+    "functions", "tile_cli", "search_cli",
+)  # fmt: skip
+BELOW_SCENES = {name: set(SCENES_ORDER[:place]) for place, name in enumerate(SCENES_ORDER)}
+# predict with --out hands a scene over to the map of it: one command for the user, whatever the image's size.
+ABOVE = {f"{NAME}.commands.predict.cli": SCENES}
 BELOW_GROUNDING = {name: set(GROUNDING_ORDER[:place]) for place, name in enumerate(GROUNDING_ORDER)}
 
 
@@ -62,7 +71,9 @@ def folder_of(module: str, package: str = NAME) -> str:
     return parts[0] if module.startswith(package + ".") else ""
 
 
-@pytest.mark.parametrize(("package", "below", "fewest"), [(NAME, BELOW, 300), (GROUNDING, BELOW_GROUNDING, 40)])
+@pytest.mark.parametrize(
+    ("package", "below", "fewest"), [(NAME, BELOW, 300), (GROUNDING, BELOW_GROUNDING, 40), (SCENES, BELOW_SCENES, 15)]
+)
 def test_imports_run_one_way(package, below, fewest):
     known, checked = modules(), 0
     for module, path in known.items():
@@ -82,7 +93,8 @@ def test_the_fine_tuning_does_not_know_what_stands_on_it():
     for module, path in known.items():
         if module.startswith(NAME):
             checked += 1
-            assert not any(name.startswith(GROUNDING) for name in imports_of(path, known)), module
+            upwards = {name for name in imports_of(path, known) if name.startswith((GROUNDING, SCENES))}
+            assert not {name for name in upwards if not name.startswith(ABOVE.get(module, " "))}, module
     assert checked > 100
 
 
@@ -106,12 +118,14 @@ def test_every_folder_is_known_and_nothing_else_lies_beside_the_folders():
     assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(BELOW)
     assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "train.py"}
     assert {path.stem for path in (SOURCES / "grounding").rglob("*.py")} == {"__init__", *GROUNDING_ORDER}
+    assert {path.stem for path in (SOURCES / "scenes").rglob("*.py")} == {"__init__", *SCENES_ORDER}
 
 
 def test_configs_reports_and_command_lines_import_no_torch():
     known, checked = modules(), 0
     for module, path in known.items():
         is_command_line = path.name in ("cli.py", "options.py") and folder_of(module) == "commands"
+        is_command_line |= module.startswith(SCENES) and path.name in ("options.py", "tile_cli.py", "search_cli.py")
         is_command_line |= module.startswith(GROUNDING) and path.name in ("cli.py", "config.py", "train.py")
         if folder_of(module) in ("configs", "reports"):
             is_command_line = True

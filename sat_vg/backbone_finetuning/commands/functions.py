@@ -55,7 +55,7 @@ def check(data: str | Path | None = None, **options: Any) -> Findings:
         ConfigError: an option is unknown, out of range or contradicts another.
         DataError: the folder, table or copy is no data set.
     """
-    return find_faults(_options(CheckOptions, "check", {"data": data, **options}))
+    return find_faults(checked_options(CheckOptions, "check", {"data": data, **options}))
 
 
 def compare(data: str | Path | None = None, **options: Any) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def compare(data: str | Path | None = None, **options: Any) -> dict[str, Any]:
         StoppedError: a training failed; the others are compared all the same.
     """
     own_options, flags = _split_options(CompareOptions, "compare", options)
-    chosen = _options(CompareOptions, "compare", {"data": data, **own_options})
+    chosen = checked_options(CompareOptions, "compare", {"data": data, **own_options})
     run_comparison(chosen, flags)
     path = expand_home(chosen.out) / f"{NAME}.json"
     return {} if chosen.dry_run else dict(json.loads(path.read_text()))
@@ -95,7 +95,7 @@ def evaluate(checkpoint: str | Path, data: str | Path | None = None, **options: 
         UserError: the checkpoint, the data or an option cannot be used.
     """
     return evaluate_checkpoint(
-        _options(EvaluateOptions, "evaluate", {"checkpoint": checkpoint, "data": data, **options})
+        checked_options(EvaluateOptions, "evaluate", {"checkpoint": checkpoint, "data": data, **options})
     )
 
 
@@ -114,7 +114,7 @@ def extract(checkpoint: str | Path, images: str | Path, **options: Any) -> Path:
         UserError: the checkpoint, an image or an option cannot be used.
     """
     return extract_features(
-        _options(ExtractOptions, "extract", {"checkpoint": checkpoint, "images": images, **options})
+        checked_options(ExtractOptions, "extract", {"checkpoint": checkpoint, "images": images, **options})
     )
 
 
@@ -131,7 +131,7 @@ def export(checkpoint: str | Path, **options: Any) -> dict[str, Any]:
     Raises:
         UserError: the checkpoint or an option cannot be used, or the file does not give the model's numbers.
     """
-    return export_checkpoint(_options(ExportCommandOptions, "export", {"checkpoint": checkpoint, **options}))
+    return export_checkpoint(checked_options(ExportCommandOptions, "export", {"checkpoint": checkpoint, **options}))
 
 
 def tune(data: str | Path | None = None, search: Mapping[str, Any] | None = None, **options: Any) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def tune(data: str | Path | None = None, search: Mapping[str, Any] | None = None
 
     own_options, flags = _split_options(TuneOptions, "tune", options)
     texts = [f"{name}={as_argument(plain_value(values))}" for name, values in (search or {}).items()]
-    chosen = _options(TuneOptions, "tune", {"data": data, "search": texts, **own_options})
+    chosen = checked_options(TuneOptions, "tune", {"data": data, "search": texts, **own_options})
     run_search(chosen, flags)
     return {} if chosen.dry_run else dict(json.loads((expand_home(chosen.out) / RESULTS).read_text()))
 
@@ -187,7 +187,7 @@ def _split_options(
     return {name: value for name, value in options.items() if name in own}, flags
 
 
-def _options(kind: type[Options], function: str, given: Mapping[str, Any]) -> Options:
+def checked_options(kind: type[Options], function: str, given: Mapping[str, Any]) -> Options:
     """The options of a command, checked as on its command line.
 
     Raises:

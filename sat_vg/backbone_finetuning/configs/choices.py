@@ -12,6 +12,7 @@ Dataset = Literal[
     "imagenet", "inaturalist", "flowers102", "food101", "oxford_iiit_pet", "dtd", "gtsrb",
 ]  # fmt: skip
 OnDuplicates = Literal["error", "warn", "ignore"]
+Split = Literal["random", "spatial"]
 Rescale = Literal["none", "percentile"]
 Cache = Literal["auto", "ram", "disk", "off"]
 

@@ -53,7 +53,7 @@ def resolve_combinations(values: Mapping[str, Any], given: Collection[str]) -> S
     settings = Settings(values, given)
     for check in (
         _freezing, _strategy, _exact_probe, _epochs, _schedule, _batches, _image_sizes, _augmentation, _sampling,
-        _precision, _image_source, _rescale, _bands, _fsdp, _folders,
+        _precision, _image_source, _separation, _rescale, _bands, _fsdp, _folders,
     ):  # fmt: skip
         check(settings)
     return settings
@@ -281,6 +281,19 @@ def _image_source(s: Settings) -> None:
     for name, usual in (("train_split", "train"), ("val_split", "val")):
         if s[name] != usual:
             s.refuse(name, f"has no effect with {s.show('dataset')}, which brings its own splits; leave it out")
+
+
+def _separation(s: Settings) -> None:
+    if s["split"] == "spatial" and s["block_size"] is None:
+        s.refuse("split", "needs block_size, the side of a block of ground in metres; for example 1000")
+    elif s["split"] != "spatial" and s["block_size"] is not None:
+        s.adapt_or_refuse(
+            "block_size",
+            f"has no effect with {s.show('split')}; set split to spatial, or leave it out",
+            ("split", "spatial", "block_size"),
+        )
+    if s["split"] == "spatial" and s["group_column"] is not None:
+        s.refuse("group_column", f"{s.show('split')} also says what stays together; leave one of the two out")
 
 
 def _rescale(s: Settings) -> None:

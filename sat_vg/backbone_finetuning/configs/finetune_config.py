@@ -96,6 +96,13 @@ class FinetuneConfig(Settings):
     """Name of the validation folder in dataset_path."""
     val_fraction: Fraction = 0.2
     """Share of each class that is held out for validation where dataset_path has no validation folder."""
+    split: choices.Split = "random"
+    """How val is drawn where dataset_path has none. random: image by image. spatial: of GeoTIFFs or scenes' windows,
+    by blocks of ground, with train at least a block away; needs block_size."""
+    block_size: PositiveFloat | None = None
+    """With split spatial: side of a block in metres, larger than what makes neighbouring images alike."""
+    group_column: str | None = None
+    """Of a table: the column whose images (of one scene, flight or region) stay on one side where val is drawn."""
     num_classes: Annotated[int, Range(lowest=2, example=10)] | None = None
     """Number of classes. Unset: read from the images; if set, it is checked against them."""
     on_bad_image: BadImagePolicy = "error"

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from sat_vg.backbone_finetuning.configs.band_choice import Bands
-from sat_vg.backbone_finetuning.configs.choices import Rescale
+from sat_vg.backbone_finetuning.configs.choices import Rescale, Split
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.configs.ranges import PositiveFloat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,12 @@ class CheckOptions:
     """Share of each class that becomes val where the data have none."""
     seed: int = FinetuneConfig.seed
     """Seed of that split."""
+    split: Split = FinetuneConfig.split
+    """How val is drawn: image by image, or with spatial by blocks of ground."""
+    block_size: PositiveFloat | None = None
+    """With split spatial: side of a block in metres."""
+    group_column: str | None = None
+    """Of a table: the column whose images stay on one side."""
     label_separator: str = FinetuneConfig.label_separator
     """What stands between the classes of an image in a table's column labels."""
     json: bool = False

@@ -21,6 +21,7 @@ from sat_vg.backbone_finetuning.data.checks.duplicates import (
     with_copies_together,
 )
 from sat_vg.backbone_finetuning.data.checks.image_traits import describe_traits
+from sat_vg.backbone_finetuning.data.checks.neighbours import describe_neighbours
 from sat_vg.backbone_finetuning.data.checks.readable import READABLE_IMAGES, BadImage, Examined, examine_images
 from sat_vg.backbone_finetuning.data.checks.statistics import Statistics, class_table
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
@@ -141,6 +142,7 @@ def examine(splits: Splits, stats: ImageStats) -> Findings:
         listed = "".join(f"\n  {image.path!r}: {image.reason}" for image in bad[:_LISTED])
         findings.errors.append(f"{len(bad)} of {len(paths)} images cannot be read{listed}{_more(len(bad), _LISTED)}")
     findings.warnings += [*splits.notes, *stats.warnings, *describe_traits(examined.traits)]
+    findings.warnings += describe_neighbours(findings.splits)
     _judge_copies(findings, examined.contents)
     _add_statistics(findings, examined)
     _judge_near_copies(findings, examined)

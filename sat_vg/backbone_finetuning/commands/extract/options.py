@@ -14,6 +14,10 @@ class ExtractOptions:
     """A best_model.pt."""
     images: str
     """Folder, list, glob or image."""
+    size: PositiveInt | None = None
+    """Take the images for scenes: of each, the windows of this width and height in pixels."""
+    stride: PositiveInt | None = None
+    """Of scenes: pixels from one window to the next. Unset: as size."""
     out: str = "features.npz"
     """The .npz, .safetensors or .parquet file to write."""
     stages: tuple[str, ...] | None = None

@@ -32,6 +32,8 @@ from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.reading.threads import read_in_order
 from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery
 from sat_vg.backbone_finetuning.data.sources.table import list_images
+from sat_vg.backbone_finetuning.data.windows.lists import columns_of_windows, list_windows, systems_of
+from sat_vg.backbone_finetuning.data.windows.paths import WindowPath
 from sat_vg.backbone_finetuning.evaluation.nearest_neighbours import knn_accuracy
 from sat_vg.backbone_finetuning.models.artifact import current_versions
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
@@ -109,6 +111,10 @@ def extract_features(options: ExtractOptions) -> Path:
         path=options.images, allow_outside=options.allow_outside, label_separator=options.label_separator
     )
     images = list_images(query)
+    if options.size:
+        images = list_windows(images.paths, options.size, options.stride or options.size)
+    elif options.stride:
+        raise ConfigError("--stride is for scenes: say how large their windows are with --size")
     if options.knn and (options.stages or len(images.class_names) < 2):
         raise ConfigError("--knn true: needs pooled vectors, so no --stages, and labelled images of two classes")
     checkpoint = model_file(options.checkpoint)
@@ -282,6 +288,7 @@ def _about(options: ExtractOptions, model: FineTuneModel, spool: Spool, images: 
         "preprocessing": model.preprocessing.to_dict(),
         "images": options.images,
         "columns": spool.columns,
+        "scenes": systems_of(images.paths),
         "dtype": options.dtype,
         "class_names": images.class_names,
         "left_out": [[images.paths[place], reason] for place, reason in spool.progress.left_out],
@@ -317,7 +324,8 @@ def _labels(spool: Spool, images: ImageList) -> list[int] | None:
 
 def _features(spool: Spool, images: ImageList, about: dict[str, Any]) -> Features:
     paths = [images.paths[place] for place in _kept(spool, images)]
-    return Features(spool.arrays(), paths, _labels(spool, images), images.class_names, about)
+    columns = {**spool.arrays(), **columns_of_windows(paths)}
+    return Features(columns, paths, _labels(spool, images), images.class_names, about)
 
 
 def _report(target: Path, spool: Spool, images: ImageList, about: dict[str, Any]) -> None:
@@ -330,6 +338,7 @@ def _report(target: Path, spool: Spool, images: ImageList, about: dict[str, Any]
     rows = spool.progress.rows
     held = [f"{name} {about['dtype']} {[rows, *shape]}" for name, shape in spool.columns.items()]
     in_columns = target.suffix == ".parquet"
+    held += ["window, centre"] if isinstance(images.paths[0], WindowPath) else []
     held += ["path" if in_columns else "paths"]
     held += [("label" if in_columns else "labels")] if images.labels else []
     say(f"written: {target} ({target.stat().st_size / 1e6:.1f} MB) with {', '.join(held)}")

@@ -27,6 +27,16 @@ class PredictOptions:
     """Print a JSON object a line instead of a table."""
     overlays: str | None = None
     """Folder for a PNG of each image: where the class was seen in it."""
+    out: str | None = None
+    """Of a scene: the map to write, a .tif (class raster), .geojson (regions) or .csv (a line a window)."""
+    size: PositiveInt | None = None
+    """Of a scene: width and height of a window in pixels. Unset: the size of the model's images."""
+    stride: PositiveInt | None = None
+    """Of a scene: pixels from one window to the next. Unset: half of size."""
+    probabilities: bool = False
+    """Of a scene: write the probability of each class too, as bands of MAP.probabilities.tif or columns."""
+    preview: bool = True
+    """Of a scene: write a picture of the map over it, MAP.preview.png."""
     batch_size: PositiveInt = 16
     """Images at once."""
     device: str = "auto"

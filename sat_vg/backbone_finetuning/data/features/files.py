@@ -34,7 +34,8 @@ class Features:
     """What a file of features holds.
 
     Attributes:
-        columns: ``[N, …]`` each, by name; float32 or float16; mapped files are not held in memory.
+        columns: ``[N, …]`` each, by name; float32 or float16 (of windows also where they lie); mapped files are not
+            held in memory.
         paths: N texts.
         labels: N indices into ``class_names``; None: not labelled.
         class_names: the classes of the images.
@@ -152,8 +153,9 @@ def _write_safetensors(file: BinaryIO, features: Features) -> None:
     labels = np.array([] if features.labels is None else features.labels, np.int64)
     # The widest numbers first, so that each tensor begins where its numbers are aligned.
     tensors: list[tuple[str, np.ndarray]] = [("labels", labels)] if len(labels) else []
-    tensors += [*features.columns.items(), ("paths", np.frombuffer(names, np.uint8))]
-    kinds = {"int64": "I64", "float32": "F32", "float16": "F16", "uint8": "U8"}
+    tensors += sorted(features.columns.items(), key=lambda column: -column[1].itemsize)
+    tensors += [("paths", np.frombuffer(names, np.uint8))]
+    kinds = {"int64": "I64", "float64": "F64", "float32": "F32", "float16": "F16", "uint8": "U8"}
     header: dict[str, Any] = {"__metadata__": {"about": json.dumps(features.about)}}
     end = 0
     for name, array in tensors:

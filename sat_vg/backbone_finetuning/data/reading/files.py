@@ -51,7 +51,7 @@ def read_file(path: str | Path, use: Callable[[BinaryIO], T]) -> T:
         Unreadable: there is no such file, it cannot be opened, or ``use`` cannot read it.
         DataError: it lies in an archive that cannot be fetched.
     """
-    _mute_warnings()
+    mute_warnings()
     try:
         with _open(path) as file:
             return use(file)
@@ -88,7 +88,8 @@ def _refuse_large(num_bytes: int) -> None:
         raise Unreadable(f"the file is too large ({size})", "cut it into smaller tiles")
 
 
-def _mute_warnings() -> None:
+def mute_warnings() -> None:
+    """Silence the warnings of the libraries that read images (see ``decoding``)."""
     # Looked at before each image, since others may change the filters later (pytest does).
     if not warnings.filters or warnings.filters[0] != _MUTE_FILTER:
         warnings.filterwarnings("ignore", module=_MUTED)

@@ -1,5 +1,8 @@
 """Rows of a list of images: text with a path a line, or a CSV table with a column ``path`` and maybe others.
 
+A table with the columns ``scene`` and ``window`` (column row width height) in place of ``path`` lists windows of
+scenes, which are read as images of their own.
+
 Paths are relative to the file's own folder. A list often comes with a data set from elsewhere and could name any file
 of this machine, so paths that lead out of its folder, through links too, are refused unless that is allowed.
 """
@@ -10,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sat_vg.backbone_finetuning.data.windows.paths import WindowPath, parse_window
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 TABLE_ENDING = ".csv"
@@ -69,7 +73,9 @@ def read_image_table(
             header, entries = (
                 _table(path, file, columns, hint) if path.suffix.lower() == TABLE_ENDING else _text(file)
             )
-            for line, given, cells in entries:
+            for line, given, all_cells in entries:
+                cells = dict(all_cells)
+                window = cells.pop("window", None) if "path" not in header else None
                 if "\0" in "".join((given, *cells.values())):
                     raise DataError(f"{str(path)!r}, line {line}: holds a NUL character; write the list anew")
                 image = path.parent / given
@@ -78,12 +84,25 @@ def read_image_table(
                         f"{str(path)!r}, line {line}: {given!r} leads out of the list's folder. If you trust the "
                         f"list, add {refuse_outside}"
                     )
-                rows.append(Row(line, given, str(image), cells))
+                rows.append(Row(line, given, _in_scene(path, line, str(image), window), cells))
     except (OSError, UnicodeError, csv.Error, RuntimeError) as error:  # RuntimeError: links that lead to each other
         raise DataError(f"the list {str(path)!r} cannot be read ({error}); it must be text in UTF-8") from error
     if not rows:
         raise DataError(f"the list {str(path)!r} names no image; write a path in every line")
     return ImageTable(header, rows)
+
+
+def _in_scene(path: Path, line: int, image: str, window: str | None) -> str:
+    """The path of a window of a scene; of the image itself where there is no window."""
+    if window is None:
+        return image
+    try:
+        return WindowPath(image, parse_window(window))
+    except ValueError as error:
+        raise DataError(
+            f"{str(path)!r}, line {line}: window = {window!r} is no window ({error}); write column, row, width and "
+            "height in pixels with spaces between, such as 0 256 64 64"
+        ) from None
 
 
 def _real(image: Path, folders: dict[Path, Path]) -> Path:
@@ -134,16 +153,17 @@ def _table(path: Path, file: Iterator[str], columns: Sequence[str], hint: str) -
     """The column names, and line number, path and cells of each row."""
     lines = _rows(path, file)
     header = tuple(name.strip() for name in next(lines, (0, []))[1])
-    if "path" not in header:
+    places = ("path",) if "path" in header else ("scene", "window")
+    if not set(places) <= set(header):
         raise DataError(
             f"{str(path)!r} has no column 'path'; its first line holds {', '.join(map(repr, header)) or 'nothing'}. "
-            "Write path,label (or path alone) above the rows, with commas between"
+            "Write path,label (or path alone) above the rows, with commas between; of windows scene,window,label"
         )
-    wanted = ["path", *(name for name in columns if name in header)]
+    wanted = [*places, *(name for name in columns if name in header)]
     twice = [name for name in wanted if header.count(name) > 1]
     if twice:
         raise DataError(f"{str(path)!r} has the column {twice[0]!r} more than once; keep one of them")
-    places = {name: header.index(name) for name in wanted}
+    column_of = {name: header.index(name) for name in wanted}
 
     def entries() -> _Entries:
         for line, row in lines:
@@ -154,12 +174,12 @@ def _table(path: Path, file: Iterator[str], columns: Sequence[str], hint: str) -
                     f"{str(path)!r}, line {line}: has {len(row)} cells, and the first line names "
                     f"{len(header)}. Put cells that hold a comma between double quotes"
                 )
-            cells = {name: row[place].strip() if place < len(row) else "" for name, place in places.items()}
-            empty = [name for name, cell in cells.items() if not cell and name in ("path", "label")]
+            cells = {name: row[place].strip() if place < len(row) else "" for name, place in column_of.items()}
+            empty = [name for name, cell in cells.items() if not cell and name in (*places, "label")]
             if empty:
                 raise DataError(
                     f"{str(path)!r}, line {line}: has no {' and '.join(empty)}. Fill it in, or remove the line{hint}"
                 )
-            yield line, cells.pop("path"), cells
+            yield line, cells.pop(places[0]), cells
 
     return header, entries()

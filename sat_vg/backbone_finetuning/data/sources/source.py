@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sat_vg.backbone_finetuning.configs.choices import Split
 from sat_vg.backbone_finetuning.data.sources.class_names import SEPARATOR
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
@@ -24,6 +25,9 @@ class ImageQuery:
         val_fraction: share of each class that becomes val where the source gives none, in (0, 1).
         seed: of that split, which depends on nothing else but paths and classes.
         allow_outside: a list or table may name files outside its folder.
+        split: how val is drawn where the source gives none: image by image, or by blocks of ground.
+        block_size: side of such a block in metres.
+        group_column: column of a table whose images stay together where val is drawn.
         label_separator: text between the classes of an image in a table's column ``labels``.
         outside_flag: the flag that sets ``allow_outside``, for messages.
         shard_window: shards whose images are shuffled together; 0: all.
@@ -37,6 +41,9 @@ class ImageQuery:
     val_split: str = "val"
     val_fraction: float = 0.2
     seed: int = 0
+    split: Split = "random"
+    block_size: float | None = None
+    group_column: str | None = None
     allow_outside: bool = False
     label_separator: str = SEPARATOR
     outside_flag: str = "--allow_outside"

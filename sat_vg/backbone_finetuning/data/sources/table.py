@@ -4,6 +4,7 @@ from sat_vg.backbone_finetuning.data.shards.source import SHARDS
 from sat_vg.backbone_finetuning.data.sources.folders import FOLDERS
 from sat_vg.backbone_finetuning.data.sources.named_datasets import NAMED_DATASETS
 from sat_vg.backbone_finetuning.data.sources.scenes import SCENES
+from sat_vg.backbone_finetuning.data.sources.separated_splits import in_blocks
 from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery, Source
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.data.sources.tables import TABLES
@@ -25,7 +26,12 @@ def load_splits(query: ImageQuery) -> Splits:
         raise ConfigError(
             f"shard_window = {query.shard_window}: dataset_path = {query.path!r} holds no shards; leave it out"
         )
-    return source.load_splits(query)
+    if query.group_column is not None and source is not TABLES:
+        raise ConfigError(
+            f"group_column = {query.group_column!r}: dataset_path = {query.path!r} is no table; leave it out"
+        )
+    splits = source.load_splits(query)
+    return in_blocks(splits, query) if query.split == "spatial" else splits
 
 
 def list_images(query: ImageQuery) -> ImageList:

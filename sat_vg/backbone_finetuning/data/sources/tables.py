@@ -1,9 +1,10 @@
 """Tables of images: a CSV file with a line for each image, its class or classes, and maybe its split.
 
-Column ``path`` is relative to the file's folder. Column ``label`` holds the one class of an image; column ``labels``
-instead of it holds several with ``|`` (or another separator) between, or none. Column ``split`` holds train, val or
-test in every line, or is left out. Other columns are not read. Text files with a path a line can be run over, not
-trained on. ``image_tables`` says what may not be named.
+Column ``path`` is relative to the file's folder; ``scene`` and ``window`` in place of it name a part of a large
+image. Column ``label`` holds the one class of an image; column ``labels`` instead of it holds several with ``|`` (or
+another separator) between, or none. Column ``split`` holds train, val or test in every line, or is left out. Other
+columns are not read. Text files with a path a line can be run over, not trained on. ``image_tables`` says what may
+not be named.
 """
 
 import difflib
@@ -28,8 +29,10 @@ from sat_vg.backbone_finetuning.data.sources.image_tables import (
     read_image_table,
 )
 from sat_vg.backbone_finetuning.data.sources.listed_splits import ListedImage, splits_of
+from sat_vg.backbone_finetuning.data.sources.separated_splits import by_groups
 from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery, Source, describe_images
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
+from sat_vg.backbone_finetuning.data.windows.paths import WindowPath
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 _LISTED = 10  # names shown in a message
@@ -91,7 +94,11 @@ def load_table(query: ImageQuery) -> Splits:
     if not path.exists():
         raise DataError(f"there is no file {str(path)!r}; check the path")
     refuse_outside = None if query.allow_outside else query.outside_flag
-    table = read_image_table(path, ("label", "labels", "split"), refuse_outside)
+    grouped = () if query.group_column is None else (query.group_column,)
+    table = read_image_table(path, ("label", "labels", "split", *grouped), refuse_outside)
+    if query.group_column is not None and query.group_column not in table.columns:
+        known = ", ".join(map(repr, table.columns))
+        raise DataError(f"{str(path)!r} has no column {query.group_column!r} (group_column); there are {known}")
     is_multi_label = _has_label_sets(path, table)
     parts = _by_part(path, table.rows, query)
     _require_once(path, table.rows)
@@ -111,6 +118,9 @@ def load_table(query: ImageQuery) -> Splits:
         share = f"{100 * query.val_fraction:g}% of {query.train_split!r} by seed {query.seed}"
         drawn = f", no line says {query.val_split!r}, so val is {share}"
     splits = splits_of(listed, f"table {str(path)!r}", query, drawn, is_multi_label=is_multi_label)
+    if query.group_column is not None:
+        groups = [row.cells[query.group_column] for row in table.rows]
+        splits = by_groups(splits, dict(zip(paths, groups, strict=True)), query)
     column = "labels" if is_multi_label else "label"
     doubts = check_cells([row.cells[column] for row in table.rows], separator, column)
     doubts += missing_values(splits.class_names) + _unread_splits(table, is_told="split" in table.rows[0].cells)
@@ -196,7 +206,8 @@ def _require_once(path: Path, rows: Sequence[Row]) -> None:
 
 def _require_files(path: Path, rows: Sequence[Row]) -> None:
     """Refuse images that are not there, all at once."""
-    missing = [row for row in rows if not os.path.isfile(row.path)]  # noqa: PTH113 - Path raises at long names
+    files = {row.path: row.path.scene if isinstance(row.path, WindowPath) else row.path for row in rows}
+    missing = [row for row in rows if not os.path.isfile(files[row.path])]  # noqa: PTH113 - Path raises at long names
     if missing:
         shown = "\n".join(f"  line {row.line}: {row.given!r}" for row in missing[:_LISTED])
         more = f"\n  and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
@@ -213,4 +224,10 @@ def _alike(paths: Sequence[str]) -> list[str]:
     """All paths relative or all absolute, so that they have a common folder."""
     if not any(Path(path).is_absolute() for path in paths):
         return list(paths)
-    return [str(Path(path).absolute()) for path in paths]
+    return [_absolute(path) for path in paths]
+
+
+def _absolute(path: str) -> str:
+    if isinstance(path, WindowPath):
+        return WindowPath(str(Path(path.scene).absolute()), path.window)
+    return str(Path(path).absolute())

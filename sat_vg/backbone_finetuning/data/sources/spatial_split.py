@@ -1,0 +1,176 @@
+"""Splits of images by where they lie or by a group, so that no image has neighbours or kin on the other side.
+
+Images that lie side by side look alike whatever their class. Split one by one, a model that knows the neighbours of
+an image passes for one that knows its class (Roberts et al., 2017, *Cross-validation strategies for data with
+temporal, spatial, hierarchical, or phylogenetic structure*).
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
+
+TRAIN, VAL, TEST, LEFT_OUT = 0, 1, 2, 3
+_CANDIDATES = 200
+_MOST_CENTRES = 4
+
+Numbers = NDArray[np.float64]
+Places = NDArray[np.intp]
+
+
+def split_blocks(
+    boxes: Numbers, labels: Sequence[int], block: float, shares: tuple[float, float], seed: int
+) -> Places:
+    """Assign images to train, val and test such that those of different parts are a block apart at least.
+
+    The area is laid out in square blocks. Val and test are compact clusters of blocks; of many that are drawn, the
+    one that leaves each part the most classes is taken, and of these the one that leaves the most images to train.
+
+    Args:
+        boxes: ``[N, 4]`` (left, bottom, right, top), in metres.
+        labels: class of each image.
+        block: side of a block, and the least distance between images of different parts, in metres.
+        shares: of val and test, in [0, 1).
+        seed: of the draw, which depends on nothing else but the arguments.
+
+    Returns:
+        ``[N]`` of ``TRAIN``, ``VAL``, ``TEST``, and ``LEFT_OUT`` for what lies too near to another part.
+
+    Raises:
+        DataError: nothing is left of a part.
+    """
+    middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+    corner = middles.min(axis=0)
+    blocks, block_of = np.unique(np.floor((middles - corner) / block).astype(np.int64), axis=0, return_inverse=True)
+    block_of = block_of.reshape(-1)
+    counts = np.zeros((len(blocks), max(labels) + 1), np.int64)
+    np.add.at(counts, (block_of, np.asarray(labels)), 1)
+    drawn = (_drawn_parts(blocks, counts, shares, seed, number) for number in range(_CANDIDATES))
+    parts = min(drawn, key=lambda parts: _lost(parts, counts, shares))
+    found = parts[block_of]
+    # Images reach beyond their blocks, so what is near is found by the images themselves.
+    _leave_out_near(found, boxes, (VAL,), (TEST,), block)
+    _leave_out_near(found, boxes, (TRAIN,), (VAL, TEST), block)
+    wanted = [(TRAIN, "train"), *([(VAL, "val")] if shares[0] else []), *([(TEST, "test")] if shares[1] else [])]
+    for part, name in wanted:
+        if not (found == part).any():
+            wide, high = np.ptp(middles, axis=0)
+            raise DataError(
+                f"blocks of {block:g} leave nothing for {name}: the images lie within {wide:,.0f} x {high:,.0f}, and "
+                f"train, val and test are to be a block apart; use smaller blocks, such as {max(wide, high) / 12:.3g}"
+            )
+    return found
+
+
+def _drawn_parts(
+    blocks: NDArray[np.int64], counts: NDArray[np.int64], shares: tuple[float, float], seed: int, number: int
+) -> Places:
+    """A part for each block: clusters around a few random blocks, and what lies beside them left out."""
+    rng = numpy_generator(derive_seed(seed, Purpose.SPLIT, number))
+    sizes = counts.sum(axis=1)
+    parts = np.full(len(blocks), TRAIN)
+    for part, share in ((TEST, shares[1]), (VAL, shares[0])):
+        free = np.flatnonzero(parts == TRAIN)
+        if not share or not len(free):
+            continue
+        centres = blocks[rng.choice(free, min(len(free), int(rng.integers(1, _MOST_CENTRES + 1))), replace=False)]
+        aspect = np.exp(rng.uniform(-1, 1))
+        away = np.abs(blocks[free][:, None] - centres) * (aspect, 1 / aspect)
+        order = free[np.argsort(away.max(axis=2).min(axis=1), kind="stable")]
+        enough = int(np.searchsorted(np.cumsum(sizes[order]), share * sizes.sum())) + 1
+        chosen = order[: min(enough, max(1, len(order) - 1))]
+        parts[chosen] = part
+        for each in chosen:
+            beside = (np.abs(blocks - blocks[each]).max(axis=1) <= 1) & (parts == TRAIN)
+            parts[beside] = LEFT_OUT
+    return parts
+
+
+def _lost(parts: Places, counts: NDArray[np.int64], shares: tuple[float, float]) -> tuple[int, int, float]:
+    """How much a candidate loses: classes of train, classes of val and test, images of train."""
+    held = {part: counts[parts == part].sum(axis=0) for part in (TRAIN, VAL, TEST)}
+    lacking = [int((held[part] == 0).sum()) for part, share in ((VAL, shares[0]), (TEST, shares[1])) if share]
+    return int((held[TRAIN] == 0).sum()), sum(lacking), -float(held[TRAIN].sum())
+
+
+def _leave_out_near(
+    found: Places, boxes: Numbers, mine: tuple[int, ...], others: tuple[int, ...], reach: float
+) -> None:
+    """Leave out images of some parts that are nearer than ``reach`` to images of others."""
+    own, theirs = np.flatnonzero(np.isin(found, mine)), np.flatnonzero(np.isin(found, others))
+    for first, second in near_pairs(boxes[own], boxes[theirs], reach):
+        distance = np.hypot(*_gaps(boxes[own[first]], boxes[theirs[second]]).T)
+        found[own[first[distance < reach * (1 - 1e-9)]]] = LEFT_OUT
+
+
+def near_pairs(first: Numbers, second: Numbers, reach: float) -> Iterator[tuple[Places, Places]]:
+    """Pairs of boxes of two lists, as places in them, in parts; among them all that are at most ``reach`` apart."""
+    if not len(first) or not len(second):
+        return
+    side = reach + float(max((boxes[:, 2:] - boxes[:, :2]).max() for boxes in (first, second)))
+    side = side or 1.0
+    cells: dict[tuple[int, int], list[int]] = {}
+    for place, (x, y) in enumerate(np.floor(second[:, :2] / side).astype(np.int64).tolist()):
+        cells.setdefault((x, y), []).append(place)
+    groups: dict[tuple[int, int], list[int]] = {}
+    for place, (x, y) in enumerate(np.floor(first[:, :2] / side).astype(np.int64).tolist()):
+        groups.setdefault((x, y), []).append(place)
+    for (x, y), own in groups.items():
+        around = [cells.get((x + i, y + j), []) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        theirs = np.array([place for cell in around for place in cell], np.intp)
+        for start in range(0, len(own) if len(theirs) else 0, 256):
+            some = np.array(own[start : start + 256], np.intp)
+            yield np.repeat(some, len(theirs)), np.tile(theirs, len(some))
+
+
+def _gaps(first: Numbers, second: Numbers) -> Numbers:
+    """Distances along x and y between pairs of boxes ``[N, 2]``; 0 where they overlap or touch."""
+    return np.maximum(0, np.maximum(first[:, :2] - second[:, 2:], second[:, :2] - first[:, 2:]))
+
+
+def are_touching(first: Numbers, second: Numbers) -> NDArray[np.bool_]:
+    """Of pairs of boxes whether they overlap or touch, to a thousandth of their size."""
+    slack = 1e-3 * (first[:, 2:] - first[:, :2]).max(initial=0)
+    return np.asarray((_gaps(first, second) <= slack).all(axis=1), bool)
+
+
+def split_groups(groups: Sequence[str], labels: Sequence[int], share: float, seed: int) -> Places:
+    """Assign images to train and val, each group of them (a scene, a flight, a region) as a whole.
+
+    Of many random choices the one is taken that leaves both parts the most classes and is the nearest to ``share``.
+
+    Args:
+        groups: of each image.
+        labels: its class.
+        share: of the images that become val, in (0, 1).
+        seed: of the draw.
+
+    Returns:
+        ``[N]`` of ``TRAIN`` and ``VAL``.
+
+    Raises:
+        DataError: there is one group alone.
+    """
+    names = sorted(set(groups))
+    if len(names) < 2:
+        raise DataError(
+            f"all images are of one group, {names[0]!r}: there is nothing to split; name a column with at least two"
+        )
+    place = {name: index for index, name in enumerate(names)}
+    group_of = np.array([place[name] for name in groups])
+    counts = np.zeros((len(names), max(labels) + 1), np.int64)
+    np.add.at(counts, (group_of, np.asarray(labels)), 1)
+    best: tuple[tuple[int, int, float], Places] | None = None
+    for number in range(_CANDIDATES):
+        order = numpy_generator(derive_seed(seed, Purpose.SPLIT, number)).permutation(len(names))
+        reached = np.cumsum(counts.sum(axis=1)[order]) / len(groups)
+        enough = min(max(1, int(np.abs(reached - share).argmin()) + 1), len(names) - 1)
+        val, train = counts[order[:enough]].sum(axis=0), counts[order[enough:]].sum(axis=0)
+        lost = (int((train == 0).sum()), int((val == 0).sum()), float(abs(reached[enough - 1] - share)))
+        if best is None or lost < best[0]:
+            best = lost, order[:enough]
+    assert best is not None
+    return np.where(np.isin(group_of, best[1]), VAL, TRAIN)

@@ -1,0 +1,138 @@
+"""Paths of windows: texts that are read as images wherever paths are, without a file of their own.
+
+Such a path reads ``SCENE/000512_000256_64x64``: row, column, width and height. It goes wherever a path goes and is
+read out of its scene, as an image file with the scene's bands, nodata and coordinates.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sat_vg.backbone_finetuning.data.reading.files import PathInArchive
+from sat_vg.backbone_finetuning.data.windows.scene import Scene, Window, encode_window, open_scene, valid_pixels
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
+from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
+from sat_vg.backbone_finetuning.utils.unreadable import Unreadable
+
+_TEXT = re.compile(r"(.+)/(\d{6,9})_(\d{6,9})_(\d{1,9})x(\d{1,9})")
+_MOST_WINDOWS = 2_000_000  # each takes some 400 bytes
+
+
+class WindowPath(PathInArchive):
+    """The path of a window.
+
+    Args:
+        scene: path of the scene.
+        window: in its pixels.
+    """
+
+    __slots__ = ("scene", "window")
+    scene: str
+    window: Window
+
+    def __new__(cls, scene: str, window: Window) -> "WindowPath":
+        """See the class."""
+        column, row, width, height = window
+        path = super().__new__(cls, f"{scene}/{row:06d}_{column:06d}_{width}x{height}")
+        path.scene, path.window, path.size = scene, window, 0
+        return path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return WindowPath, (self.scene, self.window)
+
+    def open(self) -> BinaryIO:
+        """The window as an image file in memory.
+
+        Raises:
+            Unreadable: it lies beyond the scene, has no valid pixel, or the scene is damaged.
+        """
+        try:
+            require_inside(open_scene(self.scene), self.window)
+            content = encode_window(self.scene, self.window)
+        except DataError as error:
+            raise Unreadable(str(error), "mend the scene") from None
+        if content is None:
+            raise Unreadable("it has no value: all its pixels are nodata or masked", "leave it out")
+        return io.BytesIO(content)
+
+    def stamp(self) -> str:
+        """What differs once the scene does. Raises OSError where it is not there."""
+        return f"{stamp_of(self.scene)} {self.window}"
+
+
+def parse_window_path(text: str) -> WindowPath | None:
+    """The path of a window that a text is; None: it is none."""
+    found = _TEXT.fullmatch(text)
+    if found is None:
+        return None
+    row, column, width, height = map(int, found.groups()[1:])
+    return WindowPath(found[1], Window(column, row, width, height))
+
+
+def parse_window(text: str) -> Window:
+    """A window of a table, ``column row width height``. Raises ValueError where it is none."""
+    column, row, width, height = (int(part) for part in text.split())
+    if min(column, row) < 0 or min(width, height) < 1:
+        raise ValueError("a window begins at 0 or above and is 1 pixel wide and high at least")
+    return Window(column, row, width, height)
+
+
+def require_inside(scene: Scene, window: Window) -> None:
+    """Raise a DataError where a window is not all in the scene."""
+    column, row, width, height = window
+    if column + width > scene.width or row + height > scene.height:
+        raise DataError(
+            f"the window {window} (column, row, width, height) leads out of the scene {scene.path!r} of "
+            f"{scene.width} x {scene.height} pixels"
+        )
+
+
+def starts(length: int, size: int, stride: int) -> list[int]:
+    """Where windows of ``size`` begin on a line of ``length`` pixels; the last one is moved back to its end."""
+    first = list(range(0, length - size + 1, stride))
+    return first if first[-1] + size == length else [*first, length - size]
+
+
+def grid_of(scene: Scene, size: int, stride: int) -> list[Window]:
+    """Windows of ``size`` x ``size`` pixels over a scene, row by row.
+
+    Raises:
+        ConfigError: the scene is smaller than a window, or there are too many.
+    """
+    if min(scene.width, scene.height) < size:
+        raise ConfigError(
+            f"--size {size}: the scene {scene.path!r} has {scene.width} x {scene.height} pixels, less than a window; "
+            f"use --size {min(scene.width, scene.height)} or smaller"
+        )
+    rows, columns = starts(scene.height, size, stride), starts(scene.width, size, stride)
+    if len(rows) * len(columns) > _MOST_WINDOWS:
+        raise ConfigError(
+            f"--stride {stride}: the scene {scene.path!r} would give {len(rows) * len(columns):,} windows (the limit "
+            f"is {_MOST_WINDOWS:,}); use a larger one"
+        )
+    return [Window(column, row, size, size) for row in rows for column in columns]
+
+
+def valid_shares(scene: Scene, windows: Sequence[Window]) -> NDArray[np.float64]:
+    """Share of each window's pixels that are not nodata ``[N]``; read in strips, a row of windows at a time.
+
+    Raises:
+        DataError: the scene is damaged.
+    """
+    shares = np.ones(len(windows))
+    if not scene.can_miss:
+        return shares
+    places = sorted(range(len(windows)), key=lambda place: windows[place].row)
+    for (row, height), same in groupby(places, key=lambda place: (windows[place].row, windows[place].height)):
+        strip = valid_pixels(scene.path, Window(0, row, scene.width, height))
+        assert strip is not None
+        below = np.concatenate([[0], np.cumsum(strip.sum(axis=0))])
+        for place in same:
+            column, _, width, _ = windows[place]
+            shares[place] = (below[column + width] - below[column]) / (width * height)
+    return shares

@@ -1,0 +1,239 @@
+"""A drawn scene with coordinates and its truth, for trying things out without data.
+
+    python -m sat_vg.scenes.drawn scene.tif --size 2048
+
+Five classes lie in regions of some hundred pixels. What tells them apart is texture; their colours drift with place,
+so that windows beside each other look alike and those of a far part look different. A pixel depends on the seed and
+its place only. The scene is drawn and written block by block.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sat_vg.backbone_finetuning.configs.option_parser import parse_options
+from sat_vg.backbone_finetuning.configs.ranges import PositiveFloat, Range, WholeNumber
+from sat_vg.backbone_finetuning.data.reading.gdal import require_rasterio
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
+from sat_vg.backbone_finetuning.utils.exit_codes import run_command
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
+from sat_vg.backbone_finetuning.utils.safe_files import sync
+from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
+from sat_vg.backbone_finetuning.utils.terminal import progress, say
+from sat_vg.scenes.geojson import write_regions
+from sat_vg.scenes.rasters import colours_of, files_aside
+
+CLASSES = ("bare", "field", "forest", "town", "water")
+_BASES = np.array([(140, 122, 96), (112, 122, 74), (66, 88, 56), (122, 116, 112), (52, 80, 98)], np.float32)
+_BLOCK = 512
+_CELL = 8  # pixels of the truth's grid
+_REGION = 320  # pixels across a region
+_DRIFT_CELL = 1600  # pixels over which colours drift
+_DRIFT = 42.0  # grey levels: as far as classes are apart
+_DEGREES_OF_A_METRE = 1 / 111_320
+
+Values = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawOptions:
+    """Options of ``python -m sat_vg.scenes.drawn``."""
+
+    out: str = "scene.tif"
+    """The GeoTIFF to write; labels and truth go beside it: scene.geojson and scene.truth.tif."""
+    size: Annotated[int, Range(lowest=64, highest=40_000, example=2048)] = 2048
+    """Width and height in pixels."""
+    crs: str = "EPSG:32632"
+    """Coordinate reference system, such as EPSG:32632 (UTM) or EPSG:4326 (degrees)."""
+    resolution: PositiveFloat = 10.0
+    """Metres to a pixel."""
+    seed: WholeNumber = 0
+    """Which scene."""
+
+
+def draw_scene(out: str | Path, **options: Any) -> Path:
+    """Draw a scene, its labels and its truth.
+
+    The scene is a tiled RGB GeoTIFF of 8 bits, compressed as JPEG; ``STEM.geojson`` holds its regions as polygons in
+    longitude and latitude with the property ``class``; ``STEM.truth.tif`` their numbers from 1, on the scene's grid.
+
+    Args:
+        out: the GeoTIFF to write.
+        options: ``size`` (pixels), ``crs``, ``resolution`` (metres), ``seed``.
+
+    Returns:
+        The path of the scene.
+
+    Raises:
+        ConfigError: there is no such CRS, or a file lies there already.
+        WriteError: a file cannot be written.
+    """
+    chosen = DrawOptions(out=str(out), **options)
+    rasterio = require_rasterio()
+    target = expand_home(chosen.out)
+    labels, truth = target.with_suffix(".geojson"), target.with_name(f"{target.stem}.truth.tif")
+    if target.exists():
+        raise ConfigError(f"--out {chosen.out!r} exists; choose another, or remove it")
+    try:
+        crs = rasterio.CRS.from_user_input(chosen.crs)
+    except rasterio.errors.CRSError as error:
+        raise ConfigError(f"--crs {chosen.crs!r} is not known ({error}); for example EPSG:32632") from None
+    pixel = chosen.resolution * (_DEGREES_OF_A_METRE if crs.is_geographic else 1)
+    corner = (9.0, 48.0) if crs.is_geographic else (500_000.0, 5_300_000.0)
+    profile = {
+        "driver": "GTiff", "width": chosen.size, "height": chosen.size, "dtype": "uint8", "crs": crs, "tiled": True,
+        "blockxsize": _BLOCK, "blockysize": _BLOCK,
+        "transform": rasterio.Affine(pixel, 0, corner[0], 0, -pixel, corner[1]),
+    }  # fmt: skip
+    drawing = _Drawing(chosen.size, chosen.seed)
+    classes = drawing.classes()
+    try:
+        with files_aside(target, [labels, truth]) as aside:
+            _write_scene(aside[target], profile, drawing, classes)
+            _write_truth(aside[truth], profile, classes)
+            place = rasterio.Affine(pixel * _CELL, 0, corner[0], 0, -pixel * _CELL, corner[1])
+            write_regions(aside[labels], classes, place, crs, CLASSES)
+            for path in aside.values():
+                sync(path)
+    except OSError as error:
+        raise WriteError(f"{str(target)!r} cannot be written ({error.strerror or error}); make room there") from error
+    return target
+
+
+class _Drawing:
+    """The random fields of a scene of ``size`` x ``size`` pixels."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+        rng = numpy_generator(derive_seed(seed, Purpose.SCENES))
+        self._regions: list[tuple[Values, int]] = [
+            (rng.normal(0, weight, (len(CLASSES), *_lattice(size, cell))).astype(np.float32), cell)
+            for weight, cell in ((1.0, _REGION), (0.4, _REGION // 3))
+        ]
+        drifts = _lattice(size, _DRIFT_CELL)
+        self._colours = rng.uniform(-_DRIFT, _DRIFT, (len(CLASSES), 3, *drifts)).astype(np.float32)
+
+    def classes(self) -> NDArray[np.uint8]:
+        """Number of the class from 1, of each cell of ``_CELL`` pixels."""
+        count = -(-self.size // _CELL)
+        centres = (np.arange(count) + 0.5) * _CELL
+        best, found = np.full((count, count), -np.inf, np.float32), np.zeros((count, count), np.uint8)
+        for number in range(len(CLASSES)):
+            fields = [_smooth(lattice[number], centres, centres, cell) for lattice, cell in self._regions]
+            field = np.sum(fields, axis=0)
+            found[field > best] = number + 1
+            best = np.maximum(best, field)
+        return found
+
+    def block(self, row: int, column: int, classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Pixels ``[3, _BLOCK, _BLOCK]`` of the block whose first pixel is given; ``classes`` are of its pixels."""
+        rng = numpy_generator(derive_seed(self.seed, Purpose.SCENES, 1, row, column))
+        y, x = (np.arange(start, start + _BLOCK) + 0.5 for start in (row, column))
+        grain = rng.normal(0, 1, (_BLOCK, _BLOCK)).astype(np.float32)
+        blobs = [_blocky(rng, side) for side in (2, 6, 10)]
+        angle = rng.uniform(0, np.pi)
+        stripes = np.sin((np.cos(angle) * x + np.sin(angle) * y[:, None]) * (2 * np.pi / 9)).astype(np.float32)
+        textures = (
+            12 * blobs[2] + 4 * grain, 20 * stripes + 5 * grain, 22 * blobs[0] + 5 * grain, 34 * blobs[1], 3 * grain,
+        )  # fmt: skip
+        image = np.zeros((3, _BLOCK, _BLOCK), np.float32)
+        for number, texture in enumerate(textures):
+            here = classes == number + 1
+            if here.any():
+                for band in range(3):
+                    drift = _smooth(self._colours[number, band], y, x, _DRIFT_CELL)
+                    image[band][here] = (_BASES[number, band] + drift + texture)[here]
+        return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def _lattice(size: int, cell: int) -> tuple[int, int]:
+    return -(-size // cell) + 3, -(-size // cell) + 3
+
+
+def _smooth(lattice: Values, y: NDArray[Any], x: NDArray[Any], cell: int) -> Values:
+    """A lattice of values ``cell`` pixels apart, at the places ``y`` x ``x``: smooth between them."""
+    parts = []
+    for axis, places in enumerate((y, x)):
+        below = np.floor(places / cell).astype(np.intp)
+        share = (places / cell - below).astype(np.float32)
+        share = share * share * (3 - 2 * share)
+        parts.append((below, share if axis else share[:, None]))
+    (row, down), (column, right) = parts
+    rows = lattice[row] * (1 - down) + lattice[row + 1] * down
+    return np.asarray(rows[:, column] * (1 - right) + rows[:, column + 1] * right, np.float32)
+
+
+def _blocky(rng: np.random.Generator, side: int) -> Values:
+    count = -(-_BLOCK // side)
+    values = rng.normal(0, 1, (count, count)).astype(np.float32)
+    blocks: Values = values.repeat(side, 0)[:_BLOCK].repeat(side, 1)[:, :_BLOCK]
+    return blocks
+
+
+def _write_scene(path: Path, profile: dict[str, Any], drawing: _Drawing, classes: NDArray[np.uint8]) -> None:
+    jpeg = {"count": 3, "compress": "jpeg", "jpeg_quality": 85, "photometric": "ycbcr", "interleave": "pixel"}
+    starts = range(0, drawing.size, _BLOCK)
+    window = import_module("rasterio.windows").Window
+    with (
+        require_rasterio().open(path, "w", **profile, **jpeg) as file,
+        progress(total=len(starts) ** 2, desc="drawing", unit="block") as bar,
+    ):
+        for row in starts:
+            for column in starts:
+                high, wide = (min(_BLOCK, drawing.size - start) for start in (row, column))
+                pixels = drawing.block(row, column, _pixels_of(classes, row, column))[:, :high, :wide]
+                file.write(pixels, window=window(column, row, wide, high))
+                bar.update()
+
+
+def _write_truth(path: Path, profile: dict[str, Any], classes: NDArray[np.uint8]) -> None:
+    size = profile["width"]
+    window = import_module("rasterio.windows").Window
+    with require_rasterio().open(path, "w", **profile, count=1, compress="deflate", nodata=0) as file:
+        file.write_colormap(1, colours_of(len(CLASSES)))
+        file.update_tags(**{f"CLASS_{number}": name for number, name in enumerate(CLASSES, 1)})
+        for row in range(0, size, _BLOCK):
+            high = min(_BLOCK, size - row)
+            cells = classes[row // _CELL : -(-(row + high) // _CELL)]
+            pixels = cells.repeat(_CELL, 0).repeat(_CELL, 1)[:high, :size]
+            file.write(pixels, 1, window=window(0, row, size, high))
+
+
+def _pixels_of(classes: NDArray[np.uint8], row: int, column: int) -> NDArray[np.uint8]:
+    """The classes of a block's pixels; 0 beyond the scene."""
+    first, left, count = row // _CELL, column // _CELL, _BLOCK // _CELL
+    cells = classes[first : first + count, left : left + count].repeat(_CELL, 0).repeat(_CELL, 1)
+    padded = np.zeros((_BLOCK, _BLOCK), np.uint8)
+    padded[: cells.shape[0], : cells.shape[1]] = cells
+    return padded
+
+
+_DESCRIPTION = """\
+Draw a scene with coordinates, the polygons of its classes, and its truth.
+
+  %(prog)s scene.tif --size 2048
+
+writes scene.tif, scene.geojson and scene.truth.tif."""
+
+
+def main(arguments: list[str] | None = None, prog: str = "python -m sat_vg.scenes.drawn") -> int:
+    """Run the command; returns its exit code."""
+
+    def action() -> None:
+        options = parse_options(DrawOptions, arguments, prog, _DESCRIPTION, {"out": "OUT"})
+        values = {name: value for name, value in vars(options).items() if name != "out"}
+        path = draw_scene(options.out, **values)
+        say(
+            f"drawn: {path} ({options.size} x {options.size} pixels of {options.resolution:g} m in {options.crs}; "
+            f"classes {', '.join(CLASSES)}), {path.with_suffix('.geojson')} and {path.stem}.truth.tif"
+        )
+
+    return run_command(action)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

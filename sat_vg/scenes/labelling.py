@@ -1,0 +1,215 @@
+"""Which class a window has, by the points and polygons of a label file."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sat_vg.backbone_finetuning.data.reading.gdal import require_rasterio
+from sat_vg.backbone_finetuning.data.windows.paths import grid_of, valid_shares
+from sat_vg.backbone_finetuning.data.windows.places import reproject
+from sat_vg.backbone_finetuning.data.windows.scene import Scene, Window
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
+from sat_vg.scenes.geojson import LONGITUDES, PIXEL_COORDINATES, Label, LabelFile, Numbers, crs_named
+from sat_vg.scenes.options import TileOptions
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A window with its class."""
+
+    scene: Scene
+    window: Window
+    label: str
+
+
+@dataclass
+class Labelled:
+    """The tiles of all scenes, and what came of the rest.
+
+    Attributes:
+        tiles: in the order of the scenes and their windows.
+        without_label: windows that no class covers enough.
+        ambiguous: windows of which two classes cover as much.
+        in_nodata: windows of each class that are mostly nodata.
+        best_cover: the largest share of a window that each class covers.
+        inside: numbers of the features that lie in a scene.
+    """
+
+    tiles: list[Tile] = field(default_factory=list)
+    without_label: int = 0
+    ambiguous: int = 0
+    in_nodata: Counter[str] = field(default_factory=Counter)
+    best_cover: dict[str, float] = field(default_factory=dict)
+    inside: set[int] = field(default_factory=set)
+
+
+def label_windows(scenes: Sequence[Scene], labels: LabelFile, options: TileOptions) -> Labelled:
+    """The windows of scenes that have a class.
+
+    Raises:
+        DataError: the labels cannot be placed on the scenes, or a scene is damaged.
+        ConfigError: a scene is smaller than a window.
+    """
+    found = Labelled()
+    names = sorted({label.name for label in labels.labels})
+    for scene in scenes:
+        placed = place_labels(labels, scene, options.labels_crs)
+        there = [label for label in placed if _is_inside(label, scene)]
+        found.inside |= {label.number for label in there}
+        if options.windows == "grid":
+            windows = grid_of(scene, options.size, options.stride or options.size)
+            classes = _classes_by_majority(scene, windows, there, names, options.min_cover, found)
+        else:
+            windows, classes = _around_features(scene, there, options.size, found)
+        _add_tiles(scene, windows, classes, options.min_valid, found)
+    return found
+
+
+def place_labels(labels: LabelFile, scene: Scene, labels_crs: str | None) -> list[Label]:
+    """The labels in a scene's pixels.
+
+    Raises:
+        DataError: it is not known how.
+        ConfigError: there is no such CRS.
+    """
+    named = labels_crs or labels.crs
+    if named == PIXEL_COORDINATES or (scene.crs is None and scene.is_picture and named is None):
+        return list(labels.labels)
+    if scene.crs is None:
+        raise DataError(
+            f"the scene {scene.path!r} has no CRS, so coordinates cannot be placed on it; write it in (rio edit-info "
+            "--crs EPSG:32632 SCENE.tif), or give labels in pixels with --labels_crs pixels"
+        )
+    crs = crs_named(named or LONGITUDES, "--labels_crs")
+    if not labels.labels:
+        return []
+    places = np.concatenate([label.places for label in labels.labels])
+    if crs.is_geographic and (np.abs(places) > (360, 90)).any():
+        x, y = places[(np.abs(places) > (360, 90)).any(axis=1)][0]
+        raise DataError(
+            f"{labels.path!r} holds the coordinates {x:g}, {y:g}, which are no longitude and latitude; say what they "
+            "are with --labels_crs, such as EPSG:32632"
+        )
+    moved = scene.pixels_of(reproject(crs, scene.crs, places) if crs != scene.crs else places)
+    parts = np.split(moved, np.cumsum([len(label.places) for label in labels.labels])[:-1])
+    return [label.moved(part) for label, part in zip(labels.labels, parts, strict=True)]
+
+
+def _is_inside(label: Label, scene: Scene) -> bool:
+    """Whether a part of a label lies in the scene, by the boxes around its parts."""
+    size = np.array((scene.width, scene.height))
+    for part in (*(polygon[0] for polygon in label.polygons), *label.points[:, None]):
+        low, high = part.min(axis=0), part.max(axis=0)
+        reaches_in = (high >= 0) if len(part) == 1 else (high > 0)
+        if np.isfinite(part).all() and (reaches_in & (low < size)).all():
+            return True
+    return False
+
+
+def _classes_by_majority(
+    scene: Scene,
+    windows: Sequence[Window],
+    labels: Sequence[Label],
+    names: Sequence[str],
+    least: float,
+    found: Labelled,
+) -> list[str | None]:
+    """Of each window the class that covers most of it, at least ``least``; else the class of most points in it."""
+    shares = np.zeros((len(names), len(windows)))
+    polygons = [label for label in labels if label.polygons]
+    if polygons:
+        for number, name in enumerate(names):
+            shares[number] = _covered(scene, windows, [label for label in polygons if label.name == name])
+            found.best_cover[name] = max(found.best_cover.get(name, 0.0), float(shares[number].max(initial=0)))
+    points = _points_in(windows, labels, names)
+    classes: list[str | None] = []
+    for column in range(len(windows)):
+        is_covered = shares[:, column].max(initial=0) >= least
+        counts = shares[:, column] if is_covered else points.get(column, np.empty(0))
+        first = np.flatnonzero((counts == counts.max(initial=0)) & (counts > 0))
+        found.without_label += len(first) == 0
+        found.ambiguous += len(first) > 1
+        classes.append(names[int(first[0])] if len(first) == 1 else None)
+    return classes
+
+
+def _covered(scene: Scene, windows: Sequence[Window], labels: Sequence[Label]) -> NDArray[np.float64]:
+    """Share of each window that polygons cover; they are drawn in strips, a row of windows at a time."""
+    shares = np.zeros(len(windows))
+    outlines = [_outline(polygon) for label in labels for polygon in label.polygons]
+    for (row, height), same in groupby(enumerate(windows), key=lambda pair: (pair[1].row, pair[1].height)):
+        here = [shape for shape, low, high in outlines if low < row + height and high > row]
+        if not here:
+            continue
+        drawn = import_module("rasterio.features").rasterize(
+            here, (height, scene.width), transform=require_rasterio().Affine.translation(0, row), dtype="uint8"
+        )
+        below = np.concatenate([[0], np.cumsum(drawn.sum(axis=0, dtype=np.int64))])
+        for place, (column, _, width, _) in same:
+            shares[place] = (below[column + width] - below[column]) / (width * height)
+    return shares
+
+
+def _outline(polygon: tuple[Numbers, ...]) -> tuple[dict[str, Any], float, float]:
+    """A polygon as a geometry in pixels, with its first and last row."""
+    rows = polygon[0][:, 1]
+    shape = {"type": "Polygon", "coordinates": [ring.tolist() for ring in polygon]}
+    return shape, float(rows.min()), float(rows.max())
+
+
+def _points_in(
+    windows: Sequence[Window], labels: Sequence[Label], names: Sequence[str]
+) -> dict[int, NDArray[np.float64]]:
+    """How many points of each class lie in each window, where there are some."""
+    corners = np.array(windows, np.float64).reshape(-1, 4)
+    counts: dict[int, NDArray[np.float64]] = {}
+    for label in labels:
+        for point in label.points:
+            is_in = (corners[:, :2] <= point).all(axis=1) & (point < corners[:, :2] + corners[:, 2:]).all(axis=1)
+            for place in np.flatnonzero(is_in).tolist():
+                counts.setdefault(place, np.zeros(len(names)))[names.index(label.name)] += 1
+    return counts
+
+
+def _around_features(
+    scene: Scene, labels: Sequence[Label], size: int, found: Labelled
+) -> tuple[list[Window], list[str | None]]:
+    """A window around each point and polygon, moved into the scene where it would lead out."""
+    if min(scene.width, scene.height) < size:
+        raise ConfigError(
+            f"--size {size}: the scene {scene.path!r} has {scene.width} x {scene.height} pixels, less than a window; "
+            f"use --size {min(scene.width, scene.height)} or smaller"
+        )
+    classes: dict[Window, str | None] = {}
+    for label in labels:
+        for part in (*(polygon[0] for polygon in label.polygons), *label.points[:, None]):
+            middle = (part.min(axis=0) + part.max(axis=0)) / 2
+            if not np.isfinite(middle).all() or (middle < 0).any() or (middle >= (scene.width, scene.height)).any():
+                continue
+            column, row = np.floor(middle - size / 2).astype(int)
+            window = Window(
+                int(np.clip(column, 0, scene.width - size)), int(np.clip(row, 0, scene.height - size)), size, size
+            )
+            classes[window] = label.name if classes.get(window, label.name) == label.name else None
+            found.best_cover[label.name] = 1.0
+    ordered = sorted(classes, key=lambda window: (window.row, window.column))
+    found.ambiguous += sum(classes[window] is None for window in ordered)
+    return ordered, [classes[window] for window in ordered]
+
+
+def _add_tiles(
+    scene: Scene, windows: Sequence[Window], classes: Sequence[str | None], least: float, found: Labelled
+) -> None:
+    labelled = [(window, name) for window, name in zip(windows, classes, strict=True) if name is not None]
+    valid = valid_shares(scene, [window for window, _ in labelled])
+    for (window, name), share in zip(labelled, valid, strict=True):
+        if share >= least:
+            found.tiles.append(Tile(scene, window, name))
+        else:
+            found.in_nodata[name] += 1

@@ -1,0 +1,128 @@
+"""Splits by where images lie, and by groups."""
+
+import json
+
+import numpy as np
+import pytest
+from scene_files import pixels, rasterio, write_scene
+
+from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
+from sat_vg.backbone_finetuning.data.sources.spatial_split import (
+    LEFT_OUT,
+    TEST,
+    TRAIN,
+    VAL,
+    near_pairs,
+    split_blocks,
+    split_groups,
+)
+from sat_vg.backbone_finetuning.data.sources.table import load_splits
+from sat_vg.backbone_finetuning.data.windows.places import Footprint, boxes_in_metres
+
+
+def gaps(first, second):
+    return np.hypot(*np.moveaxis(np.maximum(0, np.maximum(
+        first[:, None, :2] - second[:, 2:], second[:, :2] - first[:, None, 2:])), -1, 0))  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_two_parts_are_nearer_than_a_block(seed):
+    generator = np.random.default_rng(seed)
+    corners = generator.uniform(0, 10_000, (1500, 2))
+    boxes = np.concatenate([corners, corners + generator.uniform(20, 400, (1500, 2))], axis=1)
+    labels = (corners[:, 0] // 2500).astype(int).tolist()
+    parts = split_blocks(boxes, labels, 700, (0.2, 0.1), seed)
+    counts = np.bincount(parts, minlength=4)
+    assert counts[TRAIN] > 500
+    assert counts[VAL] > 150
+    assert counts[TEST] > 50
+    for one, other in ((TRAIN, VAL), (TRAIN, TEST), (VAL, TEST)):
+        assert gaps(boxes[parts == one], boxes[parts == other]).min() >= 700 * (1 - 1e-6)
+    # What was left out is near to something: nothing is thrown away for nothing.
+    for place in np.flatnonzero(parts == LEFT_OUT):
+        beside = [np.floor((boxes[:, :2] + boxes[:, 2:]) / 2 / 700)]
+        near = gaps(boxes[[place]], boxes[(parts == VAL) | (parts == TEST)]).min() < 2 * 700 * np.sqrt(2)
+        assert near, beside
+    assert np.array_equal(parts, split_blocks(boxes, labels, 700, (0.2, 0.1), seed))
+    assert {labels[place] for place in np.flatnonzero(parts == TRAIN)} == {0, 1, 2, 3}
+
+
+def test_near_pairs_are_all_there():
+    generator = np.random.default_rng(1)
+    first, second = (
+        np.concatenate([c := generator.uniform(-100, 100, (200, 2)), c + generator.uniform(0, 9, (200, 2))], axis=1)
+        for _ in range(2)
+    )
+    found = {
+        (int(i), int(j)) for own, others in near_pairs(first, second, 5) for i, j in zip(own, others, strict=True)
+    }
+    wanted = set(map(tuple, np.argwhere(gaps(first, second) <= 5).tolist()))
+    assert wanted <= found
+    assert len(wanted) > 50
+
+
+@pytest.mark.parametrize(("crs", "metres"), [
+    ("EPSG:32632", 1), ("EPSG:2263", 0.3048006), ("EPSG:3857", 0.66), ("EPSG:4326", 111_000),
+])  # fmt: skip
+def test_metres_of_any_crs(crs, metres):
+    """A box 300 units high (a tenth of a degree in degrees), at 48 degrees of latitude where units depend on it."""
+    corner = {"EPSG:4326": (9, 48), "EPSG:3857": (1e6, 6.1e6)}.get(crs, (500_000, 200_000))
+    side = 0.1 if crs == "EPSG:4326" else 300
+    ring = np.array(corner) + np.array([(0, 0), (side, 0), (side, side), (0, side)])
+    left, bottom, right, top = boxes_in_metres([Footprint(rasterio.CRS.from_user_input(crs), ring)])[0]
+    assert top - bottom == pytest.approx(side * metres, rel=0.02)
+    if crs == "EPSG:4326":
+        assert right - left == pytest.approx((top - bottom) * np.cos(np.radians(48)), rel=0.01)
+
+
+def test_groups_stay_together():
+    groups = [f"flight {number % 7}" for number in range(70)]
+    labels = [number // 35 for number in range(70)]
+    parts = split_groups(groups, labels, 0.2, 0)
+    assert {len({int(part) for part, g in zip(parts, groups, strict=True) if g == name}) for name in groups} == {1}
+    assert 10 <= (parts == VAL).sum() <= 20
+
+
+@pytest.fixture
+def chips(tmp_path):
+    """A row of 40 chips of two classes side by side, 320 m each."""
+    for number in range(40):
+        place = rasterio.Affine(10, 0, 500_000 + 320 * number, 0, -10, 5_300_000)
+        path = tmp_path / "chips" / "ab"[number // 2 % 2] / f"{number:02d}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_scene(path, pixels(32, 32, seed=number), transform=place, tiled=False)
+    return tmp_path / "chips"
+
+
+def test_chips_in_folders_are_split_by_blocks(chips):
+    splits = load_splits(ImageQuery(path=str(chips), split="spatial", block_size=900.0))
+    numbers = {split.name: sorted(int(path[-6:-4]) for path in split.paths) for split in splits.parts}
+    assert len(numbers["val"]) >= 8
+    assert min(abs(one - other) for one in numbers["train"] for other in numbers["val"]) >= 4  # 960 m between edges
+    assert f", {40 - len(numbers['train']) - len(numbers['val'])} between them left out" in splits.description
+
+
+def test_a_check_names_neighbours(command, chips, tmp_path):
+    _, out, _ = command("check", chips, "--json")
+    (line,) = (each for each in json.loads(out)["warnings"] if "overlap or touch" in each)
+    assert "of val (100 %) overlap or touch images of train on the ground" in line
+    _code, out, _err = command("check", chips, "--json", "--split", "spatial", "--block_size", 900)
+    assert not [each for each in json.loads(out)["warnings"] if "overlap or touch" in each]
+
+
+def test_a_column_of_a_table_keeps_images_together(chips, tmp_path, command):
+    paths = sorted(chips.rglob("*.tif"), key=lambda path: path.name)
+    rows = [f"{path.relative_to(tmp_path)},{path.parent.name},flight{int(path.stem) // 5}" for path in paths]
+    (tmp_path / "images.csv").write_text("\n".join(["path,label,flight", *rows]))
+    splits = load_splits(ImageQuery(path=str(tmp_path / "images.csv"), group_column="flight"))
+    flights = [{int(path[-6:-4]) // 5 for path in split.paths} for split in (splits.train, splits.val)]
+    assert not flights[0] & flights[1]
+    assert "val by 'flight', 8 groups" in splits.description
+    for flags, message in (
+        (("images.csv", "--group_column", "nothing"), "has no column 'nothing'"),
+        ((chips, "--group_column", "flight"), "is no table"),
+        ((chips, "--split", "spatial"), "needs block_size"),
+        ((chips, "--split", "spatial", "--block_size", 9e9), "leave nothing for"),
+    ):
+        code, _, err = command("check", *flags)
+        assert (code, message in err) == (2, True), err
