@@ -19,9 +19,10 @@ from sat_vg.backbone_finetuning.data.reading.gdal import require_rasterio
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.reading.threads import read_in_order
 from sat_vg.backbone_finetuning.data.sources.class_names import SEPARATOR
+from sat_vg.backbone_finetuning.data.windows.opened import open_scene
 from sat_vg.backbone_finetuning.data.windows.paths import WindowPath, grid_of, starts, valid_shares
 from sat_vg.backbone_finetuning.data.windows.places import corners_of
-from sat_vg.backbone_finetuning.data.windows.scene import Scene, open_scene
+from sat_vg.backbone_finetuning.data.windows.scene import Scene
 from sat_vg.backbone_finetuning.models.ensemble import Ensemble
 from sat_vg.backbone_finetuning.models.prediction import LIKELIER_THAN_NOT
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, StoppedError, WriteError

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from sat_vg.backbone_finetuning.data.windows.scene import Scene, Window, read_part
+from sat_vg.backbone_finetuning.data.windows.opened import read_part
+from sat_vg.backbone_finetuning.data.windows.scene import Scene, Window
 from sat_vg.backbone_finetuning.reports.figures import plain
 from sat_vg.scenes.rasters import WindowShares, colours_of
 

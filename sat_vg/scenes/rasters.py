@@ -13,8 +13,9 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 
 from sat_vg.backbone_finetuning.data.reading.gdal import require_rasterio
+from sat_vg.backbone_finetuning.data.windows.opened import valid_pixels
 from sat_vg.backbone_finetuning.data.windows.paths import starts
-from sat_vg.backbone_finetuning.data.windows.scene import Scene, Window, valid_pixels
+from sat_vg.backbone_finetuning.data.windows.scene import Scene, Window, rasterio_window
 from sat_vg.backbone_finetuning.utils.safe_files import folder_aside, sync
 
 _BLOCK = 512
@@ -148,7 +149,7 @@ def write_class_raster(path: Path, shares: WindowShares, names: Sequence[str], t
             if valid is not None:
                 strip[~valid] = 0
             counts += np.bincount(strip.reshape(-1), minlength=len(counts))
-            file.write(strip, 1, window=_rasterio_window(window))
+            file.write(strip, 1, window=rasterio_window(window))
     return [int(count) for count in counts]
 
 
@@ -168,17 +169,13 @@ def write_probabilities(path: Path, shares: WindowShares, names: Sequence[str]) 
                     strip[places] = means[columns, number]
                 if valid is not None:
                     strip[~valid] = np.nan
-                file.write(strip, number + 1, window=_rasterio_window(window))
+                file.write(strip, number + 1, window=rasterio_window(window))
 
 
 def _strips(scene: Scene) -> Iterator[tuple[Window, NDArray[np.int64]]]:
     for row in range(0, scene.height, _BLOCK):
         height = min(_BLOCK, scene.height - row)
         yield Window(0, row, scene.width, height), np.arange(row, row + height)
-
-
-def _rasterio_window(window: Window) -> Any:
-    return import_module("rasterio.windows").Window(*window)
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from sat_vg.backbone_finetuning.commands.trained_models import load_model, model_file
 from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
+from sat_vg.backbone_finetuning.data.windows.opened import open_scene
 from sat_vg.backbone_finetuning.data.windows.paths import parse_window_path
 from sat_vg.backbone_finetuning.data.windows.places import corners_of
-from sat_vg.backbone_finetuning.data.windows.scene import open_scene
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, WriteError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.json_reading import parse_json

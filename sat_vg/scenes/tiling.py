@@ -17,9 +17,10 @@ import numpy as np
 from sat_vg.backbone_finetuning.data.reading.threads import run_in_order
 from sat_vg.backbone_finetuning.data.sources.image_files import is_hidden
 from sat_vg.backbone_finetuning.data.sources.spatial_split import LEFT_OUT, TEST, TRAIN, VAL, split_blocks
+from sat_vg.backbone_finetuning.data.windows.opened import encode_window, open_scene
 from sat_vg.backbone_finetuning.data.windows.paths import WindowPath
 from sat_vg.backbone_finetuning.data.windows.places import Footprint, boxes_in_metres, corners_of
-from sat_vg.backbone_finetuning.data.windows.scene import Scene, encode_window, open_scene
+from sat_vg.backbone_finetuning.data.windows.scene import Scene
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, WriteError
 from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home

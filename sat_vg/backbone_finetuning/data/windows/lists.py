@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from sat_vg.backbone_finetuning.data.sources.source import ImageList
+from sat_vg.backbone_finetuning.data.windows.opened import open_scene
 from sat_vg.backbone_finetuning.data.windows.paths import WindowPath, grid_of, valid_shares
 from sat_vg.backbone_finetuning.data.windows.places import corners_of
-from sat_vg.backbone_finetuning.data.windows.scene import open_scene
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.printable import counted
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sat_vg.backbone_finetuning.data.reading.files import PathInArchive
-from sat_vg.backbone_finetuning.data.windows.scene import Scene, Window, encode_window, open_scene, valid_pixels
+from sat_vg.backbone_finetuning.data.windows.opened import encode_window, open_scene, valid_pixels
+from sat_vg.backbone_finetuning.data.windows.scene import Scene, Window
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
 from sat_vg.backbone_finetuning.utils.unreadable import Unreadable

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from sat_vg.backbone_finetuning.data.reading.files import read_file
 from sat_vg.backbone_finetuning.data.reading.gdal import require_rasterio, with_gdal
+from sat_vg.backbone_finetuning.data.windows.opened import open_scene
 from sat_vg.backbone_finetuning.data.windows.paths import WindowPath
-from sat_vg.backbone_finetuning.data.windows.scene import Scene, Window, open_scene
+from sat_vg.backbone_finetuning.data.windows.scene import Scene, Window
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.unreadable import Unreadable
 
