@@ -71,7 +71,7 @@ class Picture:
 
     def valid(self, window: Window) -> None:
         """See ``Reader``."""
-        return None
+        return
 
     def encode(self, part: Part, window: Window, is_compressed: bool) -> bytes:
         """See ``Reader``."""
