@@ -222,6 +222,7 @@ def test_overlays(run, images, checkpoint, tmp_path):
     (images / "1.png").write_bytes(b"junk")
     code, out, err = run(checkpoint, images, "again", "--json", "--overlays", "looked/at", "--batch_size", 4)
     assert code == 2, err
+    assert "overlays: 15 pictures in 'looked/at'" in err
     answers = [answer for answer in objects(out) if "error" not in answer]
     assert len({answer["overlay"] for answer in answers}) == 7 + 7 + 1
     assert {str(path) for path in Path("looked/at").iterdir()} == {answer["overlay"] for answer in answers}

@@ -242,6 +242,12 @@ def then_mixed(phases: Sequence[Phase]) -> list[Phase]:
     return [*phases, Phase("wise_ft", 1, phases[-1].trainable_stages, method="mix", wins_ties=True)]
 
 
+def total_epochs(strategy: Strategy | None, num_epochs: int, probe_is_exact: bool, wise_ft: bool) -> int:
+    """The epochs of all phases together: a probe that is solved for, and a mixture of weights, take one each."""
+    trained = 0 if strategy == "linear_probe" and probe_is_exact else num_epochs
+    return trained + (probe_is_exact and strategy in ("linear_probe", "lp_ft")) + wise_ft
+
+
 STRATEGIES: dict[Strategy, Callable[[StrategyInputs], list[Phase]]] = {
     "full": full,
     "linear_probe": linear_probe,

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.training.phases import STRATEGIES, Phase, StrategyInputs, divide, then_mixed
+from sat_vg.backbone_finetuning.training.phases import (
+    STRATEGIES,
+    Phase,
+    StrategyInputs,
+    divide,
+    then_mixed,
+    total_epochs,
+)
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
@@ -15,6 +22,14 @@ STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
 def phases(strategy, num_epochs=10, **more):
     return STRATEGIES[strategy](StrategyInputs(STAGES, num_epochs, **more))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("is_exact", [True, False])
+def test_the_epochs_of_all_phases_are_known_without_a_backbone(strategy, is_exact):
+    found = phases(strategy, probe_is_exact=is_exact)
+    assert total_epochs(strategy, 10, is_exact, False) == sum(phase.epochs for phase in found)
+    assert total_epochs(strategy, 10, is_exact, True) == sum(phase.epochs for phase in then_mixed(found))
 
 
 def test_one_phase_strategies():

@@ -109,6 +109,8 @@ def predict_images(options: PredictOptions) -> None:
             bar.update(len(group))
         for text in describe_decisions(traits):
             _note(f"warning: {text}")
+        if options.overlays is not None and total > unreadable:
+            _note(f"overlays: {counted(total - unreadable, 'picture')} in {str(options.overlays)!r}")
         if not total:
             raise DataError("no image was named: standard input holds no path")
         if unreadable:

@@ -14,6 +14,7 @@ from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.training.checkpoint import LAST, read_run
 from sat_vg.backbone_finetuning.training.metric_lines import METRICS, read_metric_lines
+from sat_vg.backbone_finetuning.training.phases import total_epochs
 from sat_vg.backbone_finetuning.training.run_identity import config_of_run
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, DataError
 from sat_vg.backbone_finetuning.utils.folder_lock import is_in_use
@@ -34,7 +35,7 @@ class RunRow:
         state: ``running``, ``stopped``, ``finished`` or ``damaged``.
         saved: when its state was last written, local time.
         epochs: epochs done.
-        num_epochs: epochs asked for.
+        num_epochs: epochs of all phases.
         metric: name of what "best" goes by; None of a damaged run, as all below.
         best: its best value.
         best_epoch: the epoch that had it.
@@ -128,7 +129,7 @@ def _row_of(folder: Path) -> RunRow:
         state="running" if is_running else "finished" if has_finished else "stopped",
         saved=saved,
         epochs=state["epoch"],
-        num_epochs=config.num_epochs,
+        num_epochs=total_epochs(config.strategy, config.num_epochs, config.probe_solver == "exact", config.wise_ft),
         metric=config.early_stopping_metric or "val_accuracy",
         best=state.get("best_value"),
         best_epoch=state.get("best_epoch"),
