@@ -89,8 +89,8 @@ def table(record: Record, rows: list[str]) -> list[str]:
     base, cost = record.of(BASELINE, "test, 1"), record.of(BASELINE, "cpu_seconds")
     for row in rows:
         one, eight = record.of(row, "test, 1"), record.of(row, "test, 8")
-        losses = [spread(list(record.of(row, f"loss, {views}").values()), 1) for views in (1, 8)]
         if one:
+            losses = [spread(list(record.of(row, f"loss, {views}").values()), 1) for views in (1, 8)]
             lines.append(
                 f"| {row} | `{' '.join(ROWS[row])}` | {spread(list(one.values()))} | {spread(list(eight.values()))} "
                 f"| {difference(one, base) if row != BASELINE else ''} | {difference(eight, base)} "
