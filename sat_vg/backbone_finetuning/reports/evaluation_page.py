@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from sat_vg.backbone_finetuning.reports.evaluation_figures import TERMS, draw_reliability
-from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix, draw_learning_curves
-from sat_vg.backbone_finetuning.reports.pages import figure_url, image_url, render_page
-from sat_vg.backbone_finetuning.reports.record_pictures import measure_of
+from sat_vg.backbone_finetuning.reports.figures import draw_learning_curves
+from sat_vg.backbone_finetuning.reports.pages import figure_url, image_url, picture_url, render_page
+from sat_vg.backbone_finetuning.reports.record_pictures import draw_confusion, measure_of
 
 _MAX_CLASSES_AS_TABLE = 40  # of a confusion matrix; with more it is a picture
 _MAX_PAIRS = 10
@@ -82,4 +82,4 @@ def _confusion_picture(content: Mapping[str, Any]) -> str | None:
     names = list(content["classes"])
     if "confusion" not in content or len(names) <= _MAX_CLASSES_AS_TABLE:
         return None
-    return figure_url(draw_confusion_matrix(np.array(content["confusion"]), names, content["split"]))
+    return picture_url(draw_confusion(np.array(content["confusion"]), names, content["split"]))

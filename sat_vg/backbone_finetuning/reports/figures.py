@@ -1,4 +1,4 @@
-"""Figures from plain arrays, by matplotlib: confusion matrices and learning curves.
+"""Learning curves by matplotlib, and what its figures share.
 
 For reports; the record of a run has its pictures from ``record_pictures``, without matplotlib.
 """
@@ -12,46 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sat_vg.backbone_finetuning.reports.record_pictures import measure_of
-from sat_vg.backbone_finetuning.utils.printable import counted
-
-_MAX_NAMED_CLASSES = 60  # with more, the names are unreadable
-_MAX_NUMBERED_CLASSES = 25
-
-
-def draw_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], split: str = "validation") -> Figure:
-    """A confusion matrix, coloured by the share of each true class, with counts where there is room.
-
-    Rows are as narrow as their names allow, so that names can be read where the figure is shown small.
-
-    Args:
-        confusion: ``[num_classes, num_classes]`` counts; rows are true classes, columns predictions.
-        class_names: in the order of rows and columns.
-        split: name of the images' split, for the title.
-    """
-    count = len(class_names)
-    names = [plain(name) for name in class_names] if count <= _MAX_NAMED_CLASSES else []
-    room = 0.5 + 0.085 * max(map(len, names), default=0)  # inches, for the names
-    side = float(np.clip(room + 0.2 * count, 5.2, 15))
-    has_numbers = count <= _MAX_NUMBERED_CLASSES
-    figure = Figure(figsize=(side if has_numbers else side + 1.2, side + 0.4), layout="constrained")
-    axes = figure.add_subplot()
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if names:
-        axes.set_xticks(range(count), names, rotation=90, fontsize=9)
-        axes.set_yticks(range(count), names, fontsize=9)
-    if has_numbers:
-        digits = len(str(confusion.max()))
-        size = min(8.0, 100 * (side - room) / count / digits)  # points; a digit is 0.64 times as wide
-        for row, column in zip(*np.nonzero(confusion), strict=True):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(confusion[row, column]), ha="center", va="center", fontsize=size, color=colour)
-    else:
-        figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
-    accuracy = confusion.trace() / max(confusion.sum(), 1)
-    axes.set(xlabel="predicted class", ylabel="true class")
-    figure.suptitle(f"{counted(confusion.sum(), f'{split} image')}, {100 * accuracy:.2f} % correct", fontsize=11)
-    return figure
 
 
 def draw_learning_curves(

@@ -79,5 +79,12 @@ def image_url(image: np.ndarray) -> Markup:
     return _data_url(file.getvalue(), "jpeg")
 
 
+def picture_url(picture: Image.Image) -> Markup:
+    """A drawn picture as a PNG in a ``data:`` URL."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return _data_url(file.getvalue(), "png")
+
+
 def _data_url(content: bytes, kind: str) -> Markup:
     return Markup(f"data:image/{kind};base64,{base64.b64encode(content).decode()}")

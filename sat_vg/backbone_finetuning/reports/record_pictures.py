@@ -1,6 +1,6 @@
-"""Pictures in the record of a run, drawn by Pillow: grids of images, confusion matrices and learning curves.
+"""Pictures drawn by Pillow: grids of images, confusion matrices, and the learning curves of a run's record.
 
-Every run draws some, and matplotlib takes a second for its first figure. Reports draw theirs by matplotlib.
+Every run draws some, and matplotlib takes a second for its first figure. Other figures are matplotlib's.
 """
 
 import math
@@ -71,14 +71,15 @@ def _broken(text: str, size: int, width: float) -> list[str]:
     return lines
 
 
-def draw_confusion(confusion: np.ndarray, class_names: Sequence[str]) -> Image.Image:
-    """A confusion matrix of validation images, coloured by shares of the true class, with counts if there is room.
+def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], split: str = "validation") -> Image.Image:
+    """A confusion matrix, coloured by shares of the true class, with counts if there is room.
 
     Names are large enough to be read where the picture is shown 350 pixels wide, as TensorBoard does.
 
     Args:
         confusion: ``[num_classes, num_classes]`` counts; rows are true classes, columns predictions.
         class_names: in the order of rows and columns.
+        split: name of the images' split, for the heading.
     """
     count, counts = len(class_names), confusion.astype(np.int64)
     is_named, has_numbers = count <= _MAX_NAMED_CLASSES, count <= _MAX_NUMBERED_CLASSES
@@ -88,7 +89,7 @@ def draw_confusion(confusion: np.ndarray, class_names: Sequence[str]) -> Image.I
     cell = max(18, 7 * digits + 2) if is_named else max(1, _LONGEST_SIDE // count)
     accuracy = counts.trace() / max(counts.sum(), 1)
     heading = (
-        f"{counted(int(counts.sum()), 'validation image')}, {100 * accuracy:.2f} % correct",
+        f"{counted(int(counts.sum()), f'{split} image')}, {100 * accuracy:.2f} % correct",
         "rows: true class, columns: predicted class",
     )
     widest = max(round(_font(_HEADING_SIZE).getlength(line)) for line in heading)

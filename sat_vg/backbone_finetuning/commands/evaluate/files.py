@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from sat_vg.backbone_finetuning.evaluation.mistakes import Views
 from sat_vg.backbone_finetuning.reports.evaluation_figures import TERMS, draw_class_scores, draw_reliability
 from sat_vg.backbone_finetuning.reports.evaluation_page import Report, render_report
-from sat_vg.backbone_finetuning.reports.figures import draw_confusion_matrix
+from sat_vg.backbone_finetuning.reports.record_pictures import draw_confusion
 from sat_vg.backbone_finetuning.training.tracking import METRICS
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
@@ -58,12 +59,12 @@ def write_results(
     say(f"written to {folder}: report.html, evaluation.json, predictions.csv, {', '.join(figures)}")
 
 
-def _draw(content: Mapping[str, Any]) -> dict[str, Figure]:
+def _draw(content: Mapping[str, Any]) -> dict[str, Figure | Image.Image]:
     """The figures by file name."""
-    names, figures = list(content["classes"]), {}
+    names, figures = list(content["classes"]), dict[str, Figure | Image.Image]()
     if "confusion" in content:
         confusion = np.array(content["confusion"])
-        figures["confusion_matrix.png"] = draw_confusion_matrix(confusion, names, content["split"])
+        figures["confusion_matrix.png"] = draw_confusion(confusion, names, content["split"])
     figures["class_scores.png"] = draw_class_scores(names, list(content["classes"].values()))
     bins, terms = content["calibration"]["bins"], TERMS[content["task"]]
     return {**figures, "reliability.png": draw_reliability(bins, content["ece"], terms)}
@@ -74,9 +75,12 @@ def _pictures_of(views: Views) -> dict[str, np.ndarray]:
     return pictures if views.attention is None else {**pictures, "attention": views.attention}
 
 
-def _save_figure(path: Path, figure: Figure) -> None:
+def _save_figure(path: Path, figure: Figure | Image.Image) -> None:
     with atomic_write(path) as file:
-        figure.savefig(file, dpi=110)
+        if isinstance(figure, Figure):
+            figure.savefig(file, dpi=110)
+        else:
+            figure.save(file, "PNG")
 
 
 def epochs_of_run(training: Mapping[str, Any]) -> tuple[list[dict[str, float]], str]:
