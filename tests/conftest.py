@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forks import save_blank
+from forks import blank_records
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -134,10 +134,8 @@ def train_in(folder: Path, *arguments: object) -> Run:
 def train_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     """Run the training command's ``main`` in this process, which saves loading torch once more.
 
-    Its pictures are blank but with ``draws``: matplotlib takes half of the time of a run as small as these.
+    Its pictures are blank but with ``draws``, as drawing takes a third of the time of a run as small as these.
     """
-    from matplotlib.figure import Figure
-
     from sat_vg.backbone_finetuning.train import main
 
     def run(*arguments: object, folder: str = "run", draws: bool = False) -> Run:
@@ -147,7 +145,7 @@ def train_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
         capfd.readouterr()
         with monkeypatch.context() as patch:
             if not draws:
-                patch.setattr(Figure, "savefig", save_blank)
+                blank_records(patch.setattr)
             code = main(train_command(target, *arguments)[3:])
         out, err = capfd.readouterr()
         return Run(code, out, err, target)

@@ -12,10 +12,17 @@ import runpy
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 _LOADED = multiprocessing.get_context("forkserver")
+# What a run imports, those included that it imports late: torch loads its compiler with the first optimizer.
+_PRELOADED = [
+    "sat_vg.backbone_finetuning.training.run", "sat_vg.grounding.training", "torch.utils.tensorboard",
+    "tensorboard.plugins.hparams.plugin_data_pb2", "torch._dynamo", "torch.distributed.fsdp",
+    "torch.nn.parallel.distributed", "torchvision.io", "matplotlib.figure",
+]  # fmt: skip
 
 
 def save_blank(figure: object, file: IO[bytes], **options: object) -> None:
@@ -23,6 +30,20 @@ def save_blank(figure: object, file: IO[bytes], **options: object) -> None:
     from PIL import Image
 
     Image.new("RGB", (400, 300), "white").save(file, "PNG")
+
+
+def blank_records(setattr: Callable[[type, str, object], None] = setattr) -> None:
+    """From now on the record of a run shows white pictures in place of those that it is given."""
+    from PIL import Image
+
+    from sat_vg.backbone_finetuning.training.tracking import FileTracker
+
+    record = FileTracker.figure
+
+    def figure(tracker: FileTracker, name: str, drawn: object, step: int) -> None:
+        record(tracker, name, Image.new("RGB", (400, 300), "white"), step)
+
+    setattr(FileTracker, "figure", figure)
 
 
 def _run(program: str, arguments: list[str], folder: Path, environment: dict[str, str], out: Path, err: Path) -> None:
@@ -34,10 +55,9 @@ def _run(program: str, arguments: list[str], folder: Path, environment: dict[str
     os.environ.update(environment)
     multiprocessing.set_start_method(None, force=True)  # workers are started as in any other process
     import torch
-    from matplotlib.figure import Figure
 
     torch.set_num_threads(1)  # what OMP_NUM_THREADS says where torch is loaded after it is set
-    Figure.savefig = save_blank  # type: ignore[method-assign]
+    blank_records()
     sys.argv = [program, *arguments]
     if program.endswith(".py"):
         sys.path.insert(0, str(Path(program).parent))
@@ -61,7 +81,7 @@ class Forked:
     def __init__(
         self, program: str, arguments: list[str], folder: Path, environment: dict[str, str], out: Path, err: Path
     ) -> None:
-        _LOADED.set_forkserver_preload(["sat_vg.backbone_finetuning.training.run", "torch.utils.tensorboard"])
+        _LOADED.set_forkserver_preload(_PRELOADED)
         self._process = _LOADED.Process(target=_run, args=(program, arguments, folder, environment, out, err))
         self._process.start()
         self.pid = self._process.pid

@@ -115,11 +115,11 @@ def test_a_run_of_one_epoch_has_no_curves_and_a_second_one_moves_all_of_it_aside
 def test_what_is_shown_of_a_run_is_the_same_after_an_interruption(train_here, class_folders):
     options = (*TINY, "--dataset_path", class_folders, "--save_every_steps", 3, "--max_checkpoints", 9,
                "--num_epochs", 3, "--ema_decay", 0.5)  # fmt: skip
-    whole = train_here(*options)
+    whole = train_here(*options, draws=True)
     assert whole.code == 0, whole.err
     want, lines = shown_in(whole), [{**line, "seconds": 0, "images_per_second": 0} for line in whole.lines]
     for step in (6, 5):  # within an epoch and at the end of one, before states that lie there already
-        run = train_here(*options, "--resume", whole.folder / f"ckpt/step_{step:08d}.pt")
+        run = train_here(*options, "--resume", whole.folder / f"ckpt/step_{step:08d}.pt", draws=True)
         assert run.code == 0, run.err
         assert [{**line, "seconds": 0, "images_per_second": 0} for line in run.lines] == lines
         assert shown_in(run) == want, step
@@ -133,12 +133,12 @@ def test_outputs_of_a_best_epoch_before_the_resume_are_computed_again(train_here
     monkeypatch.setattr(run_summary, "outputs_of_file", lambda *where: passes.append(where) or compute(*where))
     options = (*TINY, "--dataset_path", class_folders, "--save_every_steps", 3, "--max_checkpoints", 9,
                "--num_epochs", 3, "--optimizer", "sgd", "--learning_rate", 1e-30, "--min_lr", 0)  # fmt: skip
-    whole = train_here(*options)
+    whole = train_here(*options, draws=True)
     assert whole.code == 0, whole.err
     assert not passes
     assert torch.load(whole.best_model, weights_only=True)["metrics"]["epoch"] == 1  # nothing changes after it
     want = shown_in(whole)
-    run = train_here(*options, "--resume", whole.folder / "ckpt/step_00000006.pt")
+    run = train_here(*options, "--resume", whole.folder / "ckpt/step_00000006.pt", draws=True)
     assert run.code == 0, run.err
     assert len(passes) == 1
     assert shown_in(run) == want
