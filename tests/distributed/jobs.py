@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,10 +11,10 @@ from typing import Any
 
 import torch
 from conftest import environment
-from forks import ForkedRanks
+from forks import Forked, ForkedRanks
 
-TRACED, MANY = (Path(__file__).with_name(f"{name}.py") for name in ("traced_training", "many_runs"))
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+PROGRAMS = ("traced_training", "forking_agent", "many_runs")
+TRACED, AGENT, MANY = (Path(__file__).with_name(f"{name}.py") for name in PROGRAMS)
 # No batch norm, whose statistics would be those of each process's own images.
 FLAGS = [
     "--backbone", "squeezenet1_1", "--pretrained", "false", "--image_size", "32", "--batch_size", "6",
@@ -63,23 +61,20 @@ def state_of(folder: Path) -> dict:
 
 
 class Job:
-    """A training in so many processes, in a folder of its own; started by torchrun if options for it are given."""
+    """A training in so many processes, in a folder of its own; started again so often where one of them dies."""
 
-    def __init__(self, folder: Path, count: int, images: Path, *more: object, torchrun: tuple[str, ...] = ()) -> None:
+    def __init__(self, folder: Path, count: int, images: Path, *more: object, restarts: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.trace, output = folder, folder / "trace.jsonl", folder / "output.txt"
         output.touch()
         flags = ["--dataset_path", images, *FLAGS, "--log_dir", "logs", "--checkpoint_dir", "ckpt", *more]
         arguments = [str(flag) for flag in flags]
         variables = environment(folder.parent, TRACE=str(self.trace))
-        if not torchrun:
+        if restarts:
+            arguments = [str(count), str(restarts), *arguments]
+            self.process = Forked(str(AGENT), arguments, folder, variables, output, output)
+        else:
             self.process = ForkedRanks(count, str(TRACED), arguments, folder, variables, output)
-            return
-        launcher = [*TORCHRUN, "--nproc_per_node", str(count), *torchrun]
-        with output.open("a") as file:
-            self.process = subprocess.Popen(
-                [*launcher, str(TRACED), *arguments], cwd=folder, env=variables, stdout=file, stderr=subprocess.STDOUT
-            )
 
     @property
     def printed(self) -> str:
@@ -114,7 +109,7 @@ class Job:
         until = time.monotonic() + seconds
         while max((line["step"] for line in self.steps), default=-1) < step:
             assert time.monotonic() < until and self.process.poll() is None, self.printed
-            time.sleep(0.05)
+            time.sleep(0.01)  # what follows has to come before the last step
 
 
 @contextmanager
@@ -122,8 +117,8 @@ def started(folder: Path, images: Path) -> Iterator[Callable[..., Job]]:
     """Starts jobs in folders below ``folder``, and sees that nothing of them is left running."""
     jobs: list[Job] = []
 
-    def run(name: str, count: int, *more: object, torchrun: tuple[str, ...] = ()) -> Job:
-        jobs.append(Job(folder / name, count, images, *more, torchrun=torchrun))
+    def run(name: str, count: int, *more: object, restarts: int = 0) -> Job:
+        jobs.append(Job(folder / name, count, images, *more, restarts=restarts))
         return jobs[-1]
 
     try:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from conftest import REPOSITORY, environment
+from forks import ForkedRanks
 
 from sat_vg.backbone_finetuning.configs.command_line import parse_command_line
 
@@ -31,23 +32,21 @@ def shown_commands() -> list[str]:
 
 
 def test_the_shown_commands(class_folders, tmp_path):
+    """By forked processes; the test below starts torchrun itself."""
     commands = [line for line in shown_commands() if line.startswith("torchrun")]
     assert len(commands) == 2
     for number, command in enumerate(commands):
-        folder = tmp_path / str(number)
+        folder, said = tmp_path / str(number), tmp_path / f"{number}.txt"
         folder.mkdir()
-        more = f"{SMALL} --num_epochs 1" + ("" if "--backbone" in command else " --backbone squeezenet1_1")
+        said.touch()
+        more = f"{SMALL} --num_epochs 1 --backbone squeezenet1_1"
         words = shlex.split(f"{command.replace('DIR', str(class_folders))} {more}")
-        done = subprocess.run(
-            [*TORCHRUN, "--standalone", *words[1:]],
-            cwd=folder,
-            env=environment(tmp_path),
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "2 processes" in done.stdout
+        module = words.index("-m")
+        assert words[1:3] == ["--nproc_per_node", "2"]
+        assert_launcher_knows(words[1:module], restarts=3 * number)
+        code = ForkedRanks(2, words[module + 1], words[module + 2 :], folder, environment(tmp_path), said).wait(300)
+        assert code == 0, said.read_text()
+        assert "2 processes" in said.read_text()
         assert (folder / "ckpt/best_model.pt").exists()
 
 
@@ -107,7 +106,7 @@ def test_the_slurm_example():
     launcher, _, flags = command.partition("-m sat_vg.backbone_finetuning.train")
     options = shlex.split(launcher)
     assert options[0] == "torchrun"
-    assert_launcher_knows(options[1:])
+    assert_launcher_knows(options[1:], restarts=3)
     config = parse_command_line(shlex.split(flags), "train").config
     assert config.batch_size == 1024 and config.checkpoint_dir == "RUN/checkpoints"
 
@@ -125,8 +124,8 @@ def test_the_kubernetes_example():
     assert config.dataset_path.startswith("/data") and config.log_dir.startswith("/data")
 
 
-def assert_launcher_knows(options: list[str]) -> None:
+def assert_launcher_knows(options: list[str], restarts: int) -> None:
     from torch.distributed.run import get_args_parser
 
     known, unknown = get_args_parser().parse_known_args([*options, "script.py"])
-    assert unknown == [] and known.max_restarts == 3
+    assert unknown == [] and known.max_restarts == restarts

@@ -23,6 +23,10 @@ def traced(training, source, batch, learning_rate, step, *more):
     return take_step(training, source, batch, learning_rate, step, *more)
 
 
-if __name__ == "__main__":
+def trace_steps() -> None:
     loop.train_step = traced
+
+
+if __name__ == "__main__":
+    trace_steps()
     sys.exit(main())
