@@ -3,6 +3,7 @@ DETR, Deformable-DETR and TransVG."""
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import pytest
 import torch
@@ -29,14 +30,22 @@ from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
 WIDTH = 32
 
 
-def extractor_of(backbone="resnet18", out_names=None, **options):
+@lru_cache(maxsize=2)
+def model_of(backbone):
+    """Built once, as drawing the numbers of a ViT takes seconds; an extractor is a copy of it."""
     torch.manual_seed(0)
     model = FineTuneModel(backbone, 3, pretrained=False, image_size=64)
     for module in model.modules():  # statistics that are not those of a fresh layer, so that losing them shows
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 2)
-    return model.get_feature_extractor(out_names, **options)
+    return model
+
+
+def extractor_of(backbone="resnet18", out_names=None, **options):
+    extractor = model_of(backbone).get_feature_extractor(out_names, **options)
+    torch.manual_seed(0)
+    return extractor
 
 
 # ------------------------------------------------------------------------------------------ torchvision detection

@@ -182,10 +182,15 @@ def test_files_tell_nothing_of_this_machine(shown):
         assert b".py" not in content, path  # of no source file, and so of no folder
 
 
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """The checkpoint of another ResNet."""
+    return checkpoint_of(tmp_path_factory.mktemp("other"), "resnet18", 64, seed=1, shift=0.01)
+
+
 @pytest.mark.parametrize("name", SHOWN.values())
-def test_a_file_that_is_cut_short_altered_or_of_another_model(shown, name, tmp_path, capfd):
+def test_a_file_that_is_cut_short_altered_or_of_another_model(shown, other, name, tmp_path, capfd):
     whole = (shown / name).read_bytes()
-    other = checkpoint_of(tmp_path, "resnet18", 64, seed=1, shift=0.01)
     (tmp_path / "cut").mkdir()
     (tmp_path / "junk").mkdir()
     cut, junk = tmp_path / "cut" / name, tmp_path / "junk" / name
@@ -218,11 +223,16 @@ EVIL = "__import__('pathlib').Path('run').touch()"
 @pytest.mark.parametrize(
     ("part", "find", "put"),
     [
-        ("models/model.json", b"torch.ops.aten.conv2d.default", b"torch.hub.load"),
         ("models/model.json", b'"expr_str": "', f'"expr_str": "{EVIL} or '.encode()),
-        ("sample_inputs/model.pt", b"", b"cos\nsystem\n(S'touch run'\ntR."),
-        ("weights/weight_0", b"", b"0"),
         ("extra/sat_vg.json", b'"temperature": 1.0', b'"temperature": 1.5'),
+        *(
+            pytest.param(*more, marks=pytest.mark.slow)  # whatever differs, the files are compared byte by byte
+            for more in (
+                ("models/model.json", b"torch.ops.aten.conv2d.default", b"torch.hub.load"),
+                ("sample_inputs/model.pt", b"", b"cos\nsystem\n(S'touch run'\ntR."),
+                ("weights/weight_0", b"", b"0"),
+            )
+        ),
     ],
 )
 def test_programs_of_strangers_are_not_loaded(shown, part, find, put, tmp_path, monkeypatch, capfd):
