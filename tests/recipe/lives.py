@@ -90,11 +90,11 @@ def instants(life: Life, draw: random.Random) -> dict[str, Callable[[], object]]
     def at_any_time() -> None:
         wanted = begun() + 2 * draw.randrange(3)  # every second step is saved
         life.until(lambda: steps() >= wanted)
-        time.sleep(draw.uniform(0, 0.2))
+        time.sleep(draw.uniform(0, 0.1))
 
     def early() -> None:
         begun()
-        time.sleep(draw.uniform(0, 0.5))
+        time.sleep(draw.uniform(0, 0.3))
 
     def while_writing(name: str) -> None:
         patience = begun() + 6  # a better model may never come

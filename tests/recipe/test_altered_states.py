@@ -112,6 +112,12 @@ def altered_numbers(state: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]
         yield f"{name} = {other}", {**state, "state": {**state["state"], name: other}}
 
 
+def few_wrong_versions(tensor: torch.Tensor) -> Iterator[Any]:
+    """Two, for tensors beside one of which all are tried."""
+    yield None
+    yield tensor.unsqueeze(0)
+
+
 def wrong_versions(tensor: torch.Tensor) -> Iterator[Any]:
     yield from NO_TENSORS
     yield tensor.unsqueeze(0)
@@ -132,7 +138,8 @@ def altered_tensors(state: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]
     for part in ("network", "average", "origin"):
         names = list(state[part])
         for name in (names[0], names[2], names[-1], next(n for n in names if n.endswith("running_var"))):
-            for number, bad in enumerate(wrong_versions(state[part][name])):
+            versions = wrong_versions if name == names[0] else few_wrong_versions
+            for number, bad in enumerate(versions(state[part][name])):
                 yield f"{part} {name} {number}", {**state, part: {**state[part], name: bad}}
             yield f"{part} without {name}", {**state, part: {k: v for k, v in state[part].items() if k != name}}
         yield f"{part} with more", {**state, part: {**state[part], "x": torch.zeros(1)}}
@@ -148,7 +155,7 @@ def altered_optimizers(state: dict[str, Any]) -> Iterator[tuple[str, dict[str, A
     given = state["optimizer"]
 
     def of(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-        changed = copy.deepcopy(given)
+        changed = {**given, "state": {place: dict(entries) for place, entries in given["state"].items()}}
         change(changed)
         return {**state, "optimizer": changed}
 
@@ -160,21 +167,23 @@ def altered_optimizers(state: dict[str, Any]) -> Iterator[tuple[str, dict[str, A
         yield f"{place} as a text", of(lambda o, p=place: o["state"].update({p: "a"}))
         for name, tensor in given["state"][place].items():
             yield f"{place} without {name}", of(lambda o, p=place, n=name: o["state"][p].pop(n))
-            for number, bad in enumerate(wrong_versions(tensor)):
+            for number, bad in enumerate((wrong_versions if place == places[0] else few_wrong_versions)(tensor)):
                 if name == "step" and isinstance(bad, torch.Tensor) and bad.dtype == torch.float64:
                     continue  # a count all the same
                 yield f"{place} {name} {number}", of(lambda o, p=place, n=name, b=bad: o["state"][p].update({n: b}))
         for steps in (-1.0, 0.0, 1.5, 1e9):
             count = torch.tensor(steps)
             yield f"{place} after {steps} steps", of(lambda o, p=place, c=count: o["state"][p].update(step=c))
-        yield f"{place} below zero", of(lambda o, p=place: o["state"][p]["exp_avg_sq"].sub_(1))
+        below = given["state"][place]["exp_avg_sq"] - 1
+        yield f"{place} below zero", of(lambda o, p=place, b=below: o["state"][p].update(exp_avg_sq=b))
     for place in (10**6, -1, "a", None, True):
         yield f"more at {place}", of(lambda o, p=place: o["state"].update({p: o["state"][places[0]]}))
 
 
 def altered_groups(state: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     def of(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
-        changed = copy.deepcopy(state["optimizer"])
+        groups = copy.deepcopy(state["optimizer"]["param_groups"])
+        changed = {**state["optimizer"], "param_groups": groups}
         change(changed)
         return {**state, "optimizer": changed}
 
@@ -200,8 +209,8 @@ def altered_settings(state: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any
     ("alter", "fewest"),
     [
         (altered_numbers, 200),
-        (altered_tensors, 120),
-        (altered_optimizers, 80),
+        (altered_tensors, 70),
+        (altered_optimizers, 60),
         (altered_groups, 20),
         (altered_settings, 5),
     ],

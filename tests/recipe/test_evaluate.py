@@ -8,6 +8,8 @@ import shutil
 import pytest
 import torch
 from conftest import REPOSITORY, write_image
+from forks import save_blank
+from matplotlib.figure import Figure
 from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
@@ -28,7 +30,11 @@ FILES = ("report.html", "evaluation.json", "predictions.csv", "confusion_matrix.
 
 @pytest.fixture
 def simple(class_folders, tmp_path, monkeypatch):
-    """A checkpoint that no training has made, by the nearest mean of random features; train has wrong labels."""
+    """A checkpoint that no training has made, by the nearest mean of random features; train has wrong labels.
+
+    Figures are blank, as drawing takes most of the time of so small an evaluation.
+    """
+    monkeypatch.setattr(Figure, "savefig", save_blank)
     monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
     model = FineTuneModel("resnet18", 3, pretrained=False, image_size=32, class_names=("field", "sea", "town"))
     paths = [sorted((class_folders / "val" / name).iterdir()) for name in model.class_names]

@@ -3,14 +3,14 @@
 import json
 import re
 import signal
-import subprocess
-import time
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, TINY, environment, train_command, write_classes
+from conftest import REPOSITORY, TINY, environment, write_classes
+from lives import Life, none_left
 from PIL import Image
 
 from sat_vg.backbone_finetuning import (
@@ -101,6 +101,8 @@ def test_compare_in_python(images, tmp_path, monkeypatch):
     found = compare(images, backbones=[TINY[1]], strategies=["full"], seeds=[0], out=tmp_path / "c", **settings)
     assert found == json.loads((tmp_path / "c/comparison.json").read_text())
     assert TINY[1] in json.dumps(found)
+    # By a process of its own, the memory of which was measured.
+    assert 0.1 < found["cells"][0]["result"]["peak_gib"] < 8
     cells = {"backbones": [TINY[1]], "strategies": ["full"], "seeds": [0]}
     assert compare(images, **cells, out="d", dry_run=True, **settings) == {}
     with pytest.raises(ConfigError, match="compare\\(\\) has no field 'backbone_names'"):
@@ -143,18 +145,15 @@ def test_a_name_that_is_taken_is_numbered_and_a_stopped_run_goes_on(images, tmp_
         # The fixture's own folders are left out, as the name says where files go.
         return command("train", "--dataset_path", images, *FLAGS, "--name", "a", *more)
 
-    process = subprocess.Popen(
-        [*train_command(tmp_path / "none", "--dataset_path", images, "--num_epochs", 200)[:3], *FLAGS, "--num_epochs",
-         "200", "--early_stopping_patience", "0", "--dataset_path", str(images), "--name", "a"],
-        cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    endless = ["--num_epochs", "200", "--early_stopping_patience", "0", "--dataset_path", str(images), "--name", "a"]
+    start = [sys.executable, "-m", "sat_vg.backbone_finetuning.train", *FLAGS, *endless]
+    life = Life(start, tmp_path, environment(tmp_path), is_fresh=False)
     last = tmp_path / "runs/a/checkpoints/last.pt"
-    while process.poll() is None and not last.exists():
-        time.sleep(0.05)
-    assert "running" in command("runs")[1]
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=100)
-    assert process.returncode == 130
+    with none_left([life]):
+        assert life.until(last.exists, every=0.05), life.err
+        assert "running" in command("runs")[1]
+        life.process.send_signal(signal.SIGINT)
+        assert life.wait(100) == 130
     code, out, _ = command("runs")
     assert code == 0 and "stopped" in out
     shown = out.split("to go on with runs/a/checkpoints:\n")[1].strip()

@@ -30,10 +30,12 @@ def weights_of_run(path: Path) -> dict:
     return torch.load(path, weights_only=True)["network"]
 
 
-def test_images_in_folders_to_extractor(train, class_folders):
-    run = train(
-        "--dataset_path", class_folders, "--backbone", "resnet18", "--num_epochs", 3, "--mixed_precision", "false"
-    )
+def test_images_in_folders_to_extractor(train_here, class_folders):
+    """In a process of its own: test_quickstart in test_docs.py."""
+    run = train_here(
+        "--dataset_path", class_folders, "--backbone", "resnet18", "--num_epochs", 3, "--mixed_precision", "false",
+        draws=True,
+    )  # fmt: skip
     assert run.code == 0, run.err
     assert "27 " in run.out
     for part in ("done: validation accuracy", "best_model.pt", "layer4: 512 channels at stride 32", "--logdir"):
