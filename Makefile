@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test check lint types every-test fast-tests test-slow durations bench gpu golden defaults \
-	backbones tutorial docs clean
+	backbones costs tutorial docs clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -71,6 +71,9 @@ defaults: $(VENV)/.installed-dev ## record the defaults of FinetuneConfig, after
 
 backbones: $(VENV)/.installed-dev ## measure the listing of all backbones anew
 	PYTHONPATH=tests $(PY) tests/contract/test_every_backbone.py
+
+costs: $(VENV)/.installed-dev ## measure the table of `sat-vg recommend` anew, in about half an hour
+	$(PY) tests/bench/backbone_costs.py --anew
 
 tutorial: $(VENV)/.installed-dev ## run docs/tutorial.ipynb and store its outputs
 	$(PY) tests/recipe/test_tutorial.py

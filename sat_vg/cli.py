@@ -29,6 +29,9 @@ COMMANDS = {
     "check": Command(f"{_COMMANDS}.check.cli", "report what is wrong with a data set", "before training"),
     "backbones": Command(f"{_COMMANDS}.backbones", "list the backbones and their stages", "before training"),
     "tile": Command("sat_vg.scenes.tile_cli", "cut labelled windows out of large images", "before training"),
+    "recommend": Command(
+        f"{_COMMANDS}.recommend.cli", "a backbone, strategy and batch size to begin with", "before training"
+    ),
     "shard": Command(f"{_COMMANDS}.shard.cli", "write images into tar files to train from", "before training"),
     "train": Command("sat_vg.backbone_finetuning.train", "fine-tune a backbone on images", "training"),
     "compare": Command(f"{_COMMANDS}.compare.cli", "train backbones x strategies x seeds and rank them", "training"),

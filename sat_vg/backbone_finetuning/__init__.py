@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         evaluate,
         export,
         extract,
+        recommend,
         runs,
         tune,
     )
@@ -32,7 +33,9 @@ _HOMES = {
     "create_vit": "models.factories",
     "create_efficientnet": "models.factories",
     "finetune": "training.run",
-    **dict.fromkeys(("check", "compare", "evaluate", "export", "extract", "runs", "tune"), "commands.functions"),
+    **dict.fromkeys(
+        ("check", "compare", "evaluate", "export", "extract", "recommend", "runs", "tune"), "commands.functions"
+    ),
 }
 
 __all__ = [
@@ -49,6 +52,7 @@ __all__ = [
     "export",
     "extract",
     "finetune",
+    "recommend",
     "runs",
     "tune",
 ]

@@ -88,6 +88,11 @@ RUN_BY = {
         ),
         "test_first_hour.py",
     ),
+    **{
+        f"sat-vg recommend {arguments}": "test_recommend.py"
+        for arguments in ("DIR", "--images 1200 --memory_gib 8", "--images 1200 --mobile", "--table")
+    },
+    "make costs": "tests/bench/backbone_costs.py, which measures every backbone for half an hour",
     "make test": "the run of this very test",
     "sat-vg train --dataset_path DIR --backbone resnet50 --name first": "test_first_hour.py",
     "sat-vg runs": "test_first_hour.py",

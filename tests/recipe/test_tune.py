@@ -178,7 +178,7 @@ def test_a_grid_from_its_images_to_the_command_of_the_best(images, tmp_path, her
     code, _, err = here(images, *search)
     extra.unlink()
     assert code == 2
-    assert "images: was " in err
+    assert "the images have changed" in err
 
 
 @pytest.mark.parametrize(
@@ -234,6 +234,18 @@ def test_the_shown_commands(images, tmp_path, here):
         code, said, err = here(*words, "--dry_run")
         assert code == 0, (line, err)
         assert "dry run: nothing was trained" in said
+
+
+def test_in_python(images, capfd):
+    from sat_vg.backbone_finetuning import tune
+
+    search = {"learning_rate": "1e-5..1e-2:log", "strategy": ["full", "lp_ft"]}
+    assert tune(images, search, trials=3, num_epochs=9, pretrained=False, dry_run=True) == {}
+    said = capfd.readouterr().out
+    assert "learning_rate: 1e-05..0.01:log\n  strategy: full | lp_ft\n3 trials, chosen by TPE with seed 0" in said
+    assert "after epoch 3 at the soonest" in said
+    with pytest.raises(ConfigError, match="did you mean 'num_epochs'"):
+        tune(images, search, num_epoch=9)
 
 
 def tuning(images: Path, out: Path, *more: str) -> list[str]:

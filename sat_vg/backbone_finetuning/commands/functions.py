@@ -27,6 +27,9 @@ from sat_vg.backbone_finetuning.commands.extract.cli import main as extract_main
 from sat_vg.backbone_finetuning.commands.extract.options import ExtractOptions
 from sat_vg.backbone_finetuning.commands.extract.run import extract_features
 from sat_vg.backbone_finetuning.commands.extras import require_extra
+from sat_vg.backbone_finetuning.commands.recommend.options import RecommendOptions
+from sat_vg.backbone_finetuning.commands.recommend.run import Recommendation
+from sat_vg.backbone_finetuning.commands.recommend.run import recommend as run_recommendation
 from sat_vg.backbone_finetuning.commands.runs.run import RunRow, list_runs
 from sat_vg.backbone_finetuning.commands.tune.options import TuneOptions
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
@@ -132,6 +135,22 @@ def export(checkpoint: str | Path, **options: Any) -> dict[str, Any]:
         UserError: the checkpoint or an option cannot be used, or the file does not give the model's numbers.
     """
     return export_checkpoint(checked_options(ExportCommandOptions, "export", {"checkpoint": checkpoint, **options}))
+
+
+def recommend(data: str | Path | None = None, **options: Any) -> Recommendation:
+    """A backbone, a strategy and a batch size to begin with, as ``sat-vg recommend DATA``.
+
+    Args:
+        data: images whose number is counted; or give ``images=1200``.
+        options: of the command, such as ``memory_gib=8`` or ``mobile=True``.
+
+    Returns:
+        The choice with its reasons, the other candidates and the command of the training.
+
+    Raises:
+        UserError: the number of images is not known, or no backbone is left.
+    """
+    return run_recommendation(checked_options(RecommendOptions, "recommend", {"data": data, **options}))
 
 
 def tune(data: str | Path | None = None, search: Mapping[str, Any] | None = None, **options: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ NAME = "sat_vg.backbone_finetuning.commands"
 # Where the options of a command arrive.
 ENTRIES = {
     "check": "check",
+    "recommend": "show_recommendation",
     "tune": "tune",
     "serve": "serve",
     "shard": "shard",
@@ -53,7 +54,7 @@ assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("usage: ") == len(COMMANDS) == 13
+    assert done.stdout.count("usage: ") == len(COMMANDS) == 16
 
 
 @pytest.mark.parametrize(

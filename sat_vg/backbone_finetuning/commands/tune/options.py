@@ -12,7 +12,7 @@ class TuneOptions:
     data: str | None = None
     """Images, as for the training: class folders, or a .csv table. Unset: those of --from_compare, --config or
     --dataset."""
-    search: tuple[str, ...] = ()
+    search: tuple[str, ...] | None = None
     """What is searched: NAME=A,B for values (NAME=A|B where they have commas), NAME=LOW..HIGH for a range, with :log
     at its end for a logarithmic one. Several have spaces between them. NAME is a field of the training."""
     trials: PositiveInt | None = None

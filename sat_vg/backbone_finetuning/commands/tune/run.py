@@ -21,7 +21,13 @@ from sat_vg.backbone_finetuning.commands.tune.search import (
     settings_of_comparison,
     shown,
 )
-from sat_vg.backbone_finetuning.commands.tune.study import RunningTrial, SearchStudy, TrialRow, explaining_storage
+from sat_vg.backbone_finetuning.commands.tune.study import (
+    IMAGES,
+    RunningTrial,
+    SearchStudy,
+    TrialRow,
+    explaining_storage,
+)
 from sat_vg.backbone_finetuning.configs.command_line import parse_command_line
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.models.networks.table import find_backbone
@@ -81,7 +87,7 @@ def tune(options: TuneOptions, flags: Sequence[str] = ()) -> None:
         **{f"search {one.name}": one.text for one in search.dimensions},
         **{f"row {name}": dict(row) for name, row in _rows_of(search).items()},
         **{n: v for n, v in search.base.to_dict().items() if n not in FIELDS_FREE_ON_RESUME},
-        "images": ":".join([fingerprint_of(checked.splits), *contents_of(checked).values()]),
+        IMAGES: ":".join([fingerprint_of(checked.splits), *contents_of(checked).values()]),
         "epochs before pruning": first_epochs,
     }
     identity = json.loads(json.dumps(identity))  # as it is read back
@@ -108,7 +114,7 @@ def read_search(options: TuneOptions, flags: Sequence[str]) -> Search:
     own = [name for name in names_of(flags) if name in OWN_FIELDS]
     if own:
         raise ConfigError(f"--{own[0]} cannot be set: a search sets it for each trial; the folder of all is --out")
-    dimensions = parse_search(options.search, flags)
+    dimensions = parse_search(options.search or (), flags)
     settings: dict[str, Any] = {}
     rows: list[tuple[str, dict[str, Any]]] = []
     if options.from_compare is not None:

@@ -26,6 +26,7 @@ from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed
 
 STORAGE, TRIALS = "study.db", "trials"
 _NAME, _IDENTITY, REASON, EPOCHS = "sat-vg tune", "identity", "reason", "epochs"
+IMAGES = "images"  # of what must be the same, a hash that tells nobody anything
 _AT_RANDOM = 5  # trials before TPE chooses, and before one may be stopped early
 _WAIT_S = 60  # for another process that writes
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -121,7 +122,9 @@ class SearchStudy:
             )
         names = [name for name in {**earlier, **identity} if earlier.get(name) != identity.get(name)]
         if names:
-            differences = "".join(f"\n  {n}: was {earlier.get(n)!r}, now {identity.get(n)!r}" for n in names[:8])
+            shown = [f"{n}: was {earlier.get(n)!r}, now {identity.get(n)!r}" for n in names if n != IMAGES]
+            shown += ["the images have changed"] if IMAGES in names else []
+            differences = "".join(f"\n  {line}" for line in shown[:8])
             raise ConfigError(
                 f"{str(self.out)!r} holds another search, of which its trials are:{differences}\nUse the same again "
                 "to go on, or another --out for this one"

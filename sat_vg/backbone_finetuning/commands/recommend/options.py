@@ -1,0 +1,29 @@
+"""The options of ``sat-vg recommend``."""
+
+from dataclasses import dataclass
+
+from sat_vg.backbone_finetuning.configs.ranges import ImageSize, PositiveFloat, PositiveInt
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecommendOptions:
+    """Options of ``sat-vg recommend``."""
+
+    data: str | None = None
+    """Images, as for the training; their number is counted. Or give --images."""
+    images: PositiveInt | None = None
+    """Number of training images."""
+    memory_gib: PositiveFloat | None = None
+    """Memory for a training step in GiB: of the GPU, or of the machine. Unset: what this machine has."""
+    latency_ms: PositiveFloat | None = None
+    """Longest time for one image in milliseconds, on a machine like the one that the table was measured on."""
+    mobile: bool = False
+    """Only networks for phones: 6 M parameters and 1 GFLOP at the most."""
+    image_size: ImageSize | None = None
+    """Height and width of the images in pixels. Unset: that of each backbone's weights."""
+    rows: PositiveInt = 5
+    """Backbones to show."""
+    table: bool = False
+    """Show all backbones, with the batch sizes for 8, 16, 24 and 80 GB; nothing is recommended."""
+    json: bool = False
+    """Print one JSON object."""

@@ -1,0 +1,63 @@
+"""What every backbone costs and reaches on ImageNet: measured once, stored as JSON (``make costs``).
+
+Reading it needs no torch.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+COSTS_FILE = Path(__file__).with_name("backbone_costs.json")
+
+
+@dataclass(frozen=True)
+class BackboneCosts:
+    """One backbone at the image size of its best published weights.
+
+    Attributes:
+        name: in the table of backbones.
+        image_size: in pixels.
+        top_1: of these weights on ImageNet, in per cent, as torchvision gives it; None where none are published.
+        top_5: the same for five guesses.
+        parameters: with ImageNet's classifier.
+        flops: forward pass of one image, a multiplication and an addition being two.
+        fixed_bytes: of a training step of all stages with AdamW: see ``evaluation.step_memory``.
+        bytes_per_image: of that step.
+        images_per_second: inference in batches of 4, where the file was measured; None where it was not measured.
+        milliseconds: inference of a single image there; None where it was not measured.
+    """
+
+    name: str
+    image_size: int
+    top_1: float | None
+    top_5: float | None
+    parameters: int
+    flops: int
+    fixed_bytes: int
+    bytes_per_image: int
+    images_per_second: float | None
+    milliseconds: float | None
+
+    def step_bytes(self, batch_size: int, image_size: int | None = None) -> int:
+        """Memory of a training step; activations grow with the area of the images."""
+        return self.fixed_bytes + round(batch_size * self.bytes_per_image * self._area(image_size))
+
+    def largest_batch(self, num_bytes: float, image_size: int | None = None) -> int:
+        """Images of a training step that fits into so many bytes; 0 where none does."""
+        return max(0, int((num_bytes - self.fixed_bytes) / (self.bytes_per_image * self._area(image_size))))
+
+    def _area(self, image_size: int | None) -> float:
+        return ((image_size or self.image_size) / self.image_size) ** 2
+
+
+@cache
+def read_costs() -> dict[str, BackboneCosts]:
+    """The costs of all backbones of the table, by name."""
+    rows = json.loads(COSTS_FILE.read_text(encoding="utf-8"))["backbones"]
+    return {name: BackboneCosts(name=name, **row) for name, row in rows.items()}
+
+
+def costs_were_measured() -> str:
+    """Where and when the file was measured, in a sentence."""
+    return str(json.loads(COSTS_FILE.read_text(encoding="utf-8"))["measured"])

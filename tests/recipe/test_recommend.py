@@ -1,0 +1,158 @@
+"""``sat-vg recommend``: its rules, its table, and the memory of a step that it predicts against a measured one."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY, environment
+
+from sat_vg.backbone_finetuning.configs.command_line import parse_command_line
+from sat_vg.backbone_finetuning.models.networks.costs import read_costs
+from sat_vg.backbone_finetuning.models.networks.table import BACKBONES
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
+
+pytestmark = pytest.mark.recipe
+
+
+@pytest.fixture
+def found(command):
+    """What is recommended, as an object; its command is one that the training takes."""
+
+    def run(*arguments: object) -> dict:
+        code, out, err = command("recommend", "--json", *arguments)
+        assert code == 0, err
+        answer = json.loads(out)
+        words = answer["command"].split()
+        config = parse_command_line(words[2:]).config
+        assert (config.backbone, config.strategy) == (answer["backbone"], answer["strategy"])
+        assert config.batch_size == answer["batch_size"]
+        return answer
+
+    return run
+
+
+def test_the_numbers_of_the_table():
+    costs = read_costs()
+    assert list(costs) == [name for name in BACKBONES if name in costs]
+    assert len(costs) >= 40, "make costs measures what is missing"
+    for row in costs.values():
+        assert min(row.parameters, row.flops, row.fixed_bytes, row.bytes_per_image, row.images_per_second or 1) > 0, (
+            row
+        )
+        assert row.fixed_bytes > 15 * row.parameters
+    known = [row for row in costs.values() if row.top_1 is not None]
+    assert len(known) >= len(costs) - 1
+    assert all(50 < row.top_1 < row.top_5 < 100 for row in known)
+    assert costs["resnet50"].parameters == 25_557_032
+    assert costs["resnet50"].flops == pytest.approx(2 * 4.09e9, rel=0.02)
+    assert costs["resnet50"].top_1 == pytest.approx(80.86, abs=0.01)
+
+
+def test_the_page_has_the_table_of_the_file():
+    page = (REPOSITORY / "docs/choosing.md").read_text()
+    rows = [
+        line for line in page.splitlines() if line.startswith("| ") and line.count("|") == 13 and "---" not in line
+    ]
+    assert len(rows) == len(read_costs()) + 1
+    assert all(f"{name}" in page for name in BACKBONES), "measured or named as not measured"
+    row = read_costs()["resnet50"]
+    assert f"| resnet50 | 224 | {row.top_1:.1f} | {row.top_5:.1f} |" in page
+
+
+def test_few_images_mean_a_probe_and_many_a_full_fine_tune(found):
+    names = [
+        found("--images", count, "--memory_gib", 16)["strategy"] for count in (1, 100, 101, 20_000, 20_001, 10**7)
+    ]
+    assert names == ["linear_probe", "linear_probe", "lp_ft", "lp_ft", "full", "full"]
+
+
+def test_limits_are_kept(found):
+    costs = read_costs()
+    for arguments, holds in (
+        (("--images", 5000, "--memory_gib", 16, "--mobile"), lambda row: row.parameters <= 6e6 and row.flops <= 1e9),
+        (("--images", 500, "--memory_gib", 16), lambda row: row.parameters <= 30e6),
+        (("--images", 10**6, "--memory_gib", 4), lambda row: row.step_bytes(8) <= 0.8 * 4 * 2**30),
+        (("--images", 10**6, "--memory_gib", 16, "--latency_ms", 20), lambda row: (row.milliseconds or 99) <= 20),
+    ):
+        answer = found(*arguments)
+        rows = [costs[one["name"]] for one in answer["candidates"]]
+        assert rows
+        assert all(map(holds, rows)), arguments
+        assert {row.name for row in costs.values() if row.top_1 and holds(row)} >= {row.name for row in rows}
+        best = max(row.top_1 for row in rows)
+        chosen = costs[answer["backbone"]]
+        assert chosen.flops == min(row.flops for row in rows if row.top_1 >= best - 1)
+
+
+def test_what_does_not_fit_goes_through_in_parts(found):
+    free, tight = (found("--images", 10**6, "--memory_gib", memory) for memory in (1000, 3))
+    assert free["micro_batch_size"] is None
+    assert tight["batch_size"] == 32
+    row = read_costs()[tight["backbone"]]
+    if row.largest_batch(0.8 * 3 * 2**30) < 32:
+        assert row.step_bytes(tight["micro_batch_size"]) <= 0.8 * 3 * 2**30
+
+
+def test_larger_images_take_more(found):
+    row = read_costs()["resnet50"]
+    assert row.step_bytes(8, 448) - row.fixed_bytes == 4 * (row.step_bytes(8, 224) - row.fixed_bytes)
+    assert "--image_size 512" in found("--images", 5000, "--memory_gib", 16, "--image_size", 512)["command"]
+
+
+def test_own_images_are_counted(command, class_folders):
+    code, out, err = command("recommend", class_folders)
+    assert code == 0, err
+    assert "27 training images in 3 classes: strategy linear_probe" in out
+    assert f"sat-vg train --dataset_path {class_folders} --backbone " in out
+
+
+@pytest.mark.parametrize("line", ["--images 1200 --memory_gib 8", "--images 1200 --mobile", "--table"])
+def test_the_shown_commands(command, line):
+    assert f"sat-vg recommend {line}\n" in (REPOSITORY / "docs/choosing.md").read_text()
+    code, out, err = command("recommend", *line.split())
+    assert code == 0, err
+    assert out.count("\n") > (80 if line == "--table" else 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "how many images are there? sat-vg recommend DATA counts them"),
+        (["--images", "0"], "--images 0: must be a whole number of 1 or more"),
+        (["--images", "many"], "--images many: must be a whole number"),
+        (["nowhere"], "nowhere"),
+        (["images", "--images", "5"], "is given twice"),
+        (["--images", "5", "--memory_gib", "0.001"], "left with a step of 8 images in four fifths of 0.001 GiB"),
+        (["--images", "5", "--memory_gib", "-1"], "--memory_gib -1.0: must be a number above 0"),
+        (["--images", "5", "--latency_ms", "1e-6"], "no backbone is left with 1e-06 ms an image or less"),
+        (["--images", "5", "--image_size", "5"], "--image_size 5: must be"),
+        (["--images", "5", "--mobil"], "did you mean --mobile?"),
+    ],
+)  # fmt: skip
+def test_bad_input(command, arguments, message):
+    code, _, err = command("recommend", *arguments)
+    assert code == 2
+    assert message in err
+    assert err.count("\n") <= 2
+
+
+def test_the_predicted_memory_of_a_step_is_that_of_a_real_one(tmp_path):
+    """One small backbone here; docs/benchmarks/memory.md has the others, measured by the same script."""
+    words = ["--backbones", "mobilenet_v2", "--batch_size", "32", "--image_size", "128"]
+    done = subprocess.run(
+        [sys.executable, "tests/bench/step_memory.py", *words],
+        cwd=REPOSITORY, capture_output=True, text=True, env=environment(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert 0.8 < json.loads(done.stdout.splitlines()[-1])["mobilenet_v2"] < 1.2
+
+
+def test_in_python():
+    from sat_vg.backbone_finetuning import recommend
+
+    found = recommend(images=500, memory_gib=8, mobile=True)
+    assert found.strategy == "lp_ft"
+    assert found.backbone == found.candidates[0].name
+    with pytest.raises(ConfigError, match=r"recommend\(\) has no field 'memory'"):
+        recommend(images=500, memory=8)
