@@ -71,4 +71,5 @@ def _kept(model: FineTuneModel, precision: Precision, count: int) -> tuple[int, 
 
 
 def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata  # also of tensors without values
+    address: int = tensor.untyped_storage()._cdata  # also of tensors without values
+    return address

@@ -35,7 +35,6 @@ class Recommendation:
         backbone: its name.
         strategy: as in the configuration.
         batch_size: images of a step.
-        micro_batch_size: images at once, where the memory holds fewer than the batch; else None.
         reasons: the decisions in lines.
         candidates: the backbones that came into question, the best first.
         command: of the training.
@@ -44,7 +43,6 @@ class Recommendation:
     backbone: str
     strategy: Strategy
     batch_size: int
-    micro_batch_size: int | None
     reasons: tuple[str, ...]
     candidates: tuple[BackboneCosts, ...]
     command: str
@@ -67,7 +65,8 @@ def show_recommendation(options: RecommendOptions) -> None:
     for reason in found.reasons:
         say(reason)
     say(f"\n{_cost_table(found.candidates[: options.rows], options)}")
-    say(f"\n{costs_were_measured()}\n\nto begin with:\n  {found.command}")
+    rough = "Times are of one round beside other work, so they are rough; make costs measures them on this machine."
+    say(f"\n{costs_were_measured()}\n{rough}\n\nto begin with:\n  {found.command}")
 
 
 def recommend(options: RecommendOptions) -> Recommendation:
@@ -96,7 +95,9 @@ def recommend(options: RecommendOptions) -> Recommendation:
         limits.insert(0, ("for phones: 6 M parameters and 1 GFLOP or fewer", _is_mobile))
     if options.latency_ms is not None:
         most = options.latency_ms
-        limits.append((f"{most:g} ms an image or less", lambda row: _is_quick(row, most, options)))
+        unmeasured = sum(row.milliseconds is None for row in candidates)
+        quick = f"{most:g} ms an image or less ({unmeasured} whose time was not measured are left out)"
+        limits.append((quick, lambda row: _is_quick(row, most, options)))
     for what, holds in limits:
         left = [row for row in candidates if holds(row)]
         if not left:
@@ -111,12 +112,11 @@ def recommend(options: RecommendOptions) -> Recommendation:
     )
     reasons.append(f"{chosen.name}: {cheapest}")
     candidates.sort(key=lambda row: row is not chosen)
-    batch, micro = _batch(chosen, images, memory, options, strategy)
+    batch = _batch(chosen, images, memory, options, strategy)
     words = ["sat-vg", "train", "--dataset_path", options.data or "DIR", "--backbone", chosen.name]
     words += ["--strategy", strategy, "--batch_size", str(batch)]
-    words += ["--micro_batch_size", str(micro)] if micro else []
     words += ["--image_size", str(options.image_size)] if options.image_size else []
-    return Recommendation(chosen.name, strategy, batch, micro, tuple(reasons), tuple(candidates), shlex.join(words))
+    return Recommendation(chosen.name, strategy, batch, tuple(reasons), tuple(candidates), shlex.join(words))
 
 
 def _count_images(options: RecommendOptions) -> tuple[int, str]:
@@ -170,14 +170,14 @@ def _room(row: BackboneCosts, memory: float, options: RecommendOptions, strategy
     return fits if fits >= _SMALLEST_BATCH else 0
 
 
-def _batch(
-    row: BackboneCosts, images: int, memory: float, options: RecommendOptions, strategy: Strategy
-) -> tuple[int, int | None]:
-    """The batch, and the images at once where fewer fit."""
+def _batch(row: BackboneCosts, images: int, memory: float, options: RecommendOptions, strategy: Strategy) -> int:
+    """The batch by the number of images, or what fits.
+
+    Never in parts (``micro_batch_size``), which harm networks with batch norm.
+    """
     by_data = max(4, min(_USUAL_BATCH, images // _STEPS_PER_EPOCH))
-    batch = 1 << (by_data.bit_length() - 1)
-    fits = _room(row, memory, options, strategy)
-    return batch, None if fits >= batch else 1 << (fits.bit_length() - 1)
+    most = min(by_data, _room(row, memory, options, strategy))
+    return 1 << (most.bit_length() - 1)
 
 
 def _cost_table(rows: Sequence[BackboneCosts], options: RecommendOptions) -> str:
