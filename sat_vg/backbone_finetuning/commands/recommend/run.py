@@ -95,8 +95,8 @@ def recommend(options: RecommendOptions) -> Recommendation:
         limits.insert(0, ("for phones: 6 M parameters and 1 GFLOP or fewer", _is_mobile))
     if options.latency_ms is not None:
         most = options.latency_ms
-        unmeasured = sum(row.milliseconds is None for row in candidates)
-        quick = f"{most:g} ms an image or less ({unmeasured} whose time was not measured are left out)"
+        measured = sum(row.milliseconds is not None for row in candidates)
+        quick = f"{most:g} ms an image or less, of the {measured} backbones whose time was measured"
         limits.append((quick, lambda row: _is_quick(row, most, options)))
     for what, holds in limits:
         left = [row for row in candidates if holds(row)]
