@@ -44,14 +44,22 @@ def sentinel_2(name: str, seed: int, size: int = 40) -> np.ndarray:
     return tile
 
 
+def place_of(number: int) -> rasterio.Affine:
+    """Pixels of 10 m, 5 km from those of any other number below 10 000: images of one place would be neighbours."""
+    return rasterio.transform.from_origin(
+        250_000 + 5_000 * (number % 100), 4_000_000 + 5_000 * (number // 100), 10, 10
+    )
+
+
 def write_tiles(root: Path, per_class: dict[str, int], **profile: object) -> Path:
     """``train/`` and ``val/`` with three classes of such tiles."""
     for number, name in enumerate(SPECTRA):
         for split, count in per_class.items():
             for index in range(count):
-                tile = sentinel_2(name, 1000 * number + 100 * (split == "val") + index)
+                seed = 1000 * number + 100 * (split == "val") + index
+                tile, place = sentinel_2(name, seed), {"transform": place_of(seed), **profile}
                 path = root / split / name / f"{split}_{index}.tif"
-                write_geotiff(path, tile, descriptions=SENTINEL_2, nodata=0, **profile)
+                write_geotiff(path, tile, descriptions=SENTINEL_2, nodata=0, **place)
     return root
 
 
@@ -62,9 +70,12 @@ def tile(level: float, seed: int, dtype: str = "uint16", bands: int = 3) -> np.n
 
 def write_set(root: Path, per_class: int = 10, change=None, **options: object) -> Path:
     """Class folders of GeoTIFFs; ``change(values, profile, number)`` gives some of them another look."""
-    for name, level in CLASSES.items():
+    for place, (name, level) in enumerate(CLASSES.items()):
         for number in range(per_class):
-            values, profile = tile(level, 100 * level + number), dict(options)
+            values, profile = (
+                tile(level, 100 * level + number),
+                {"transform": place_of(100 * place + number), **options},
+            )
             if change is not None:
                 values, profile = change(values, profile, number)
             tags = {key: profile.pop(key) for key in ("scales", "offsets") if key in profile}
