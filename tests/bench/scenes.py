@@ -154,8 +154,7 @@ def rates(options: argparse.Namespace, model: Path) -> None:
 
 
 def agreement(found: Path, truth: Path) -> dict[str, float]:
-    """Share of pixels whose class is the truth's: of all, and of those farther than half a window "
-    "from another class."""
+    """Share of pixels whose class is the truth's: of all, and of those half a window from any other class."""
     same = counted = same_inside = inside = 0
     reach = SIDE // 2
     with rasterio.open(found) as first, rasterio.open(truth) as second:

@@ -98,7 +98,8 @@ def _each(
         decoder = decoder_of(model.preprocessing)
         for path in list_images(ImageQuery(path=str(images))).paths:
             picture = decoder.picture(path)
-            traits[path] = picture.traits
+            if picture.traits.left_a_choice:
+                traits[path] = picture.traits
             yield path, picture.pixels
     elif isinstance(images, Image.Image):
         yield None, images

@@ -44,6 +44,11 @@ class Traits(NamedTuple):
     marks: tuple[str, ...] = ()
     has_more: bool = False
 
+    @property
+    def left_a_choice(self) -> bool:
+        """Whether the image could have been read otherwise: alpha, values taken for missing, further frames."""
+        return bool(self.alpha or self.fills or self.has_more)
+
     def to_json(self) -> str:
         """The traits as a text, for a file."""
         return json.dumps(self)

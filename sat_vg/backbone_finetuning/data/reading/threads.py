@@ -37,7 +37,7 @@ def read_in_order(
         transform: ``[C, height, width]`` → ``[C, H, W]``.
         ahead: images that are held at the most, 1 or more.
         decoder: how they are decoded.
-        traits: where those of the images are put, by path.
+        traits: where those of images that left a choice are put, by path; of endless input nothing else is kept.
 
     Yields:
         For each path its image as ``transform`` gives it, or the reason why the file cannot be read.
@@ -47,7 +47,7 @@ def read_in_order(
         picture = decoder.examine(batch[0])
         if isinstance(picture, str):
             return picture
-        if traits is not None:
+        if traits is not None and picture.traits.left_a_choice:
             traits[batch[0]] = picture.traits
         image: Tensor = transform(picture.pixels)
         return image
