@@ -117,16 +117,20 @@ class Decoder:
             DataError: the file cannot be read; names file, reason and remedy.
         """
         try:
-            return read_file(path, self.decode)
+            return self._read(path)
         except Unreadable as problem:
             raise DataError(f"cannot read the image {str(path)!r}: {problem.reason}; {problem.remedy}") from None
 
     def examine(self, path: str | Path) -> Picture | str:
         """The image with its traits, or the reason why the file cannot be read, without its path."""
         try:
-            return read_file(path, self.decode)
+            return self._read(path)
         except Unreadable as problem:
             return problem.reason
+
+    def _read(self, path: str | Path) -> Picture:
+        """The image with its traits. Raises Unreadable."""
+        return read_file(path, self.decode)
 
     def read_or_reason(self, path: str | Path) -> Tensor | str:
         """The image, or the reason why the file cannot be read, without its path."""

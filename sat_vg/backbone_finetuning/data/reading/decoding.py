@@ -47,6 +47,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from sat_vg.backbone_finetuning.data.reading.decoder import Decoder, Picture, Traits
+from sat_vg.backbone_finetuning.data.reading.files import PathInArchive
 from sat_vg.backbone_finetuning.data.reading.gdal import (
     INSTALL,
     JPEG2000_MAGIC,
@@ -124,6 +125,10 @@ class RgbDecoder(Decoder):
             if why is not None or (layout.has_associated_alpha and has_rasterio()):
                 return _decode_with_gdal(file, layout).of_several(has_pages)
         return _decode_with_pillow(file, head, layout).of_several(has_pages)
+
+    def _read(self, path: str | Path) -> Picture:
+        pixels = path.rgb() if isinstance(path, PathInArchive) else None
+        return super()._read(path) if pixels is None else Picture(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
 RGB_DECODER = RgbDecoder()

@@ -5,7 +5,10 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
@@ -37,6 +40,14 @@ class PathInArchive(str):
     def stamp(self) -> str:
         """A text that differs once the image does. Raises OSError where it is not there."""
         raise NotImplementedError
+
+    def rgb(self) -> NDArray[np.uint8] | None:
+        """Its pixels ``[H, W, 3]``, where they lie there decoded; None: ``open`` it. Raises as that."""
+        return None
+
+    def dataset(self) -> Any | None:
+        """What rasterio would make of its file, where GDAL has it open; None: ``open`` it. Raises as that."""
+        return None
 
 
 def stamp_of_image(path: str) -> str:

@@ -14,6 +14,7 @@ since dark ground may be; check and training name the files in which they look l
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from sat_vg.backbone_finetuning.data.reading.bands import Header, header_of, holds, numbers_in
 from sat_vg.backbone_finetuning.data.reading.decoder import Decoder, Picture, Traits
 from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER
+from sat_vg.backbone_finetuning.data.reading.files import PathInArchive
 from sat_vg.backbone_finetuning.data.reading.gdal import blank_percent, gdal_versions, require_rasterio, with_gdal
 from sat_vg.backbone_finetuning.data.reading.levels import decoder_of_levels
 from sat_vg.backbone_finetuning.data.reading.limits import (
@@ -67,7 +69,17 @@ class GeoReader(Decoder):
     def decode(self, file: BinaryIO) -> Picture:
         """See ``Decoder``."""
         has_pages = require_bounded_tiff(file)
-        values, traits = with_gdal(file, lambda source, num_bytes: _values_of(source, self.files, num_bytes))
+        found = with_gdal(file, lambda source, num_bytes: _values_of(source, self.files, num_bytes))
+        return self._picture(*found).of_several(has_pages)
+
+    def _read(self, path: str | Path) -> Picture:
+        source = path.dataset() if isinstance(path, PathInArchive) else None
+        if source is None:
+            return super()._read(path)
+        return self._picture(*_values_of(source, self.files, source.num_bytes))
+
+    def _picture(self, values: NDArray[np.float32], traits: Traits) -> Picture:
+        """The values with ``fill`` in place of missing ones, which are NaN in ``values``."""
         if self.fill is not None and self.reach is not None:
             middle, reach = (np.array(numbers, np.float32)[:, None, None] for numbers in (self.fill, self.reach))
             with np.errstate(over="ignore"):
@@ -77,7 +89,7 @@ class GeoReader(Decoder):
             raise Unreadable("it has no value: all its pixels are nodata, NaN or masked", "remove it")
         for band, fill in enumerate(self.fill or ()):
             values[band][missing[band]] = fill
-        return Picture(torch.from_numpy(values), traits).of_several(has_pages)
+        return Picture(torch.from_numpy(values), traits)
 
 
 def decoder_of(preprocessing: Preprocessing, marks_missing: bool = False) -> Decoder:

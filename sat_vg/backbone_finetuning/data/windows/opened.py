@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from sat_vg.backbone_finetuning.data.reading.gdal import JPEG2000_MAGIC
 from sat_vg.backbone_finetuning.data.reading.limits import TIFF_MAGIC, require_bounded_tiff
 from sat_vg.backbone_finetuning.data.windows.readers import Picture, Raster, Reader, explained
-from sat_vg.backbone_finetuning.data.windows.scene import Part, Scene, Window
+from sat_vg.backbone_finetuning.data.windows.scene import Part, Scene, Window, rasterio_window
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
 from sat_vg.backbone_finetuning.utils.regular_files import open_regular
 from sat_vg.backbone_finetuning.utils.unreadable import Unreadable
 
 _MOST_OPEN = 4
+MEND = "mend the scene"
 
 
 class _OpenScenes:
@@ -136,7 +137,56 @@ def encode_window(path: str, window: Window, is_compressed: bool = False) -> byt
     return reader.encode(part, window, is_compressed)
 
 
-def _used(path: str, use: Callable[[Reader], Any]) -> Any:
+def rgb_window(path: str, window: Window) -> NDArray[np.uint8] | None:
+    """Pixels ``[H, W, 3]`` of a scene that ``is_rgb``; None: none is valid. Raises DataError."""
+    part = read_part(path, window)
+    if part.valid is not None and not part.valid.any():
+        return None
+    return np.ascontiguousarray(part.values.transpose(1, 2, 0))
+
+
+class WindowDataset:
+    """A window of a raster as rasterio shows its image file; each read is of the scene.
+
+    Attributes:
+        width: in pixels.
+        height: in pixels.
+        num_bytes: of the values.
+        profile: how they are stored: without loss.
+    """
+
+    def __init__(self, path: str, window: Window, header: dict[str, Any]) -> None:
+        self.__dict__.update(header)
+        self._path, self._window = path, rasterio_window(window)
+        self.width, self.height, self.profile = window.width, window.height, dict[str, Any]()
+        self.num_bytes = self.width * self.height * sum(np.dtype(kind).itemsize for kind in header["dtypes"])
+
+    def read(self, bands: int | list[int] | None = None, **how: Any) -> NDArray[Any]:
+        """As rasterio's. Raises Unreadable where the scene is damaged."""
+        return self._of_scene("read", bands, how)
+
+    def read_masks(self, band: int, **how: Any) -> NDArray[np.uint8]:
+        """As rasterio's. Raises Unreadable where the scene is damaged."""
+        return self._of_scene("read_masks", band, how)
+
+    def _of_scene(self, method: str, bands: Any, how: dict[str, Any]) -> NDArray[Any]:
+        try:
+            values: NDArray[Any] = _used(
+                self._path, lambda reader: getattr(reader.source, method)(bands, window=self._window, **how)
+            )
+        except DataError as error:
+            raise Unreadable(str(error), MEND) from None
+        return values
+
+
+def window_dataset(path: str, window: Window) -> WindowDataset | None:
+    """A window as rasterio's dataset; None: only an image file shows all of it. Raises DataError."""
+    with _OPEN.use(path) as reader:
+        header = reader.header()
+    return None if header is None else WindowDataset(path, window, header)
+
+
+def _used(path: str, use: Callable[[Any], Any]) -> Any:
     with _OPEN.use(path) as reader:
         if reader.scene.is_picture:
             return use(reader)

@@ -6,15 +6,23 @@ read out of its scene, as an image file with the scene's bands, nodata and coord
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sat_vg.backbone_finetuning.data.reading.files import PathInArchive
-from sat_vg.backbone_finetuning.data.windows.opened import encode_window, open_scene, valid_pixels
+from sat_vg.backbone_finetuning.data.windows.opened import (
+    MEND,
+    WindowDataset,
+    encode_window,
+    open_scene,
+    rgb_window,
+    valid_pixels,
+    window_dataset,
+)
 from sat_vg.backbone_finetuning.data.windows.scene import Scene, Window
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
@@ -22,6 +30,8 @@ from sat_vg.backbone_finetuning.utils.unreadable import Unreadable
 
 _TEXT = re.compile(r"(.+)/(\d{6,9})_(\d{6,9})_(\d{1,9})x(\d{1,9})")
 _MOST_WINDOWS = 2_000_000  # each takes some 400 bytes
+
+T = TypeVar("T")
 
 
 class WindowPath(PathInArchive):
@@ -52,14 +62,36 @@ class WindowPath(PathInArchive):
         Raises:
             Unreadable: it lies beyond the scene, has no valid pixel, or the scene is damaged.
         """
+        return io.BytesIO(self._there(self._of_scene(encode_window)))
+
+    def rgb(self) -> NDArray[np.uint8] | None:
+        """The window's pixels ``[H, W, 3]``, where the scene's values are 8-bit RGB as they stand.
+
+        Raises:
+            Unreadable: as ``open``.
+        """
+        return self._there(self._of_scene(rgb_window)) if open_scene(self.scene).is_rgb else None
+
+    def dataset(self) -> WindowDataset | None:
+        """The window as rasterio shows its image file; None: only that file tells all of it.
+
+        Raises:
+            Unreadable: it lies beyond the scene, or the scene is damaged.
+        """
+        return self._of_scene(window_dataset)
+
+    def _of_scene(self, read: Callable[[str, Window], T]) -> T:
         try:
             require_inside(open_scene(self.scene), self.window)
-            content = encode_window(self.scene, self.window)
+            return read(self.scene, self.window)
         except DataError as error:
-            raise Unreadable(str(error), "mend the scene") from None
+            raise Unreadable(str(error), MEND) from None
+
+    @staticmethod
+    def _there(content: T | None) -> T:
         if content is None:
             raise Unreadable("it has no value: all its pixels are nodata or masked", "leave it out")
-        return io.BytesIO(content)
+        return content
 
     def stamp(self) -> str:
         """What differs once the scene does. Raises OSError where it is not there."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,10 @@ from sat_vg.backbone_finetuning.utils.unreadable import COPY_AGAIN, Unreadable
 
 _PHOTOMETRIC = {("red", "green", "blue"): "RGB", ("palette",): "PALETTE"}
 _MOST_BLOCK_BYTES = 2**28  # what GDAL unpacks at a time
+_HEADER = (
+    "count", "dtypes", "nodatavals", "descriptions", "scales", "offsets", "mask_flag_enums", "colorinterp",
+    "block_shapes", "interleaving",
+)  # fmt: skip
 _CACHE_MIB = 256  # GDAL's own default is a twentieth of the memory
 
 
@@ -45,6 +49,9 @@ class Reader(Protocol):
     def encode(self, part: Part, window: Window, is_compressed: bool) -> bytes:
         """An image file of a part."""
 
+    def header(self) -> dict[str, Any] | None:
+        """What rasterio says of that image file, by attribute; None: GDAL does not read it, or not all of it."""
+
     def close(self) -> None:
         """Let go of the file."""
 
@@ -62,7 +69,9 @@ class Picture:
             )
         self._pixels = RGB_DECODER.read(path).numpy()
         _, height, width = self._pixels.shape
-        self.scene = Scene(path, width, height, 3, "uint8", None, PIXELS, can_miss=False, is_picture=True)
+        self.scene = Scene(
+            path, width, height, 3, "uint8", None, PIXELS, can_miss=False, is_picture=True, is_rgb=True
+        )
 
     def read(self, window: Window, step: int = 1) -> Part:
         """See ``Reader``."""
@@ -78,6 +87,10 @@ class Picture:
         file, pixels = BytesIO(), np.ascontiguousarray(part.values.transpose(1, 2, 0))
         Image.fromarray(pixels).save(file, "PNG" if is_compressed else "BMP")
         return file.getvalue()
+
+    def header(self) -> None:
+        """See ``Reader``."""
+        return
 
     def close(self) -> None:
         """See ``Reader``."""
@@ -100,18 +113,20 @@ class Raster:
         rasterio = require_rasterio()
         os.environ.setdefault("GDAL_CACHEMAX", str(_CACHE_MIB))
         with explained(path), rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):
-            self._source = rasterio.open(Path(path).absolute(), driver=driver, sharing=False)
-        source = self._source
+            self.source = rasterio.open(Path(path).absolute(), driver=driver, sharing=False)
+        source = self.source
         dtype, kinds = source.dtypes[0], {flag.name for flags in source.mask_flag_enums for flag in flags}
         self._require_sound(path, num_bytes)
         can_miss = kinds != {"all_valid"} or np.dtype(dtype).kind == "f"
-        self.scene = Scene(
-            path, source.width, source.height, source.count, dtype, source.crs, tuple(source.transform)[:6],
-            can_miss, is_picture=False,
-        )  # fmt: skip
         self._colours = [colour.name for colour in source.colorinterp]
         self._has_mask = "per_dataset" in kinds and "alpha" not in kinds
         self._tags = scaling_of(source), source.descriptions
+        is_rgb = dtype == "uint8" and self._colours == ["red", "green", "blue"] and not self._has_mask
+        is_bare = set(self._tags[0]) == {(1.0, 0.0)} and not any(source.descriptions)
+        self.scene = Scene(
+            path, source.width, source.height, source.count, dtype, source.crs, tuple(source.transform)[:6],
+            can_miss, is_picture=False, is_rgb=is_rgb and is_bare,
+        )  # fmt: skip
         self._palette = source.colormap(1) if self._colours[0] == "palette" else None
         self._profile = {
             "driver": "GTiff", "count": source.count, "dtype": dtype, "crs": source.crs, "interleave": "pixel",
@@ -119,9 +134,11 @@ class Raster:
             "alpha": "YES" if "alpha" in self._colours else "NO",
             **({"nodata": source.nodata} if _fits(source.nodata, dtype) else {}),
         }  # fmt: skip
+        is_told = source.nodata is None or "nodata" in self._profile  # else the image file will not declare it
+        self._header = {name: getattr(source, name) for name in _HEADER} if is_told else None
 
     def _require_sound(self, path: str, num_bytes: int) -> None:
-        source = self._source
+        source = self.source
         if len(set(source.dtypes)) > 1 or np.dtype(source.dtypes[0]).kind not in "uif":
             kinds = " and ".join(sorted(set(source.dtypes)))
             raise DataError(f"the values of the scene {path!r} are {kinds}; convert it to integers or float32")
@@ -152,7 +169,7 @@ class Raster:
         """See ``Reader``."""
         _column, _row, width, height = window
         shape = (self.scene.bands, -(-height // step), -(-width // step))
-        values = self._source.read(window=rasterio_window(window), out_shape=shape)
+        values = self.source.read(window=rasterio_window(window), out_shape=shape)
         valid = self.valid(window)
         if valid is not None and step > 1:
             valid = valid[::step, ::step]
@@ -162,9 +179,9 @@ class Raster:
         """See ``Reader``."""
         if not self.scene.can_miss:
             return None
-        valid = np.asarray(self._source.dataset_mask(window=rasterio_window(window)) > 0, bool)
+        valid = np.asarray(self.source.dataset_mask(window=rasterio_window(window)) > 0, bool)
         if np.dtype(self.scene.dtype).kind == "f":
-            valid &= np.isfinite(self._source.read(window=rasterio_window(window))).any(axis=0)
+            valid &= np.isfinite(self.source.read(window=rasterio_window(window))).any(axis=0)
         return valid
 
     def encode(self, part: Part, window: Window, is_compressed: bool) -> bytes:
@@ -190,9 +207,13 @@ class Raster:
             memory.seek(0)
             return bytes(memory.read())
 
+    def header(self) -> dict[str, Any] | None:
+        """See ``Reader``."""
+        return self._header
+
     def close(self) -> None:
         """See ``Reader``."""
-        self._source.close()
+        self.source.close()
 
 
 def _fits(nodata: float | None, dtype: str) -> bool:

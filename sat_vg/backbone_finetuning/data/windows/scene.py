@@ -37,6 +37,7 @@ class Scene:
         transform: ``(a, b, c, d, e, f)`` with x = a * column + b * row + c and y = d * column + e * row + f.
         can_miss: pixels can be missing: it has a nodata value, a mask, an alpha band or floating-point values.
         is_picture: it is decoded as a whole.
+        is_rgb: its values are 8-bit RGB as they stand: no mask, scaling or description says more of them.
     """
 
     path: str
@@ -48,6 +49,7 @@ class Scene:
     transform: Transform
     can_miss: bool
     is_picture: bool
+    is_rgb: bool = False
 
     @property
     def whole(self) -> Window:
