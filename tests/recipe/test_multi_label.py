@@ -64,7 +64,7 @@ def test_from_a_table_to_probabilities(train_here, command, table, tmp_path):
                      "--label_smoothing", 0.1, "--mixup_alpha", 0.2, "--mixed_precision", "false",
                      draws=True)  # fmt: skip
     assert run.code == 0, run.err
-    best = max(run.epochs, key=lambda line: line["val_map"])
+    best = max(run.epochs, key=lambda line: (line["val_map"], -line["val_loss"]))
     assert {"val_loss", "val_accuracy", "macro_f1", "micro_f1"} <= best.keys()
     assert f"val_map {100 * best['val_map']:6.2f} %  micro_f1" in run.out
     assert f"done: validation mAP {100 * best['val_map']:.2f} % (epoch {best['epoch']})" in run.out
