@@ -102,6 +102,7 @@ class Goal:
         folds: ``(labels, num_classes, generator) ->`` int64 ``[N]`` on the CPU, the fold that each image is in.
         of_learnt: ``(logits, labels, labels of other images) ->`` logits and labels of the part that can be learnt
             from the other images.
+        curvature: ``num_classes ->`` the second derivative of an image's loss by a logit, where all are 0.
         unit: of the score, for the terminal.
     """
 
@@ -109,6 +110,7 @@ class Goal:
     score: Callable[[Tensor, Tensor], float]
     folds: Callable[[Tensor, int, torch.Generator], Tensor]
     of_learnt: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    curvature: Callable[[int], float]
     unit: str
 
 
@@ -122,9 +124,9 @@ def solve_linear_probe(
 ) -> LinearProbe:
     """Solve for the best linear classifier on frozen features.
 
-    The features are standardised, L2 is chosen by the cross-entropy of held-out images over ``NUM_FOLDS`` folds, the
-    problem is solved once more on all images by L-BFGS (Liu & Nocedal, 1989), and the standardisation is folded into
-    the result.
+    The features are standardised and turned to their principal axes. L2 is chosen by the cross-entropy of held-out
+    images over ``NUM_FOLDS`` folds. The problem is then solved once more on all images, by L-BFGS (Liu & Nocedal,
+    1989) with the curvature along each axis as preconditioner, and the standardisation is folded into the result.
 
     Args:
         features: ``[N, D]``, float.
@@ -145,12 +147,29 @@ def solve_linear_probe(
     deviation = features.std(0, correction=0)
     scale = torch.where(deviation > 1e-6 * (1 + mean.abs()), deviation.reciprocal(), torch.zeros_like(deviation))
     standardised = (features - mean) * scale
-    problem = Problem(standardised, labels, num_classes, has_bias, GOALS[task])
+    turned, axes = _principal_axes(standardised)
+    problem = Problem(turned, labels, num_classes, has_bias, GOALS[task])
     strength, held_out_loss, held_out_score = _choose_strength(problem, generator)
     solved = _solve(problem, strength, TO_THE_END)
-    weight = solved[:, :-1] * scale
+    weight = solved[:, :-1] @ axes * scale
     bias = solved[:, -1] - weight @ mean
     return LinearProbe(weight.float().cpu(), bias.float().cpu(), strength, held_out_loss, held_out_score)
+
+
+def _principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Features ``[N, D]`` as coordinates ``[N, R]`` along orthonormal axes ``[R, D]``, R the lesser of N and D.
+
+    The optimum has no part outside the axes, and the penalty is the same in these coordinates: the problem is equal,
+    smaller where images are few, and uncorrelated.
+    """
+    by_image = len(features) <= features.shape[1]
+    products = features @ features.T if by_image else features.T @ features
+    moments, vectors = (part.to(features.device) for part in torch.linalg.eigh(products.cpu()))
+    if not by_image:
+        return features @ vectors, vectors.T
+    told = moments > 1e-12 * moments[-1]  # the rest is rounding
+    lengths, vectors = moments[told].sqrt(), vectors[:, told]
+    return vectors * lengths, (vectors.T @ features) / lengths[:, None]
 
 
 def _choose_strength(whole: "Problem", generator: torch.Generator) -> tuple[float, float | None, float | None]:
@@ -268,8 +287,12 @@ def _sums_of_binary_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 GOALS: dict[TaskName, Goal] = {
-    "single_label": Goal(_cross_entropies, _accuracy, _folds_of_labels, _images_of_learnt, "%"),
-    "multi_label": Goal(_sums_of_binary_losses, _mean_average_precision, _folds_of_sets, _classes_of_learnt, "% mAP"),
+    "single_label": Goal(
+        _cross_entropies, _accuracy, _folds_of_labels, _images_of_learnt, lambda classes: 1 / classes, "%"
+    ),
+    "multi_label": Goal(
+        _sums_of_binary_losses, _mean_average_precision, _folds_of_sets, _classes_of_learnt, lambda _: 1 / 4, "% mAP"
+    ),
 }
 
 
@@ -284,7 +307,7 @@ TO_RANK, TO_THE_END = Effort(100, 1e-5), Effort(1000, 1e-6)
 
 
 class Problem(NamedTuple):
-    """Standardised features ``[N, D]`` and labels that a classifier is sought for."""
+    """Uncorrelated features ``[N, D]`` and labels that a classifier is sought for."""
 
     features: Tensor
     labels: Tensor
@@ -300,10 +323,17 @@ class Problem(NamedTuple):
 def _solve(problem: Problem, strength: float, effort: Effort, start: Tensor | None = None) -> Tensor:
     """``[num_classes, D + 1]``: weights and, in the last column, biases, which are not penalised."""
     features, labels, num_classes, has_bias, goal = problem
-    solution = features.new_zeros(num_classes, features.shape[1] + 1) if start is None else start.clone()
-    solution.requires_grad_(True)
+    moments = torch.cat([features.square().mean(0), features.new_ones(1)])
+    penalties = torch.full_like(moments, strength)
+    penalties[-1] = 0
+    # The unknowns are the weights times this root of the loss's curvature about 0: then all directions are as steep.
+    steepness = (goal.curvature(num_classes) * moments + penalties).sqrt()
+    inputs = torch.cat([features, features.new_full((len(features), 1), float(has_bias))], dim=1) / steepness
+    penalties /= steepness.square()
+    unknowns = features.new_zeros(num_classes, len(moments)) if start is None else start * steepness
+    unknowns.requires_grad_(True)
     optimizer = torch.optim.LBFGS(
-        [solution],
+        [unknowns],
         max_iter=effort.iterations,
         history_size=20,
         line_search_fn="strong_wolfe",
@@ -313,11 +343,10 @@ def _solve(problem: Problem, strength: float, effort: Effort, start: Tensor | No
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        weight, bias = solution[:, :-1], solution[:, -1] if has_bias else solution.new_zeros(num_classes)
-        loss = goal.losses(features @ weight.T + bias, labels).mean() + strength / 2 * weight.square().sum()
+        loss = goal.losses(inputs @ unknowns.T, labels).mean() + (penalties * unknowns.square()).sum() / 2
         loss.backward()
         return loss
 
     with torch.enable_grad():
         optimizer.step(closure)
-    return solution.detach()
+    return unknowns.detach() / steepness
