@@ -2,9 +2,10 @@
 
     python -m sat_vg.scenes.drawn scene.tif --size 2048
 
-Five classes lie in regions of some hundred pixels. What tells them apart is texture; their colours drift with place,
-so that windows beside each other look alike and those of a far part look different. A pixel depends on the seed and
-its place only. The scene is drawn and written block by block.
+Five classes lie in regions of some hundred pixels. What tells them apart everywhere is texture; their colours drift
+with place, so that windows beside each other look alike and those of a far part look different. With faint textures
+(``texture=0.02, drift=90``) little but colour is left to learn from, which holds nearby and nowhere else. A pixel
+depends on the options and its place only. The scene is drawn and written block by block.
 """
 
 from dataclasses import dataclass
@@ -32,8 +33,7 @@ _BASES = np.array([(140, 122, 96), (112, 122, 74), (66, 88, 56), (122, 116, 112)
 _BLOCK = 512
 _CELL = 8  # pixels of the truth's grid
 _REGION = 320  # pixels across a region
-_DRIFT_CELL = 1600  # pixels over which colours drift
-_DRIFT = 42.0  # grey levels: as far as classes are apart
+_DRIFT_CELL = 500  # pixels over which colours drift
 _DEGREES_OF_A_METRE = 1 / 111_320
 
 Values = NDArray[np.float32]
@@ -51,6 +51,10 @@ class DrawOptions:
     """Coordinate reference system, such as EPSG:32632 (UTM) or EPSG:4326 (degrees)."""
     resolution: PositiveFloat = 10.0
     """Metres to a pixel."""
+    texture: Annotated[float, Range(lowest=0, highest=2, example=1.0)] = 1.0
+    """Strength of the textures, which tell the classes apart everywhere."""
+    drift: Annotated[float, Range(lowest=0, highest=255, example=42.0)] = 42.0
+    """Grey levels by which colours drift with place; by default as far as the classes are apart."""
     seed: WholeNumber = 0
     """Which scene."""
 
@@ -63,7 +67,7 @@ def draw_scene(out: str | Path, **options: Any) -> Path:
 
     Args:
         out: the GeoTIFF to write.
-        options: ``size`` (pixels), ``crs``, ``resolution`` (metres), ``seed``.
+        options: ``size`` (pixels), ``crs``, ``resolution`` (metres), ``texture``, ``drift`` (grey levels), ``seed``.
 
     Returns:
         The path of the scene.
@@ -89,7 +93,7 @@ def draw_scene(out: str | Path, **options: Any) -> Path:
         "blockxsize": _BLOCK, "blockysize": _BLOCK,
         "transform": rasterio.Affine(pixel, 0, corner[0], 0, -pixel, corner[1]),
     }  # fmt: skip
-    drawing = _Drawing(chosen.size, chosen.seed)
+    drawing = _Drawing(chosen)
     classes = drawing.classes()
     try:
         with files_aside(target, [labels, truth]) as aside:
@@ -105,17 +109,17 @@ def draw_scene(out: str | Path, **options: Any) -> Path:
 
 
 class _Drawing:
-    """The random fields of a scene of ``size`` x ``size`` pixels."""
+    """The random fields of a scene."""
 
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed = size, seed
-        rng = numpy_generator(derive_seed(seed, Purpose.SCENES))
+    def __init__(self, options: DrawOptions) -> None:
+        self.size, self.seed, self.texture = options.size, options.seed, options.texture
+        rng = numpy_generator(derive_seed(self.seed, Purpose.SCENES))
         self._regions: list[tuple[Values, int]] = [
-            (rng.normal(0, weight, (len(CLASSES), *_lattice(size, cell))).astype(np.float32), cell)
+            (rng.normal(0, weight, (len(CLASSES), *_lattice(self.size, cell))).astype(np.float32), cell)
             for weight, cell in ((1.0, _REGION), (0.4, _REGION // 3))
         ]
-        drifts = _lattice(size, _DRIFT_CELL)
-        self._colours = rng.uniform(-_DRIFT, _DRIFT, (len(CLASSES), 3, *drifts)).astype(np.float32)
+        drifts = _lattice(self.size, _DRIFT_CELL)
+        self._colours = rng.uniform(-options.drift, options.drift, (len(CLASSES), 3, *drifts)).astype(np.float32)
 
     def classes(self) -> NDArray[np.uint8]:
         """Number of the class from 1, of each cell of ``_CELL`` pixels."""
@@ -146,7 +150,7 @@ class _Drawing:
             if here.any():
                 for band in range(3):
                     drift = _smooth(self._colours[number, band], y, x, _DRIFT_CELL)
-                    image[band][here] = (_BASES[number, band] + drift + texture)[here]
+                    image[band][here] = (_BASES[number, band] + drift + self.texture * texture)[here]
         return np.clip(image, 0, 255).astype(np.uint8)
 
 

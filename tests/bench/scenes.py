@@ -68,7 +68,8 @@ def leakage(options: argparse.Namespace) -> None:
     for seed in range(options.seeds):
         work = options.work / f"seed{seed}"
         work.mkdir(parents=True)
-        scene = draw_scene(work / "scene.tif", size=options.size, seed=seed)
+        look = {"texture": options.texture, "drift": options.drift}
+        scene = draw_scene(work / "scene.tif", size=options.size, seed=seed, **look)
         near, far = (
             part_of(scene, work / name, *share) for name, share in (("near.tif", (0, 0.6)), ("far.tif", (0.75, 1)))
         )
@@ -185,7 +186,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=4096, help="pixels of the scene")
     parser.add_argument("--train_stride", type=int, default=256, help="pixels between windows that are trained on")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--block_size", type=float, default=4000, help="metres")
+    parser.add_argument("--block_size", type=float, default=6000, help="metres")
+    parser.add_argument("--texture", type=float, default=0.02, help="of the scene of leakage: faint")
+    parser.add_argument("--drift", type=float, default=90, help="of its colours, in grey levels")
     parser.add_argument("--backbone", default="mobilenet_v2")
     parser.add_argument("--strategy", default="linear_probe")
     parser.add_argument("--weights")
