@@ -1,5 +1,7 @@
 """Errors of commands become messages and exit codes."""
 
+import atexit
+import gc
 import sys
 from collections.abc import Callable
 
@@ -24,6 +26,7 @@ def run_command(action: Callable[[], None]) -> int:
     SIGTERM or SIGUSR1, as schedulers send them. Errors of these kinds are printed without a traceback; any other
     exception is a bug and keeps it.
     """
+    atexit.register(gc.freeze)  # an ending interpreter need not look through all objects for what is unused
     prepare_streams()
     stop = StopAtOnce()
     with handling(stop):
