@@ -1,70 +1,25 @@
-"""``sat-vg serve`` in a real process: its answers, its limits, hostile requests, signals, and a real browser."""
+"""``sat-vg serve`` in a real process: its answers, many requests at once, signals, and a real browser."""
 
 import asyncio
-import http.client
-import io
 import json
 import os
 import re
 import shlex
 import shutil
-import signal
 import socket
-import struct
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, environment, write_image
-from forks import Forked
+from conftest import REPOSITORY, write_image
 from PIL import Image
+from serving_here import GOOD, HEAD, NAMES, Server, form, save_model
 
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
 pytestmark = pytest.mark.recipe
-NAMES = ("<img src=x onerror=alert(1)>", "sea", "town")
-BOUNDARY = "boundary-of-the-parts"
-
-
-class Server:
-    """A server in a process of its own."""
-
-    def __init__(self, folder: Path, checkpoint: Path, *options: object) -> None:
-        folder.mkdir(exist_ok=True)
-        self.out, self.err = folder / "out.txt", folder / "err.txt"
-        for path in (self.out, self.err):
-            path.write_text("")
-        words = ["serve", str(checkpoint), "--port", "0", "--device", "cpu", *map(str, options)]
-        self.process = Forked("sat_vg", words, folder, environment(folder), self.out, self.err)
-        until = time.monotonic() + 60
-        while not (found := re.search(r"http://127\.0\.0\.1:(\d+)", self.out.read_text())):
-            assert self.process.poll() is None and time.monotonic() < until, self.err.read_text()
-            time.sleep(0.02)
-        self.port = int(found[1])
-
-    def ask(self, method: str, path: str, body: bytes = b"", kind: str = f"multipart/form-data; boundary={BOUNDARY}"):
-        """Status and JSON of an answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        try:
-            connection.request(method, path, body, {"Content-Type": kind} if body else {})
-            answer = connection.getresponse()
-            return answer.status, json.loads(answer.read())
-        finally:
-            connection.close()
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
-
-
-def form(*files: tuple[str, bytes]) -> bytes:
-    """The body of a request with such files."""
-    head = '--{}\r\nContent-Disposition: form-data; name="images"; filename="{}"\r\nContent-Type: image/png\r\n\r\n'
-    parts = [head.format(BOUNDARY, name).encode() + content + b"\r\n" for name, content in files]
-    return b"".join(parts) + f"--{BOUNDARY}--\r\n".encode()
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +29,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checkpoint(root):
-    path = root / "best_model.pt"
-    FineTuneModel("squeezenet1_1", 3, pretrained=False, image_size=32, class_names=NAMES).save_checkpoint(path)
-    return path
+    return save_model(root / "best_model.pt")
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +43,7 @@ def images(root):
 
 @pytest.fixture(scope="module")
 def server(root, checkpoint):
-    running = Server(root / "server", checkpoint, "--max_body_mib", 2, "--max_images", 8, "--timeout", 2,
-                     "--max_megapixels", 1)  # fmt: skip
+    running = Server(root / "server", checkpoint)
     yield running
     assert running.process.poll() is None, running.err.read_text()
     assert running.stop() == 0
@@ -133,132 +85,6 @@ def test_health(server):
     status, found = server.ask("GET", "/health")
     assert (status, found["status"], found["backbone"]) == (200, "ok", "squeezenet1_1")
     assert found["classes"] == list(NAMES)
-
-
-def png_of(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds nothing."""
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
-    )
-
-
-def saved(size: tuple[int, int], kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, "green").save(file, kind)
-    return file.getvalue()
-
-
-GOOD = ("good.png", saved((40, 40)))
-HOSTILE = {
-    "no image": (422, "it cannot be read", form(("a.png", b"no image at all"))),
-    "an empty file": (422, "the file is empty", form(("a.png", b""))),
-    "cut short": (422, "it cannot be read", form(("a.png", GOOD[1][: len(GOOD[1]) // 2]))),
-    "a script": (422, "it cannot be read", form(("a.svg", b"<svg onload='alert(1)'/>"))),
-    "a bomb of 10 gigapixels": (413, "too large", form(("a.png", png_of(100_000, 100_000)))),
-    "a bomb below Pillow's limit": (413, "12000 x 12000 pixels; 1 million", form(("a.png", png_of(12_000, 12_000)))),
-    "a JPEG of 4 megapixels": (413, "2000 x 2000 pixels", form(("a.jpg", saved((2000, 2000), "JPEG")))),
-    "a TIFF of 4 megapixels": (413, "2000 x 2000 pixels", form(("a.tif", saved((2000, 2000), "TIFF")[: 2**20]))),
-    "one bad among good ones": (422, "bad.png: it cannot be read", form(GOOD, ("bad.png", b"x" * 99), GOOD)),
-    "too many": (400, "", form(*[GOOD] * 9)),
-    "a large body": (413, "2 MiB at most", form(("a.png", b"x" * (2 * 2**20)))),
-    "a field and no file": (400, "holds no image", form().replace(b"--boundary", b"--boundary", 1)),
-    "no boundary": (400, "Invalid multipart data; send images as multipart/form-data", b"nothing like a form"),
-    "an odd name": (422, "it cannot be read", form(("../../etc/passwd\\x1b[31m", b"no image"))),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_requests_get_a_sentence(server, name):
-    status, reason, body = HOSTILE[name]
-    found = server.ask("POST", "/predict", body)
-    assert found[0] == status, found
-    assert reason in found[1]["error"]
-    assert "\n" not in found[1]["error"]
-    assert server.ask("POST", "/predict", form(GOOD))[0] == 200, "the next request is answered"
-
-
-def test_other_wrong_requests(server):
-    assert server.ask("POST", "/predict", b'{"a": 1}', "application/json")[0] == 400
-    for top in ("0", "-1", "1.5", "x", "", "²"):
-        status, found = server.ask("POST", f"/predict?top={top.encode().hex() if top == '²' else top}", form(GOOD))
-        assert (status, "whole number" in found["error"]) == (400, True) or top == "²"
-    assert server.ask("GET", "/predict")[0] == 405
-    status, found = server.ask("GET", "/nowhere")
-    assert (status, found["error"]) == (
-        404, "there is no such path; there are GET /, GET /health, POST /predict, POST /embed",
-    )  # fmt: skip
-
-
-def raw(server: Server, *pieces: bytes, pause: float = 0.0, wait: float = 20.0) -> bytes:
-    """What comes back for bytes that are sent one after another, until the server hangs up."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=wait) as connection:
-        found = b""
-        try:
-            for piece in pieces:
-                connection.sendall(piece)
-                time.sleep(pause)
-            while block := connection.recv(2**16):
-                found += block
-        except (BrokenPipeError, ConnectionResetError):
-            pass
-        return found
-
-
-HEAD = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary={BOUNDARY}\r\n".encode()
-
-
-@pytest.mark.parametrize(
-    ("pieces", "status"),
-    [
-        ((), b""),  # connects and says nothing
-        ((b"POST /pre",), b""),
-        ((b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /hea"), b"200"),  # the second request hangs
-        ((HEAD + b"Content-Length: 1000\r\n\r\n", b"--bound"), b"408"),
-        ((HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\n--bou\r\n",), b"408"),
-    ],
-)
-def test_a_client_that_hangs_is_cut_off(server, pieces, status):
-    began = time.monotonic()
-    found = raw(server, *pieces)
-    assert 1.5 < time.monotonic() - began < 8
-    assert found.split(b" ")[1:2] == ([status] if status else [])
-
-
-def test_a_body_without_an_end_is_cut_off(server):
-    """Its length is not told, so it is counted; what comes after the answer is not waited for."""
-    piece = b"%x\r\n" % 2**16 + b"x" * 2**16 + b"\r\n"
-    began = time.monotonic()
-    found = raw(server, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[piece] * 40, *[piece] * 40, pause=0.05)
-    assert time.monotonic() - began < 15
-    assert not found or b" 413 " in found.split(b"\r\n")[0]
-
-
-def test_a_gigabyte_is_refused_and_takes_no_memory(server):
-    before = resident(server.process.pid)
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    connection.putrequest("POST", "/predict")
-    connection.putheader("Content-Type", f"multipart/form-data; boundary={BOUNDARY}")
-    connection.putheader("Content-Length", str(2**30))
-    connection.endheaders(b"x" * 2**20)
-    answer = connection.getresponse()
-    assert (answer.status, "2 MiB at most" in json.loads(answer.read())["error"]) == (413, True)
-    connection.close()
-    assert resident(server.process.pid) - before < 50 * 2**20
-    assert server.ask("POST", "/predict", form(GOOD))[0] == 200
-
-
-def resident(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def test_a_client_that_goes_away(server):
-    for _ in range(5):
-        with socket.create_connection(("127.0.0.1", server.port)) as connection:
-            connection.sendall(HEAD + b"Content-Length: 100000\r\n\r\n" + b"x" * 1000)
-    assert server.ask("POST", "/predict", form(GOOD))[0] == 200
 
 
 def test_a_thousand_requests_at_once(server):

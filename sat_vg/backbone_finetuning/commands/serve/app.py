@@ -12,7 +12,6 @@ import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from PIL import Image
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from torch import Tensor
@@ -20,8 +19,10 @@ from torch import Tensor
 from sat_vg import __version__
 from sat_vg.backbone_finetuning.commands.predict.run import Answer, likeliest
 from sat_vg.backbone_finetuning.commands.serve.batching import Batches
+from sat_vg.backbone_finetuning.commands.serve.forms import HOW, read_form
 from sat_vg.backbone_finetuning.commands.serve.limits import LimitedRequests, Limits, RefusedRequest
 from sat_vg.backbone_finetuning.data.reading.files import PathInArchive
+from sat_vg.backbone_finetuning.data.reading.gdal import has_rasterio, with_gdal
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.probabilities import PROBABILITIES
@@ -29,10 +30,10 @@ from sat_vg.backbone_finetuning.utils.cores import usable_cores
 from sat_vg.backbone_finetuning.utils.pil_pixels import PILLOW_ERRORS
 from sat_vg.backbone_finetuning.utils.precision import Precision
 from sat_vg.backbone_finetuning.utils.printable import one_line
+from sat_vg.backbone_finetuning.utils.unreadable import Unreadable
 
 PAGE = Path(__file__).parents[2] / "reports" / "templates" / "serve.html"
 _LONGEST_NAME = 200
-_HOW = "send images as multipart/form-data, as in curl -F images=@a.jpg"
 _POLICY = (
     "default-src 'none'; img-src blob: data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "connect-src 'self'"
@@ -93,10 +94,8 @@ class ServedModel:
         return [(str(image), *both) for image, both in zip(images, outputs, strict=True)]
 
     async def _images_of(self, request: Request) -> list[UploadedImage]:
-        async with request.form(max_files=self.limits.images, max_fields=8) as form:
-            files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-            if not files:
-                raise RefusedRequest(400, f"the request holds no image; {_HOW}")
+        form, files = await read_form(request, self.limits.images)
+        try:
             images = []
             for number, file in enumerate(files, start=1):
                 image = UploadedImage(one_line(file.filename or f"image {number}")[:_LONGEST_NAME])
@@ -104,18 +103,15 @@ class ServedModel:
                 image.size = len(image.content)
                 images.append(image)
             return images
+        finally:
+            await form.close()
 
     def _read(self, image: UploadedImage) -> Tensor:
         """The pixels as the model takes them."""
-        with contextlib.suppress(*PILLOW_ERRORS):  # the decoder says what is wrong, and reads more than Pillow
-            try:
-                with Image.open(image.open()) as opened:
-                    width, height = opened.size
-            except Image.DecompressionBombError as error:
-                raise RefusedRequest(413, f"{image}: it is too large ({error})") from None
-            if width * height > self.limits.pixels:
-                most = f"{self.limits.pixels / 1e6:g} million pixels at most"
-                raise RefusedRequest(413, f"{image}: it is too large, {width} x {height} pixels; {most}")
+        width, height = _size_of(image)
+        if width * height > self.limits.pixels:
+            most = f"{self.limits.pixels / 1e6:g} million pixels at most"
+            raise RefusedRequest(413, f"{image}: it is too large, {width} x {height} pixels; {most}")
         pixels = self._decoder.read_or_reason(image)
         if isinstance(pixels, str):
             raise RefusedRequest(422, f"{image}: it cannot be read: {pixels}")
@@ -139,6 +135,21 @@ class ServedModel:
         }
 
 
+def _size_of(image: UploadedImage) -> tuple[int, int]:
+    """Width and height by the header; 0 where nothing understands it, of which the decoder says what is wrong."""
+    try:
+        with Image.open(image.open()) as opened:
+            return opened.size
+    except Image.DecompressionBombError as error:
+        raise RefusedRequest(413, f"{image}: it is too large ({error})") from None
+    except PILLOW_ERRORS:  # GeoTIFFs of several bands among them
+        if has_rasterio():
+            with contextlib.suppress(Unreadable):
+                found: tuple[int, int] = with_gdal(image.open(), lambda source, _: (source.width, source.height))
+                return found
+    return 0, 0
+
+
 def make_app(served: ServedModel) -> FastAPI:
     """The application of a model."""
 
@@ -148,13 +159,18 @@ def make_app(served: ServedModel) -> FastAPI:
         yield
         running.cancel()
 
-    app = FastAPI(title="sat_vg", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    # A client that does not follow redirects would get an empty answer from /predict/.
+    app = FastAPI(
+        title="sat_vg", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     app.add_middleware(LimitedRequests, limits=served.limits)
 
+    @app.head("/")
     @app.get("/")
     async def page() -> HTMLResponse:
         return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": _POLICY})
 
+    @app.head("/health")  # which some proxies ask for
     @app.get("/health")
     async def health() -> dict[str, Any]:
         return served.health()
@@ -197,7 +213,7 @@ def _explain_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
         reasons = {404: "there is no such path", 405: "this path takes another method"}
-        reason = reasons.get(error.status_code, f"{str(error.detail).rstrip('.')}; {_HOW}")
+        reason = reasons.get(error.status_code, f"{str(error.detail).rstrip('.')}; {HOW}")
         paths: Sequence[str] = ("GET /", "GET /health", "POST /predict", "POST /embed")
         listed = f"; there are {', '.join(paths)}" if error.status_code in reasons else ""
         return JSONResponse({"error": reason + listed}, error.status_code, error.headers)

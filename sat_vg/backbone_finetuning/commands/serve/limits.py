@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+import h11
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -121,6 +122,19 @@ class ImpatientProtocol(H11Protocol):
         """See ``asyncio.Protocol``."""
         super().data_received(data)
         self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer bytes that are no HTTP as other errors are; where an answer has begun already, hang up alone."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            refused = RefusedRequest(400, "these bytes are no HTTP request").response()
+            headers = [*refused.raw_headers, (b"connection", b"close")]
+            for event in (
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=bytes(refused.body)),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See ``asyncio.Protocol``."""
