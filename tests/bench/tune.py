@@ -13,9 +13,9 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from runs import (
@@ -39,6 +39,7 @@ SEARCH = (
     "strategy=full,lp_ft",
 )
 SEEDS = (1, 2, 3)
+ROWS = ("defaults", "best of the search")
 _SEARCHED, _TRAINING, _VALIDATION = 20, 10, 20  # images of each class
 
 
@@ -72,60 +73,35 @@ def classes_of(root: Path) -> list[Path]:
 
 
 def search(data: Path, out: Path, flags: list[str], trials: int, work: Path) -> tuple[dict, float]:
-    """What tuning.json holds, and the processor's seconds of all calls so far."""
-    spent = out.with_name(f"{out.name}_seconds.json")
-    before = json.loads(spent.read_text()) if spent.exists() else 0.0
+    """What tuning.json holds, and the processor's seconds of all calls that had trials to do."""
+    results, spent = out / "tuning.json", out.with_name(f"{out.name}_seconds.json")
+    seconds = json.loads(spent.read_text()) if spent.exists() else 0.0
+    was_done = results.exists() and len(json.loads(results.read_text())["trials"]) >= trials
     words = [sys.executable, "-m", "sat_vg", "tune", str(data), "--search", *SEARCH, "--trials", str(trials)]
     process = subprocess.Popen([*words, "--out", str(out), *flags], env=environment(work))
+    # Ctrl-C reaches the search as well, which saves its state; what it has cost so far is wanted.
+    before = signal.signal(signal.SIGINT, lambda *_: None)
     _, status, usage = os.wait4(process.pid, 0)
+    signal.signal(signal.SIGINT, before)
     process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = before + usage.ru_utime + usage.ru_stime
+    if not was_done:
+        seconds += usage.ru_utime + usage.ru_stime
+        spent.write_text(json.dumps(seconds))
     if process.returncode:
         raise SystemExit(f"the search ended with {process.returncode}; the same command goes on")
-    if not spent.exists():
-        spent.write_text(json.dumps(seconds))
-    return json.loads((out / "tuning.json").read_text()), json.loads(spent.read_text())
+    return json.loads(results.read_text()), seconds
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--ucmerced", type=Path, required=True, help="folder with a folder for each class")
-    add("--weights", type=Path, required=True, help="ImageNet weights of MobileNetV2")
-    add("--work", type=Path, required=True)
-    add("--results", type=Path, required=True, help="JSON file, added to after every run")
-    add("--table", type=Path, help="Markdown file to write")
-    add("--trials", type=int, default=16)
-    add("--epochs", type=int, default=6)
-    add("--image_size", type=int, default=64)
-    add("--jobs", type=int, default=1, help="runs at a time after the search, of one thread each")
-    given = parser.parse_args()
-    given.work.mkdir(parents=True, exist_ok=True)
-    flags = flags_of(
-        backbone="mobilenet_v2", weights=given.weights.resolve(), image_size=given.image_size,
-        num_epochs=given.epochs, batch_size=16,
-    )  # fmt: skip
-    began = time.perf_counter()
-    data = link_search(given.ucmerced, given.work / "search")
-    found, seconds = search(data, given.work / "tuning", flags, given.trials, given.work)
-    passed = time.perf_counter() - began
-    best = [f"--{n}={v}" if isinstance(v, str) else f"--{n}={v!r}" for n, v in found["best"]["values"].items()]
-    record = Record(given.results)
-    fresh = {seed: link_fresh(given.ucmerced, given.work / f"seed{seed}", seed) for seed in SEEDS}
-    runs = [
-        Run(row, seed, ("--dataset_path", str(fresh[seed]), *flags, *own))
-        for seed in SEEDS
-        for row, own in (("defaults", []), ("best of the search", best))
-    ]
-    failed = run_all(runs, record, given.work, given.jobs)
+def page(given: argparse.Namespace, found: dict, seconds: float, best: list[str], record: Record) -> str:
+    """The measurement as Markdown."""
     one_run = sum(record.of("defaults", "cpu_seconds").values()) / len(SEEDS)
     states = [trial["state"] for trial in found["trials"]]
     lines = ["| | fresh seeds, best epoch, % | last epoch, % | best − defaults |", "|---|---|---|---|"]
-    for row in ("defaults", "best of the search"):
+    for row in ROWS:
         ours, last = record.of(row, "best"), record.of(row, "last")
-        gain = "" if row == "defaults" else difference(ours, record.of("defaults", "best"))
+        gain = "" if row == ROWS[0] else difference(ours, record.of(ROWS[0], "best"))
         lines.append(f"| {row} | {spread(list(ours.values()))} | {spread(list(last.values()))} | {gain} |")
-    text = "\n\n".join(
+    return "\n\n".join(
         [
             "# What a search brings and costs",
             paragraph(machine()),
@@ -148,11 +124,48 @@ def main() -> None:
             paragraph("Bold differences are beyond chance by Student's t at 95 %, seed by seed."),
         ]
     )
-    print(f"\n{text}\n\n{passed:.0f} s passed in the search")
-    if given.table:
-        given.table.write_text(text + "\n")
+
+
+def options() -> argparse.Namespace:
+    """What the command was given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--ucmerced", type=Path, required=True, help="folder with a folder for each class")
+    add("--weights", type=Path, required=True, help="ImageNet weights of MobileNetV2")
+    add("--work", type=Path, required=True)
+    add("--results", type=Path, required=True, help="JSON file, added to after every run")
+    add("--table", type=Path, help="Markdown file to write")
+    add("--trials", type=int, default=16)
+    add("--epochs", type=int, default=6)
+    add("--image_size", type=int, default=64)
+    add("--jobs", type=int, default=1, help="runs at a time after the search, of one thread each")
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = options()
+    given.work.mkdir(parents=True, exist_ok=True)
+    flags = flags_of(
+        backbone="mobilenet_v2", weights=given.weights.resolve(), image_size=given.image_size,
+        num_epochs=given.epochs, batch_size=16,
+    )  # fmt: skip
+    data = link_search(given.ucmerced, given.work / "search")
+    found, seconds = search(data, given.work / "tuning", flags, given.trials, given.work)
+    best = [f"--{n}={v}" if isinstance(v, str) else f"--{n}={v!r}" for n, v in found["best"]["values"].items()]
+    record = Record(given.results)
+    fresh = {seed: link_fresh(given.ucmerced, given.work / f"seed{seed}", seed) for seed in SEEDS}
+    runs = [
+        Run(row, seed, ("--dataset_path", str(fresh[seed]), *flags, *own))
+        for seed in SEEDS
+        for row, own in zip(ROWS, ([], best), strict=True)
+    ]
+    failed = run_all(runs, record, given.work, given.jobs)
     if failed:
         raise SystemExit(f"{failed} runs failed; the same command runs them again")
+    text = page(given, found, seconds, best, record)
+    print(f"\n{text}")
+    if given.table:
+        given.table.write_text(text + "\n")
 
 
 if __name__ == "__main__":

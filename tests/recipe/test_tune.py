@@ -115,6 +115,16 @@ def test_what_is_below_the_median_is_stopped(tmp_path):
     assert rows[-1].reason == "the loss is not finite"
 
 
+def test_a_setting_that_changes_nothing_has_little_importance(tmp_path):
+    study = study_of(tmp_path, *RANGES, seed=2)
+    for _ in range(16):
+        with study.next_trial(16) as trial:
+            trial.end(1, 0.5 + 0.2 * (trial.values["strategy"] == "lp_ft") + 0.1 * trial.values["dropout"])
+    found = study.importances()
+    assert sum(found.values()) == pytest.approx(1)
+    assert found["learning_rate"] < 0.2
+
+
 def test_another_search_or_another_file_is_refused(tmp_path):
     study_of(tmp_path / "a", *RANGES, identity={"learning_rate": 1, "images": "x"})
     with pytest.raises(ConfigError, match="holds another search") as caught:
@@ -131,7 +141,10 @@ def test_another_search_or_another_file_is_refused(tmp_path):
     optuna.create_study(storage=f"sqlite:///{tmp_path}/named.db", study_name="sat-vg tune").ask()
     (tmp_path / "e").mkdir()
     (tmp_path / "named.db").rename(tmp_path / "e/study.db")
+    (tmp_path / "f/trials/0001").mkdir(parents=True)
+    (tmp_path / "g/study.db").mkdir(parents=True)
     for name, message in (
+        ("f", "whose study.db is gone"), ("g", "is no storage of a search"),
         ("b", "is no storage of a search"), ("c", "another study ('foreign')"), ("d", "is no storage of a search"),
         ("e", "did not begin"),
     ):  # fmt: skip
@@ -191,12 +204,13 @@ def test_a_grid_from_its_images_to_the_command_of_the_best(images, tmp_path, her
         (["--search", "weight_decay=0,1", "--config", "none.yaml"], "the config file 'none.yaml' cannot be read"),
         (["--search", "weight_decay=0,1", "elsewhere"], "unrecognized arguments: elsewhere"),
         (["--search", "weight_decay=0,1", "--out", "a_file"], "cannot be written to"),
+        (["--search", "weight_decay=0,1", "--out", "a_file/below"], "cannot be written to"),
     ],
 )
 def test_bad_input(images, tmp_path, here, arguments, message):
     (tmp_path / "a_file").touch()
     code, _, err = here(images, *arguments)
-    assert code != 0
+    assert code == 2
     assert message in err
     assert not (tmp_path / "tuning").exists()
 

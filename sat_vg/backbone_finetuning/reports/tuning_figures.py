@@ -36,12 +36,15 @@ def draw_trials(
     scores.step(*zip(*line, strict=True), where="post", color="#d55e00", label="best so far")
     scores.set(xlabel="trial", ylabel=f"{metric}{', %' * is_share}")
     scores.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    scores.legend(fontsize=8)
+    scores.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)  # above the points
     add_grid(scores)
     ordered = sorted(importances.items(), key=lambda pair: pair[1])
     if ordered:
-        shares.barh([plain(name) for name, _ in ordered], [100 * share for _, share in ordered], color="#009e73")
-        shares.set(xlabel="importance, %", xlim=(0, 100))
+        bars = shares.barh(
+            [plain(name) for name, _ in ordered], [100 * share for _, share in ordered], color="#009e73"
+        )
+        shares.bar_label(bars, fmt="%.0f", padding=3)  # a bar of 0 % would look like one that is missing
+        shares.set(xlabel="importance, %", xlim=(0, 112), xticks=range(0, 101, 20))
         add_grid(shares, "x")
     else:
         shares.axis("off")

@@ -216,7 +216,8 @@ def _interval(name: str, values: str, number: type, text: str) -> Interval:
     rule = rules_of(FinetuneConfig)[name]
     bounds, has_scale, scale = values.strip().partition(":")
     low, _, high = (part.strip() for part in bounds.partition(".."))
-    if not low or not high or (has_scale and scale != "log"):
+    # Of 1e-5...1e-2 the third dot would make .1e-2 of the end.
+    if not low or not high or "..." in bounds or (has_scale and scale != "log"):
         raise ConfigError(f"--search {text}: a range is LOW..HIGH or LOW..HIGH:log; {_EXAMPLE}")
     ends = [typed_value(end, number) for end in (low, high)]
     for end in ends:
@@ -232,14 +233,14 @@ def _interval(name: str, values: str, number: type, text: str) -> Interval:
 def _choice(name: str, values: str, kind: Any, text: str) -> Choice:
     rule = rules_of(FinetuneConfig)[name]
     options: dict[str, dict[str, Any]] = {}
-    seen = []
+    seen = set()
     for entry in (part.strip() for part in values.split("|" if "|" in values else ",")):
         value = typed_value(entry, kind)
         if not rule.holds(value):
             raise ConfigError(f"--search {text}: {rule.problem(name, value)}")
         if (type(value), value) in seen:
             raise ConfigError(f"--search {text}: {entry} is there more than once; name each value once")
-        seen.append((type(value), value))
+        seen.add((type(value), value))
         options[entry] = {name: value}
     return Choice(name, options)
 

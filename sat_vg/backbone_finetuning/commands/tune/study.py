@@ -28,6 +28,7 @@ STORAGE, TRIALS = "study.db", "trials"
 _NAME, _IDENTITY, REASON, EPOCHS = "sat-vg tune", "identity", "reason", "epochs"
 IMAGES = "images"  # of what must be the same, a hash that tells nobody anything
 _AT_RANDOM = 5  # trials before TPE chooses, and before one may be stopped early
+_AMONG_BEST = 5  # trials by which importances are told; a tenth of a short search would be one or two
 _WAIT_S = 60  # for another process that writes
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=ExperimentalWarning, module="optuna")
@@ -65,8 +66,8 @@ class SearchStudy:
         first_epochs: epochs in which no trial is pruned; None: none ever is.
 
     Raises:
-        ConfigError: the folder holds another search (what differs is named), or something else.
-        WriteError: it cannot be written to.
+        ConfigError: the folder holds another search (what differs is named) or something else, or cannot be written
+            to.
     """
 
     def __init__(
@@ -86,12 +87,16 @@ class SearchStudy:
                 for values in search.combinations or ():
                     self._study.enqueue_trial(values, skip_if_exists=True)
         except OSError as error:
-            raise WriteError(
+            raise ConfigError(
                 f"the folder {str(out)!r} cannot be written to ({error.strerror or error}); choose another --out"
             ) from error
 
     def _open(self, pruner: optuna.pruners.BasePruner, direction: Literal["minimize", "maximize"]) -> optuna.Study:
-        path = self.out / STORAGE
+        path, trials = self.out / STORAGE, self.out / TRIALS
+        if not path.exists() and trials.is_dir() and any(trials.iterdir()):
+            raise ConfigError(
+                f"{str(trials)!r} holds trials of a search whose {STORAGE} is gone; choose another --out"
+            )
         try:
             storage = optuna.storages.RDBStorage(
                 "sqlite:///study.db",
@@ -187,15 +192,17 @@ class SearchStudy:
         return sorted(rows, key=lambda row: (row.state != "done", sign * _rank(row), row.number))
 
     def importances(self) -> dict[str, float]:
-        """The share of each dimension in the differences between trials (PED-ANOVA; Watanabe et al., 2023).
+        """The share of each dimension in what tells the best trials from all (PED-ANOVA; Watanabe et al., 2023).
 
+        The best are a tenth, five at least, and at most half.
         Empty where fewer than two dimensions or five finished trials leave nothing to tell apart.
         """
         done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         names = [n for n in self._search.names if len({one.params[n] for one in done}) > 1]
         if len(done) < _AT_RANDOM or len(names) < 2 or len({one.value for one in done}) < 2:
             return {}
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        best_share = min(0.5, max(0.1, _AMONG_BEST / len(done)))
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=best_share)
         return optuna.importance.get_param_importances(self._study, evaluator=evaluator, params=names)
 
 
