@@ -139,14 +139,13 @@ def _size_of(image: UploadedImage) -> tuple[int, int]:
     """Width and height by the header; 0 where nothing understands it, of which the decoder says what is wrong."""
     try:
         with Image.open(image.open()) as opened:
-            return opened.size
+            return int(opened.width), int(opened.height)
     except Image.DecompressionBombError as error:
         raise RefusedRequest(413, f"{image}: it is too large ({error})") from None
     except PILLOW_ERRORS:  # GeoTIFFs of several bands among them
         if has_rasterio():
             with contextlib.suppress(Unreadable):
-                found: tuple[int, int] = with_gdal(image.open(), lambda source, _: (source.width, source.height))
-                return found
+                return with_gdal(image.open(), lambda source, _: (int(source.width), int(source.height)))
     return 0, 0
 
 
