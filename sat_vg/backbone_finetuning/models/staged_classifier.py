@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sat_vg.backbone_finetuning.models.folded import fold_batch_norm
 from sat_vg.backbone_finetuning.models.freezing import apply_trainable, check_stage_names, in_eval_mode, keep_in_eval
 from sat_vg.backbone_finetuning.models.image_batches import require_normalised
 from sat_vg.backbone_finetuning.models.networks.table import BackboneRow, head_parameters, present_auxiliary_heads
@@ -59,6 +60,7 @@ class StagedClassifier(nn.Module):
         self.head_parameter_names = head_parameters(network, row.family)
         self._auxiliary_heads = present_auxiliary_heads(network, row.family)
         self._frozen_modules: list[nn.Module] = []
+        self._folded: tuple[nn.Module, ...] = ()  # in a tuple, so that it is no part of the model
         self.set_trainable(self.stage_names)
 
     @property
@@ -99,6 +101,7 @@ class StagedClassifier(nn.Module):
             ConfigError: a name is no stage of this backbone.
         """
         check_stage_names(stages, self.stage_names, "trainable stages")
+        self.drop_folded()
         self.trainable_stages = tuple(name for name in self.stage_names if name in stages)
         self._frozen_modules = apply_trainable(self.network, self.stages, self.trainable_stages)
         for head in self._auxiliary_heads:
@@ -119,6 +122,28 @@ class StagedClassifier(nn.Module):
         """
         check_stage_names([first_stage], self.stage_names, "first_stage")
         self.set_trainable(self.stage_names[self.stage_names.index(first_stage) :])
+
+    def fold_frozen(self, dtype: torch.dtype) -> None:
+        """From now on run the frozen stages before the first trained one with batch norm folded, see ``folded``.
+
+        Until ``drop_folded`` or ``set_trainable``, and not after a change of their weights.
+
+        Args:
+            dtype: that autocast runs them in. In float32 nothing is folded: the results stay the same to the bit.
+        """
+        self.drop_folded()
+        if dtype is not torch.float32:
+            copied = fold_batch_norm(self.network, self.stages[: self.num_frozen_stages], dtype)
+            self._folded = () if copied is None else (copied,)
+
+    def drop_folded(self) -> None:
+        """Run the frozen stages as they are again."""
+        self._folded = ()
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether frozen stages run with batch norm folded."""
+        return bool(self._folded)
 
     def train(self: Model, mode: bool = True) -> Model:
         """Switch training mode; frozen stages stay in eval mode."""
@@ -201,7 +226,9 @@ class StagedClassifier(nn.Module):
         keep_in_eval(self._frozen_modules)  # someone may have called train() on a part of the network
         num_frozen = self.num_frozen_stages
         with torch.set_grad_enabled(False if num_frozen else torch.is_grad_enabled()):
-            return self.run_stages(value, start=start, stop=num_frozen)
+            for stage in self.stages[start:num_frozen]:
+                value = stage.run(self._folded[0] if self._folded else self.network, value)
+            return value
 
     def forward_head(self, pooled: Tensor) -> Tensor:
         """``pooled [B, D]`` → logits ``[B, num_classes]``."""

@@ -278,7 +278,8 @@ class BatchSources:
         """A hash of all that the features depend on: images, transforms, frozen weights, number formats, versions."""
         sizes = (num_views, self.batches.in_order_size)  # kernels are chosen by the size of a batch, too
         pool = (self.model.row.pool,) if start > len(self.model.stages) else ()
-        settings = (self.images_key, int(part), sizes, start, self.model.backbone, self.precision.arithmetic, *pool)
+        ways = (*pool, "folded") if self.model.is_folded else pool
+        settings = (self.images_key, int(part), sizes, start, self.model.backbone, self.precision.arithmetic, *ways)
         digest = hashlib.blake2b(repr(settings).encode(), digest_size=32)
         frozen = [name for stage in self.model.stages[: self.model.num_frozen_stages] for name in stage.members]
         for name, tensor in self.model.network.state_dict().items():

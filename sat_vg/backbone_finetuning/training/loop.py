@@ -37,6 +37,8 @@ def fit(training: Training, phases: Sequence[Phase], stopping: Stopping, outputs
             train_phases(training, phases, stopping, outputs, state, interrupt)
         except StopRequested:
             raise outputs.interrupted(state, training, interrupt) from None
+        finally:
+            training.model.drop_folded()
 
 
 def train_phases(
@@ -55,6 +57,7 @@ def train_phases(
         phase.apply_to(training.model)
         training.replica.enter_phase()
         training.start_weights.enter(phase, state.begins_phase)
+        training.model.fold_frozen(training.precision.autocast_dtype)
         sources = training.sources.for_phase(phase, lambda: interrupt.requested)
         while state.epoch_in_phase < phase.epochs:
             # Train one epoch, or the rest of it.
