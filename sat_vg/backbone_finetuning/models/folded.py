@@ -30,7 +30,7 @@ def fold_batch_norm(network: nn.Module, stages: Sequence[Stage], dtype: torch.dt
             conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
             if any(count[layer] > 1 for count in (names, owners) for layer in (conv, norm)):
                 continue
-            fused = fuse_conv_bn_eval(conv, norm).to(dtype)  # type: ignore[type-var]
+            fused = fuse_conv_bn_eval(conv, norm).to(dtype)  # type: ignore[type-var, arg-type]
             if all(parameter.isfinite().all() for parameter in fused.parameters()):  # float16 ends at 65504
                 folded |= {conv_name: fused, norm_name: nn.Identity()}
     if not folded:

@@ -66,6 +66,7 @@ def outputs(sources, source, epoch):
         ("resnet18", 1, 1, torch.float32),
         ("resnet18", 3, 2, torch.float32),
         ("resnet18", 2, 2, torch.bfloat16),
+        ("resnet18", 0, 1, torch.bfloat16),
         ("vit_b_32", 2, 1, torch.float32),
         pytest.param("swin_t", 2, 2, torch.float32, marks=pytest.mark.slow),
         pytest.param("densenet121", 1, 1, torch.float32, marks=pytest.mark.slow),
@@ -73,6 +74,7 @@ def outputs(sources, source, epoch):
 )
 def test_with_and_without_the_cache_to_the_bit(class_folders, tmp_path, backbone, trained, num_views, dtype):
     sources = make_sources(class_folders, tmp_path, trained, num_views, dtype, backbone)
+    sources.model.fold_frozen(dtype)
     phase = Phase("some", 5, sources.model.trainable_stages)
     (stored, validation), images = sources.for_phase(phase, NEVER), sources.image_source()
     assert validation is stored
@@ -151,6 +153,20 @@ def test_found_again_and_only_while_all_is_the_same(class_folders, tmp_path, mon
     for file in tmp_path.rglob("features.bin"):
         file.write_bytes(file.read_bytes()[:-1])
     assert computed(make_sources(class_folders, tmp_path, 1))
+
+
+@pytest.mark.parametrize(("dtype", "is_other"), [(torch.bfloat16, True), (torch.float32, False)])
+def test_features_of_folded_stages_are_not_taken_for_those_of_others(class_folders, tmp_path, dtype, is_other):
+    sources = make_sources(class_folders, tmp_path, 1, dtype=dtype)
+    phase = Phase("some", 5, sources.model.trainable_stages)
+    found = []
+    for fold in (False, True, False):
+        sources.model.fold_frozen(dtype if fold else torch.float32)
+        stored = sources.for_phase(phase, NEVER).validation.stored[Part.VALIDATION]
+        found.append(stored.get(0, torch.arange(3)))
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[0], found[1]) is not is_other
+    assert len(list(tmp_path.rglob("features.bin"))) == (4 if is_other else 2)
 
 
 def test_nothing_is_stored_where_nothing_would_be_gained_or_it_would_not_fit(class_folders, tmp_path, capsys):
