@@ -72,8 +72,8 @@ defaults: $(VENV)/.installed-dev ## record the defaults of FinetuneConfig, after
 backbones: $(VENV)/.installed-dev ## measure the listing of all backbones anew
 	PYTHONPATH=tests $(PY) tests/contract/test_every_backbone.py
 
-costs: $(VENV)/.installed-dev ## measure the table of `sat-vg recommend` anew, in about half an hour
-	$(PY) tests/bench/backbone_costs.py --anew
+costs: $(VENV)/.installed-dev ## measure what the table of `sat-vg recommend` lacks; on another machine all speeds anew
+	$(PY) tests/bench/backbone_costs.py
 
 tutorial: $(VENV)/.installed-dev ## run docs/tutorial.ipynb and store its outputs
 	$(PY) tests/recipe/test_tutorial.py

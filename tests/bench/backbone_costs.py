@@ -2,15 +2,15 @@
 
     make costs        python tests/bench/backbone_costs.py
 
-Parameters, FLOPs, memory of a training step and speed of inference are measured on this machine, with random weights,
-at the image size of each backbone's best published weights; accuracies are those that torchvision gives with these
-weights. Written are ``backbone_costs.json`` beside the listing of backbones, and the table in docs/choosing.md.
-Stopped, it goes on where it was; ``--anew`` measures all again, ``--only NAMES`` some; ``--table`` writes the table
-alone.
+Parameters, FLOPs and memory of a training step are counted on tensors without values, and the speed of inference is
+measured on this machine, with random weights, at the image size of each backbone's best published weights; accuracies
+are those that torchvision gives with these weights. Written are ``backbone_costs.json`` beside the listing of
+backbones, and the table in docs/choosing.md. Measured is what is missing, so that stopped it goes on where it was. On
+another machine, or with other versions, and with ``--anew speed``, all speeds are forgotten first. ``--only NAMES``:
+of some; ``--table`` writes the table alone.
 """
 
 import argparse
-import copy
 import gc
 import json
 import re
@@ -22,7 +22,6 @@ from pathlib import Path
 import torch
 import torchvision
 from runs import machine, paragraph
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sat_vg.backbone_finetuning.commands.recommend.run import GPU_SIZES, table_cells
 from sat_vg.backbone_finetuning.evaluation.costs import (
@@ -32,7 +31,7 @@ from sat_vg.backbone_finetuning.evaluation.costs import (
     count_parameters,
     images_per_second,
 )
-from sat_vg.backbone_finetuning.evaluation.step_memory import measure_step_memory
+from sat_vg.backbone_finetuning.evaluation.step_memory import measure_step_memory, without_values
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.networks.costs import COSTS_FILE, read_costs
 from sat_vg.backbone_finetuning.models.networks.facts import read_facts
@@ -44,25 +43,19 @@ from sat_vg.backbone_finetuning.utils.safe_files import write_text
 PAGE = Path(__file__).parents[2] / "docs/choosing.md"
 _CLASSES = 1000  # ImageNet's
 _BATCH = 4
+_NO_SPEED = {"images_per_second": None, "milliseconds": None}
 
 
-def measure(name: str, most_flops: float) -> dict[str, float | None]:
-    """The row of a backbone; the speed of a larger one than ``most_flops`` is not measured."""
+def measure_costs(name: str) -> dict[str, float | None]:
+    """The row of a backbone but for its speed."""
     size = usual_size(find_backbone(name))
     model = FineTuneModel(name, _CLASSES, pretrained=False, image_size=size)
     precision = choose_precision(torch.device("cpu"), mixed_precision=True)
     precision.place_model(model)
     parameters = count_parameters(model)
-    network = Network(copy.deepcopy(model), size, precision)
-    mode = FakeTensorMode()  # shapes and types alone, so the largest networks take seconds
-    without_values(model, mode)
-    with mode:
+    with without_values(model):  # the largest networks take seconds
         flops = count_flops(model, size)
         memory = measure_step_memory(model, precision)
-    rates = [
-        None if flops > most_flops else images_per_second({name: network}, Timing(count, rounds=1, seconds=0.1))[name]
-        for count in (1, _BATCH)
-    ]
     top_1, top_5 = accuracies(name)
     return {
         "image_size": size,
@@ -72,20 +65,20 @@ def measure(name: str, most_flops: float) -> dict[str, float | None]:
         "flops": flops,
         "fixed_bytes": memory.fixed,
         "bytes_per_image": memory.per_image,
-        "images_per_second": rates[1] and round(rates[1], 2),
-        "milliseconds": rates[0] and round(1000 / rates[0], 2),
     }
 
 
-def without_values(model: torch.nn.Module, mode: FakeTensorMode) -> None:
-    """Put tensors without values in place of a model's weights."""
-    for module in model.modules():
-        for key, weight in module._parameters.items():
-            if weight is not None:
-                module._parameters[key] = torch.nn.Parameter(mode.from_tensor(weight.detach()), weight.requires_grad)
-        for key, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[key] = mode.from_tensor(buffer)
+def measure_speed(name: str) -> dict[str, float | None]:
+    """Images per second in batches, and the milliseconds of a single image."""
+    size = usual_size(find_backbone(name))
+    model = FineTuneModel(name, _CLASSES, pretrained=False, image_size=size)
+    precision = choose_precision(torch.device("cpu"), mixed_precision=True)
+    precision.place_model(model)
+    network = {name: Network(model, size, precision)}
+    single, batched = (
+        images_per_second(network, Timing(count, rounds=1, seconds=0.1))[name] for count in (1, _BATCH)
+    )
+    return {"images_per_second": round(batched, 2), "milliseconds": round(1000 / single, 2)}
 
 
 def accuracies(name: str) -> tuple[float | None, float | None]:
@@ -97,13 +90,43 @@ def accuracies(name: str) -> tuple[float | None, float | None]:
     return found["acc@1"], found["acc@5"]
 
 
-def write_costs(kept: dict[str, dict[str, float | None]]) -> None:
-    """The file of the numbers, which is gone on with where this is stopped."""
+def write_costs(kept: dict[str, dict[str, float | None]], measured: str) -> None:
+    """The file of the numbers, which is gone on with where this is stopped; ``measured``: where the speeds were."""
     rows = {name: kept[name] for name in BACKBONES if name in kept}
-    told = f"{machine().removesuffix('; one thread a run.')}, {counted(torch.get_num_threads(), 'thread')}."
     lines = ",\n".join(f" {json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
-    write_text(COSTS_FILE, f'{{"measured": {json.dumps(told)},\n"backbones": {{\n{lines}\n}}}}\n')
+    write_text(COSTS_FILE, f'{{"measured": {json.dumps(measured)},\n"backbones": {{\n{lines}\n}}}}\n')
     read_costs.cache_clear()
+
+
+def _place(measured: str) -> str:
+    """Machine and versions, without the date."""
+    return measured.partition(" on ")[2]
+
+
+def update(names: list[str], anew: str | None, most_flops: float) -> None:
+    """Measure what is missing; ``anew``: ``costs`` or ``speed`` again as well."""
+    content = json.loads(COSTS_FILE.read_text()) if COSTS_FILE.exists() else {"measured": "", "backbones": {}}
+    kept, measured = content["backbones"], content["measured"]
+    here = f"{machine().removesuffix('; one thread a run.')}, {counted(torch.get_num_threads(), 'thread')}."
+    is_elsewhere = most_flops > 0 and _place(measured) != _place(here)
+    if anew == "speed" or is_elsewhere:  # all at first, so that the command without --anew goes on with it
+        kept |= {name: {**row, **_NO_SPEED} for name, row in kept.items() if is_elsewhere or name in names}
+        measured = here
+        write_costs(kept, measured)
+    for name in names:
+        began = time.perf_counter()
+        if anew == "costs" or name not in kept:
+            speed = {key: kept.get(name, _NO_SPEED)[key] for key in _NO_SPEED}
+            kept[name] = {**measure_costs(name), **speed}
+            write_costs(kept, measured)
+        if kept[name]["milliseconds"] is None and kept[name]["flops"] <= most_flops:
+            kept[name] |= measure_speed(name)
+            measured = (
+                f"{machine().removesuffix('; one thread a run.')}, {counted(torch.get_num_threads(), 'thread')}."
+            )
+            write_costs(kept, measured)
+        gc.collect()
+        print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
 
 
 def write_table() -> None:
@@ -136,19 +159,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(BACKBONES), metavar="NAME")
     parser.add_argument("--table", action="store_true")
     parser.add_argument(
-        "--speed_up_to", type=float, default=20, help="GFLOPs of the networks whose speed is measured"
+        "--speed_up_to", type=float, default=130, help="GFLOPs of the networks whose speed is measured"
     )
-    parser.add_argument("--anew", action="store_true", help="measure again what is there")
+    parser.add_argument("--anew", choices=("costs", "speed"), help="measure this again where it is there")
     given = parser.parse_args()
-    kept = json.loads(COSTS_FILE.read_text())["backbones"] if COSTS_FILE.exists() else {}
     facts = read_facts()
-    names = sorted(given.only or BACKBONES, key=lambda name: facts[name].parameters)
-    for name in [] if given.table else [name for name in names if given.anew or given.only or name not in kept]:
-        began = time.perf_counter()
-        kept[name] = measure(name, 1e9 * given.speed_up_to)
-        gc.collect()
-        print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-        write_costs(kept)
+    if not given.table:
+        names = sorted(given.only or BACKBONES, key=lambda name: facts[name].parameters)
+        update(names, given.anew, 1e9 * given.speed_up_to)
     write_table()
     rates = [row.images_per_second for row in read_costs().values() if row.images_per_second]
     print(f"{len(rates)} backbones, median {statistics.median(rates):.1f} images/s; the table is in {PAGE}")

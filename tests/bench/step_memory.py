@@ -63,14 +63,15 @@ def predicted(backbone: str, batch_size: int, image_size: int, device_name: str)
     """Bytes of a step by the formula."""
     import torch
 
-    from sat_vg.backbone_finetuning.evaluation.step_memory import measure_step_memory
+    from sat_vg.backbone_finetuning.evaluation.step_memory import measure_step_memory, without_values
     from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
     from sat_vg.backbone_finetuning.utils.precision import choose_precision
 
     model = FineTuneModel(backbone, 21, pretrained=False, image_size=image_size)
     precision = choose_precision(torch.device(device_name), mixed_precision=True)
     precision.place_model(model)
-    return measure_step_memory(model, precision).of_batch(batch_size)
+    with without_values(model):
+        return measure_step_memory(model, precision).of_batch(batch_size)
 
 
 def main() -> None:

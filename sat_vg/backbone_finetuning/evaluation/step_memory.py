@@ -1,16 +1,22 @@
-"""The memory of a training step: what the graph keeps for the backward pass, by image, and what is fixed."""
+"""The memory of a training step: the most bytes of tensors that are there at a time, with none of them computed."""
 
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.precision import Precision
 
-_BATCHES = (2, 3)
-_WASTE = 1.1  # allocators take more than the tensors need: 4 to 25 % on CPUs (docs/benchmarks/memory.md)
-_BYTES_PER_TRAINED = 12  # its gradient and AdamW's two averages, fp32
+_BATCHES = (4, 64)
+_WASTE = 1.36  # bytes that a process grows by to those of its tensors: docs/benchmarks/memory.md
+_BYTES_PER_TRAINED = 8  # AdamW's two averages, fp32
 
 
 @dataclass(frozen=True)
@@ -19,7 +25,7 @@ class StepMemory:
 
     Attributes:
         fixed: weights, gradients, the optimizer's state, and copies of weights in another number format.
-        per_image: activations that are kept for the backward pass, and the largest gradients of activations.
+        per_image: what is there of each image's activations and their gradients when most is.
     """
 
     fixed: int
@@ -31,45 +37,90 @@ class StepMemory:
 
 
 def measure_step_memory(model: FineTuneModel, precision: Precision) -> StepMemory:
-    """The memory of a step with AdamW, measured on two small batches without a backward pass.
+    """The memory of a step with AdamW: of a forward and a backward pass on tensors without values, in two batches.
 
     Args:
-        model: on its device, set to the stages that are trained; its batch-norm statistics move. Tensors
-            without values (``FakeTensorMode``) will do.
+        model: set to the stages that are trained; one ``without_values``.
         precision: device and formats.
     """
-    (small, largest), (larger, _) = (_kept(model.train(), precision, count) for count in _BATCHES)
-    per_image = (larger - small) // (_BATCHES[1] - _BATCHES[0])
+    small, large = (_most_bytes(model.train(), precision, count) for count in _BATCHES)
+    per_image = (large - small) / (_BATCHES[1] - _BATCHES[0])
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     fixed = small - _BATCHES[0] * per_image + weights + _BYTES_PER_TRAINED * trained
-    # While a layer is gone back through, the gradients of its output and of its input are there.
-    return StepMemory(round(_WASTE * fixed), round(_WASTE * (per_image + 2 * largest // _BATCHES[0])))
+    return StepMemory(round(_WASTE * fixed), round(_WASTE * per_image))
 
 
-def _kept(model: FineTuneModel, precision: Precision, count: int) -> tuple[int, int]:
-    """Bytes of all tensors that autograd keeps but for the weights, and of the largest of them."""
-    own = {_address(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    kept: dict[int, int] = {}
+def without_values(model: nn.Module) -> FakeTensorMode:
+    """Put tensors without values in place of a model's weights; by shapes and types alone any network takes seconds.
 
-    def note(tensor: Tensor) -> Tensor:
-        if _address(tensor) not in own:
-            kept[_address(tensor)] = tensor.untyped_storage().nbytes()
-        return tensor
+    Returns:
+        The mode in which it can be run.
+    """
+    mode = FakeTensorMode()
+    for module in model.modules():
+        for key, weight in module._parameters.items():
+            if weight is not None:
+                module._parameters[key] = nn.Parameter(mode.from_tensor(weight.detach()), weight.requires_grad)
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[key] = mode.from_tensor(buffer)
+    return mode
 
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the storages that operations make, until they are freed.
+
+    Attributes:
+        now: those that are there.
+        most: those that were there at a time.
+    """
+
+    now: int = 0
+    most: int = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """See ``TorchDispatchMode``."""
+        outputs = func(*args, **(kwargs or {}))
+        for output in tree_leaves(outputs):
+            if isinstance(output, Tensor):
+                self._note(output.untyped_storage())
+        return outputs
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._known:
+            self._known.add(key)
+            self.now += storage.nbytes()
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._forget, key, storage.nbytes())
+
+    def _forget(self, key: int, num_bytes: int) -> None:
+        self._known.discard(key)
+        self.now -= num_bytes
+
+
+def _most_bytes(model: FineTuneModel, precision: Precision, count: int) -> int:
+    """The most bytes at a time of a step on so many images, beside weights and the optimizer's state."""
+    model.zero_grad(set_to_none=True)
     size, bands = model.preprocessing.image_size, len(model.preprocessing.bands)
-    images = precision.place_images(torch.zeros(count, bands, size, size, device=precision.device))
-    targets = torch.zeros(count, dtype=torch.int64, device=precision.device)
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with _LiveBytes() as live:
+        images = precision.place_images(torch.zeros(count, bands, size, size, device=precision.device))
+        targets = torch.zeros(count, dtype=torch.int64, device=precision.device)
         with precision.autocast():
             outputs = model.training_outputs(images)
-        loss = sum(weight * nn.functional.cross_entropy(logits.float(), targets) for weight, logits in outputs)
-    # The graph, and with it every address, lives until here.
-    total, largest = sum(kept.values()) + images.nbytes, max(kept.values(), default=0)
-    del loss
-    return total, largest
-
-
-def _address(tensor: Tensor) -> int:
-    address: int = tensor.untyped_storage()._cdata  # also of tensors without values
-    return address
+        losses = [weight * nn.functional.cross_entropy(logits.float(), targets) for weight, logits in outputs]
+        torch.stack(losses).sum().backward()
+    model.zero_grad(set_to_none=True)
+    most: int = live.most
+    return most
