@@ -303,7 +303,7 @@ class Effort(NamedTuple):
     tolerance: float
 
 
-TO_RANK, TO_THE_END = Effort(100, 1e-5), Effort(1000, 1e-6)
+TO_RANK, TO_THE_END = Effort(100, 3e-5), Effort(1000, 1e-6)
 
 
 class Problem(NamedTuple):
