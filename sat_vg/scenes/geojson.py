@@ -1,6 +1,7 @@
 """GeoJSON (RFC 7946): labels with their classes in, regions of a class raster out."""
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,12 +14,14 @@ from numpy.typing import NDArray
 from sat_vg.backbone_finetuning.data.reading.gdal import require_rasterio
 from sat_vg.backbone_finetuning.data.sources.class_names import same_form
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
-from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, read_json
+from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, parse_json
 from sat_vg.backbone_finetuning.utils.printable import list_some
+from sat_vg.backbone_finetuning.utils.regular_files import read_bounded
 
 LONGITUDES = "EPSG:4326"
 PIXEL_COORDINATES = "pixels"
 _MOST_BYTES = 2**30
+_EDGES = 16  # of a ring that are compared with others at a time
 Numbers = NDArray[np.float64]
 
 
@@ -39,7 +42,7 @@ class Label:
     points: Numbers
 
     def moved(self, places: Numbers) -> "Label":
-        """The same at other places, which are those of ``places_of_all`` in order."""
+        """The same at other places, given in the order of ``places``."""
         rings, rest = [], places
         for polygon in self.polygons:
             moved = []
@@ -89,7 +92,7 @@ def read_labels(path: str, column: str) -> LabelFile:
         DataError: the file cannot be read, holds no features, or none of them has the property.
     """
     try:
-        content = read_json(path, _MOST_BYTES)
+        content = parse_json(read_bounded(path, _MOST_BYTES).removeprefix(BOM_UTF8))
     except (OSError, UnsoundJSONError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"the labels {path!r} cannot be read ({reason}); give a GeoJSON file") from None
@@ -97,7 +100,7 @@ def read_labels(path: str, column: str) -> LabelFile:
     _require_column(path, features, column)
     labels, bad, num_empty = list[Label](), list[tuple[int, str]](), 0
     for number, feature in enumerate(features, 1):
-        if isinstance(feature, dict) and feature.get("geometry", 0) is None:
+        if isinstance(feature, dict) and "geometry" in feature and feature["geometry"] is None:
             num_empty += 1
             continue
         try:
@@ -108,7 +111,7 @@ def read_labels(path: str, column: str) -> LabelFile:
 
 
 def _features_of(path: str, content: Any) -> list[Any]:
-    kind = content.get("type") if isinstance(content, dict) else None
+    kind = _member(content, "type")
     features = content.get("features") if kind == "FeatureCollection" else [content] if kind == "Feature" else None
     if not isinstance(features, list):
         raise DataError(f"the labels {path!r} are no FeatureCollection of GeoJSON (type {kind!r}); convert them")
@@ -129,22 +132,23 @@ def _require_column(path: str, features: Sequence[Any], column: str) -> None:
 
 def _crs_of(path: str, content: Mapping[str, Any]) -> str | None:
     """The member ``crs`` of files from before RFC 7946."""
-    crs = content.get("crs")
-    if crs is None:
+    if content.get("crs") is None:
         return None
-    name = crs.get("properties", {}).get("name") if isinstance(crs, dict) else None
+    name = _member(_member(content["crs"], "properties"), "name")
     if not isinstance(name, str):
         raise DataError(f"the labels {path!r} name their CRS in a way that is not known; say it with --labels_crs")
     return name
 
 
 def _label_of(number: int, feature: Any, column: str) -> Label:
-    if not isinstance(feature, dict) or feature.get("type") != "Feature":
+    if _member(feature, "type") != "Feature":
         raise _BadFeature("is no Feature of GeoJSON")
-    value = (feature.get("properties") or {}).get(column)
-    if isinstance(value, float) and value.is_integer():
+    value = _member(_member(feature, "properties"), column)
+    if isinstance(value, bool):
+        value = json.dumps(value)
+    elif isinstance(value, float) and value.is_integer():
         value = int(value)
-    name = "" if value is None or isinstance(value, list | dict | bool) else same_form(str(value)).strip()
+    name = "" if value is None or isinstance(value, list | dict) else same_form(str(value)).strip()
     if not name:
         raise _BadFeature(f"has no class in its property {column!r}")
     polygons: list[tuple[Numbers, ...]] = []
@@ -161,7 +165,9 @@ def _label_of(number: int, feature: Any, column: str) -> Label:
 
 def _parts(geometry: Any) -> Iterator[tuple[str, Any]]:
     """The points and polygons of a geometry."""
-    kind = geometry.get("type") if isinstance(geometry, dict) else None
+    kind = _member(geometry, "type")
+    if kind is None:
+        raise _BadFeature("has no geometry of GeoJSON")
     if kind == "GeometryCollection":
         for each in _list(geometry.get("geometries")):
             yield from _parts(each)
@@ -174,6 +180,11 @@ def _parts(geometry: Any) -> Iterator[tuple[str, Any]]:
         raise _BadFeature(f"is a {kind}, which covers no ground; only points and polygons are labels")
 
 
+def _member(value: Any, name: str) -> Any:
+    """A member of an object; None where there is none, or the value is no object."""
+    return value.get(name) if isinstance(value, dict) else None
+
+
 def _list(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise _BadFeature("has coordinates that are no list")
@@ -182,7 +193,9 @@ def _list(value: Any) -> list[Any]:
 
 def _positions(coordinates: Any) -> Numbers:
     try:
-        places = np.array([[float(part) for part in position[:2]] for position in _list(coordinates)], np.float64)
+        places = np.array(
+            [[float(part) for part in _list(position)[:2]] for position in _list(coordinates)], np.float64
+        )
     except (TypeError, ValueError):
         raise _BadFeature("has coordinates that are no numbers") from None
     if places.ndim != 2 or places.shape[1] != 2 or not np.isfinite(places).all():
@@ -211,25 +224,21 @@ def _crosses_itself(ring: Numbers) -> bool:
     left, right = edges[:, ::2].min(axis=1), edges[:, ::2].max(axis=1)
     order = np.argsort(left, kind="stable")
     edges, left, right = edges[order], left[order], right[order]
-    ends = np.searchsorted(left, right, "right")
-    for number, (edge, end) in enumerate(zip(edges, ends, strict=True)):
-        others = edges[number + 1 : end]
-        if (
-            len(others)
-            and (
-                (_side(edge, others[:, :2]) * _side(edge, others[:, 2:]) < 0)
-                & (_side(others, edge[:2]) * _side(others, edge[2:]) < 0)
-            ).any()
-        ):
+    ends = np.searchsorted(left, right, "right")  # behind the last edge that begins before this one ends
+    for start in range(0, len(edges), _EDGES):
+        some = edges[start : start + _EDGES, None]
+        others = edges[None, start : ends[start : start + _EDGES].max()]
+        if ((_sides(some, others) < 0) & (_sides(others, some) < 0)).any():
             return True
     return False
 
 
-def _side(edges: Numbers, places: Numbers) -> Numbers:
-    """On which side of edges places lie, by the sign."""
+def _sides(edges: Numbers, others: Numbers) -> Numbers:
+    """Below 0 where the ends of another edge lie on two sides of the line through an edge."""
     begin, along = edges[..., :2], edges[..., 2:] - edges[..., :2]
-    away = places - begin
-    return np.asarray(along[..., 0] * away[..., 1] - along[..., 1] * away[..., 0])
+    first, last = others[..., :2] - begin, others[..., 2:] - begin
+    crossed = [along[..., 0] * away[..., 1] - along[..., 1] * away[..., 0] for away in (first, last)]
+    return np.asarray(np.sign(crossed[0]) * np.sign(crossed[1]))
 
 
 def crs_named(name: str, flag: str) -> Any:
@@ -240,26 +249,10 @@ def crs_named(name: str, flag: str) -> Any:
     """
     rasterio = require_rasterio()
     try:
-        return rasterio.CRS.from_user_input(name)
+        with rasterio.Env():  # else PROJ writes its own line to standard error
+            return rasterio.CRS.from_user_input(name)
     except rasterio.errors.CRSError as error:
         raise ConfigError(f"{flag} {name!r}: there is no such CRS ({error}); for example EPSG:32632") from None
-
-
-def regions_of(raster: Any, transform: Any, crs: Any, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The regions of equal classes as features, in longitude and latitude; in pixels where there is no CRS.
-
-    Args:
-        raster: numbers of the classes from 1, as an array ``[H, W]`` or a rasterio band; 0 is no class.
-        transform: of its pixels.
-        crs: of the transform; None: pixels.
-        names: of the classes.
-    """
-    shapes = import_module("rasterio.features").shapes
-    warp = import_module("rasterio.warp")
-    for geometry, value in shapes(raster, connectivity=4, transform=transform):
-        if int(value):
-            placed = geometry if crs is None else warp.transform_geom(crs, LONGITUDES, geometry)
-            yield feature_of(placed, {"class": names[int(value) - 1]})
 
 
 def feature_of(geometry: Any, properties: Mapping[str, Any]) -> dict[str, Any]:
@@ -279,5 +272,25 @@ def write_features(path: Path, features: Iterable[Mapping[str, Any]]) -> int:
 
 
 def write_regions(path: Path, raster: Any, transform: Any, crs: Any, names: Sequence[str]) -> int:
-    """Write the regions of a class raster (see ``regions_of``); returns their number."""
-    return write_features(path, regions_of(raster, transform, crs, names))
+    """Write the regions of equal classes as features, in longitude and latitude; in pixels where there is no CRS.
+
+    Args:
+        path: to write.
+        raster: numbers of the classes from 1, as an array ``[H, W]`` or a rasterio band; 0 is no class.
+        transform: of its pixels.
+        crs: of the transform; None: pixels.
+        names: of the classes.
+
+    Returns:
+        How many regions there are.
+    """
+    shapes, warp = import_module("rasterio.features").shapes, import_module("rasterio.warp")
+    regions = (
+        feature_of(
+            geometry if crs is None else warp.transform_geom(crs, LONGITUDES, geometry),
+            {"class": names[int(value) - 1]},
+        )
+        for geometry, value in shapes(raster, connectivity=4, transform=transform)
+        if int(value)
+    )
+    return write_features(path, regions)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sat_vg.backbone_finetuning.data.reading.gdal import require_rasterio
 from sat_vg.backbone_finetuning.data.windows.paths import grid_of, valid_shares
-from sat_vg.backbone_finetuning.data.windows.places import reproject
+from sat_vg.backbone_finetuning.data.windows.places import corners_of, reproject
 from sat_vg.backbone_finetuning.data.windows.scene import Scene, Window
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.scenes.geojson import LONGITUDES, PIXEL_COORDINATES, Label, LabelFile, Numbers, crs_named
@@ -86,7 +86,7 @@ def place_labels(labels: LabelFile, scene: Scene, labels_crs: str | None) -> lis
             f"the scene {scene.path!r} has no CRS, so coordinates cannot be placed on it; write it in (rio edit-info "
             "--crs EPSG:32632 SCENE.tif), or give labels in pixels with --labels_crs pixels"
         )
-    crs = crs_named(named or LONGITUDES, "--labels_crs")
+    crs = crs_named(named or LONGITUDES, "--labels_crs" if labels_crs else f"the labels {labels.path!r}: crs")
     if not labels.labels:
         return []
     places = np.concatenate([label.places for label in labels.labels])
@@ -96,9 +96,23 @@ def place_labels(labels: LabelFile, scene: Scene, labels_crs: str | None) -> lis
             f"{labels.path!r} holds the coordinates {x:g}, {y:g}, which are no longitude and latitude; say what they "
             "are with --labels_crs, such as EPSG:32632"
         )
-    moved = scene.pixels_of(reproject(crs, scene.crs, places) if crs != scene.crs else places)
-    parts = np.split(moved, np.cumsum([len(label.places) for label in labels.labels])[:-1])
+    moved = reproject(crs, scene.crs, places) if crs != scene.crs else places
+    if scene.crs.is_geographic:
+        moved = _turned_to(scene, moved, labels.labels)
+    parts = np.split(scene.pixels_of(moved), np.cumsum([len(label.places) for label in labels.labels])[:-1])
     return [label.moved(part) for label, part in zip(labels.labels, parts, strict=True)]
+
+
+def _turned_to(scene: Scene, places: Numbers, labels: Sequence[Label]) -> Numbers:
+    """Longitudes by whole turns nearer to a scene: -179.9 is 180.1 where that one reaches beyond 180 degrees."""
+    lengths: list[int] = []  # of what is turned as one: a polygon with its holes, or a point
+    for label in labels:
+        lengths += [*(sum(map(len, polygon)) for polygon in label.polygons), *[1] * len(label.points)]
+    starts = np.cumsum([0, *lengths[:-1]])
+    low, high = (extreme.reduceat(places[:, 0], starts) for extreme in (np.minimum, np.maximum))
+    middle = corners_of(scene, scene.whole)[:, 0].mean()
+    turns = np.nan_to_num(np.round((middle - (low + high) / 2) / 360), posinf=0, neginf=0)
+    return places + np.repeat(360 * turns, lengths)[:, None] * (1, 0)
 
 
 def _is_inside(label: Label, scene: Scene) -> bool:
@@ -121,22 +135,20 @@ def _classes_by_majority(
     found: Labelled,
 ) -> list[str | None]:
     """Of each window the class that covers most of it, at least ``least``; else the class of most points in it."""
+    if not labels:
+        found.without_label += len(windows)
+        return [None] * len(windows)
     shares = np.zeros((len(names), len(windows)))
     polygons = [label for label in labels if label.polygons]
     if polygons:
         for number, name in enumerate(names):
             shares[number] = _covered(scene, windows, [label for label in polygons if label.name == name])
-            found.best_cover[name] = max(found.best_cover.get(name, 0.0), float(shares[number].max(initial=0)))
-    points = _points_in(windows, labels, names)
-    classes: list[str | None] = []
-    for column in range(len(windows)):
-        is_covered = shares[:, column].max(initial=0) >= least
-        counts = shares[:, column] if is_covered else points.get(column, np.empty(0))
-        first = np.flatnonzero((counts == counts.max(initial=0)) & (counts > 0))
-        found.without_label += len(first) == 0
-        found.ambiguous += len(first) > 1
-        classes.append(names[int(first[0])] if len(first) == 1 else None)
-    return classes
+            found.best_cover[name] = max(found.best_cover.get(name, 0.0), float(shares[number].max()))
+    counts = np.where(shares.max(axis=0) >= least, shares, _points_in(windows, labels, names))
+    how_many = ((counts == counts.max(axis=0)) & (counts > 0)).sum(axis=0)
+    found.without_label += int((how_many == 0).sum())
+    found.ambiguous += int((how_many > 1).sum())
+    return [names[best] if one else None for best, one in zip(counts.argmax(axis=0), how_many == 1, strict=True)]
 
 
 def _covered(scene: Scene, windows: Sequence[Window], labels: Sequence[Label]) -> NDArray[np.float64]:
@@ -163,18 +175,21 @@ def _outline(polygon: tuple[Numbers, ...]) -> tuple[dict[str, Any], float, float
     return shape, float(rows.min()), float(rows.max())
 
 
-def _points_in(
-    windows: Sequence[Window], labels: Sequence[Label], names: Sequence[str]
-) -> dict[int, NDArray[np.float64]]:
-    """How many points of each class lie in each window, where there are some."""
-    corners = np.array(windows, np.float64).reshape(-1, 4)
-    counts: dict[int, NDArray[np.float64]] = {}
+def _points_in(windows: Sequence[Window], labels: Sequence[Label], names: Sequence[str]) -> NDArray[np.int32]:
+    """How many points of each class lie in each window of a grid ``[classes, windows]``."""
+    rows, columns = (np.unique([window[axis] for window in windows]) for axis in (1, 0))
+    size = windows[0].width
+    counts = np.zeros((len(names), len(rows), len(columns)), np.int32)
     for label in labels:
-        for point in label.points:
-            is_in = (corners[:, :2] <= point).all(axis=1) & (point < corners[:, :2] + corners[:, 2:]).all(axis=1)
-            for place in np.flatnonzero(is_in).tolist():
-                counts.setdefault(place, np.zeros(len(names)))[names.index(label.name)] += 1
-    return counts
+        of_class = counts[names.index(label.name)]
+        for x, y in label.points:
+            # The windows over a point are neighbours in the grid: they begin less than their size before it.
+            over = (
+                slice(*np.searchsorted(first, (place - size, place), "right"))
+                for first, place in ((rows, y), (columns, x))
+            )
+            of_class[tuple(over)] += 1
+    return counts.reshape(len(names), -1)
 
 
 def _around_features(

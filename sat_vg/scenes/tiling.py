@@ -72,7 +72,7 @@ def tile_scenes(options: TileOptions) -> Path:
     try:
         if options.virtual:
             text = _table(assigned, target.parent, is_virtual=True)
-            if os.path.lexists(target) and not (target.is_file() and target.read_text(encoding="utf-8") == text):
+            if os.path.lexists(target) and not (target.is_file() and target.read_bytes() == text.encode()):
                 raise _occupied(target)
             write_text(target, text)
         else:
@@ -84,12 +84,16 @@ def tile_scenes(options: TileOptions) -> Path:
 
 
 def _sound_scenes(paths: Sequence[str]) -> list[Scene]:
-    """The scenes, which have to be alike.
+    """The scenes, each once, which have to be alike.
 
     Raises:
         DataError: one cannot be read, or they differ in CRS or bands.
     """
-    scenes = [open_scene(path if "://" in path else str(expand_home(path))) for path in dict.fromkeys(paths)]
+    found: dict[str, Scene] = {}
+    for path in paths:
+        scene = open_scene(path if "://" in path else str(expand_home(path)))
+        found.setdefault(os.path.realpath(scene.path), scene)
+    scenes = list(found.values())
     first = scenes[0]
     for other in scenes[1:]:
         if other.crs != first.crs:
@@ -112,6 +116,8 @@ def _target(options: TileOptions) -> Path:
         return out if out.suffix.lower() == ".csv" else out / TABLE
     if out.suffix.lower() == ".csv":
         raise ConfigError(f"--out {options.out!r} is a table: add --virtual true, or name a folder")
+    if out.name in ("", ".."):
+        raise ConfigError(f"--out {options.out!r}: name a new folder, such as --out tiles")
     return out
 
 
@@ -185,10 +191,10 @@ def _why_lost(name: str, found: Labelled, options: TileOptions) -> str:
 
 def _assign(tiles: Sequence[Tile], options: TileOptions) -> list[_Assigned]:
     """Tiles with their parts; those that lie too near to another part are left out."""
-    names = sorted({tile.label for tile in tiles})
-    labels = [names.index(tile.label) for tile in tiles]
     if options.split == "none":
         return [_Assigned(tile, "") for tile in tiles]
+    names = sorted({tile.label for tile in tiles})
+    labels = [names.index(tile.label) for tile in tiles]
     if options.split == "random":
         parts = _random_parts(labels, options)
     else:
@@ -196,7 +202,20 @@ def _assign(tiles: Sequence[Tile], options: TileOptions) -> list[_Assigned]:
         boxes = boxes_in_metres([Footprint(tile.scene.crs, corners_of(tile.scene, tile.window)) for tile in tiles])
         shares = (options.val_fraction, options.test_fraction)
         parts = split_blocks(boxes, labels, options.block_size, shares, options.seed)
-    return [_Assigned(tile, _PARTS[int(part)]) for tile, part in zip(tiles, parts, strict=True) if part != LEFT_OUT]
+    assigned = [
+        _Assigned(tile, _PARTS[int(part)]) for tile, part in zip(tiles, parts, strict=True) if part != LEFT_OUT
+    ]
+    kept = {tile.label for tile, part in assigned if part == _PARTS[TRAIN]}
+    lost = [name for name in names if name not in kept]
+    if lost:
+        problem = (
+            f"the split leaves train without a window of {list_some(list(map(repr, lost)), 10)}; use a smaller "
+            "--block_size, --val_fraction or --test_fraction, or another --seed"
+        )
+        if options.on_bad_label == "error" or not kept:
+            raise DataError(problem)
+        say(f"left out: {problem}")
+    return [each for each in assigned if each.tile.label in kept]
 
 
 def _random_parts(labels: Sequence[int], options: TileOptions) -> np.ndarray:
@@ -229,7 +248,7 @@ def _table(assigned: Sequence[_Assigned], folder: Path, is_virtual: bool, names:
 
 def _write_folders(target: Path, assigned: Sequence[_Assigned], identity: str) -> None:
     """Write class folders with an image of each tile, the table of all and what they were made of."""
-    _require_folder_names({tile.label for tile, _ in assigned})
+    _require_folder_names({tile.label for tile, _ in assigned}, has_parts=bool(assigned[0].part))
     names = _file_names(assigned)
     target_of = {
         WindowPath(tile.scene.path, tile.window): name for (tile, _), name in zip(assigned, names, strict=True)
@@ -261,12 +280,17 @@ def _umask() -> int:
     return mask
 
 
-def _require_folder_names(classes: set[str]) -> None:
+def _require_folder_names(classes: set[str], has_parts: bool) -> None:
     for name in sorted(classes):
-        if is_hidden(name) or set(name) & set("/\\\0") or len(name.encode()) > 200:
+        if is_hidden(name) or set(name) & set("/\\\0") or len(name.encode()) > 200 or name in (TABLE, _IDENTITY):
             raise DataError(
                 f"the class {name!r} cannot be the name of a folder; rename it in the labels, or use --virtual true"
             )
+    if {"train", "val"} <= classes and not has_parts:
+        raise DataError(
+            "the classes 'train' and 'val' would be read as the parts of a data set; rename them in the labels, or "
+            "use --virtual true"
+        )
 
 
 def _file_names(assigned: Sequence[_Assigned]) -> list[str]:
