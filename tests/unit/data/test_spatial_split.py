@@ -1,6 +1,7 @@
 """Splits by where images lie, and by groups."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -75,6 +76,16 @@ def test_metres_of_any_crs(crs, metres):
         assert right - left == pytest.approx((top - bottom) * np.cos(np.radians(48)), rel=0.01)
 
 
+def test_many_blocks_take_seconds():
+    """20 000 images, each alone in its block: what lies beside a block is looked up and not searched for."""
+    generator = np.random.default_rng(0)
+    corners = generator.uniform(0, 3e6, (20_000, 2))
+    began = time.process_time()
+    parts = split_blocks(np.concatenate([corners, corners + 640], axis=1), [0, 1] * 10_000, 1000, (0.2, 0.0), 0)
+    assert time.process_time() - began < 60
+    assert (parts == VAL).sum() > 2000
+
+
 def test_groups_stay_together():
     groups = [f"flight {number % 7}" for number in range(70)]
     labels = [number // 35 for number in range(70)]
@@ -126,3 +137,23 @@ def test_a_column_of_a_table_keeps_images_together(chips, tmp_path, command):
     ):
         code, _, err = command("check", *flags)
         assert (code, message in err) == (2, True), err
+
+
+@pytest.mark.parametrize("column", ["scene", "window"])
+def test_a_column_that_places_a_window_can_be_the_group(tmp_path, command, column):
+    """``--group_column scene`` on a table of windows: no scene is in train and in val."""
+    rows = []
+    for number in range(4):
+        place = rasterio.Affine(10, 0, 500_000 + 2000 * number, 0, -10, 5_300_000)
+        write_scene(tmp_path / f"{number}.tif", pixels(64, 64, seed=number), transform=place)
+        rows += [f"{number}.tif,{left} {top} 32 32,{'ab'[top // 32]}" for left in (0, 32) for top in (0, 32)]
+    (tmp_path / "tiles.csv").write_text("\n".join(["scene,window,label", *rows]))
+    splits = load_splits(ImageQuery(path=str(tmp_path / "tiles.csv"), group_column=column))
+    held = [
+        {path.scene if column == "scene" else path.window for path in split.paths}
+        for split in (splits.train, splits.val)
+    ]
+    assert held[0]
+    assert held[1]
+    assert not held[0] & held[1]
+    assert f"val by {column!r}, 4 groups" in splits.description

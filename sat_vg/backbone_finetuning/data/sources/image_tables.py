@@ -73,9 +73,9 @@ def read_image_table(
             header, entries = (
                 _table(path, file, columns, hint) if path.suffix.lower() == TABLE_ENDING else _text(file)
             )
-            for line, given, all_cells in entries:
-                cells = dict(all_cells)
-                window = cells.pop("window", None) if "path" not in header else None
+            for line, given, found in entries:
+                cells = {name: found[name] for name in columns if name in found}
+                window = found["window"] if "path" not in header else None
                 if "\0" in "".join((given, *cells.values())):
                     raise DataError(f"{str(path)!r}, line {line}: holds a NUL character; write the list anew")
                 image = path.parent / given
@@ -180,6 +180,6 @@ def _table(path: Path, file: Iterator[str], columns: Sequence[str], hint: str) -
                 raise DataError(
                     f"{str(path)!r}, line {line}: has no {' and '.join(empty)}. Fill it in, or remove the line{hint}"
                 )
-            yield line, cells.pop(places[0]), cells
+            yield line, cells[places[0]], cells
 
     return header, entries()

@@ -16,6 +16,7 @@ from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy
 TRAIN, VAL, TEST, LEFT_OUT = 0, 1, 2, 3
 _CANDIDATES = 200
 _MOST_CENTRES = 4
+_MOST_PAIRS = 2**18  # of boxes that are compared at a time
 
 Numbers = NDArray[np.float64]
 Places = NDArray[np.intp]
@@ -48,7 +49,8 @@ def split_blocks(
     block_of = block_of.reshape(-1)
     counts = np.zeros((len(blocks), max(labels) + 1), np.int64)
     np.add.at(counts, (block_of, np.asarray(labels)), 1)
-    drawn = (_drawn_parts(blocks, counts, shares, seed, number) for number in range(_CANDIDATES))
+    around = _blocks_around(blocks)
+    drawn = (_drawn_parts(blocks, around, counts, shares, seed, number) for number in range(_CANDIDATES))
     parts = min(drawn, key=lambda parts: _lost(parts, counts, shares))
     found = parts[block_of]
     # Images reach beyond their blocks, so what is near is found by the images themselves.
@@ -65,8 +67,25 @@ def split_blocks(
     return found
 
 
+def _blocks_around(blocks: NDArray[np.int64]) -> Places:
+    """The places of the blocks beside each one and of itself ``[9, N]``; its own too where one of these is empty."""
+    place_of = {block: place for place, block in enumerate(map(tuple, blocks.tolist()))}
+    return np.array(
+        [
+            [place_of.get((x + i, y + j), place) for (x, y), place in place_of.items()]
+            for i in (-1, 0, 1)
+            for j in (-1, 0, 1)
+        ]
+    )
+
+
 def _drawn_parts(
-    blocks: NDArray[np.int64], counts: NDArray[np.int64], shares: tuple[float, float], seed: int, number: int
+    blocks: NDArray[np.int64],
+    around: Places,
+    counts: NDArray[np.int64],
+    shares: tuple[float, float],
+    seed: int,
+    number: int,
 ) -> Places:
     """A part for each block: clusters around a few random blocks, and what lies beside them left out."""
     rng = numpy_generator(derive_seed(seed, Purpose.SPLIT, number))
@@ -83,9 +102,8 @@ def _drawn_parts(
         enough = int(np.searchsorted(np.cumsum(sizes[order]), share * sizes.sum())) + 1
         chosen = order[: min(enough, max(1, len(order) - 1))]
         parts[chosen] = part
-        for each in chosen:
-            beside = (np.abs(blocks - blocks[each]).max(axis=1) <= 1) & (parts == TRAIN)
-            parts[beside] = LEFT_OUT
+        beside = around[:, chosen]
+        parts[beside[parts[beside] == TRAIN]] = LEFT_OUT
     return parts
 
 
@@ -121,8 +139,9 @@ def near_pairs(first: Numbers, second: Numbers, reach: float) -> Iterator[tuple[
     for (x, y), own in groups.items():
         around = [cells.get((x + i, y + j), []) for i in (-1, 0, 1) for j in (-1, 0, 1)]
         theirs = np.array([place for cell in around for place in cell], np.intp)
-        for start in range(0, len(own) if len(theirs) else 0, 256):
-            some = np.array(own[start : start + 256], np.intp)
+        at_a_time = max(1, _MOST_PAIRS // max(1, len(theirs)))
+        for start in range(0, len(own) if len(theirs) else 0, at_a_time):
+            some = np.array(own[start : start + at_a_time], np.intp)
             yield np.repeat(some, len(theirs)), np.tile(theirs, len(some))
 
 
