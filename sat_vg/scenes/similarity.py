@@ -1,5 +1,6 @@
 """``sat-vg search``: the entries of a file of vectors that are the most like an image, by cosine."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,6 +18,7 @@ from sat_vg.backbone_finetuning.data.windows.opened import open_scene
 from sat_vg.backbone_finetuning.data.windows.paths import parse_window_path
 from sat_vg.backbone_finetuning.data.windows.places import corners_of
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, WriteError
+from sat_vg.backbone_finetuning.utils.file_stamps import sha256_of
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.json_reading import parse_json
 from sat_vg.backbone_finetuning.utils.precision import choose_device, choose_precision
@@ -31,6 +33,7 @@ _POOLED = "pooled"
 _MOST_EXACT = 1_000_000
 _AT_A_TIME = 65_536
 _SHOWN = 128  # pixels of a picture in the sheet
+_MOST_SHOWN = 60  # pictures in it
 
 Vectors = NDArray[np.floating[Any]]
 
@@ -63,6 +66,7 @@ def search_index(options: SearchOptions) -> list[Hit]:
         ConfigError: the vectors are of another model, or a library is missing.
         WriteError: there is no room.
     """
+    sheet, places = _targets(options)
     index = read_index(expand_home(options.index))
     query = _vector_of(options, index)
     best, similarity = nearest(index.vectors, query, options.top)
@@ -70,8 +74,23 @@ def search_index(options: SearchOptions) -> list[Hit]:
     say(f"{counted(len(index.paths), 'vector')} in {options.index}; the {len(hits)} most similar to {options.query}:")
     for rank, hit in enumerate(hits, 1):
         say(f"{rank:4d}  {hit.similarity:7.4f}  {one_line(hit.path)}")
-    _write(options, hits)
+    _write(sheet, places, options.query, hits)
     return hits
+
+
+def _targets(options: SearchOptions) -> tuple[Path, Path]:
+    """The sheet and the places to write.
+
+    Raises:
+        ConfigError: ``out`` is no name, or the sheet would be written over the query.
+    """
+    out = expand_home(options.out)
+    if out.name in ("", ".."):
+        raise ConfigError(f"--out {options.out!r}: give a name, such as --out hits, for hits.png and hits.geojson")
+    sheet, places = (out.with_name(f"{out.name}.{ending}") for ending in ("png", "geojson"))
+    if os.path.realpath(expand_home(options.query)) == os.path.realpath(sheet):
+        raise ConfigError(f"--out {options.out!r}: {sheet.name!r} is the query; choose another name")
+    return sheet, places
 
 
 def read_index(path: Path) -> _Index:
@@ -84,10 +103,16 @@ def read_index(path: Path) -> _Index:
         if path.suffix == ".parquet":
             table = import_module("pyarrow.parquet").read_table(path)
             about = parse_json(table.schema.metadata[b"about"])
-            numbers = table[_POOLED].combine_chunks().flatten().to_numpy()
-            return _Index(table["path"].to_pylist(), numbers.reshape(len(table), -1), about)
-        with np.load(path, allow_pickle=False) as data:
-            return _Index(data["paths"].tolist(), data[_POOLED], parse_json(str(data["about"])))
+            paths, numbers = table["path"].to_pylist(), table[_POOLED].combine_chunks().flatten().to_numpy()
+            vectors = numbers.reshape(len(table), -1)
+        else:
+            with np.load(path, allow_pickle=False) as data:
+                paths, vectors, about = data["paths"].tolist(), data[_POOLED], parse_json(str(data["about"]))
+        if not (vectors.ndim == 2 and vectors.dtype.kind == "f" and 0 < len(vectors) == len(paths)):
+            raise ValueError(f"{len(paths)} paths, and vectors {vectors.dtype} {list(vectors.shape)}")
+        if not (isinstance(about, dict) and all(isinstance(path, str) for path in paths)):
+            raise ValueError("its paths or its metadata are none")
+        return _Index(paths, vectors, about)
     except Exception as error:  # noqa: BLE001 - two libraries raise many kinds for foreign or damaged files
         reason = (str(error).splitlines() or [""])[0]
         raise DataError(
@@ -99,31 +124,35 @@ def read_index(path: Path) -> _Index:
 def _vector_of(options: SearchOptions, index: _Index) -> Vectors:
     """The query's vector: the index's own where it names one of its entries, else computed by its model."""
     if options.query in index.paths:
-        vector: Vectors = index.vectors[index.paths.index(options.query)].astype(np.float32)
+        vector: Vectors = index.vectors[index.paths.index(options.query)]
         return vector
-    named = options.checkpoint or str(index.about.get("checkpoint"))
-    path = model_file(named)
+    path = model_file(options.checkpoint or str(index.about.get("checkpoint")))
     model = load_model(path)
-    if model.preprocessing.to_dict() != index.about.get("preprocessing") or model.backbone != index.about.get(
-        "backbone"
-    ):
-        raise ConfigError(f"{str(path)!r} is not the model of {options.index!r}; name that one with --checkpoint")
+    found = {
+        "weights": sha256_of(path).hexdigest(),
+        "backbone": model.backbone,
+        "preprocessing": model.preprocessing.to_dict(),
+    }
+    foreign = ConfigError(f"{str(path)!r} is not the model of {options.index!r}; name that one with --checkpoint")
+    if any(index.about.get(name, value) != value for name, value in found.items()):  # early files have no weights
+        raise foreign
     precision = choose_precision(choose_device(options.device), mixed_precision=False)
     precision.place_model(model)
     wanted = parse_window_path(options.query) or str(expand_home(options.query))
     pixels = model.preprocessing.geometry()(decoder_of(model.preprocessing).read(wanted))[None]
     with torch.inference_mode():
         images = precision.place_images(model.preprocessing.normalise(pixels.to(precision.device)))
-        found: Vectors = model.forward_pooled(images).float().cpu().numpy()[0]
-    if found.shape != index.vectors.shape[1:]:
-        raise ConfigError(f"{str(path)!r} is not the model of {options.index!r}; name that one with --checkpoint")
-    return found
+        vector = model.forward_pooled(images).float().cpu().numpy()[0]
+    if vector.shape != index.vectors.shape[1:]:
+        raise foreign
+    return vector
 
 
 def nearest(vectors: Vectors, query: Vectors, top: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """The places of the ``top`` vectors with the largest cosine to ``query``, and these cosines, in falling order.
 
-    Exact: every vector is compared, of equal ones the first is taken. Above a million FAISS compares them.
+    Exact: every vector is compared, of equal ones the first is taken. Above a million FAISS compares them. One
+    without a direction (zero, or not finite) has the cosine 0.
 
     Args:
         vectors: ``[N, D]``.
@@ -134,7 +163,8 @@ def nearest(vectors: Vectors, query: Vectors, top: int) -> tuple[NDArray[np.intp
         ConfigError: there are more than a million, and FAISS is not installed.
         DataError: the query's vector is zero or not finite.
     """
-    size = float(np.linalg.norm(query.astype(np.float64)))
+    with np.errstate(over="ignore"):
+        size = float(np.linalg.norm(query.astype(np.float64)))
     if not np.isfinite(size) or size == 0:
         raise DataError("the query's vector has no direction (it is zero or not finite): nothing is like it")
     direction = (query / size).astype(np.float32)
@@ -142,11 +172,18 @@ def nearest(vectors: Vectors, query: Vectors, top: int) -> tuple[NDArray[np.intp
         return _nearest_by_faiss(vectors, direction, top)
     cosines = np.empty(len(vectors), np.float64)
     for start in range(0, len(vectors), _AT_A_TIME):
-        part = vectors[start : start + _AT_A_TIME].astype(np.float32)
-        sizes = np.linalg.norm(part, axis=1)
-        cosines[start : start + len(part)] = (part @ direction) / np.where(sizes > 0, sizes, np.inf)
+        part = vectors[start : start + _AT_A_TIME]
+        cosines[start : start + len(part)] = _directions(part) @ direction
     order = np.argsort(-cosines, kind="stable")[:top]
     return order, cosines[order]
+
+
+def _directions(vectors: Vectors) -> NDArray[np.float32]:
+    """Vectors of length 1 ``[N, D]``; zeros where one has no direction."""
+    with np.errstate(all="ignore"):
+        values = vectors.astype(np.float32)
+        sizes = np.linalg.norm(values, axis=1, keepdims=True)
+        return np.asarray(np.where(np.isfinite(sizes) & (sizes > 0), values / sizes, 0), np.float32)
 
 
 def _nearest_by_faiss(vectors: Vectors, direction: Vectors, top: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
@@ -159,28 +196,29 @@ def _nearest_by_faiss(vectors: Vectors, direction: Vectors, top: int) -> tuple[N
         ) from None
     index = faiss.IndexFlatIP(vectors.shape[1])
     for start in range(0, len(vectors), _AT_A_TIME):
-        part = np.ascontiguousarray(vectors[start : start + _AT_A_TIME], np.float32)
-        faiss.normalize_L2(part)
-        index.add(part)
+        index.add(_directions(vectors[start : start + _AT_A_TIME]))
     cosines, places = index.search(direction[None], min(top, len(vectors)))
     return places[0].astype(np.intp), cosines[0].astype(np.float64)
 
 
-def _write(options: SearchOptions, hits: Sequence[Hit]) -> None:
-    """A sheet of the query and its hits, and where these lie."""
-    out = expand_home(options.out)
-    sheet, places = out.with_name(f"{out.name}.png"), out.with_name(f"{out.name}.geojson")
+def _write(sheet: Path, places: Path, query: str, hits: Sequence[Hit]) -> None:
+    """A sheet of the query and its hits, and where these lie; that of an earlier search does not stay."""
     features = [feature for rank, hit in enumerate(hits, 1) if (feature := _feature(rank, hit)) is not None]
-    pictures = [_picture(options.query), *(_picture(hit.path) for hit in hits)]
-    titles = ["query", *(f"{rank}: {hit.similarity:.4f}" for rank, hit in enumerate(hits, 1))]
+    shown = hits[:_MOST_SHOWN]
+    pictures = [_picture(query), *(_picture(hit.path) for hit in shown)]
+    titles = ["query", *(f"{rank}: {hit.similarity:.4f}" for rank, hit in enumerate(shown, 1))]
     try:
         with files_aside(sheet, [places]) as aside:
-            write_sheet(aside[sheet], pictures, titles, f"most similar to {options.query}")
+            write_sheet(aside[sheet], pictures, titles, f"most similar to {query}")
             if features:
                 write_features(aside[places], features)
+            else:
+                places.unlink(missing_ok=True)
     except OSError as error:
         raise WriteError(f"{str(sheet)!r} cannot be written ({error.strerror or error}); make room there") from error
-    say(f"written: {sheet}" + (f", {places}" if features else " (the entries are no windows, so they have no place)"))
+    few = f" with the first {len(shown)}" if len(shown) < len(hits) else ""
+    where = f", {places}" if features else " (the entries are no windows, so they have no place)"
+    say(f"written: {sheet}{few}{where}")
 
 
 def _feature(rank: int, hit: Hit) -> dict[str, Any] | None:

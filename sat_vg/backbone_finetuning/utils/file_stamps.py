@@ -1,5 +1,6 @@
-"""Stamps of files that show a change without reading the content."""
+"""Stamps of files that show a change without reading the content, and hashes of the content."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -15,3 +16,12 @@ def stamp_of(path: str | os.PathLike[str]) -> str:
     """
     status = Path(path).stat()
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
+
+
+def sha256_of(path: str | os.PathLike[str]) -> "hashlib._Hash":
+    """SHA-256 of a file's content, which can go on. Raises OSError where it cannot be read."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest

@@ -50,7 +50,7 @@ def test_vectors_of_windows_and_what_is_like_them(command, tmp_path, checkpoint,
     assert Image.open("hits.png").size[0] > 300
     # The same pixels as an image of their own: the same vector, by the model that the index names.
     Image.fromarray(values[:, 32:64, 64:96].transpose(1, 2, 0)).save("chip.png")
-    code, out, err = command("search", index, "chip.png", "--top", 1, "--out", "chip")
+    code, out, err = command("search", index, "chip.png", "--top", 1, "--out", "alone")
     assert code == 0, err
     assert out.splitlines()[1].split()[1:] == ["1.0000", query]
 
@@ -66,6 +66,81 @@ def test_nearest_is_exact():
     places, cosines = nearest(vectors, query, 50)
     assert np.allclose(cosines, np.sort(wanted)[::-1][:50], atol=1e-3)
     assert np.allclose(wanted[places], cosines, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def index(checkpoint, tmp_path_factory) -> dict:
+    """What a file of the vectors of twelve windows holds, beside its scene."""
+    from sat_vg.backbone_finetuning.commands.functions import extract
+
+    folder = tmp_path_factory.mktemp("index")
+    scene = write_scene(folder / "scene.tif", pixels(96, 128))
+    return dict(np.load(extract(checkpoint, scene, size=32, out=folder / "index.npz")))
+
+
+def test_vectors_without_a_direction_are_like_nothing(command, index, tmp_path):
+    vectors = index["pooled"].copy()
+    vectors[2], vectors[5], vectors[7] = np.nan, np.inf, 0
+    np.savez("odd.npz", **{**index, "pooled": vectors})
+    query = str(index["paths"][0])
+    code, _, err = command("search", "odd.npz", query, "--top", 50)
+    assert (code, err) == (0, "")
+    found = json.loads(Path("hits.geojson").read_text())["features"]  # NaN would be no JSON
+    assert [each["properties"]["similarity"] for each in found][-3:] == [0, 0, 0]
+    assert {each["properties"]["path"] for each in found[-3:]} == {str(index["paths"][place]) for place in (2, 5, 7)}
+    code, _, err = command("search", "odd.npz", str(index["paths"][5]))
+    assert (code, err.count("\n"), "has no direction" in err) == (2, 1, True)
+
+
+def test_foreign_files_in_one_sentence(command, index, tmp_path):
+    chip = Image.fromarray(pixels(32, 32).transpose(1, 2, 0))
+    chip.save("chip.png")
+    vectors = index["pooled"]
+    for changed in (
+        {"pooled": vectors[:3]}, {"pooled": vectors[0]}, {"pooled": vectors[:0], "paths": index["paths"][:0]},
+        {"pooled": vectors.astype(str)}, {"paths": np.arange(12)}, {"about": np.array("[1]")},
+    ):  # fmt: skip
+        np.savez("odd.npz", **{**index, **changed})
+        code, _, err = command("search", "odd.npz", "chip.png")
+        assert (code, err.count("\n"), "is no file of vectors" in err) == (2, 1, True), (changed, err)
+
+
+def test_other_weights_of_the_same_network_are_another_model(command, index, tmp_path):
+    """Their vectors are of another space: the cosines would mean nothing."""
+    np.savez("index.npz", **index)
+    Image.fromarray(pixels(32, 32).transpose(1, 2, 0)).save("chip.png")
+    other = FineTuneModel("squeezenet1_1", 3, pretrained=False, image_size=32, seed=7)
+    other.save_checkpoint(tmp_path / "other.pt")
+    assert command("search", "index.npz", "chip.png")[0] == 0
+    code, _, err = command("search", "index.npz", "chip.png", "--checkpoint", "other.pt")
+    assert (code, err.count("\n"), "is not the model of 'index.npz'" in err) == (2, 1, True), err
+
+
+def test_what_lies_there_already(command, index, tmp_path):
+    np.savez("index.npz", **index)
+    query = str(index["paths"][0])
+    for out in (".", ".."):
+        code, _, err = command("search", "index.npz", query, "--out", out)
+        assert (code, err.count("\n"), "give a name" in err) == (2, 1, True), err
+    Image.fromarray(pixels(32, 32).transpose(1, 2, 0)).save("hits.png")
+    before = Path("hits.png").read_bytes()
+    code, _, err = command("search", "index.npz", "hits.png")
+    assert (code, "is the query" in err, Path("hits.png").read_bytes()) == (2, True, before)
+    assert command("search", "index.npz", query)[0] == 0
+    assert Path("hits.geojson").exists()
+    np.savez("index.npz", **{**index, "paths": np.array([f"{number}.png" for number in range(12)])})
+    assert command("search", "index.npz", "0.png")[0] == 0
+    assert not Path("hits.geojson").exists()  # these hits have no place
+
+
+def test_a_sheet_shows_the_first_hits(command, index, tmp_path):
+    paths = np.repeat(index["paths"], 500)
+    np.savez("index.npz", **{**index, "paths": paths, "pooled": np.repeat(index["pooled"], 500, axis=0)})
+    code, out, err = command("search", "index.npz", str(paths[0]), "--top", 3000)
+    assert code == 0, err
+    assert "written: hits.png with the first 60, hits.geojson" in out
+    assert Image.open("hits.png").size[1] < 5000
+    assert len(json.loads(Path("hits.geojson").read_text())["features"]) == 3000
 
 
 def test_bad_input_in_one_sentence(command, tmp_path, checkpoint):

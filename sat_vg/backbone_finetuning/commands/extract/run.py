@@ -1,7 +1,6 @@
 """Extract features of images with a best_model.pt into one file; a stopped extraction is resumed."""
 
 import glob
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,6 +44,7 @@ from sat_vg.backbone_finetuning.utils.errors import (
     StoppedError,
     WriteError,
 )
+from sat_vg.backbone_finetuning.utils.file_stamps import sha256_of
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision, set_up_process
 from sat_vg.backbone_finetuning.utils.safe_files import remove_unfinished
@@ -157,10 +157,7 @@ def _partial(target: Path) -> Path:
 
 def _hash_of_settings(checkpoint: Path, computation: Computation, dtype: str) -> str:
     """Hash of everything that the numbers depend on besides the images."""
-    with checkpoint.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
+    digest = sha256_of(checkpoint)
     digest.update(json.dumps([computation.columns, dtype, str(computation.precision.autocast_dtype)]).encode())
     return digest.hexdigest()
 
@@ -283,6 +280,7 @@ def _about(options: ExtractOptions, model: FineTuneModel, spool: Spool, images: 
         "format": "sat_vg.features",
         "identity": f"{spool.progress.settings}:{spool.progress.seen}",
         "checkpoint": options.checkpoint,
+        "weights": sha256_of(model_file(options.checkpoint)).hexdigest(),
         "backbone": model.backbone,
         "model_classes": model.class_names,
         "preprocessing": model.preprocessing.to_dict(),
