@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+from torchvision.utils import draw_bounding_boxes
 
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.reports.pages import image_url, render_page
@@ -171,10 +173,9 @@ def page_of(content: Mapping[str, Any], worst: Sequence[Mapping[str, Any]]) -> s
 
 def _with_boxes(row: Mapping[str, Any]) -> NDArray[np.uint8]:
     """The image with the predicted and the true box, uint8 ``[H, W, 3]``."""
-    picture = Image.fromarray(decode_rgb(row["image"]).permute(1, 2, 0).numpy())
-    scale = _PICTURE_SIDE / max(picture.size)
-    picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
-    draw = ImageDraw.Draw(picture)
-    for box, colour in ((row["target"], TRUE), (row["box"], FOUND)):
-        draw.rectangle([side * scale for side in box], outline=colour, width=2)
-    return np.asarray(picture)
+    pixels = decode_rgb(row["image"])
+    scale = _PICTURE_SIDE / max(pixels.shape)
+    small = functional.resize(pixels, [max(1, round(side * scale)) for side in pixels.shape[1:]], antialias=True)
+    boxes = torch.tensor([row["target"], row["box"]]) * scale
+    drawn: Tensor = draw_bounding_boxes(small, boxes, colors=[TRUE, FOUND], width=2)
+    return np.asarray(drawn.permute(1, 2, 0))

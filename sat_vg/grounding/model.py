@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from sat_vg.backbone_finetuning import FineTuneModel
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.models.artifact import current_versions, on_cpu
+from sat_vg.backbone_finetuning.models.prediction import pixels_of
 from sat_vg.backbone_finetuning.training.checkpoint_checks import wrong_tensors
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, DataError, UserError
-from sat_vg.backbone_finetuning.utils.preprocessing import RGB, Preprocessing
+from sat_vg.backbone_finetuning.utils.preprocessing import RGB, Preprocessing, ToPixels
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_tensors
 from sat_vg.grounding.batches import pad_words
 from sat_vg.grounding.config import GroundingConfig
@@ -114,7 +115,7 @@ class GroundingModel(nn.Module):
         words = [tokens_of(one) for one in phrases]
         if not words or not all(words):
             raise DataError(f"the phrase {phrases[0] if phrases else ''!r} has no words; write what to look for")
-        canvas, box = letterbox(_pixels_of(image), self.sizes.image_size)
+        canvas, box = letterbox(_pixels_of(image, self.preprocessing), self.sizes.image_size)
         device = next(self.parameters()).device
         encoded = [self.encode(few, self.sizes.max_words) for few in words]
         was_training = self.training
@@ -253,21 +254,11 @@ def _require(is_sound: bool, path: str | Path, fault: str) -> None:
         raise CheckpointError(f"{str(path)!r} is altered: {fault}; use another file")
 
 
-def _pixels_of(image: ImageInput) -> Tensor:
-    """An image as uint8 ``[3, H, W]``."""
+def _pixels_of(image: ImageInput, preprocessing: Preprocessing) -> Tensor:
+    """An image as uint8 ``[3, H, W]``; a PIL image is read as its file would be."""
     if isinstance(image, (str, Path)):
         return decode_rgb(image)
-    if isinstance(image, Image.Image):
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-    if isinstance(image, np.ndarray):
-        pixels = torch.from_numpy(np.array(image))  # a copy: the array may be read-only
-        pixels = pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels
-    else:
-        pixels = image
-    if not isinstance(pixels, Tensor) or pixels.dtype != torch.uint8 or pixels.ndim != 3 or pixels.shape[0] != 3:
-        found = f"{getattr(image, 'dtype', '?')} {tuple(getattr(image, 'shape', ()))}"
-        raise DataError(
-            f"the image is a {type(image).__name__} of {found}; "
-            "it may be a path, a PIL image, an array uint8 [H, W, 3] or a tensor uint8 [3, H, W]"
-        )
+    pixels: Tensor = ToPixels(preprocessing)(pixels_of(image) if isinstance(image, np.ndarray) else image)
+    if pixels.ndim != 3:
+        raise DataError(f"the image is a tensor of shape {list(pixels.shape)}: give one image, [3, H, W]")
     return pixels

@@ -2,7 +2,9 @@
 
 import json
 
-from PIL import Image, ImageDraw
+import torch
+from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.utils import draw_bounding_boxes
 
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
@@ -34,9 +36,9 @@ def predict(options: PredictOptions) -> Prediction:
     else:
         say(f"{options.phrase}: box {', '.join(map(str, box))} (x1, y1, x2, y2 in pixels), score {found.score:.2f}")
     if options.out is not None:
-        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-        ImageDraw.Draw(picture).rectangle(found.box, outline=(255, 0, 255), width=max(2, max(picture.size) // 200))
+        width = max(2, max(pixels.shape) // 200)
+        picture = draw_bounding_boxes(pixels, torch.tensor([found.box]), colors=(255, 0, 255), width=width)
         with atomic_write(expand_home(options.out)) as file:
-            picture.save(file, "PNG")
+            to_pil_image(picture).save(file, "PNG")
         say(f"{options.out}: the image with the box")
     return found

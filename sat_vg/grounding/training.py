@@ -21,6 +21,7 @@ from sat_vg.backbone_finetuning.training.checkpoint import (
     restore_run,
     save_run,
 )
+from sat_vg.backbone_finetuning.training.optim import Schedule, set_learning_rate
 from sat_vg.backbone_finetuning.training.record import SaveSchedule
 from sat_vg.backbone_finetuning.training.run_folder import EarlierRun, adopt_best_model, clear_folders, own_folders
 from sat_vg.backbone_finetuning.training.run_identity import RunIdentity
@@ -186,8 +187,7 @@ def train_epoch(run: Run, interrupt: InterruptRequest) -> None:
             batch = loaded.to(run.precision.device)
             seed_default_generator(derive_seed(config.seed, Purpose.STEP, state.step), run.precision.device)
             rate = learning_rate(config, state.step, num_batches)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["lr_scale"]
+            set_learning_rate(optimizer, rate)
 
             # Forward: each image goes through the backbone once, whatever the number of its phrases.
             with run.precision.autocast():
@@ -226,11 +226,8 @@ def train_epoch(run: Run, interrupt: InterruptRequest) -> None:
 
 def learning_rate(config: GroundingConfig, step: int, num_batches: int) -> float:
     """Linear warm-up over the first epoch (half of the run at most), then a cosine to zero."""
-    total = config.total_epochs * num_batches
-    warmup = min(num_batches, total / 2)
-    if step < warmup:
-        return config.learning_rate * (step + 0.5) / warmup
-    return config.learning_rate * (1 + math.cos(math.pi * (step + 0.5 - warmup) / max(1, total - warmup))) / 2
+    schedule = Schedule("cosine", config.learning_rate, warmup_epochs=1, step_size=1, gamma=1.0, min_lr=0.0)
+    return schedule.at((step + 0.5) / num_batches, config.total_epochs)
 
 
 def log(run: Run, group: str, **numbers: float | None) -> None:

@@ -104,7 +104,7 @@ def _each(
     elif isinstance(images, Image.Image):
         yield None, images
     elif isinstance(images, np.ndarray):
-        yield None, _of_array(images)
+        yield None, pixels_of(images)
     elif isinstance(images, Tensor):
         yield from ((None, image) for image in (images if images.ndim == 4 else images[None]))
     elif isinstance(images, Sequence) or hasattr(images, "__iter__"):
@@ -135,7 +135,8 @@ def require_bands_in_files(model: StagedClassifier, name: str = "the model") -> 
         )
 
 
-def _of_array(array: np.ndarray) -> Tensor:
+def pixels_of(array: np.ndarray) -> Tensor:
+    """An image of an array uint8 ``[H, W, C]`` as a tensor ``[C, H, W]``. Raises UserError where it is none."""
     channels = array.shape[-1] if array.ndim == 3 else 0
     if array.dtype != np.uint8 or not channels:
         raise UserError(
