@@ -28,13 +28,14 @@ from sat_vg.backbone_finetuning.models.prediction import LIKELIER_THAN_NOT
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, StoppedError, WriteError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision
-from sat_vg.backbone_finetuning.utils.printable import one_line
+from sat_vg.backbone_finetuning.utils.printable import counted, one_line
 from sat_vg.backbone_finetuning.utils.terminal import progress, say
 from sat_vg.scenes.geojson import write_regions
 from sat_vg.scenes.preview import write_preview
 from sat_vg.scenes.rasters import WindowShares, files_aside, likeliest, write_class_raster, write_probabilities
 
 _FORMATS = (".tif", ".tiff", ".geojson", ".csv")
+_PREVIEW, _PROBABILITIES = "preview.png", "probabilities.tif"
 _MOST_SHARES = 2**26  # probabilities that are held at a time: 256 MiB
 
 
@@ -105,11 +106,21 @@ def _target(options: PredictOptions) -> Path:
         raise ConfigError(f"--out {options.out!r}: its ending says the format; use {', '.join(_FORMATS)}")
     if os.path.lexists(target):
         raise ConfigError(f"--out {options.out!r} exists; choose another, or remove it")
+    scene = expand_home(options.images[0])
+    for beside in (_beside(target, _PREVIEW), _beside(target, _PROBABILITIES)):
+        if beside.exists() and scene.exists() and beside.samefile(scene):
+            raise ConfigError(
+                f"--out {options.out!r}: {beside.name}, which goes beside it, is the scene; choose another"
+            )
     if target.suffix.lower() != ".csv":
         require_rasterio()
     if options.probabilities and target.suffix.lower() == ".geojson":
         raise ConfigError("--probabilities true: regions have none; use --out map.tif or map.csv")
     return target
+
+
+def _beside(target: Path, ending: str) -> Path:
+    return target.with_name(f"{target.stem}.{ending}")
 
 
 def _require_one_class(ensemble: Ensemble, target: Path) -> None:
@@ -184,9 +195,7 @@ def _write(
 ) -> None:
     """Write the map, with what is wished beside it."""
     names, kind = ensemble.models[0].class_names, target.suffix.lower()
-    preview, chances = (
-        target.with_name(f"{target.stem}.{ending}") for ending in ("preview.png", "probabilities.tif")
-    )
+    preview, chances = _beside(target, _PREVIEW), _beside(target, _PROBABILITIES)
     tags = {"SAT_VG_SIZE": str(found.size), "SAT_VG_STRIDE": str(found.stride)}
     try:
         with files_aside(target, [preview, chances]) as aside:
@@ -203,7 +212,7 @@ def _write(
                         regions = write_regions(
                             aside[target], rasterio.band(source, 1), place, found.scene.crs, names
                         )
-                    say(f"{regions:,} regions of equal neighbours")
+                    say(f"{counted(regions, 'region')} of equal neighbours")
                 elif options.probabilities:
                     write_probabilities(aside[chances], found, names)
             if options.preview:

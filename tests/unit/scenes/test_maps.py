@@ -3,15 +3,18 @@
 import csv
 import json
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from scene_files import PLACES, at, pixels, rasterio, write_scene
+from scipy.ndimage import label
 
 from sat_vg.backbone_finetuning.data.windows.scene import PIXELS, Scene
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.scenes.geojson import write_regions
 from sat_vg.scenes.rasters import WindowShares
 
 NAMES = ("field", "sea", "town")
@@ -53,6 +56,20 @@ def test_the_mean_of_all_windows_over_a_pixel():
         assert np.allclose(found, wanted, atol=1e-6, equal_nan=True)
         classes = np.where(counts[..., 0] > 0, np.nan_to_num(wanted).argmax(-1) + 1, 0)
         assert np.array_equal(shares.classes_at(np.arange(height), np.arange(width)), classes)
+
+
+def test_regions_that_meet_in_a_corner_alone_are_two(tmp_path):
+    raster = np.random.default_rng(0).integers(0, 4, (12, 17), dtype=np.uint8)
+    count = write_regions(tmp_path / "map.geojson", raster, rasterio.Affine.identity(), None, NAMES)
+    features = json.loads((tmp_path / "map.geojson").read_text())["features"]
+    wanted = {name: label(raster == number) for number, name in enumerate(NAMES, 1)}
+    assert count == len(features) == sum(parts for _, parts in wanted.values())
+    for name, (_, parts) in wanted.items():
+        assert sum(feature["properties"]["class"] == name for feature in features) == parts
+    drawn = import_module("rasterio.features").rasterize(
+        [(f["geometry"], NAMES.index(f["properties"]["class"]) + 1) for f in features], raster.shape, dtype="uint8"
+    )
+    assert np.array_equal(drawn, raster)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -113,7 +130,6 @@ def test_regions_and_lines(predict, tmp_path):
         )
         for each in features
     ]
-    from rasterio.features import rasterize
 
     assert np.array_equal(rasterize(shapes, classes.shape, transform=transform), classes)
     lines = list(csv.DictReader(Path("map.csv").read_text().splitlines()))
@@ -152,6 +168,7 @@ def test_bad_input_in_one_sentence(predict, tmp_path):
     write_scene(tmp_path / "nowhere.tif", crs=None)
     write_scene(tmp_path / "floats.tif", pixels(64, 64, dtype="float32"))
     (tmp_path / "there.tif").touch()
+    Image.fromarray(pixels(64, 64).transpose(1, 2, 0)).save(tmp_path / "w.preview.png")
     cases = {
         ("cut.tif", "--out", "map.tif"): "is cut short or damaged",
         ("nowhere.tif", "--out", "map.tif"): "has a transform and no CRS",
@@ -161,6 +178,7 @@ def test_bad_input_in_one_sentence(predict, tmp_path):
         ("scene.tif", "--out", "map.png"): "its ending says the format",
         ("scene.tif", "--out", "there.tif"): "exists; choose another",
         ("scene.tif", "--out", "scene.tif"): "exists; choose another",
+        ("w.preview.png", "--out", "w.tif"): "w.preview.png, which goes beside it, is the scene",
         ("scene.tif", "scene.tif", "--out", "map.tif"): "a map is of one scene",
         ("scene.tif", "--out", "map.tif", "--stride", 40): "leaves gaps",
         ("scene.tif", "--stride", 16): "name the map to write with --out map.tif",

@@ -9,7 +9,7 @@ from scene_files import pixels, rasterio, write_scene
 from sat_vg.backbone_finetuning.data.reading.bands import find_bands
 from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of_files
-from sat_vg.backbone_finetuning.data.windows.paths import WindowPath
+from sat_vg.backbone_finetuning.data.windows.paths import WindowPath, parse_window_path
 from sat_vg.backbone_finetuning.data.windows.scene import Window
 from sat_vg.backbone_finetuning.utils.unreadable import Unreadable
 
@@ -127,3 +127,11 @@ def test_a_window_without_pixels_is_refused_either_way(tmp_path, window, reason)
         with pytest.raises(Unreadable) as error:
             read()
         assert reason in error.value.reason
+
+
+def test_a_window_is_a_path_of_row_column_and_a_size_above_nothing():
+    path = parse_window_path("a\nb.tif/000030_000070_40x24")
+    assert path is not None
+    assert (path.scene, path.window) == ("a\nb.tif", WINDOW)
+    assert parse_window_path("scene.tif/000032_000064_0x0") is None
+    assert parse_window_path("scene.tif/000032_000064_40x00") is None

@@ -28,7 +28,7 @@ from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
 from sat_vg.backbone_finetuning.utils.unreadable import Unreadable
 
-_TEXT = re.compile(r"(.+)/(\d{6,9})_(\d{6,9})_(\d{1,9})x(\d{1,9})")
+_TEXT = re.compile(r"(.+)/(\d{6,9})_(\d{6,9})_(0*[1-9]\d{0,8})x(0*[1-9]\d{0,8})", re.DOTALL)
 _MOST_WINDOWS = 2_000_000  # each takes some 400 bytes
 
 T = TypeVar("T")
