@@ -33,6 +33,10 @@ def predict(command, checkpoint):
     return partial(command, "predict", checkpoint)
 
 
+def features_of_rasters():
+    return import_module("rasterio.features")
+
+
 def test_the_mean_of_all_windows_over_a_pixel():
     generator = np.random.default_rng(0)
     for height, width, size, stride in ((50, 70, 16, 5), (16, 33, 16, 16), (40, 40, 40, 7), (31, 29, 8, 3)):
@@ -66,7 +70,7 @@ def test_regions_that_meet_in_a_corner_alone_are_two(tmp_path):
     assert count == len(features) == sum(parts for _, parts in wanted.values())
     for name, (_, parts) in wanted.items():
         assert sum(feature["properties"]["class"] == name for feature in features) == parts
-    drawn = import_module("rasterio.features").rasterize(
+    drawn = features_of_rasters().rasterize(
         [(f["geometry"], NAMES.index(f["properties"]["class"]) + 1) for f in features], raster.shape, dtype="uint8"
     )
     assert np.array_equal(drawn, raster)
@@ -131,7 +135,7 @@ def test_regions_and_lines(predict, tmp_path):
         for each in features
     ]
 
-    assert np.array_equal(rasterize(shapes, classes.shape, transform=transform), classes)
+    assert np.array_equal(features_of_rasters().rasterize(shapes, classes.shape, transform=transform), classes)
     lines = list(csv.DictReader(Path("map.csv").read_text().splitlines()))
     assert len(lines) == 7 * 11
     first = lines[12]
