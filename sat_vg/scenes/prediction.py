@@ -19,7 +19,7 @@ from sat_vg.backbone_finetuning.data.reading.gdal import require_rasterio
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.reading.threads import read_in_order
 from sat_vg.backbone_finetuning.data.sources.class_names import SEPARATOR
-from sat_vg.backbone_finetuning.data.windows.opened import open_scene
+from sat_vg.backbone_finetuning.data.windows.opened import open_placed_scene
 from sat_vg.backbone_finetuning.data.windows.paths import WindowPath, grid_of, starts, valid_shares
 from sat_vg.backbone_finetuning.data.windows.places import corners_of
 from sat_vg.backbone_finetuning.data.windows.scene import Scene
@@ -138,13 +138,7 @@ def _require_one_class(ensemble: Ensemble, target: Path) -> None:
 
 def _scene(given: str, target: Path) -> Scene:
     """The scene, if its coordinates can be used."""
-    scene = open_scene(given if "://" in given else str(expand_home(given)))
-    is_plain = scene.transform == (1, 0, 0, 0, 1, 0)
-    if scene.crs is None and not is_plain:
-        raise DataError(
-            f"the scene {scene.path!r} has a transform and no CRS, so nobody knows where it lies; write it in: rio "
-            "edit-info --crs EPSG:32632 SCENE.tif"
-        )
+    scene = open_placed_scene(given if "://" in given else str(expand_home(given)))
     if scene.crs is None:
         say(f"note: {scene.path} has no coordinates, so {target.name} is in pixels (column, row)")
     return scene

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import sys
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -164,6 +166,21 @@ def test_a_picture_without_coordinates(predict, tmp_path):
     with rasterio.open("map.tif") as found:
         assert found.shape == (64, 80)
         assert found.crs is None
+
+
+def test_vectors_need_to_know_where_their_windows_lie(command, checkpoint, tmp_path):
+    write_scene(tmp_path / "nowhere.tif", crs=None)
+    code, _, err = command("extract", checkpoint, "nowhere.tif", "--size", 32, "--out", "index.npz")
+    assert (code, err.count("\n"), "has a transform and no CRS" in err) == (2, 1, True), err
+    assert not (tmp_path / "index.npz").exists()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no such names")
+def test_a_name_that_is_no_text_is_refused(predict, tmp_path):
+    name = os.fsdecode(b"sc\xe9ne.tif")
+    write_scene(tmp_path / "scene.tif").rename(tmp_path / name)
+    code, _, err = predict(name, "--size", 32, "--out", "map.tif")
+    assert (code, err.count("\n"), "has a name that is not UTF-8" in err) == (2, 1, True), err
 
 
 def test_bad_input_in_one_sentence(predict, tmp_path):

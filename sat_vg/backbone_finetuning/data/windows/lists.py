@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sat_vg.backbone_finetuning.data.sources.source import ImageList
-from sat_vg.backbone_finetuning.data.windows.opened import open_scene
+from sat_vg.backbone_finetuning.data.windows.opened import open_placed_scene, open_scene
 from sat_vg.backbone_finetuning.data.windows.paths import WindowPath, grid_of, valid_shares
 from sat_vg.backbone_finetuning.data.windows.places import corners_of
 from sat_vg.backbone_finetuning.utils.errors import DataError
@@ -22,7 +22,7 @@ def list_windows(scenes: Sequence[str], size: int, stride: int) -> ImageList:
     paths: list[WindowPath] = []
     total = 0
     for path in scenes:
-        scene = open_scene(path)
+        scene = open_placed_scene(path)
         windows = grid_of(scene, size, stride)
         shares = valid_shares(scene, windows)
         paths += [WindowPath(path, window) for window, share in zip(windows, shares, strict=True) if share > 0]

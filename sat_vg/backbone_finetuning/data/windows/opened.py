@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sat_vg.backbone_finetuning.data.reading.gdal import JPEG2000_MAGIC
 from sat_vg.backbone_finetuning.data.reading.limits import TIFF_MAGIC, require_bounded_tiff
 from sat_vg.backbone_finetuning.data.windows.readers import Picture, Raster, Reader, explained
-from sat_vg.backbone_finetuning.data.windows.scene import Part, Scene, Window, rasterio_window
+from sat_vg.backbone_finetuning.data.windows.scene import PIXELS, Part, Scene, Window, rasterio_window
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
 from sat_vg.backbone_finetuning.utils.regular_files import open_regular
@@ -89,11 +89,30 @@ def _reader_of(path: str) -> Reader:
         raise DataError(f"the scene {path!r} cannot be read: {problem.reason}; {problem.remedy}") from None
     except (OSError, ValueError) as error:
         raise _not_opened(path, error) from None
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"the scene {path!r} has a name that is not UTF-8, which GDAL cannot open; rename") from None
     if head[:4] in TIFF_MAGIC:
         return Raster(path, "GTiff", num_bytes)
     if head.startswith(JPEG2000_MAGIC):
         return Raster(path, "JP2OpenJPEG", num_bytes)
     return Picture(path)
+
+
+def open_placed_scene(path: str) -> Scene:
+    """The same of a scene whose coordinates can be used: in a CRS, or pixels.
+
+    Raises:
+        DataError: as ``open_scene``, or it has a transform and no CRS.
+    """
+    scene = open_scene(path)
+    if scene.crs is None and scene.transform != PIXELS:
+        raise DataError(
+            f"the scene {path!r} has a transform and no CRS, so nobody knows where it lies; write it in: rio "
+            "edit-info --crs EPSG:32632 SCENE.tif"
+        )
+    return scene
 
 
 def open_scene(path: str) -> Scene:
