@@ -87,7 +87,7 @@ def lock_folder(folder: Path, remedy: str = _OTHERS) -> Iterator[None]:
             path.unlink()
         _held.discard(taken.descriptor)
         os.close(taken.descriptor)
-        if is_new and not any(folder.iterdir()):
+        if is_new and folder.exists() and not any(folder.iterdir()):
             folder.rmdir()
 
 

@@ -1,6 +1,7 @@
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +173,12 @@ def test_a_lock_that_somebody_removed_is_not_taken_from_the_next_run(tmp_path, m
     assert json.loads((tmp_path / LOCK).read_text())["pid"] == other.pid
     other.kill()
     other.communicate()
+
+
+def test_a_folder_that_was_removed_meanwhile_hides_no_other_error(tmp_path):
+    with pytest.raises(ConfigError, match="what went wrong"), lock_folder(tmp_path / "run", "choose another"):
+        shutil.rmtree(tmp_path / "run")
+        raise ConfigError("what went wrong")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x"', "\0\0", "[" * 4000])
