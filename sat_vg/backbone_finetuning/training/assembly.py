@@ -24,6 +24,7 @@ from sat_vg.backbone_finetuning.evaluation.tasks import task_of
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.freezing import choose_trainable
 from sat_vg.backbone_finetuning.training.batch_sources import BatchSources
+from sat_vg.backbone_finetuning.training.depthwise import with_fast_depthwise
 from sat_vg.backbone_finetuning.training.ema import MovingAverage, NullAverage, WeightAverage
 from sat_vg.backbone_finetuning.training.fsdp import FSDPReplica, apply_fsdp, fewest_at_once, precision_for_fsdp
 from sat_vg.backbone_finetuning.training.losses import LOSSES, Loss, weights_of_classes
@@ -121,7 +122,10 @@ def replica_of(config: FinetuneConfig, model: FineTuneModel, precision: Precisio
     if config.shard_weights:
         apply_fsdp(model, precision.device, ranks)
         return FSDPReplica(model, precision.device, ranks)
-    outputs = torch.compile(model.training_outputs) if config.compile else model.training_outputs
+    if config.compile:
+        outputs = torch.compile(model.training_outputs)
+    else:
+        outputs = with_fast_depthwise(model.training_outputs, model.network, precision)
     return SingleReplica(outputs) if ranks.count == 1 else DataParallelReplica(model, outputs, ranks)
 
 
