@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, g
 from sat_vg.backbone_finetuning.configs.choices import AUGMENTATION_STEPS, AugmentationStep
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
-_LARGEST = sys.float_info.max  # neither infinite nor NaN, nor a whole number that no float can hold
+_LARGEST = {float: sys.float_info.max, int: 2**63 - 1}  # neither infinite nor NaN; whole numbers that torch can hold
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ class Rule:
             remedy = f"a text that looks like a number needs quotes in YAML: {str(value)!r}"
         else:
             remedy = self.remedy or remedy
-        return f"{name} = {value!r}: must be {self.allowed}; {remedy}"
+        is_too_large = isinstance(value, int) and abs(value) > _LARGEST[int]
+        allowed = f"{self.allowed}, below 2**63" if is_too_large else self.allowed
+        return f"{name} = {value!r}: must be {allowed}; {remedy}"
 
 
 PositiveInt = Annotated[int, Range(lowest=1, example=8)]
@@ -235,7 +237,7 @@ def _annotated(kind: Any, extras: tuple[Any, ...]) -> Rule:
 def _number(kind: type, limits: Range) -> Rule:
     def holds(value: Any) -> bool:
         is_number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
-        return is_number and abs(value) <= _LARGEST and value in limits
+        return is_number and abs(value) <= _LARGEST[kind] and value in limits
 
     return Rule(holds, f"a {'whole ' if kind is int else ''}number{limits}", limits.example)
 

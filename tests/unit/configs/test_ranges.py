@@ -56,6 +56,16 @@ def test_what_a_type_allows_and_how_it_is_said(kind, words, right, wrong):
         assert not rule.holds(value) or value in right, value
 
 
+def test_whole_numbers_are_those_that_torch_can_hold():
+    rule = rule_of(PositiveInt)
+    assert rule.holds(2**63 - 1) and not rule.holds(2**63)
+    assert (
+        rule.problem("seed", 2**63)
+        == f"seed = {2**63}: must be a whole number of 1 or more, below 2**63; for example 8"
+    )
+    assert rule_of(PositiveFloat).holds(10**30)
+
+
 def test_a_text_is_not_blank_and_holds_no_nul():
     assert [rule_of(str).holds(value) for value in ("a", " a ", "", "  ", "a\0", 3)] == [True, True, *[False] * 4]
 
