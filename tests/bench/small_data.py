@@ -40,6 +40,8 @@ ROWS: dict[str, list[str]] = {
     "defaults": [],
     "linear_probe": ["--strategy", "linear_probe"],
     "probe_first": RECIPE,
+    "defaults, 1e-3, smoothing": ["--learning_rate", "1e-3", "--label_smoothing", "0.1"],
+    "probe_first, no smoothing": [*RECIPE, "--label_smoothing", "0"],
     "probe_first, wise_ft": [*RECIPE, "--wise_ft", "true"],
     "probe_first, mixup": [*RECIPE, "--mixup_alpha", "0.2"],
     "probe_first, ema": [*RECIPE, "--ema_decay", "0.95"],
@@ -106,10 +108,13 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=70, help="images of each class to test on, at most")
     add_options(parser, list(ROWS))
     parser.add_argument("--image_size", type=int, default=96)
+    parser.add_argument("--num_epochs", type=int, help="of every row; unset: as each row says")
     options = parser.parse_args()
     common = ["--backbone", options.backbone, "--weights", str(options.weights),
               "--image_size", str(options.image_size), "--early_stopping_patience", "0",
               "--on_duplicates", "warn", "--num_workers", "0", "--log_every", "1000"]  # fmt: skip
+    if options.num_epochs:
+        common += ["--num_epochs", str(options.num_epochs)]
     rows = list(dict.fromkeys([BASELINE, *options.rows]))
     data = {
         seed: link_split(options.data, options.work / "data", seed, options.train, options.test)
