@@ -39,11 +39,16 @@ RECIPE = ["--config", "probe_first"]
 ROWS: dict[str, list[str]] = {
     "defaults": [],
     "linear_probe": ["--strategy", "linear_probe"],
+    "lp_ft": ["--strategy", "lp_ft"],
     "probe_first": RECIPE,
     "defaults, 1e-3, smoothing": ["--learning_rate", "1e-3", "--label_smoothing", "0.1"],
     "probe_first, no smoothing": [*RECIPE, "--label_smoothing", "0"],
     "probe_first, wise_ft": [*RECIPE, "--wise_ft", "true"],
     "probe_first, mixup": [*RECIPE, "--mixup_alpha", "0.2"],
+    "probe_first, mixup, wise_ft": [*RECIPE, "--mixup_alpha", "0.2", "--wise_ft", "true"],
+    "probe_first, crop 0.8": [*RECIPE, "--crop_scale", "0.8"],
+    "probe_first, layer_decay": [*RECIPE, "--layer_decay", "0.9"],
+    "probe_first, lr 3e-3": [*RECIPE, "--learning_rate", "3e-3"],
     "probe_first, ema": [*RECIPE, "--ema_decay", "0.95"],
     "probe_first, 40 epochs": [*RECIPE, "--num_epochs", "40"],
 }
