@@ -1,4 +1,4 @@
-"""Whole commands against whole commands: W1 to W4, in turns, from process start to process end, with empty caches.
+"""Whole commands against whole commands: W1 to W5, in turns, from process start to process end, with empty caches.
 
     python tests/bench/whole_commands.py --pairs 4 --out whole_commands.json
     python tests/bench/whole_commands.py --only W1 W4 --peer "timm=/envs/timm/bin/python /src/train.py ..."
@@ -33,6 +33,7 @@ WORK = {
     "W2 exact": (320, 80, 224, 5, "linear_probe", "resnet50", ("--probe_solver", "exact")),
     "W3": (320, 80, 224, 2, "last_layers", "resnet50", ()),
     "W4": (1920, 400, 64, 2, "full", "resnet18", ()),
+    "W5": (320, 80, 224, 2, "full", "mobilenet_v2", ()),
 }
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 
