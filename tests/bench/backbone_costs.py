@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 import torchvision
+from counted_memory import measure_step_memory, without_values
 from runs import machine, paragraph
 
 from sat_vg.backbone_finetuning.commands.recommend.run import GPU_SIZES, table_cells
@@ -31,7 +32,6 @@ from sat_vg.backbone_finetuning.evaluation.costs import (
     count_parameters,
     images_per_second,
 )
-from sat_vg.backbone_finetuning.evaluation.step_memory import measure_step_memory, without_values
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.networks.costs import COSTS_FILE, read_costs
 from sat_vg.backbone_finetuning.models.networks.facts import read_facts

@@ -62,8 +62,8 @@ def now(name: str) -> int:
 def predicted(backbone: str, batch_size: int, image_size: int, device_name: str) -> int:
     """Bytes of a step by the formula."""
     import torch
+    from counted_memory import measure_step_memory, without_values
 
-    from sat_vg.backbone_finetuning.evaluation.step_memory import measure_step_memory, without_values
     from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
     from sat_vg.backbone_finetuning.utils.precision import choose_precision
 

@@ -22,7 +22,7 @@ class BackboneCosts:
         top_5: the same for five guesses.
         parameters: with ImageNet's classifier.
         flops: forward pass of one image, a multiplication and an addition being two.
-        fixed_bytes: of a training step of all stages with AdamW: see ``evaluation.step_memory``.
+        fixed_bytes: of a training step of all stages with AdamW: see ``tests/bench/counted_memory.py``.
         bytes_per_image: of that step.
         images_per_second: inference in batches of 4, where the file was measured; None where it was not measured.
         milliseconds: inference of a single image there; None where it was not measured.

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from bench import counted_memory
+from bench.counted_memory import measure_step_memory, without_values
 from torch import nn
 
-from sat_vg.backbone_finetuning.evaluation import step_memory
-from sat_vg.backbone_finetuning.evaluation.step_memory import measure_step_memory, without_values
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.precision import choose_precision
 
@@ -20,7 +20,7 @@ def model_of(name: str, freezes: bool = False) -> FineTuneModel:
 
 def counted(model: FineTuneModel, images: int) -> float:
     with without_values(model):
-        return measure_step_memory(model, PRECISION).of_batch(images) / step_memory._WASTE
+        return measure_step_memory(model, PRECISION).of_batch(images) / counted_memory._WASTE
 
 
 def profiled(model: FineTuneModel, images: int) -> int:
