@@ -107,10 +107,6 @@ def _squeezenet_average(network: nn.Module, features: Tensor) -> Tensor:
     return torch.flatten(pool(features), 1)
 
 
-def _googlenet_options(image_size: int) -> dict[str, Any]:
-    return {"aux_logits": True, "init_weights": True}
-
-
 def _inception_options(image_size: int) -> dict[str, Any]:
     """The auxiliary head only where its map is large enough for that head's 5 × 5 convolution."""
     return {"aux_logits": image_size >= _INCEPTION_SMALLEST_WITH_AUXILIARY, "init_weights": True}
@@ -222,7 +218,7 @@ GOOGLENET = Family(
     ),
     pool=global_average,
     classifier="fc",
-    builder_options=_googlenet_options,
+    builder_options=partial(always, {"aux_logits": True, "init_weights": True}),
     auxiliary_heads=(
         AuxiliaryHead("aux1", "inception4a", "aux1.fc2", 0.3),
         AuxiliaryHead("aux2", "inception4d", "aux2.fc2", 0.3),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from sat_vg.backbone_finetuning.models.stages import Stage, find_member
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 PoolFunction = Callable[[nn.Module, Tensor], Tensor]
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -32,36 +33,12 @@ class AuxiliaryHead:
     weight: float
 
 
-def _output_is_map(network: nn.Module, output: Tensor, image_hw: tuple[int, int]) -> Tensor:
-    return output
+def unchanged(network: nn.Module, value: Value, *image_hw: object) -> Value:
+    """The value itself, where a family has nothing to do: its last stage pools, or its output is a map already."""
+    return value
 
 
-def _one(network_or_name: object) -> int:
-    return 1
-
-
-def _no_limit(network: nn.Module) -> int | None:
-    return None
-
-
-def _size_without_weights(name: str) -> int:
-    return 224
-
-
-def _no_options(image_size: int) -> dict[str, Any]:
-    return {}
-
-
-def _none(network: nn.Module) -> Collection[str]:
-    return ()
-
-
-def _no_class_token(network: nn.Module) -> PoolFunction | None:
-    return None
-
-
-def _unchanged(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return weights
+pooled_already = unchanged  # the ``pool`` of networks whose last stage is a neck
 
 
 def parameters_named(parts: Collection[str], network: nn.Module) -> Collection[str]:
@@ -69,9 +46,15 @@ def parameters_named(parts: Collection[str], network: nn.Module) -> Collection[s
     return [name for name, _ in network.named_parameters() if not set(parts).isdisjoint(name.split("."))]
 
 
-def always(size: int, network_or_name: object) -> int:
-    """A number that is the same for all members of a family; for ``size_divisibility`` and ``image_multiple``."""
-    return size
+def always(value: Value, network_or_name: object) -> Value:
+    """What is the same for all members of a family; with ``partial`` for fields that are functions."""
+    return value
+
+
+_ONE, _NONE = partial(always, 1), partial(always, None)
+_NO_OPTIONS: Callable[[int], dict[str, Any]] = partial(always, {})
+_NO_NAMES: Callable[[nn.Module], Collection[str]] = partial(always, ())
+_USUAL_SIZE = partial(always, 224)
 
 
 @dataclass(frozen=True)
@@ -157,24 +140,24 @@ class Family:
     stages: Callable[[nn.Module], tuple[Stage, ...]]
     pool: PoolFunction
     classifier: str
-    to_map: Callable[[nn.Module, Tensor, tuple[int, int]], Tensor] = _output_is_map
-    size_divisibility: Callable[[nn.Module], int] = _one
+    to_map: Callable[[nn.Module, Tensor, tuple[int, int]], Tensor] = unchanged
+    size_divisibility: Callable[[nn.Module], int] = _ONE
     smallest_image: int = 1
     position_embedding: str | None = None
     num_prefix_tokens: int = 0
     build: Callable[[str, int, int], nn.Module] | None = None
-    builder_options: Callable[[int], dict[str, Any]] = _no_options
-    image_multiple: Callable[[str], int] = _one
+    builder_options: Callable[[int], dict[str, Any]] = _NO_OPTIONS
+    image_multiple: Callable[[str], int] = _ONE
     auxiliary_heads: tuple[AuxiliaryHead, ...] = ()
     weights: Callable[[str], dict[str, PublishedWeights]] = torchvision_weights
-    usual_size: Callable[[str], int] = _size_without_weights
+    usual_size: Callable[[str], int] = _USUAL_SIZE
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    smallest_measured: Callable[[nn.Module], int] = _one
-    fixed_image_size: Callable[[nn.Module], int | None] = _no_limit
+    smallest_measured: Callable[[nn.Module], int] = _ONE
+    fixed_image_size: Callable[[nn.Module], int | None] = _NONE
     why_traced_at_one_size: str | None = None
-    no_weight_decay: Callable[[nn.Module], Collection[str]] = _none
-    adapt_weights: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]] = _unchanged
-    patch_average: Callable[[nn.Module], PoolFunction | None] = _no_class_token
+    no_weight_decay: Callable[[nn.Module], Collection[str]] = _NO_NAMES
+    adapt_weights: Callable[[nn.Module, dict[str, Tensor]], dict[str, Tensor]] = unchanged
+    patch_average: Callable[[nn.Module], PoolFunction | None] = _NONE
 
     def new_network(self, name: str, num_classes: int, image_size: int) -> nn.Module:
         """The network with random weights.
@@ -223,18 +206,9 @@ def mean_of_patches(num_prefix_tokens: int, network: nn.Module, tokens: Tensor) 
     return tokens[:, num_prefix_tokens:].mean(1)
 
 
-def pooled_already(network: nn.Module, vector: Tensor) -> Tensor:
-    """For networks whose last stage is a neck."""
-    return vector
-
-
 def listed_stages(stages: Mapping[str, str]) -> Callable[[nn.Module], tuple[Stage, ...]]:
     """Stages that are the same in all members: names of stages → their members' dotted names with blanks between."""
-    return partial(_same_stages, tuple(Stage(name, tuple(members.split())) for name, members in stages.items()))
-
-
-def _same_stages(stages: tuple[Stage, ...], network: nn.Module) -> tuple[Stage, ...]:
-    return stages
+    return partial(always, tuple(Stage(name, tuple(members.split())) for name, members in stages.items()))
 
 
 def cut_features(network: nn.Module, starts: Sequence[int], names: Sequence[str]) -> list[Stage]:

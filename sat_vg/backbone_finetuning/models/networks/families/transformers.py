@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from sat_vg.backbone_finetuning.models.networks.families.family import (
     Family,
-    PoolFunction,
     always,
     four_stages,
     mean_of_patches,
@@ -67,10 +66,6 @@ def _vit_stages(network: nn.Module) -> tuple[Stage, ...]:
 
 def _class_token(network: nn.Module, tokens: Tensor) -> Tensor:
     return tokens[:, 0]
-
-
-def _vit_patch_average(network: nn.Module) -> PoolFunction:
-    return partial(mean_of_patches, _VIT_PREFIX)
 
 
 def _vit_map(network: nn.Module, tokens: Tensor, image_hw: tuple[int, int]) -> Tensor:
@@ -169,7 +164,7 @@ VIT = Family(
     image_multiple=_vit_multiple,
     no_weight_decay=partial(parameters_named, ("class_token", "pos_embedding")),
     adapt_weights=_of_old_mlp,
-    patch_average=_vit_patch_average,
+    patch_average=partial(always, partial(mean_of_patches, _VIT_PREFIX)),
 )
 SWIN = Family(
     name="Swin",
