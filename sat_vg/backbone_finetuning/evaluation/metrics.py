@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -92,21 +92,8 @@ def mean_of_known(values: Sequence[float | None]) -> float:
     return sum(known) / max(len(known), 1)
 
 
-class Sums(Protocol):
-    """Adds up a validation batch by batch; nothing leaves the device before ``result``."""
-
-    def add(self, logits: Tensor, targets: Tensor, loss_sum: Tensor) -> None:
-        """Add a batch: logits and targets ``[B, num_classes]`` and the batch's summed loss."""
-
-    def gather(self, ranks: Ranks) -> None:
-        """Put those of all processes together; all of them have to."""
-
-    def result(self) -> Validation:
-        """Divide the sums."""
-
-
 class ValidationSums:
-    """``Sums`` where an image has one class."""
+    """Adds up a validation of images with one class each; nothing leaves the device before ``result``."""
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self.num_classes = num_classes
@@ -132,7 +119,7 @@ class ValidationSums:
 
 
 class MultiLabelSums:
-    """``Sums`` where an image can have several classes; it has those whose probability is one half or more.
+    """The same where an image can have several classes; it has those whose probability is one half or more.
 
     Average precision needs all images at once, so logits and targets are kept (4 and 1 bytes a class and image).
     """
@@ -145,7 +132,7 @@ class MultiLabelSums:
         self.has_class: list[Tensor] = []
 
     def add(self, logits: Tensor, targets: Tensor, loss_sum: Tensor) -> None:
-        """Add a batch: logits and targets ``[B, num_classes]`` and the batch's summed loss."""
+        """See ``ValidationSums``."""
         given, has_class = logits >= 0, targets > 0.5
         self.counts += torch.stack([(given & has_class).sum(0), given.sum(0), has_class.sum(0)])
         self.num_right += (given == has_class).all(1).sum()
@@ -154,7 +141,7 @@ class MultiLabelSums:
         self.has_class.append(has_class)
 
     def gather(self, ranks: Ranks) -> None:
-        """Put those of all processes together; all of them have to."""
+        """See ``ValidationSums``."""
         ranks.all_reduce_sum(self.counts, self.num_right, self.loss_sum)
         parts = ranks.all_gather(
             [(logits.cpu(), has.cpu()) for logits, has in zip(self.logits, self.has_class, strict=True)]
@@ -171,6 +158,9 @@ class MultiLabelSums:
             self.counts.cpu(),
             average_precisions=average_precisions(logits, has_class),
         )
+
+
+Sums: TypeAlias = ValidationSums | MultiLabelSums
 
 
 class RankedImages(NamedTuple):

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -26,42 +26,16 @@ from sat_vg.backbone_finetuning.utils.preprocessing import RGB, Levels, Preproce
 _PARTS = 9  # along each side of a thumbnail
 
 
-class ImageStats(Protocol):
-    """Statistics of one kind of images."""
-
-    @property
-    def bands(self) -> tuple[str, ...]:
-        """Names of the channels."""
-
-    @property
-    def digits(self) -> str:
-        """Format of a mean or a deviation in the report."""
-
-    @property
-    def decoder(self) -> Decoder:
-        """Decoder of the files."""
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Warnings about the choice of bands."""
-
-    def measure(self, image: Tensor) -> Any:
-        """Statistics of a decoded image."""
-
-    def summarise(self, paths: Sequence[str], examined: Examined) -> Statistics:
-        """Statistics of some of the images, at least one, together.
-
-        Raises:
-            DataError: a training on them would be refused.
-        """
-
-    def thumbnails(self, looks: Sequence[Any], numbers: Statistics | None) -> NDArray[np.uint8]:
-        """Images as ``duplicates.find_near`` compares them, ``[N, 9, 9]``; ``numbers``: those of train, if any."""
-
-
 @dataclass(frozen=True)
 class RgbStats:
-    """``ImageStats`` of 8-bit RGB images."""
+    """Statistics of 8-bit RGB images.
+
+    Attributes:
+        bands: names of the channels.
+        digits: format of a mean or a deviation in the report.
+        decoder: of the files.
+        warnings: about the choice of bands.
+    """
 
     bands: tuple[str, ...] = RGB
     digits: str = ".3f"
@@ -73,23 +47,23 @@ class RgbStats:
         return measure_image(image)
 
     def summarise(self, paths: Sequence[str], examined: Examined) -> Statistics:
-        """Statistics of all pixels, scaled to [0, 1]."""
+        """Statistics of all pixels of some images, at least one, scaled to [0, 1]."""
         return summarise([examined.stats[path] for path in paths])
 
     def thumbnails(self, looks: Sequence[Any], numbers: Statistics | None) -> NDArray[np.uint8]:
-        """The thumbnails that ``measure`` made."""
+        """Images as ``duplicates.find_near`` compares them, ``[N, 9, 9]``; ``numbers``: those of train, if any."""
         return np.stack([look.small for look in looks])
 
 
 @dataclass(frozen=True)
 class BandStats:
-    """``ImageStats`` of the bands of GeoTIFFs, whose values are of any scale.
+    """As ``RgbStats``, of the bands of GeoTIFFs, whose values are of any scale.
 
     Attributes:
         chosen: bands that are read.
         decoder: of the files; missing values are NaN.
         cache: that a training on them reads their statistics from.
-        digits: see ``ImageStats``.
+        digits: see ``RgbStats``.
     """
 
     chosen: ChosenBands
@@ -113,7 +87,11 @@ class BandStats:
         return functional.adaptive_avg_pool2d(image.nan_to_num(nan=0.0), _PARTS) / there
 
     def summarise(self, paths: Sequence[str], examined: Examined) -> Statistics:
-        """Statistics of all values that are not missing, as in the files; cached, so that a training finds them."""
+        """Statistics of all values that are not missing, as in the files; cached, so that a training finds them.
+
+        Raises:
+            DataError: a training on them would be refused.
+        """
         found = measure_bands(paths, examined.contents, self.bands, self.decoder, self.cache)
         sizes = Counter(examined.sizes[path][::-1] for path in paths)
         return Statistics(dict(sizes.most_common()), 0, found.mean, found.std, found.warnings)
@@ -128,6 +106,9 @@ class BandStats:
             image_size=_PARTS, mean=numbers.mean, std=numbers.std, bands=self.bands, scale=1.0
         ).pictures(torch.where(means.isnan(), mean, means))
         return np.stack([thumbnail(image) for image in shown])
+
+
+ImageStats: TypeAlias = RgbStats | BandStats
 
 
 def stats_of(chosen: ChosenBands | None, levels: Levels | None, cache: BoundedCache) -> ImageStats:
