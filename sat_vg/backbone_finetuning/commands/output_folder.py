@@ -30,3 +30,16 @@ def lock_output(folder: Path, busy: str = "") -> Iterator[None]:
         yield
     with suppress(OSError):  # it is not empty
         folder.rmdir()
+
+
+@contextmanager
+def explaining_writing(what_fails: str, remedy: str) -> Iterator[None]:
+    """Turn the error of a full disk and the like into one that says what to do: ``what_fails (the reason)remedy``.
+
+    Raises:
+        WriteError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"{what_fails} ({error.strerror or error}){remedy}") from error

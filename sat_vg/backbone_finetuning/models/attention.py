@@ -55,17 +55,6 @@ class AttentionOnGrid(NamedTuple):
     of_class_token: bool
 
 
-def attention_maps(
-    network: nn.Module, row: BackboneRow, stages: Sequence[Stage], images: Tensor, layer_idx: int
-) -> Tensor:
-    """Attention weights of one block, as the block applies them; see ``FineTuneModel.get_attention_maps``.
-
-    They are computed once more, since the fused attention of a forward pass never holds them. ``network`` may be any
-    module with the backbone's children, such as a feature extractor.
-    """
-    return attention_on_grid(network, row, stages, images, layer_idx).weights
-
-
 def attention_blocks(network: nn.Module, row: BackboneRow, stages: Sequence[Stage]) -> list[int]:
     """The positions of the stages that have attention over the whole image; none where the network is no ViT."""
     members = [find_member(network, stage.members[0]) for stage in stages]
@@ -82,10 +71,13 @@ def attention_blocks(network: nn.Module, row: BackboneRow, stages: Sequence[Stag
 def attention_on_grid(
     network: nn.Module, row: BackboneRow, stages: Sequence[Stage], images: Tensor, layer_idx: int
 ) -> AttentionOnGrid:
-    """``attention_maps``, and what is needed to draw them.
+    """Attention weights of one block, as the block applies them, and what is needed to draw them.
+
+    They are computed once more, since the fused attention of a forward pass never holds them. ``network`` may be any
+    module with the backbone's children, such as a feature extractor.
 
     Raises:
-        ConfigError: as ``attention_maps``.
+        ConfigError: as ``FineTuneModel.get_attention_maps``.
     """
     blocks = attention_blocks(network, row, stages)
     if not blocks:

@@ -18,9 +18,10 @@ from sat_vg.backbone_finetuning.models.probabilities import PROBABILITIES
 from sat_vg.backbone_finetuning.models.staged_classifier import StagedClassifier
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
-from sat_vg.backbone_finetuning.utils.printable import list_some
+from sat_vg.backbone_finetuning.utils.printable import list_some, shortened
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
 
+_LONGEST = 20  # characters of a class name over an image
 _SMALLEST_CONTRAST = 1e-5  # of the highest value; smaller differences are rounding and no picture of anything
 
 
@@ -56,7 +57,7 @@ def attention_heat(
     """What the class token, or else the average patch, attends to in one block, as the mean over the heads.
 
     Args:
-        weights: ``[B, heads, tokens, tokens]``, of ``attention_maps``.
+        weights: ``[B, heads, tokens, tokens]``, of ``attention_on_grid``.
         grid: height and width of the map that the patches form.
         num_prefix_tokens: tokens before the patches.
         of_class_token: whether token 0 is the class token that the classifier sees.
@@ -240,18 +241,14 @@ def _titles(model: StagedClassifier, images: Tensor, explained: Tensor | None) -
     """What was predicted, with its probability, and on a second line what is explained, where it was chosen."""
     with in_eval_mode(model):
         shares = PROBABILITIES[model.task](model(_as_the_model(model, images)).float())
-    titles = []
+    titles, names = [], [shortened(name, _LONGEST) for name in model.class_names]
     for number, (share, index) in enumerate(zip(*(tensor.tolist() for tensor in shares.max(1)), strict=True)):
-        title = f"{_short(model.class_names[index])} {100 * share:.0f} %"
+        title = f"{names[index]} {100 * share:.0f} %"
         if explained is not None:
             chosen = int(explained[number])
-            title += f"\nheat: {_short(model.class_names[chosen])} {100 * shares[number, chosen].item():.0f} %"
+            title += f"\nheat: {names[chosen]} {100 * shares[number, chosen].item():.0f} %"
         titles.append(title)
     return titles
-
-
-def _short(name: str, limit: int = 20) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
 def _pictures(images: Tensor, preprocessing: Preprocessing) -> np.ndarray:

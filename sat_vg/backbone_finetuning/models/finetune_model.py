@@ -18,7 +18,7 @@ from sat_vg.backbone_finetuning.models.artifact import (
     write_artifact,
     write_safetensors,
 )
-from sat_vg.backbone_finetuning.models.attention import attention_maps, set_attention_dropout
+from sat_vg.backbone_finetuning.models.attention import attention_on_grid, set_attention_dropout
 from sat_vg.backbone_finetuning.models.explain import grad_cam
 from sat_vg.backbone_finetuning.models.explain import save_explanation as write_explanation
 from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
@@ -168,7 +168,7 @@ class FineTuneModel(StagedClassifier):
                 result would be larger than 2 GiB.
         """
         require_normalised(images, self.in_channels, self.network)
-        return attention_maps(self.network, self.row, self.stages, images, layer_idx)
+        return attention_on_grid(self.network, self.row, self.stages, images, layer_idx).weights
 
     def explain(self, images: Tensor, classes: Tensor | int | str | None = None, stage: str | None = None) -> Tensor:
         """Where in the images a class was seen, by Grad-CAM (Selvaraju et al., 2017); see ``explain.grad_cam``.

@@ -1,7 +1,6 @@
 """The page of an evaluation, report.html."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
@@ -16,33 +15,27 @@ _MAX_CLASSES_AS_TABLE = 40  # of a confusion matrix; with more it is a picture
 _MAX_PAIRS = 10
 
 
-@dataclass(frozen=True)
-class Report:
-    """The contents of the page.
+def render_report(
+    content: Mapping[str, Any],
+    pictures: Sequence[Mapping[str, np.ndarray]],
+    epochs: Sequence[Mapping[str, float]],
+    why_no_epochs: str = "",
+) -> str:
+    """The page as HTML, from the template of the content's task.
 
-    Attributes:
+    Args:
         content: of evaluation.json.
         pictures: of each of its mistakes: description and uint8 ``[H, W, 3]`` of the image and its heat maps.
         epochs: of the training, with ``epoch``, ``train_loss``, ``val_loss``, ``val_accuracy`` and maybe ``val_map``.
         why_no_epochs: where there are none.
     """
-
-    content: Mapping[str, Any]
-    pictures: Sequence[Mapping[str, np.ndarray]]
-    epochs: Sequence[Mapping[str, float]]
-    why_no_epochs: str = ""
-
-
-def render_report(report: Report) -> str:
-    """The page as HTML, from the template of the content's task."""
-    content, epochs, terms = report.content, report.epochs, TERMS[report.content["task"]]
-    data = content["data"]
+    data, terms = content["data"], TERMS[content["task"]]
     source = (PurePath(data).name or data) if data else "the built-in scenes"
     measure_key, measure = measure_of(epochs[0]) if epochs else ("", "")
     curves = None
     if len(epochs) > 1:
         best = content["training"]["metrics"]["epoch"]
-        curves = figure_url(draw_learning_curves(epochs, best, is_stacked=True))
+        curves = figure_url(draw_learning_curves(epochs, best))
     return render_page(
         f"evaluation_{content['task']}.html",
         title=f"{content['backbone']} on {source}",
@@ -54,15 +47,15 @@ def render_report(report: Report) -> str:
         confusion_picture=_confusion_picture(content),
         reliability=figure_url(draw_reliability(content["calibration"]["bins"], content["ece"], terms)),
         mistakes=[
-            (entry, [(what, image_url(picture)) for what, picture in pictures.items()])
-            for entry, pictures in zip(content["mistakes"], report.pictures, strict=True)
+            (entry, [(what, image_url(picture)) for what, picture in views.items()])
+            for entry, views in zip(content["mistakes"], pictures, strict=True)
         ],
-        has_attention=any("attention" in pictures for pictures in report.pictures),
+        has_attention=any("attention" in views for views in pictures),
         curves=curves,
         measure=measure,
         measure_key=measure_key,
         epochs=epochs,
-        why_no_epochs=report.why_no_epochs,
+        why_no_epochs=why_no_epochs,
     )
 
 

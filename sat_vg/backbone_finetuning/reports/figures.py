@@ -12,22 +12,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from sat_vg.backbone_finetuning.reports.record_pictures import measure_of
+from sat_vg.backbone_finetuning.utils.printable import shortened
 
 
-def draw_learning_curves(
-    epochs: Sequence[Mapping[str, float]], marked: float | None = None, is_stacked: bool = False
-) -> Figure:
-    """Losses and validation accuracy, or mean average precision, by epoch.
+def draw_learning_curves(epochs: Sequence[Mapping[str, float]], marked: float) -> Figure:
+    """Losses, and below them validation accuracy or mean average precision, by epoch.
 
     Args:
         epochs: the entries that end epochs, with ``epoch``, ``train_loss``, ``val_loss``, ``val_accuracy`` and, where
             an image can have several classes, ``val_map``, which is then drawn.
         marked: the epoch at which a dashed line stands.
-        is_stacked: one chart above the other, as narrow screens need it.
     """
     numbers = [entry["epoch"] for entry in epochs]
-    figure = Figure(figsize=(5, 5.6) if is_stacked else (6.2, 3), layout="constrained")
-    losses, accuracy = figure.subplots(2, 1) if is_stacked else figure.subplots(1, 2)
+    figure = Figure(figsize=(5, 5.6), layout="constrained")
+    losses, accuracy = figure.subplots(2, 1)
     for name in ("train_loss", "val_loss"):
         losses.plot(numbers, [entry[name] for entry in epochs], marker="o", markersize=3, label=name)
     losses.set(xlabel="epoch", ylabel="loss")
@@ -39,8 +37,7 @@ def draw_learning_curves(
     accuracy.set_title(f"best: {shares[best]:.2f} % in epoch {numbers[best]}", fontsize=10)
     accuracy.set(xlabel="epoch", ylabel=f"validation {measure}, %")
     for axes in (losses, accuracy):
-        if marked is not None:
-            axes.axvline(marked, color="0.4", linewidth=1, linestyle="--", zorder=0)
+        axes.axvline(marked, color="0.4", linewidth=1, linestyle="--", zorder=0)
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # no ticks between two epochs
     return figure
@@ -55,5 +52,4 @@ def add_grid(axes: Axes, axis: Literal["both", "x"] = "both") -> None:
 
 def plain(text: str, limit: int = 28) -> str:
     """A text that matplotlib shows as it is: no formulas, no control characters, not too long."""
-    shown = "".join(c if c.isprintable() else "?" for c in text).replace("$", r"\$")
-    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+    return shortened("".join(c if c.isprintable() else "?" for c in text).replace("$", r"\$"), limit)

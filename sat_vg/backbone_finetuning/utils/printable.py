@@ -24,6 +24,11 @@ def list_some(names: Sequence[str], limit: int = 4) -> str:
     return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
+def shortened(text: str, limit: int) -> str:
+    """A text of ``limit`` characters at the most, the last of which tells that there were more."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def counted(number: int, one: str, many: str | None = None) -> str:
     """``1 image``, ``1,200 images``; ``many`` is the plural where it is not ``one`` with an s."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sat_vg.backbone_finetuning.models import attention
-from sat_vg.backbone_finetuning.models.attention import attention_maps, attention_on_grid
+from sat_vg.backbone_finetuning.models.attention import attention_on_grid
 from sat_vg.backbone_finetuning.models.explain import attention_heat
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
@@ -14,7 +14,7 @@ def vit():
 
 
 def maps_of(model, images, layer_idx):
-    return attention_maps(model.network, model.row, model.stages, images, layer_idx)
+    return attention_on_grid(model.network, model.row, model.stages, images, layer_idx).weights
 
 
 def test_the_weights_on_the_values_are_what_the_block_adds(vit):
@@ -55,7 +55,7 @@ def test_flags_gradients_and_extractors(vit):
     assert len(set(modes)) == 2
     assert not maps.requires_grad
     extractor = model.get_feature_extractor()
-    assert torch.equal(attention_maps(extractor, model.row, model.stages, images, -1), maps)
+    assert torch.equal(attention_on_grid(extractor, model.row, model.stages, images, -1).weights, maps)
     with pytest.raises(RuntimeError, match="channels"):
         maps_of(model, torch.randn(2, 5, 64, 64), -1)
     assert [module.training for module in model.modules()] == modes
@@ -119,7 +119,7 @@ def test_timms_attention_is_what_its_block_applies(name, prefix):
     torch.testing.assert_close(maps.sum(-1), torch.ones(2, 3, 24 + prefix))
     assert layer.fused_attn and not layer.attn_drop._forward_hooks
     extractor = model.get_feature_extractor()
-    assert torch.equal(attention_maps(extractor, model.row, model.stages, images, 7), maps)
+    assert torch.equal(attention_on_grid(extractor, model.row, model.stages, images, 7).weights, maps)
     with pytest.raises(ConfigError, match=rf"layer_idx = 12: timm:{name} has blocks 0 to 11"):
         maps_of(model, images, 12)
 

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from sat_vg.backbone_finetuning.models.attention import attention_maps
+from sat_vg.backbone_finetuning.models.attention import attention_on_grid
 from sat_vg.backbone_finetuning.models.explain import attention_heat, grad_cam, save_explanation
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.stages import Stage, find_member
@@ -278,7 +278,7 @@ def test_a_picture_of_attention(tmp_path, monkeypatch, layer_idx):
     options = {"kind": "attention", "layer_idx": layer_idx}
     _, heats, titles, heading = drawn_by(monkeypatch, model, images, tmp_path / "a.png", **options)
     block = -1 if layer_idx is None else layer_idx
-    weights = attention_maps(model.network, model.row, model.stages, images, block)
+    weights = attention_on_grid(model.network, model.row, model.stages, images, block).weights
     assert heats.shape == (2, *grid)
     assert np.array_equal(heats, attention_heat(weights, grid).numpy())
     assert len(titles) == 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sat_vg.backbone_finetuning.reports.evaluation_figures import TERMS, draw_class_scores, draw_reliability
-from sat_vg.backbone_finetuning.reports.evaluation_page import Report, render_report
+from sat_vg.backbone_finetuning.reports.evaluation_page import render_report
 from sat_vg.backbone_finetuning.reports.prediction_table import Prediction, SetPrediction, predictions_csv
 
 PICTURE = np.zeros((8, 8, 3), np.uint8)
@@ -70,7 +70,7 @@ def test_the_page_takes_nothing_from_elsewhere_and_nothing_for_markup():
     names = ["<script>alert(1)</script>", "a&b\n\"c\" 'd'"]
     mistake = {"path": "<img src=x>", "true": names[0], "predicted": names[1], "probability": 0.9}
     content = content_of(names, [[8, 2], [1, 9]]) | {"mistakes": [mistake]}
-    page = render_report(Report(content, [{"image": PICTURE, "Grad-CAM": PICTURE, "attention": PICTURE}], EPOCHS))
+    page = render_report(content, [{"image": PICTURE, "Grad-CAM": PICTURE, "attention": PICTURE}], EPOCHS)
     check_is_text(page)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "<strong>&lt;script&gt;" in page
@@ -95,7 +95,7 @@ def check_is_text(page):
 @pytest.mark.parametrize(("count", "is_table"), [(40, True), (41, False)])
 def test_a_large_matrix_becomes_a_picture(count, is_table):
     content = content_of([f"c{i}" for i in range(count)], (10 * np.eye(count, dtype=int)).tolist())
-    page = render_report(Report(content, [], [], "nobody kept it"))
+    page = render_report(content, [], [], "nobody kept it")
     assert ('id="matrix"' in page) == is_table
     assert page.count("data:image/svg+xml;base64,") == 1
     assert page.count("data:image/png;base64,") == (0 if is_table else 1)
@@ -105,7 +105,7 @@ def test_a_large_matrix_becomes_a_picture(count, is_table):
 
 @pytest.mark.parametrize(("images", "sentence"), [(1, "The image is"), (1200, "All 1,200 images are")])
 def test_one_image_and_many(images, sentence):
-    page = render_report(Report(content_of(["a"], [[10]]) | {"images": images}, [], EPOCHS[:1]))
+    page = render_report(content_of(["a"], [[10]]) | {"images": images}, [], EPOCHS[:1])
     assert f"{sentence} classified correctly." in page
     assert f"{'1 image' if images == 1 else '1,200 images'} of the val split in 1 class, at 32 × 32 pixels" in page
     assert "One epoch: training loss 1.0000, validation loss 1.5000, validation mAP 25.00 %." in page
@@ -152,7 +152,7 @@ def test_the_page_of_several_classes_takes_nothing_for_markup():
         "added": {names[1]: 0.875}, "loss": 1.5, "explained": names[1],
     }  # fmt: skip
     content = content_of_sets(names) | {"mistakes": [mistake]}
-    page = render_report(Report(content, [{"image": PICTURE, "Grad-CAM": PICTURE}], EPOCHS))
+    page = render_report(content, [{"image": PICTURE, "Grad-CAM": PICTURE}], EPOCHS)
     check_is_text(page)
     caption = re.search(r"<figcaption>(.*?)<code>", page, re.DOTALL).group(1)
     shown = "a&b\\n\"c\" 'd'"
@@ -176,7 +176,7 @@ def test_the_page_of_several_classes_takes_nothing_for_markup():
     assert [unescape(re.sub(r"<[^>]*>", "", row)) for row in rows] == [
         shown, "sea", "<script>alert(1)</script>", "macro average", "micro average"
     ]  # fmt: skip
-    empty = render_report(Report(content_of_sets(names), [], [], "nobody kept it"))
+    empty = render_report(content_of_sets(names), [], [], "nobody kept it")
     assert "All classes of all 30 images are right." in empty
 
 

@@ -172,7 +172,7 @@ def test_few_images_fill_the_grid(count):
 
 def test_learning_curves_hold_the_numbers():
     epochs = [{"epoch": e, "train_loss": 1 / e, "val_loss": 2 / e, "val_accuracy": e / 10} for e in (1, 2, 3)]
-    losses, accuracy = draw_learning_curves(epochs, marked=2, is_stacked=True).axes
+    losses, accuracy = draw_learning_curves(epochs, marked=2).axes
     assert [list(axes.lines[-1].get_xdata()) for axes in (losses, accuracy)] == [[2, 2], [2, 2]]
     assert [list(line.get_ydata()) for line in losses.lines[:2]] == [[1, 1 / 2, 1 / 3], [2, 1, 2 / 3]]
     assert np.allclose(accuracy.lines[0].get_ydata(), [10, 20, 30])
@@ -182,7 +182,7 @@ def test_learning_curves_hold_the_numbers():
 @pytest.mark.parametrize("count", [1, 2, 3, 50])
 def test_learning_curves_have_whole_epochs_below_them(count):
     epochs = [{"epoch": e, "train_loss": 1 / e, "val_loss": 2 / e, "val_accuracy": 0.5} for e in range(1, count + 1)]
-    figure = draw_learning_curves(epochs)
+    figure = draw_learning_curves(epochs, marked=1)
     FigureCanvasAgg(figure).draw()
     for axes in figure.axes:
         ticks = axes.get_xticks()
@@ -221,6 +221,6 @@ def test_titles_of_several_classes_are_broken_into_lines():
 
 def test_learning_curves_of_several_classes_are_those_of_their_mean_average_precision():
     epochs = [{"epoch": e, "train_loss": 1, "val_loss": 1, "val_accuracy": 0.1, "val_map": e / 4} for e in (1, 2)]
-    axes = draw_learning_curves(epochs).axes[1]
+    axes = draw_learning_curves(epochs, marked=1).axes[1]
     assert axes.get_ylabel() == "validation mAP, %"
     assert "50.00 % in epoch 2" in axes.get_title()

@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from sat_vg.backbone_finetuning.commands.compare.cell_files import CellResult, read_json
 from sat_vg.backbone_finetuning.commands.compare.cells import OWN_FIELDS, Cell, parse_weights
 from sat_vg.backbone_finetuning.commands.compare.options import CompareOptions
+from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.evaluation.costs import (
@@ -44,7 +45,6 @@ from sat_vg.backbone_finetuning.reports.comparison_report import (
 from sat_vg.backbone_finetuning.reports.pages import figure_as_svg
 from sat_vg.backbone_finetuning.training.preparation import choose_hardware
 from sat_vg.backbone_finetuning.utils.cores import usable_cores
-from sat_vg.backbone_finetuning.utils.errors import WriteError
 from sat_vg.backbone_finetuning.utils.precision import Precision
 from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
@@ -93,7 +93,8 @@ def write_results(
         WriteError: a file cannot be written.
     """
     timing = Timing()
-    try:
+    remedy = ": make room and run the same command again; what is trained stays trained"
+    with explaining_writing(f"the results cannot be written to {str(out)!r}", remedy):
         costs = measure_costs(out / _COSTS, finished, timing)
         comparison = Comparison(
             rows=ranked(rows_of(finished, costs)),
@@ -109,11 +110,6 @@ def write_results(
         _write_files(out, comparison)
         write_text(out / f"{NAME}.json", json.dumps(_as_data(comparison, finished), indent=1) + "\n")
         _write_hyperparameters(out / "tensorboard", finished, costs)
-    except OSError as error:
-        raise WriteError(
-            f"the results cannot be written to {str(out)!r} ({error.strerror or error}): make room and run the same "
-            "command again; what is trained stays trained"
-        ) from error
     say(f"\n{as_text(comparison)}\n\n{comparison.recommendation}")
     chart = f"{comparison.measure.key}.png, .svg"
     say(f"\nwritten to {out}: {NAME}.html, .md, .csv, .json and the chart {chart}")

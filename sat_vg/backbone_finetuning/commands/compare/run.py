@@ -12,7 +12,7 @@ from sat_vg.backbone_finetuning.commands.compare.results import Finished, comman
 from sat_vg.backbone_finetuning.commands.compare.training_process import TrainingProcess, why_it_failed
 from sat_vg.backbone_finetuning.commands.evaluate.options import EvaluateOptions
 from sat_vg.backbone_finetuning.commands.evaluate.run import evaluate_checkpoint
-from sat_vg.backbone_finetuning.commands.output_folder import lock_output
+from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing, lock_output
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL, current_versions, read_artifact
@@ -27,7 +27,7 @@ from sat_vg.backbone_finetuning.training.preparation import (
 )
 from sat_vg.backbone_finetuning.training.run_identity import contents_of, fingerprint_of
 from sat_vg.backbone_finetuning.training.unset_fields import choose_image_size
-from sat_vg.backbone_finetuning.utils.errors import ConfigError, InterruptedRun, StoppedError, UserError, WriteError
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, InterruptedRun, StoppedError, UserError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.backbone_finetuning.utils.terminal import say
@@ -150,12 +150,10 @@ def _run_cell(cell: Cell, data: SeedData, heading: str) -> cell_files.CellResult
         say(f"{heading}: {_describe(result)}, trained before")
         return result
     say(heading)
-    try:
+    with explaining_writing(f"{str(cell.folder)!r} cannot be written to", ": make room"):
         cell.folder.mkdir(parents=True, exist_ok=True)
         cell.config.to_yaml(cell.folder / cell_files.CONFIG)
         code, usage = _train(cell)
-    except OSError as error:
-        raise WriteError(f"{str(cell.folder)!r} cannot be written to ({error.strerror}): make room") from error
     if code:
         output = cell.folder / cell_files.OUTPUT
         failure = Failure(cell.name, why_it_failed(code, output), str(output))

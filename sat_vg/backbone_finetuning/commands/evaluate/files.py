@@ -1,7 +1,6 @@
 """The files of an evaluation: report.html, evaluation.json, predictions.csv and pictures."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing
 from sat_vg.backbone_finetuning.evaluation.mistakes import Views
 from sat_vg.backbone_finetuning.reports.evaluation_figures import TERMS, draw_class_scores, draw_reliability
-from sat_vg.backbone_finetuning.reports.evaluation_page import Report, render_report
+from sat_vg.backbone_finetuning.reports.evaluation_page import render_report
 from sat_vg.backbone_finetuning.reports.record_pictures import draw_confusion
-from sat_vg.backbone_finetuning.training.tracking import METRICS
-from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
+from sat_vg.backbone_finetuning.training.metric_lines import METRICS, read_metric_lines
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
-from sat_vg.backbone_finetuning.utils.json_reading import parse_json
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
 from sat_vg.backbone_finetuning.utils.terminal import say
-
-_MOST_BYTES = 64 * 2**20  # of a metrics.jsonl; hundreds of thousands of lines
-_CURVES, _MAYBE = ("epoch", "train_loss", "val_loss", "val_accuracy"), ("val_map",)
 
 
 def write_results(
@@ -30,7 +25,7 @@ def write_results(
     content: dict[str, Any],
     predictions: str,
     views: Sequence[Views],
-    curves: tuple[list[dict[str, float]], str],
+    curves: tuple[list[dict[str, Any]], str],
 ) -> None:
     """Write all files of an evaluation, each whole or not at all.
 
@@ -45,17 +40,13 @@ def write_results(
         WriteError: the folder cannot be written to or the disk is full.
     """
     figures = _draw(content)
-    page = render_report(Report(content, [_pictures_of(view) for view in views], *curves))
-    try:
+    page = render_report(content, [_pictures_of(view) for view in views], *curves)
+    with explaining_writing(f"the results cannot be written to {str(folder)!r}", "; choose another --out"):
         for name, figure in figures.items():
             _save_figure(folder / name, figure)
         write_text(folder / "evaluation.json", json.dumps(content, indent=1) + "\n")
         write_text(folder / "predictions.csv", predictions)
         write_text(folder / "report.html", page)
-    except OSError as error:
-        raise WriteError(
-            f"the results cannot be written to {str(folder)!r} ({error.strerror}); choose another --out"
-        ) from error
     say(f"written to {folder}: report.html, evaluation.json, predictions.csv, {', '.join(figures)}")
 
 
@@ -83,7 +74,7 @@ def _save_figure(path: Path, figure: Figure | Image.Image) -> None:
             figure.save(file, "PNG")
 
 
-def epochs_of_run(training: Mapping[str, Any]) -> tuple[list[dict[str, float]], str]:
+def epochs_of_run(training: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
     """Epochs of the training that a checkpoint comes from, or the reason why there are none.
 
     Args:
@@ -95,23 +86,11 @@ def epochs_of_run(training: Mapping[str, Any]) -> tuple[list[dict[str, float]], 
         return [], "the checkpoint does not name the log of a training"
     try:
         path = expand_home(log_dir) / METRICS
-        if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+        if not path.is_file():
             return [], f"there is no {path}"
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except (OSError, ValueError, ConfigError):
+        epochs = read_metric_lines(path).ended_epochs
+    except (OSError, ValueError):
         return [], f"the log in {log_dir} cannot be read"
-    epochs = [entry for entry in map(_epoch_of, lines) if entry is not None]
     if not any(all(entry[key] == best.get(key) for key in ("epoch", "val_loss", "val_accuracy")) for entry in epochs):
         return [], f"{path} is the log of another training"
     return epochs, ""
-
-
-def _epoch_of(line: str) -> dict[str, float] | None:
-    """The numbers that the curves show, of a line that ends an epoch; None for other lines."""
-    try:
-        entry = parse_json(line)
-        numbers = {key: entry[key] for key in (*_CURVES, *(key for key in _MAYBE if key in entry))}
-    except (ValueError, LookupError, TypeError):
-        return None
-    is_sound = all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers.values())
-    return numbers if is_sound else None

@@ -1,12 +1,10 @@
 """From a best_model.pt to a file for other programs: written aside, read back, compared, then put in place."""
 
 import glob
-import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +23,10 @@ from sat_vg.backbone_finetuning.models.exports.model_card import HUB_HEAD, NOT_S
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, WriteError
+from sat_vg.backbone_finetuning.utils.file_stamps import sha256_of
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.safe_files import folder_aside, remove_unfinished, sync, write_text
 from sat_vg.backbone_finetuning.utils.terminal import say
-
-
-@dataclass(frozen=True)
-class _Export:
-    """An export that was read back and compared."""
-
-    contract: Contract
-    differences: list[Difference]
-    note: str
 
 
 def export_checkpoint(options: ExportCommandOptions) -> dict[str, Any]:
@@ -62,36 +52,30 @@ def export_checkpoint(options: ExportCommandOptions) -> dict[str, Any]:
         fixed_size=options.fixed_size,
     )
     with _aside(out) as aside:
-        made = make_export(exporter, model, wanted, aside, options.tolerance)
+        contract, differences, note = make_export(exporter, model, wanted, aside, options.tolerance)
         card = build_card(
             model,
-            made.contract,
-            made.differences,
-            {"name": out.name, "bytes": aside.stat().st_size, "sha256": _hash(aside)},
+            contract,
+            differences,
+            {"name": out.name, "bytes": aside.stat().st_size, "sha256": sha256_of(aside).hexdigest()},
             {
                 "license": options.license,
                 "tolerance": options.tolerance,
-                "note": made.note,
-                "checkpoint": {"name": source.name, "sha256": _hash(source)},
+                "note": note,
+                "checkpoint": {"name": source.name, "sha256": sha256_of(source).hexdigest()},
             },
             exporter,
         )
         cards = {
             f"{out.name}.card.json": json.dumps(card, indent=1) + "\n",
-            _readers_card(options, out): markdown(card),
+            "README.md" if options.readme else f"{out.name}.card.md": markdown(card),
         }
         for name, text in cards.items():
             write_text(aside.with_name(name), text)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())  # not every format's own writer does so
+        sync(aside)  # not every format's own writer does so
         _put_in_place(aside, out, list(cards))
     _print_summary(card, out, list(cards))
     return card
-
-
-def _readers_card(options: ExportCommandOptions, out: Path) -> str:
-    """The file name of the card for readers."""
-    return "README.md" if options.readme else f"{out.name}.card.md"
 
 
 def _require_sound(options: ExportCommandOptions) -> tuple[Path, Format]:
@@ -158,8 +142,11 @@ def _put_in_place(aside: Path, out: Path, cards: Sequence[str]) -> None:
 
 def make_export(
     exporter: Format, model: FineTuneModel, options: ExportOptions, path: Path, tolerance: float
-) -> _Export:
+) -> tuple[Contract, list[Difference], str]:
     """Write the file to ``path`` and compare it; for images of one size only where it must be so.
+
+    Returns:
+        What the file takes and gives, how far its numbers are off, and why it is of one size, if it is.
 
     Raises:
         CheckpointError: neither way gives the model's numbers.
@@ -184,7 +171,7 @@ def make_export(
                 raise ExportFailedError(f"it was read back as {reading.contract} and written as {contract}")
             differences = compare(model, reading)
             _require_close(differences, tolerance)
-            return _Export(contract, differences, note)
+            return contract, differences, note
         except ExportFailedError as error:
             failure = str(error)
     raise CheckpointError(
@@ -241,14 +228,6 @@ def _format_of(path: Path) -> str:
     if not fitting:
         raise ConfigError(f"--verify {path}: ends in none of the endings that exports have; say --format as well")
     return next((name for name in reversed(fitting[1:]) if load_format(name).is_own(path)), fitting[0])
-
-
-def _hash(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            found.update(chunk)
-    return found.hexdigest()
 
 
 def _table_of(differences: Sequence[Difference]) -> str:

@@ -3,8 +3,8 @@
 import glob
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.commands.extract.options import ExtractOptions
-from sat_vg.backbone_finetuning.commands.output_folder import lock_output
+from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing, lock_output
 from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_model, model_file
 from sat_vg.backbone_finetuning.data.checks.image_traits import describe_decisions
 from sat_vg.backbone_finetuning.data.features.files import (
@@ -136,18 +136,20 @@ def extract_features(options: ExtractOptions) -> Path:
         say(f"{target} holds these features already: nothing was left to do")
         return target
     _require_room(target, 2 * len(images) * spool.row_bytes)
-    with lock_output(spool.folder, busy), advising_smaller_batches(options.batch_size), _advising_to_resume(target):
+    remedy = f". What was done is kept in {spool.folder.name!r} beside it: make room, and the same command goes on"
+    writing = explaining_writing(f"{str(target)!r} cannot be written", remedy)
+    with lock_output(spool.folder, busy), advising_smaller_batches(options.batch_size), writing:
         try:
             remove_unfinished(target.parent, [glob.escape(target.name)])
             spool.open(images)
             _fill(spool, images, computation, options)
             _require_rows(spool)
-            about = _about(options, model, spool, images)
-            write_features(target, _features(spool, images, about))
+            features = _features(options, model, spool, images)
+            write_features(target, features)
             spool.remove()
         finally:
             spool.close()
-    _report(target, spool, images, about)
+    _report(target, spool, images, features.about)
     return target
 
 
@@ -180,18 +182,6 @@ def _require_room(target: Path, needed: int) -> None:
             f"{str(target)!r} needs {needed / 2**30:.1f} GiB while it is made, twice its size; free there are "
             f"{free / 2**30:.1f} GiB. Make room, choose another --out, --dtype float16, or fewer --stages"
         )
-
-
-@contextmanager
-def _advising_to_resume(target: Path) -> Iterator[None]:
-    """Turn the error of a full disk into one that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise WriteError(
-            f"{str(target)!r} cannot be written ({error.strerror or error}). What was done is kept in "
-            f"{_partial(target).name!r} beside it: make room, and the same command goes on"
-        ) from error
 
 
 def _fill(spool: Spool, images: ImageList, computation: Computation, options: ExtractOptions) -> None:
@@ -273,9 +263,10 @@ def _require_rows(spool: Spool) -> None:
         raise DataError(f"none of the {spool.progress.done} images can be read (the first: {reason})")
 
 
-def _about(options: ExtractOptions, model: FineTuneModel, spool: Spool, images: ImageList) -> dict[str, Any]:
+def _about(
+    options: ExtractOptions, model: FineTuneModel, spool: Spool, images: ImageList, labels: list[int] | None
+) -> dict[str, Any]:
     """Metadata of the file, as plain data."""
-    labels = _labels(spool, images)
     return {
         "format": "sat_vg.features",
         "identity": f"{spool.progress.settings}:{spool.progress.seen}",
@@ -307,26 +298,19 @@ def _knn(options: ExtractOptions, spool: Spool, labels: list[int] | None) -> dic
     return {"accuracy": accuracy, "k": min(_NEIGHBOURS, len(labels) - 1), "temperature": 0.07}
 
 
-def _kept(spool: Spool, images: ImageList) -> list[int]:
-    """Places of the images that are rows of the spool."""
+def _features(options: ExtractOptions, model: FineTuneModel, spool: Spool, images: ImageList) -> Features:
+    """The rows of the spool with the paths and labels of their images."""
     left_out = {place for place, _ in spool.progress.left_out}
-    return [place for place in range(len(images)) if place not in left_out]
-
-
-def _labels(spool: Spool, images: ImageList) -> list[int] | None:
-    if images.labels is None:
-        return None
-    places = {name: place for place, name in enumerate(images.class_names)}
-    return [places[images.labels[place]] for place in _kept(spool, images)]
-
-
-def _features(spool: Spool, images: ImageList, about: dict[str, Any]) -> Features:
-    paths = [images.paths[place] for place in _kept(spool, images)]
+    kept = [place for place in range(len(images)) if place not in left_out]
+    paths, labels = [images.paths[place] for place in kept], None
+    if images.labels is not None:
+        numbers = {name: number for number, name in enumerate(images.class_names)}
+        labels = [numbers[images.labels[place]] for place in kept]
     columns = {**spool.arrays(), **columns_of_windows(paths)}
-    return Features(columns, paths, _labels(spool, images), images.class_names, about)
+    return Features(columns, paths, labels, images.class_names, _about(options, model, spool, images, labels))
 
 
-def _report(target: Path, spool: Spool, images: ImageList, about: dict[str, Any]) -> None:
+def _report(target: Path, spool: Spool, images: ImageList, about: Mapping[str, Any]) -> None:
     """Print what the file holds, how to read it, and the nearest neighbours' accuracy."""
     left_out = about["left_out"]
     for path, reason in left_out[:_LISTED]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing
 from sat_vg.backbone_finetuning.commands.predict.options import PredictOptions
 from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_ensemble
 from sat_vg.backbone_finetuning.data.checks.image_traits import describe_decisions
@@ -24,10 +25,10 @@ from sat_vg.backbone_finetuning.models.ensemble import Ensemble
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.prediction import LIKELIER_THAN_NOT
 from sat_vg.backbone_finetuning.reports.overlays import draw_overlays
-from sat_vg.backbone_finetuning.utils.errors import DataError, StoppedError, WriteError
+from sat_vg.backbone_finetuning.utils.errors import DataError, StoppedError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision
-from sat_vg.backbone_finetuning.utils.printable import counted, one_line, printable
+from sat_vg.backbone_finetuning.utils.printable import counted, one_line, printable, shortened
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
 from sat_vg.backbone_finetuning.utils.terminal import say
 
@@ -259,17 +260,13 @@ def _draw(path: Path, image: Tensor, heat: Tensor, source: str, classes: Sequenc
     Raises:
         WriteError: the file cannot be written.
     """
-    title = "\n".join(f"{_short(name, 30)} {100 * share:.1f} %" for name, share in classes[:2])
+    title = "\n".join(f"{shortened(name, 30)} {100 * share:.1f} %" for name, share in classes[:2])
     pixels = image.permute(1, 2, 0).contiguous().numpy()[None]
-    heading = f"{_short(Path(source).name, 50)}: Grad-CAM of {_short(classes[0][0], 30)}"
+    heading = f"{shortened(Path(source).name, 50)}: Grad-CAM of {shortened(classes[0][0], 30)}"
     figure = draw_overlays(pixels, heat.numpy()[None], [title], heading)
-    try:
-        with atomic_write(path) as file:
-            figure.savefig(file, format="png", dpi=110)
-    except OSError as error:
-        raise WriteError(
-            f"{str(path)!r} cannot be written ({error.strerror or error}); make room there or choose other --overlays"
-        ) from error
+    remedy = "; make room there or choose other --overlays"
+    with explaining_writing(f"{str(path)!r} cannot be written", remedy), atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=110)
 
 
 def _show(answer: Answer, options: PredictOptions, width: int) -> None:
@@ -281,7 +278,7 @@ def _show(answer: Answer, options: PredictOptions, width: int) -> None:
         where = one_line(answer.path)
         for name, share in answer.classes:
             shown = one_line(name) if answer.is_given(share) else f"({one_line(name)})"
-            say(_row(f"{100 * share:.1f}", _short(shown, width), where, width), ends_with_reader=True)
+            say(_row(f"{100 * share:.1f}", shortened(shown, width), where, width), ends_with_reader=True)
             where = ""
 
 
@@ -292,7 +289,3 @@ def _row(share: str, name: str, path: str, width: int) -> str:
 def _width(model: FineTuneModel) -> int:
     brackets = 2 * (model.task == "multi_label")  # around a class that is shown though it is not given
     return min(_WIDEST_CLASS, brackets + max(len("class"), *(len(one_line(name)) for name in model.class_names)))
-
-
-def _short(name: str, limit: int) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "…"

@@ -3,12 +3,12 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 
-from sat_vg.backbone_finetuning.commands.output_folder import lock_output
+from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing, lock_output
 from sat_vg.backbone_finetuning.commands.shard.options import ShardOptions
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.shards.cache import LocalShards, require_webdataset, store_of
@@ -38,7 +38,7 @@ from sat_vg.backbone_finetuning.training.preparation import (
     decoder_of_config,
     load_splits,
 )
-from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, WriteError
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.json_reading import read_json
 from sat_vg.backbone_finetuning.utils.printable import one_line
@@ -252,15 +252,9 @@ def _read_back(folder: Path, shard: PlannedShard, splits: Splits) -> ListedShard
         return None
 
 
-@contextmanager
-def _advising_to_resume(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise WriteError(
-            f"{str(folder)!r} cannot be written to ({error.strerror or error}); make room there, and the same "
-            "command goes on where it was"
-        ) from error
+def _advising_to_resume(folder: Path) -> AbstractContextManager[None]:
+    remedy = "; make room there, and the same command goes on where it was"
+    return explaining_writing(f"{str(folder)!r} cannot be written to", remedy)
 
 
 def _part_of(name: str) -> str:

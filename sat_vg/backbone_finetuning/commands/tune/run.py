@@ -10,6 +10,7 @@ from typing import Any
 
 from sat_vg.backbone_finetuning.commands.compare.cell_files import CONFIG, OUTPUT, wait_for_orphan
 from sat_vg.backbone_finetuning.commands.compare.training_process import EndedTraining, TrainingProcess, why_it_failed
+from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing
 from sat_vg.backbone_finetuning.commands.tune.options import TuneOptions
 from sat_vg.backbone_finetuning.commands.tune.search import (
     OWN_FIELDS,
@@ -42,7 +43,7 @@ from sat_vg.backbone_finetuning.training.preparation import (
 )
 from sat_vg.backbone_finetuning.training.run_identity import contents_of, fingerprint_of
 from sat_vg.backbone_finetuning.training.unset_fields import resolve_metric
-from sat_vg.backbone_finetuning.utils.errors import ConfigError, InterruptedRun, StoppedError, WriteError
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, InterruptedRun, StoppedError
 from sat_vg.backbone_finetuning.utils.exit_codes import EXIT_BAD_INPUT
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.printable import counted
@@ -203,7 +204,7 @@ def _train(trial: RunningTrial, config: FinetuneConfig, metric: str) -> EndedTra
     """Run the training of a trial, and stop it once it is below the median; None where it was so before."""
     folder = trial.folder
     own = {"checkpoint_dir": str(folder / "checkpoints"), "log_dir": str(folder / "logs")}
-    try:
+    with explaining_writing(f"{str(folder)!r} cannot be written to", ": make room"):
         config.replace(**own).to_yaml(folder / CONFIG)
         if trial.is_below_median(_scores(folder, metric, config.num_epochs)):
             return None
@@ -213,8 +214,6 @@ def _train(trial: RunningTrial, config: FinetuneConfig, metric: str) -> EndedTra
                 say(f"  {line}")
             if line.startswith("epoch ") and trial.is_below_median(_scores(folder, metric, config.num_epochs)):
                 process.stop()
-    except OSError as error:
-        raise WriteError(f"{str(folder)!r} cannot be written to ({error.strerror}): make room") from error
     return process.ended
 
 
@@ -277,16 +276,12 @@ def _write_results(study: SearchStudy, search: Search, metric: str) -> None:
     table = [(row.number, row.state, row.score, row.epochs, *(row.values.get(n) for n in names)) for row in rows]
     is_share = metric != "val_loss"
     points = [(row.number, row.score, row.state == "done") for row in rows if row.score is not None]
-    try:
+    with explaining_writing(f"the results cannot be written to {str(out)!r}", ": make room"):
         write_text(out / "trials.csv", csv_text(("trial", "state", metric, "epochs", *names), table))
         write_text(out / RESULTS, json.dumps(content, indent=1) + "\n")
         write_text(out / BEST, best.as_yaml(best.given - {*OWN_FIELDS}))
         with atomic_write(out / "importance.png") as file:
             draw_trials(points, importances, metric, is_share).savefig(file, format="png", dpi=130)
-    except OSError as error:
-        raise WriteError(
-            f"the results cannot be written to {str(out)!r} ({error.strerror or error}): make room"
-        ) from error
     for name, share in importances.items():
         say(f"importance of {name}: {100 * share:.0f} %")
     folder = study.folder_of(done[0].number)
