@@ -222,6 +222,10 @@ def test_runs_names_what_it_cannot_read(images, tmp_path, command):
     assert code == 0 and "damaged" in out and "cannot be read" in out
     code, out, _ = command("runs", tmp_path, "--json")
     assert [row["state"] for row in json.loads(out)["runs"]] == ["damaged"]
+    (tmp_path / "x/last.pt").unlink()
+    (tmp_path / "x/last.pt").symlink_to(tmp_path / "moved away")  # a link that leads nowhere any more
+    code, out, _ = command("runs", tmp_path)
+    assert code == 0 and "damaged" in out and "last.pt" in out
 
 
 def test_the_snippets_of_the_page(images, tmp_path, monkeypatch, capfd):

@@ -209,10 +209,16 @@ def test_lines_of_standard_input(run, images, checkpoint, tmp_path, monkeypatch)
     names = [Path(answer["path"]).name for answer in objects(out)]
     assert names == ["0.png", "2.png", "\udcff.png", "4.png", "6.png"]
     with Path("/dev/null").open() as file:
+        for stream in (file, None):  # None: the process was started without standard input
+            monkeypatch.setattr(sys, "stdin", stream)
+            code, _, err = run(checkpoint, "-")
+            assert code == 2
+            assert "standard input holds no path" in err
+    with Path("/dev/null").open("w") as file:
         monkeypatch.setattr(sys, "stdin", file)
         code, _, err = run(checkpoint, "-")
     assert code == 2
-    assert "standard input holds no path" in err
+    assert "standard input cannot be read" in err
 
 
 def test_overlays(run, images, checkpoint, tmp_path):

@@ -100,6 +100,19 @@ def test_larger_images_take_more(found):
     assert "--image_size 512" in found("--images", 5000, "--memory_gib", 16, "--image_size", 512)["command"]
 
 
+def test_only_backbones_that_take_the_images_size(found):
+    """ViTs take multiples of their patches alone, and some networks end before images so small do."""
+    for size, refuses in (
+        (100, {"vit_h_14", "vit_b_16", "maxvit_t"}),
+        (20, {"inception_v3", "convnext_tiny", "vgg11"}),
+    ):
+        answer = found("--images", 10**6, "--memory_gib", 1000, "--image_size", size)
+        names = {one["name"] for one in answer["candidates"]}
+        assert "resnet50" in names
+        assert not names & refuses
+        assert any(f"images of {size} pixels: {len(names)} of" in reason for reason in answer["reasons"])
+
+
 def test_own_images_are_counted(command, class_folders):
     code, out, err = command("recommend", class_folders)
     assert code == 0, err

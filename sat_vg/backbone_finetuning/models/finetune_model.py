@@ -103,8 +103,12 @@ class FineTuneModel(StagedClassifier):
             raise ConfigError(f"num_classes = {num_classes}, but class_names holds {len(class_names)} names")
         if task not in PROBABILITIES:
             raise ConfigError(f"task = {task!r}: must be {' or '.join(PROBABILITIES)}")
+        if num_classes < 1:
+            raise ConfigError(f"num_classes = {num_classes}: must be 1 or more, an output for each class")
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"dropout = {dropout}: must be from 0 up to but not including 1; for example 0.2")
         row = find_backbone(backbone)
-        image_size = image_size or usual_size(row, weights)
+        image_size = usual_size(row, weights) if image_size is None else image_size
         network = build_network(row, num_classes, image_size, seed)
         row = with_pool(row, network, pool)
         if not 0 <= attention_dropout < 1:

@@ -97,6 +97,15 @@ def test_factories_freeze_the_first_stage_groups():
     assert from_models is create_resnet
     with pytest.raises(ConfigError, match="no ViT"):
         create_vit(settings)
+    for name, value in (
+        ("dropout", 1.5),
+        ("dropout", -0.1),
+        ("num_classes", 0),
+        ("num_classes", -3),
+        ("image_size", 0),
+    ):
+        with pytest.raises(ConfigError, match=f"{name} = {value}: "):
+            create_resnet({**settings, name: value})
     with pytest.raises(ConfigError, match="attention_dropout"):
         create_resnet({**settings, "attention_dropout": 0.1})
     with pytest.raises(ConfigError, match="depth"):

@@ -153,11 +153,20 @@ def _expand(source: str) -> list[Answer]:
 
 def _lines_as_they_come() -> Iterator[list[str]]:
     """Lines of standard input, as many at a time as there are; waits for the first of them."""
+    if sys.stdin is None:  # the process was started without one
+        return
     descriptor, rest = sys.stdin.fileno(), b""
-    while block := os.read(descriptor, 2**16):  # unlike Python's own reading it does not wait for a full buffer
+    while block := _read_some(descriptor):
         *lines, rest = (rest + block).split(b"\n")
         yield [os.fsdecode(line.rstrip(b"\r")) for line in lines if line.strip()]
     yield [os.fsdecode(rest)] if rest.strip() else []
+
+
+def _read_some(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 2**16)  # unlike Python's own reading it does not wait for a full buffer
+    except OSError as error:
+        raise DataError(f"standard input cannot be read ({error.strerror}); give it a file or a pipe") from error
 
 
 def _note(text: str) -> None:

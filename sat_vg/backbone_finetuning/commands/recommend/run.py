@@ -91,6 +91,9 @@ def recommend(options: RecommendOptions) -> Recommendation:
     if most_parameters < float("inf"):
         few = f"{most_parameters / 1e6:g} M parameters or fewer, for so many images"
         limits.insert(0, (few, lambda row: row.parameters <= most_parameters))
+    if options.image_size is not None:
+        pixels = options.image_size
+        limits.insert(0, (f"images of {pixels} pixels", lambda row: _takes_size(row, pixels)))
     if options.mobile:
         limits.insert(0, ("for phones: 6 M parameters and 1 GFLOP or fewer", _is_mobile))
     if options.latency_ms is not None:
@@ -148,6 +151,13 @@ def _memory(options: RecommendOptions) -> tuple[float, str]:
         return total, f"this GPU's {total / 2**30:.0f} GiB"
     total = machine_memory().total
     return total, f"this machine's {total / 2**30:.0f} GiB"
+
+
+def _takes_size(row: BackboneCosts, pixels: int) -> bool:
+    from sat_vg.backbone_finetuning.models.networks.table import BACKBONES  # and torch, which nothing else here needs
+
+    family = BACKBONES[row.name].family
+    return pixels >= family.smallest_image and pixels % family.image_multiple(row.name) == 0
 
 
 def _is_mobile(row: BackboneCosts) -> bool:

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -91,7 +92,7 @@ def list_runs(folder: str | Path = ".") -> list[RunRow]:
     root = expand_home(str(folder))
     if not root.is_dir():
         raise DataError(f"there is no folder {str(folder)!r}; give the one that your runs lie in")
-    found = sorted(_checkpoint_folders(root), key=lambda each: -(each / LAST).stat().st_mtime)
+    found = sorted(_checkpoint_folders(root), key=lambda each: -_saved_at(each))
     if not found:
         raise DataError(
             f"no run lies in {str(folder)!r} or up to {_DEEPEST} folders below it: none holds a {LAST}, which a "
@@ -110,9 +111,17 @@ def _checkpoint_folders(root: Path) -> Iterator[Path]:
             yield path
 
 
+def _saved_at(folder: Path) -> float:
+    """When its state was last written; of a link that leads nowhere, when that was made; 0: it is gone by now."""
+    for status in ((folder / LAST).stat, (folder / LAST).lstat):
+        with suppress(OSError):
+            return status().st_mtime
+    return 0.0
+
+
 def _row_of(folder: Path) -> RunRow:
     path = folder / LAST
-    saved = datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "seconds")
+    saved = datetime.fromtimestamp(_saved_at(folder)).isoformat(" ", "seconds")
     try:
         content = read_run(path)
         config = config_of_run(content, path)
