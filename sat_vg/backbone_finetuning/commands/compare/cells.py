@@ -1,17 +1,21 @@
 """The cells of a comparison, backbones x strategies x seeds: complete configurations from flags and a recipe."""
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote
 
 from sat_vg.backbone_finetuning.commands.compare.options import CompareOptions
+from sat_vg.backbone_finetuning.configs.choices import Strategy
 from sat_vg.backbone_finetuning.configs.command_line import parse_command_line
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.configs.validation import explain_unknown_fields
 from sat_vg.backbone_finetuning.configs.yaml_files import read_yaml
+from sat_vg.backbone_finetuning.models.networks.hub_names import ALIASES
+from sat_vg.backbone_finetuning.models.networks.table import BACKBONES, TIMM_PREFIX
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 
@@ -74,6 +78,8 @@ def make_cells(options: CompareOptions, flags: Sequence[str] = ()) -> list[Cell]
     shared = _settings(recipe.get("settings"), "settings")
     by_strategy = {name: _settings(value, name) for name, value in _mapping("settings_by_strategy", recipe).items()}
     by_backbone = {name: _settings(value, name) for name, value in _mapping("settings_by_backbone", recipe).items()}
+    explain_unknown_fields(by_strategy, get_args(Strategy), "settings_by_strategy", "it holds names of strategies")
+    _require_backbones(by_backbone, backbones)
     _refuse_own(flags)
     configs: dict[tuple[str, str], FinetuneConfig] = {}
     for backbone in backbones:
@@ -97,7 +103,7 @@ def _read_recipe(path: str | None) -> dict[str, Any]:
         recipe = read_yaml(expand_home(path))
     except ConfigError as error:  # the reader's words are those of the training command
         raise ConfigError(str(error).replace("config file", "recipe").replace("--config", "--recipe")) from error
-    explain_unknown_fields(recipe, RECIPE_KEYS, place=f"the recipe {path!r}")
+    explain_unknown_fields(recipe, RECIPE_KEYS, f"the recipe {path!r}", f"it may hold {', '.join(RECIPE_KEYS)}")
     return recipe
 
 
@@ -139,6 +145,19 @@ def _require_among(given: Mapping[str, Any], known: Sequence[str], what: str, wh
     strange = [name for name in given if name not in known]
     if strange:
         raise ConfigError(f"{what}: {strange[0]!r} is none of the {where} {', '.join(known)}; name it as there")
+
+
+def _require_backbones(given: Mapping[str, Any], compared: Sequence[str]) -> None:
+    """Refuse settings of a backbone that is none, or that is compared under another name: they would do nothing."""
+    for name in given:
+        if name in compared or str(name).startswith(TIMM_PREFIX):
+            continue
+        row = BACKBONES.get(ALIASES.get(name, name))
+        if row is None:
+            near = difflib.get_close_matches(str(name), [*compared, *BACKBONES], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"compared are {', '.join(compared)}"
+            raise ConfigError(f"settings_by_backbone: {name!r} is no backbone; {hint}")
+        _require_among({name: row} if row.name in compared else {}, compared, "settings_by_backbone", "backbones")
 
 
 def _refuse_own(flags: Sequence[str]) -> None:
@@ -194,14 +213,17 @@ def parse_weights(pairs: Sequence[str]) -> dict[str, str]:
     """``resnet18=PATH`` and the like, by backbone.
 
     Raises:
-        ConfigError: one of them has no equals sign.
+        ConfigError: one of them has no equals sign, or a backbone has two.
     """
     parts = [pair.partition("=") for pair in pairs]
     if not all(name and path for name, _, path in parts):
         raise ConfigError(
             f"--weights {','.join(pairs)}: must be pairs; for example resnet18=resnet18.pth,vgg11=vgg.pth"
         )
-    return {name.strip(): path.strip() for name, _, path in parts}
+    found = {name.strip(): path.strip() for name, _, path in parts}
+    if len(found) < len(parts):
+        raise ConfigError(f"--weights {','.join(pairs)}: a backbone is there more than once; name each once")
+    return found
 
 
 def parse_count(text: str | None) -> int | None:
