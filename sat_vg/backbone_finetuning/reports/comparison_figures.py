@@ -48,7 +48,7 @@ def draw_comparison(comparison: Comparison) -> Figure:
     )
     scores.set_ylim(len(rows) - 0.45, -0.55)
     begins = f"; the axis begins at {start:g} %" if start else ""
-    scores.set_xlabel(f"validation {comparison.measure.name}, %{begins}")
+    scores.set_xlabel(f"validation {comparison.measure}, %{begins}")
     for axes, label in ((flops, "GFLOPs"), (seconds, "training, s")):
         axes.set(xlabel=label, xlim=(0, 1.5 * (axes.get_xlim()[1] or 1)))
     for axes in (scores, flops, seconds):

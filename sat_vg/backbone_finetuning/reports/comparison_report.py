@@ -3,27 +3,11 @@
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sat_vg.backbone_finetuning.reports.seed_statistics import Difference, deviation, difference
 from sat_vg.backbone_finetuning.reports.tables import csv_text, spreadsheet_cell, text_table
 from sat_vg.backbone_finetuning.utils.printable import one_line
-
-
-@dataclass(frozen=True)
-class Measure:
-    """The measure that rows are ranked by.
-
-    Attributes:
-        name: in texts.
-        key: in the names of files and columns.
-    """
-
-    name: str
-    key: str
-
-
-ACCURACY = Measure("accuracy", "accuracy")
-MEAN_AVERAGE_PRECISION = Measure("mAP", "map")  # where an image can have several classes
 
 
 @dataclass(frozen=True)
@@ -75,9 +59,9 @@ class Row:
         return f"{self.backbone} {self.strategy}"
 
     @property
-    def measure(self) -> Measure:
-        """The measure that it is ranked by."""
-        return ACCURACY if self.maps is None else MEAN_AVERAGE_PRECISION
+    def measure(self) -> str:
+        """What it is ranked by: accuracy, or mAP where an image can have several classes."""
+        return "accuracy" if self.maps is None else "mAP"
 
     @property
     def scores(self) -> tuple[float, ...]:
@@ -202,12 +186,12 @@ class Comparison:
         among = f"the only one with {self.limits}" if str(self.limits) else "the only one trained"
         if count > 1:
             among = f"the highest of {count}{f' with {self.limits}' if str(self.limits) else ''}"
-        return f"Recommended: {best.name}, {spread(best.scores, 100)} % validation {self.measure.name}, {among}."
+        return f"Recommended: {best.name}, {spread(best.scores, 100)} % validation {self.measure}, {among}."
 
     @property
-    def measure(self) -> Measure:
+    def measure(self) -> str:
         """The measure of all rows, which are of the same images."""
-        return self.rows[0].measure if self.rows else ACCURACY
+        return self.rows[0].measure if self.rows else "accuracy"
 
     @property
     def grain(self) -> float:
@@ -255,55 +239,61 @@ def noise_text(comparison: Comparison, place: int) -> str:
     return "unknown" if same is None else (", ".join(map(str, same)) or "none")
 
 
-# Heading and text of each column of the tables; {} stands for the measure's name.
-_Column = tuple[str, Callable[[Comparison, int, Row], str]]
-_COLUMNS: tuple[_Column, ...] = (
-    ("rank", lambda _, place, row: str(place + 1)),
-    ("backbone", lambda _, place, row: one_line(row.backbone)),
-    ("strategy", lambda _, place, row: one_line(row.strategy)),
-    ("seeds", lambda _, place, row: str(len(row.seeds))),
-    ("{}, %", lambda _, place, row: spread(row.scores, 100)),
-    ("to the best", lambda all_, place, row: points(all_.behind_best(row).value) if place else "–"),
-    ("within noise of", lambda all_, place, row: noise_text(all_, place)),
-    ("macro F1, %", lambda _, place, row: spread(row.macro_f1, 100)),
-    ("train loss", lambda _, place, row: "–" if row.train_loss is None else f"{row.train_loss:.3f}"),
-    ("val loss", lambda _, place, row: "–" if row.val_loss is None else f"{row.val_loss:.3f}"),
-    ("gap", lambda _, place, row: "–" if row.gap is None else f"{row.gap:+.3f}".replace("-", "−")),
-    ("M params", lambda _, place, row: f"{row.parameters / 1e6:.2f}"),
-    ("GFLOPs", lambda _, place, row: f"{row.flops / 1e9:.3g}"),
-    ("images/s", lambda _, place, row: f"{row.images_per_second:.0f}"),
-    ("training, s", lambda _, place, row: spread(row.training_seconds, digits=1)),
-    ("peak GiB", lambda _, place, row: "unknown" if row.memory is None else f"{row.memory:.2f}"),
+class _Column(NamedTuple):
+    """A column of the tables.
+
+    Attributes:
+        heading: ``{}`` stands for the measure.
+        text: of a row at its place.
+        field: shown where a row has such numbers; unset: always.
+    """
+
+    heading: str
+    text: Callable[[Comparison, int, Row], str]
+    field: str | None = None
+
+
+_COLUMNS = (
+    _Column("rank", lambda _, place, row: str(place + 1)),
+    _Column("backbone", lambda _, place, row: one_line(row.backbone)),
+    _Column("strategy", lambda _, place, row: one_line(row.strategy)),
+    _Column("seeds", lambda _, place, row: str(len(row.seeds))),
+    _Column("{}, %", lambda _, place, row: spread(row.scores, 100)),
+    _Column("to the best", lambda all_, place, row: points(all_.behind_best(row).value) if place else "–"),
+    _Column("within noise of", lambda all_, place, row: noise_text(all_, place)),
+    _Column("macro F1, %", lambda _, place, row: spread(row.macro_f1, 100)),
+    _Column("top 5, %", lambda _, place, row: spread(row.top_5, 100) if row.top_5 else "–", "top_5"),
+    _Column("train loss", lambda _, place, row: "–" if row.train_loss is None else f"{row.train_loss:.3f}"),
+    _Column("val loss", lambda _, place, row: "–" if row.val_loss is None else f"{row.val_loss:.3f}"),
+    _Column("gap", lambda _, place, row: "–" if row.gap is None else f"{row.gap:+.3f}".replace("-", "−")),
+    _Column("M params", lambda _, place, row: f"{row.parameters / 1e6:.2f}"),
+    _Column("GFLOPs", lambda _, place, row: f"{row.flops / 1e9:.3g}"),
+    _Column("images/s", lambda _, place, row: f"{row.images_per_second:.0f}"),
+    _Column("training, s", lambda _, place, row: spread(row.training_seconds, digits=1)),
+    _Column("peak GiB", lambda _, place, row: "unknown" if row.memory is None else f"{row.memory:.2f}"),
+    _Column("GPU GiB", lambda _, place, row: f"{max(row.gpu_gib):.2f}" if row.gpu_gib else "–", "gpu_gib"),
 )
-# Those that are shown where a row has such numbers, and the column that they follow.
-_OPTIONAL_COLUMNS: dict[str, tuple[str, _Column]] = {
-    "top_5": ("macro F1, %", ("top 5, %", lambda _, place, row: spread(row.top_5, 100) if row.top_5 else "–")),
-    "gpu_gib": (
-        "peak GiB",
-        ("GPU GiB", lambda _, place, row: f"{max(row.gpu_gib):.2f}" if row.gpu_gib else "–"),
-    ),
-}
-OPTIONAL = {"maps", *_OPTIONAL_COLUMNS}  # fields of rows that are left out of data where there is nothing in them
+OPTIONAL = {
+    "maps",
+    *(column.field for column in _COLUMNS if column.field),
+}  # fields of rows that are left out of data where there is nothing in them
 TEXT_COLUMNS = (1, 2)
 
 
 def _columns_of(comparison: Comparison) -> list[_Column]:
-    columns = list(_COLUMNS)
-    for field, (before, column) in _OPTIONAL_COLUMNS.items():
-        if any(getattr(row, field) is not None for row in comparison.rows):
-            columns.insert(1 + [heading for heading, _ in columns].index(before), column)
-    return columns
+    rows = comparison.rows
+    return [c for c in _COLUMNS if c.field is None or any(getattr(row, c.field) is not None for row in rows)]
 
 
 def headings_of(comparison: Comparison) -> list[str]:
     """The headings of all columns."""
-    return [heading.format(comparison.measure.name) for heading, _ in _columns_of(comparison)]
+    return [column.heading.format(comparison.measure) for column in _columns_of(comparison)]
 
 
 def cells_of(comparison: Comparison) -> list[list[str]]:
     """The texts of all columns, row by row."""
     columns = _columns_of(comparison)
-    return [[text(comparison, place, row) for _, text in columns] for place, row in enumerate(comparison.rows)]
+    return [[column.text(comparison, place, row) for column in columns] for place, row in enumerate(comparison.rows)]
 
 
 def as_text(comparison: Comparison) -> str:
@@ -329,7 +319,7 @@ def as_markdown(comparison: Comparison, chart: str = "") -> str:
         lines += ["## Failures", ""]
         lines += [f"- {markdown(one.cell)}: {markdown(one.reason)}" for one in comparison.failures] + [""]
     if chart:
-        lines += [f"![validation {comparison.measure.name} and costs]({chart})", ""]
+        lines += [f"![validation {comparison.measure} and costs]({chart})", ""]
     if comparison.command:
         lines += ["    " + one_line(comparison.command), ""]  # an indented block: no fence to break out of
     return "\n".join(lines).rstrip() + "\n"

@@ -8,6 +8,7 @@ from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from PIL import Image
 
 from sat_vg.backbone_finetuning.reports.figures import plain
 
@@ -69,19 +70,9 @@ def lay_over(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     Returns:
         uint8 ``[H, W, 3]``.
     """
-    heat = _stretch(_stretch(heat.astype(np.float64), image.shape[0], axis=0), image.shape[1], axis=1)
+    size = (image.shape[1], image.shape[0])
+    heat = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
     opacity = (_COLDEST + (_HOTTEST - _COLDEST) * heat)[..., None]
     mixed = opacity * 255 * _COLOURS(heat)[..., :3] + (1 - opacity) * image
     coloured: np.ndarray = np.round(mixed).astype(np.uint8)
     return coloured
-
-
-def _stretch(values: np.ndarray, size: int, axis: int) -> np.ndarray:
-    """Resample linearly along one axis; the centres of the outer cells are held towards the border."""
-    count = values.shape[axis]
-    position = np.clip((np.arange(size) + 0.5) * count / size - 0.5, 0, count - 1)
-    below = np.floor(position).astype(int)
-    above = np.minimum(below + 1, count - 1)
-    share = np.expand_dims(position - below, tuple(a for a in range(values.ndim) if a != axis))
-    stretched: np.ndarray = (1 - share) * values.take(below, axis) + share * values.take(above, axis)
-    return stretched

@@ -111,7 +111,7 @@ def write_results(
         write_text(out / f"{NAME}.json", json.dumps(_as_data(comparison, finished), indent=1) + "\n")
         _write_hyperparameters(out / "tensorboard", finished, costs)
     say(f"\n{as_text(comparison)}\n\n{comparison.recommendation}")
-    chart = f"{comparison.measure.key}.png, .svg"
+    chart = f"{comparison.measure.lower()}.png, .svg"
     say(f"\nwritten to {out}: {NAME}.html, .md, .csv, .json and the chart {chart}")
     say(f"  TensorBoard  tensorboard --logdir {out / 'tensorboard'}  (tab HParams)")
     return comparison
@@ -285,7 +285,7 @@ def command_of(options: CompareOptions, flags: Sequence[str]) -> str:
 
 
 def _write_files(out: Path, comparison: Comparison) -> None:
-    chart = comparison.measure.key
+    chart = comparison.measure.lower()
     figure = draw_comparison(comparison)
     write_text(out / f"{chart}.svg", figure_as_svg(figure).decode())
     with atomic_write(out / f"{chart}.png") as file:
