@@ -231,7 +231,6 @@ def _check_choice(
 
 
 def _as_the_model(model: StagedClassifier, images: Tensor) -> Tensor:
-    """The images on the device and in the number type of the model's parameters."""
     reference = next(model.network.parameters())
     return images.to(device=reference.device, dtype=reference.dtype)
 

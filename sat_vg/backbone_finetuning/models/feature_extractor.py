@@ -312,7 +312,6 @@ class FeatureExtractor(nn.Module):
 
 
 def _by_name(wanted: Sequence[str | int], names: Sequence[str]) -> tuple[str, ...]:
-    """Names of stages that were asked for by name or by position."""
     if isinstance(wanted, str) or not wanted:
         raise ConfigError(f"out_names = {wanted!r}: must be a list of stages that is not empty: {', '.join(names)}")
     for position in wanted:

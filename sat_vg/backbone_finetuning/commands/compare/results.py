@@ -197,7 +197,6 @@ def _of_all(values: Sequence[float | None]) -> tuple[float, ...] | None:
 
 
 def _notes(finished: Sequence[Finished], splits: Splits, device: str, timing: Timing) -> list[str]:
-    """The method in words."""
     seeds = sorted({one.cell.config.seed for one in finished})
     config = finished[0].cell.config
     images = counted(finished[0].result.val_images, "validation image")
@@ -296,7 +295,6 @@ def _write_files(out: Path, comparison: Comparison) -> None:
 
 
 def _as_data(comparison: Comparison, finished: Sequence[Finished]) -> dict[str, Any]:
-    """Content of comparison.json: rows best first, all cells, and the method."""
     return {
         "schema": 1,
         "recommendation": comparison.recommendation,

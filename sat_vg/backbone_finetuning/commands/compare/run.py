@@ -169,7 +169,6 @@ def _run_cell(cell: Cell, data: SeedData, heading: str) -> cell_files.CellResult
 
 
 def _result_of(cell: Cell, splits: Splits) -> cell_files.CellResult | None:
-    """The stored results of a cell; None where it is not finished."""
     result = cell_files.read_result(cell.folder)
     if result is None or result.map is not None or not splits.train.is_multi_label:
         return result
@@ -237,7 +236,6 @@ def _describe(result: cell_files.CellResult) -> str:
 
 
 def _show_cells(cells: Sequence[Cell], options: CompareOptions) -> None:
-    """Print the cells, for ``--dry_run``."""
     rows = []
     for cell in cells:
         config, result = cell.config, cell_files.read_result(cell.folder)

@@ -51,7 +51,6 @@ def write_results(
 
 
 def _draw(content: Mapping[str, Any]) -> dict[str, Figure | Image.Image]:
-    """The figures by file name."""
     names, figures = list(content["classes"]), dict[str, Figure | Image.Image]()
     if "confusion" in content:
         confusion = np.array(content["confusion"])

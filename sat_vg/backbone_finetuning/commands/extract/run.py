@@ -266,7 +266,6 @@ def _require_rows(spool: Spool) -> None:
 def _about(
     options: ExtractOptions, model: FineTuneModel, spool: Spool, images: ImageList, labels: list[int] | None
 ) -> dict[str, Any]:
-    """Metadata of the file, as plain data."""
     return {
         "format": "sat_vg.features",
         "identity": f"{spool.progress.settings}:{spool.progress.seen}",

@@ -264,11 +264,6 @@ def _overlay_path(folder: str, number: int, image: str) -> Path:
 
 
 def _draw(path: Path, image: Tensor, heat: Tensor, source: str, classes: Sequence[tuple[str, float]]) -> None:
-    """Write the image, as the model saw it, beside where it saw the likeliest class.
-
-    Raises:
-        WriteError: the file cannot be written.
-    """
     title = "\n".join(f"{shortened(name, 30)} {100 * share:.1f} %" for name, share in classes[:2])
     pixels = image.permute(1, 2, 0).contiguous().numpy()[None]
     heading = f"{shortened(Path(source).name, 50)}: Grad-CAM of {shortened(classes[0][0], 30)}"

@@ -139,7 +139,6 @@ def _count_images(options: RecommendOptions) -> tuple[int, str]:
 
 
 def _memory(options: RecommendOptions) -> tuple[float, str]:
-    """Bytes for a training, and whose they are in words."""
     if options.memory_gib is not None:
         return options.memory_gib * 2**30, f"{options.memory_gib:g} GiB"
     import torch  # only now: where the memory is given, nothing needs it

@@ -279,7 +279,6 @@ def settings_of_comparison(path: Path) -> tuple[dict[str, Any], list[tuple[str, 
 def _changed(
     settings: Mapping[str, Any], defaults: Mapping[str, Any], leave_out: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The settings that are no defaults."""
     known = {
         name: plain_value(value) for name, value in settings.items() if name in defaults and name not in leave_out
     }

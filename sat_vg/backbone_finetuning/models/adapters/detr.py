@@ -52,7 +52,6 @@ def invert_mask(mask: Tensor) -> Tensor:
 
 
 def _require_masked(samples: object) -> None:
-    """Refuse what has no ``.tensors`` and ``.mask``."""
     if not (hasattr(samples, "tensors") and hasattr(samples, "mask")):
         raise ConfigError(
             f"samples of type {type(samples).__name__}: give an object with .tensors [B, C, H, W] and .mask "

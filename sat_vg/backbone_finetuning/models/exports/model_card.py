@@ -120,7 +120,6 @@ def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _outputs(model: FineTuneModel, contract: Contract) -> dict[str, Any]:
-    """What the file gives."""
     outputs: dict[str, Any] = {"kind": OUTPUT_KINDS[contract.part], "names": list(contract.outputs)}
     outputs |= {"temperature": model.temperature, "task": model.task, "pool": model.row.pool}
     if contract.part == "extractor":

@@ -164,7 +164,6 @@ def _usual_size(name: str) -> int:
 
 
 def _measured(attribute: str, network: nn.Module) -> Any:
-    """What the cut of the network says about it."""
     return getattr(network.trunk.cut, attribute)  # type: ignore[union-attr]
 
 
