@@ -37,13 +37,7 @@ from sat_vg.backbone_finetuning.evaluation.nearest_neighbours import knn_accurac
 from sat_vg.backbone_finetuning.models.artifact import current_versions
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.freezing import check_stage_names
-from sat_vg.backbone_finetuning.utils.errors import (
-    ConfigError,
-    DataError,
-    InterruptedRun,
-    StoppedError,
-    WriteError,
-)
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, InterruptedRun, StoppedError, WriteError
 from sat_vg.backbone_finetuning.utils.file_stamps import sha256_of
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision, set_up_process

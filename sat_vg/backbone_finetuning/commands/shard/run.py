@@ -33,11 +33,7 @@ from sat_vg.backbone_finetuning.data.shards.writer import (
 )
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.reports.tables import text_table
-from sat_vg.backbone_finetuning.training.preparation import (
-    check_images,
-    decoder_of_config,
-    load_splits,
-)
+from sat_vg.backbone_finetuning.training.preparation import check_images, decoder_of_config, load_splits
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.json_reading import read_json
