@@ -159,10 +159,12 @@ def input_steps(preprocessing: Preprocessing, contract: Contract) -> str:
 def prepare_lines(preprocessing: Preprocessing, contract: Contract) -> str:
     """Lines of Python that define ``prepare``: an image → ``[C, H, W]`` as the file takes it; they need torch.
 
-    8-bit RGB images are PIL images or uint8 tensors; others are tensors ``[C, H, W]`` of the values in the files.
+    8-bit RGB images are PIL images or uint8 tensors; others are tensors ``[C, H, W]`` of the values in the files, or
+    uint8 ones of 16-bit RGB, spread as ``input_steps`` says.
     """
     size = contract.fixed_size or preprocessing.image_size
-    is_rgb = preprocessing.bands == RGB and preprocessing.files is None
+    is_spread = preprocessing.levels is not None
+    is_rgb = preprocessing.bands == RGB and preprocessing.files is None and not is_spread
     mode = preprocessing.interpolation.upper()
     steps = ["v2.RGB()", "v2.PILToTensor()"] if is_rgb else []
     steps += [
@@ -174,6 +176,8 @@ def prepare_lines(preprocessing: Preprocessing, contract: Contract) -> str:
         steps.append(f"v2.ToDtype(torch.float32{scale})")
         steps.append(f"v2.Normalize(mean={list(preprocessing.mean)}, std={list(preprocessing.std)})")
     takes = "a PIL image" if is_rgb else f"a tensor [C, H, W] of {', '.join(preprocessing.bands)}"
+    if is_spread:
+        takes = "a uint8 tensor [C, H, W] of the 16-bit values, spread as said before"
     if not takes.isprintable() or "`" in takes:  # names of bands from a checkpoint must not end the comment
         takes = "the bands above"
     body = "".join(f"    {step},\n" for step in steps)
