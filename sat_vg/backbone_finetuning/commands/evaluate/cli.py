@@ -1,7 +1,6 @@
 """``sat-vg evaluate CHECKPOINT [DATA]``: measure a best_model.pt on labelled images."""
 
-from sat_vg.backbone_finetuning.configs.option_parser import parse_options
-from sat_vg.backbone_finetuning.utils.exit_codes import run_command
+from sat_vg.backbone_finetuning.commands.command_line import main_of
 
 _DESCRIPTION = """\
 Measure a best_model.pt on the images of one split: accuracy with its uncertainty, precision, recall and F1 by class,
@@ -14,25 +13,11 @@ the same as JSON, CSV and PNG.
 
 DATA is what training takes: DIR/CLASS/image.jpg or DIR/val/CLASS/image.jpg, or a .csv table. What was split by
 seed in the training is split in the same way. The classes must be those of the model."""
-
-
-def main(arguments: list[str] | None = None, prog: str = "sat-vg evaluate") -> int:
-    """Run the command; returns its exit code."""
-
-    def action() -> None:
-        from sat_vg.backbone_finetuning.commands.evaluate.options import EvaluateOptions
-
-        options = parse_options(
-            EvaluateOptions,
-            arguments,
-            prog,
-            _DESCRIPTION,
-            positionals={"checkpoint": "CHECKPOINT", "data": "DATA"},
-            renamed={"output_dir": "out"},
-        )
-        # Imported only now: torch takes seconds, and --help or a mistyped flag should be answered at once.
-        from sat_vg.backbone_finetuning.commands.evaluate.run import evaluate_checkpoint
-
-        evaluate_checkpoint(options)
-
-    return run_command(action)
+main = main_of(
+    "evaluate",
+    "EvaluateOptions",
+    "evaluate_checkpoint",
+    _DESCRIPTION,
+    {"checkpoint": "CHECKPOINT", "data": "DATA"},
+    {"output_dir": "out"},
+)

@@ -1,7 +1,6 @@
 """``sat-vg export CHECKPOINT --format F --out PATH``: write a model for other programs."""
 
-from sat_vg.backbone_finetuning.configs.option_parser import parse_options
-from sat_vg.backbone_finetuning.utils.exit_codes import run_command
+from sat_vg.backbone_finetuning.commands.command_line import main_of
 
 _DESCRIPTION = """\
 Write a best_model.pt for other programs, read the file back, and compare it with the model.
@@ -15,25 +14,11 @@ Write a best_model.pt for other programs, read the file back, and compare it wit
 
 Beside the file lie PATH.card.json and PATH.card.md: what it takes and gives, and what it was made of. A file whose
 numbers differ from the model's by more than the tolerance is not left behind."""
-
-
-def main(arguments: list[str] | None = None, prog: str = "sat-vg export") -> int:
-    """Run the command; returns its exit code."""
-
-    def action() -> None:
-        from sat_vg.backbone_finetuning.commands.export.options import ExportCommandOptions
-
-        options = parse_options(
-            ExportCommandOptions,
-            arguments,
-            prog,
-            _DESCRIPTION,
-            positionals={"checkpoint": "CHECKPOINT"},
-            renamed={"without_head": "with_head=false"},
-        )
-        # Imported only now: torch takes seconds, and --help or a mistyped flag should be answered at once.
-        from sat_vg.backbone_finetuning.commands.export.run import export_checkpoint, verify_export
-
-        export_checkpoint(options) if options.verify is None else verify_export(options)
-
-    return run_command(action)
+main = main_of(
+    "export",
+    "ExportCommandOptions",
+    "export_or_verify",
+    _DESCRIPTION,
+    {"checkpoint": "CHECKPOINT"},
+    {"without_head": "with_head=false"},
+)

@@ -29,6 +29,11 @@ from sat_vg.backbone_finetuning.utils.safe_files import folder_aside, remove_unf
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 
+def export_or_verify(options: ExportCommandOptions) -> None:
+    """What the command does: see ``export_checkpoint`` and ``verify_export``."""
+    export_checkpoint(options) if options.verify is None else verify_export(options)
+
+
 def export_checkpoint(options: ExportCommandOptions) -> dict[str, Any]:
     """Write the file and its two cards, once the file has been read back and gives the model's numbers.
 

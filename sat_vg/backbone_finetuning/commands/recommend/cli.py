@@ -1,7 +1,6 @@
 """``sat-vg recommend``: a backbone, a strategy and a batch size to begin with."""
 
-from sat_vg.backbone_finetuning.configs.option_parser import parse_options
-from sat_vg.backbone_finetuning.utils.exit_codes import run_command
+from sat_vg.backbone_finetuning.commands.command_line import main_of
 
 _DESCRIPTION = """\
 A backbone, a strategy and a batch size to begin with, by the number of images, the memory and the time for an image.
@@ -12,18 +11,4 @@ A backbone, a strategy and a batch size to begin with, by the number of images, 
   all backbones   %(prog)s --table
 
 Nothing is trained: docs/choosing.md says by which rules; sat-vg compare and sat-vg tune measure it on your images."""
-
-
-def main(arguments: list[str] | None = None, prog: str = "sat-vg recommend") -> int:
-    """Run the command; returns its exit code."""
-
-    def action() -> None:
-        from sat_vg.backbone_finetuning.commands.recommend.options import RecommendOptions
-
-        options = parse_options(RecommendOptions, arguments, prog, _DESCRIPTION, {"data": "DATA"})
-        # Imported only now: torch takes seconds, and --help or a mistyped flag should be answered at once.
-        from sat_vg.backbone_finetuning.commands.recommend.run import show_recommendation
-
-        show_recommendation(options)
-
-    return run_command(action)
+main = main_of("recommend", "RecommendOptions", "show_recommendation", _DESCRIPTION, {"data": "DATA"})

@@ -1,0 +1,44 @@
+"""The ``main`` of a command: its options are read, then it is run."""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+
+from sat_vg.backbone_finetuning.configs.option_parser import parse_options
+from sat_vg.backbone_finetuning.utils.exit_codes import run_command
+
+_COMMANDS = "sat_vg.backbone_finetuning.commands"
+
+
+def main_of(
+    command: str,
+    options: str,
+    run: str,
+    description: str,
+    positionals: Mapping[str, str],
+    renamed: Mapping[str, str] | None = None,
+    usage: str | None = None,
+) -> Callable[..., int]:
+    """``main(arguments, prog)`` of a command, which returns its exit code.
+
+    What it needs is imported when it is called: torch takes seconds, and --help or a mistyped flag should be answered
+    at once; and options have defaults of the settings file, which users edit: an error in it becomes a message.
+
+    Args:
+        command: the name of its folder, with the modules ``options`` and ``run``.
+        options: the class of its options.
+        run: the function that is called with them.
+        description: for these and the following see ``parse_options``.
+        positionals: fields by position.
+        renamed: earlier spellings.
+        usage: first line of the help.
+    """
+
+    def main(arguments: list[str] | None = None, prog: str = f"sat-vg {command}") -> int:
+        def action() -> None:
+            kind = getattr(import_module(f"{_COMMANDS}.{command}.options"), options)
+            given = parse_options(kind, arguments, prog, description, positionals, renamed, usage)
+            getattr(import_module(f"{_COMMANDS}.{command}.run"), run)(given)
+
+        return run_command(action)
+
+    return main
