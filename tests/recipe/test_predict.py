@@ -257,6 +257,7 @@ def test_what_cannot_be_predicted(run, images, checkpoint, tmp_path):
         ),
         ((checkpoint, images, "--device", "tpu"), "device = 'tpu'"),
         ((tmp_path / "none.pt", images), "there is no file"),
+        ((checkpoint, ""), "cannot read '': the path of the images is empty"),
         ((tmp_path / "bands.pt", images), "takes images with the bands red, green, blue, nir"),
     ):
         code, out, err = run(*arguments)

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,10 +141,12 @@ def read_artifact(path: Path) -> Artifact:
                 f"{' and '.join(known)}: it is altered, or of a newer version"
             )
     class_names = content["class_names"]
-    are_names = class_names and all(isinstance(name, str) for name in class_names)
+    are_names = bool(class_names) and all(isinstance(name, str) for name in class_names)
+    most_frequent, frequency = Counter(class_names).most_common(1)[0] if are_names else ("", 1)
     are_named_tensors = all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content["state_dict"].items())
     for is_sound, fault in (
         (are_names, "no class names, or ones that are no texts"),
+        (frequency == 1, f"two classes of the name {most_frequent!r}"),
         (are_named_tensors, "weights that are no named tensors"),
         (0 <= content["dropout"] < 1, f"a dropout of {content['dropout']}"),
         (isinstance(temperature, (int, float)) and 0 < temperature < 1e6, f"a temperature of {temperature!r}"),

@@ -101,6 +101,8 @@ class FineTuneModel(StagedClassifier):
     ) -> None:
         if class_names is not None and len(class_names) != num_classes:
             raise ConfigError(f"num_classes = {num_classes}, but class_names holds {len(class_names)} names")
+        if class_names is not None and len(set(class_names)) < len(class_names):
+            raise ConfigError(f"class_names = {list(class_names)[:20]}: a name is there more than once")
         if task not in PROBABILITIES:
             raise ConfigError(f"task = {task!r}: must be {' or '.join(PROBABILITIES)}")
         if num_classes < 1:

@@ -71,7 +71,7 @@ def predict(model: StagedClassifier, images: Any, batch_size: int = 16) -> list[
         raise ConfigError(f"batch_size = {batch_size}: must be 1 or more; for example 16")
     to_pixels, geometry = ToPixels(model.preprocessing), model.preprocessing.geometry()
     traits: dict[str, Traits] = {}
-    found = ((path, geometry(to_pixels(pixels))) for path, pixels in _each(model, images, traits))
+    found = ((path, geometry(_not_empty(to_pixels(pixels)))) for path, pixels in _each(model, images, traits))
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -87,6 +87,12 @@ def predict(model: StagedClassifier, images: Any, batch_size: int = 16) -> list[
     for text in describe_decisions(traits):
         warnings.warn(text, stacklevel=3)
     return results
+
+
+def _not_empty(pixels: Tensor) -> Tensor:
+    if not pixels.numel():
+        raise UserError(f"an image of shape {list(pixels.shape)} has no pixels; leave it out")
+    return pixels
 
 
 def _each(

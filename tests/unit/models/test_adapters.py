@@ -155,9 +155,13 @@ def test_detr_tells_the_channels_of_the_last_map_or_of_all(resnet):
         assert joiner.num_channels == joiner[0].num_channels == expected
     with pytest.raises(ConfigError, match=r"num_channels = 'all': must be 'last'.*'list'"):
         adapters.as_detr(resnet, no_positions, num_channels="all")
+    with pytest.raises(ConfigError, match="position_embedding is of type NoneType"):
+        adapters.as_detr(resnet, None)
 
 
 def test_torchvision_levels_have_one_width(resnet, vit):
+    with pytest.raises(ConfigError, match="fpn_channels = 0: "):
+        adapters.as_torchvision(resnet, 0)
     for extractor, kind in ((resnet, type(resnet)), (vit, SimpleFeaturePyramid)):
         backbone = adapters.as_torchvision(extractor, 16)
         assert isinstance(backbone.body, kind)

@@ -2,6 +2,7 @@ import copy
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from sat_vg.backbone_finetuning.models.frozen_norm import FrozenBatchNorm2d
 from sat_vg.backbone_finetuning.models.position_embedding import resample_positions
 from sat_vg.backbone_finetuning.training.losses import CrossEntropy
 from sat_vg.backbone_finetuning.training.optim import build_optimizer, set_learning_rate
-from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, UserError
 from sat_vg.backbone_finetuning.utils.precision import Precision
 
 
@@ -70,6 +71,8 @@ def test_unknown_names_suggest_the_nearest():
         FineTuneModel("resnet-50", 5, pretrained=False)
     with pytest.raises(ConfigError, match="multiple of 16; for example 96"):
         FineTuneModel("vit_b_16", 5, pretrained=False, image_size=100)
+    with pytest.raises(ConfigError, match=r"class_names = \['a', 'b', 'a'\]: a name is there more than once"):
+        FineTuneModel("resnet18", 3, pretrained=False, class_names=["a", "b", "a"])
     with pytest.raises(ConfigError, match="class_names holds 1"):
         FineTuneModel("resnet18", 5, pretrained=False, class_names=["a"])
 
@@ -317,6 +320,13 @@ def test_a_network_with_tensors_outside_its_state_dict_is_built_as_usual(place):
         return model
 
     assert artifact._built_without_values(build) is None
+
+
+def test_images_without_pixels_are_refused():
+    model = resnet()
+    for images in (np.zeros((0, 40, 3), np.uint8), torch.zeros(2, 3, 0, 40, dtype=torch.uint8)):
+        with pytest.raises(UserError, match="has no pixels"):
+            model.predict(images)
 
 
 def test_artifacts_that_are_none(tmp_path):

@@ -56,7 +56,6 @@ def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
     source = model_file(options.checkpoint)
     ensemble = load_ensemble(options.checkpoint, options.ensemble, options.views, say)
     model = ensemble.models[0]
-    _require_different_names(model, source)
     target = None if options.calibrate is None else calibrated_path(options, source)
     config = config_of(options, model)
     precision = choose_hardware(config)
@@ -89,13 +88,6 @@ def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
         write_artifact(target, replace(read_artifact(source), temperature=model.temperature))
         say(f"written: {target}, which is {source} with a temperature of {model.temperature:.3f}")
     return content
-
-
-def _require_different_names(model: FineTuneModel, path: Path) -> None:
-    """Refuse a model with two classes of one name: results are listed by them."""
-    twice = sorted({name for name in model.class_names if model.class_names.count(name) > 1})
-    if twice:
-        raise CheckpointError(f"{str(path)!r} has two classes of the name {twice[0]!r}: it is altered; use another")
 
 
 def tell_of_seen_images(options: EvaluateOptions, ensemble: Ensemble) -> None:

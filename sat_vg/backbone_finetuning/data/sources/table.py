@@ -8,7 +8,7 @@ from sat_vg.backbone_finetuning.data.sources.separated_splits import in_blocks
 from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery, Source
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.data.sources.tables import TABLES
-from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 
 # The first one that takes a query is asked.
 SOURCES: tuple[Source, ...] = (NAMED_DATASETS, SCENES, SHARDS, TABLES, FOLDERS)
@@ -40,6 +40,8 @@ def list_images(query: ImageQuery) -> ImageList:
     Raises:
         DataError: there are none, or a list that cannot be read or names what it may not.
     """
+    if query.path == "":  # which would be the current folder
+        raise DataError("the path of the images is empty; name a folder, a file, a glob or a table")
     return _source_of(query).list_images(query)
 
 

@@ -133,12 +133,17 @@ def as_detr(
             ``list``, those of all maps, for Deformable-DETR and DINO.
 
     Raises:
-        ConfigError: ``num_channels`` is neither.
+        ConfigError: ``num_channels`` is neither, or nothing can be called for positions.
     """
     if num_channels not in ("last", "list"):
         raise ConfigError(
             f"num_channels = {num_channels!r}: must be 'last' (DETR) or 'list' (Deformable-DETR, DINO); how many "
             "there are is measured"
+        )
+    if not callable(position_embedding):
+        raise ConfigError(
+            f"position_embedding is of type {type(position_embedding).__name__}: give a module or a function from "
+            "masked maps to [B, D, h, w], such as DETR's build_position_encoding(args)"
         )
     if not isinstance(position_embedding, nn.Module):
         position_embedding = PositionEmbedding(position_embedding)

@@ -63,8 +63,10 @@ def as_torchvision(extractor: FeatureExtractor, fpn_channels: int = 256) -> Torc
         fpn_channels: channels of every level.
 
     Raises:
-        ConfigError: a stride is no power of two (a ViT with patches of 14 pixels).
+        ConfigError: ``fpn_channels`` is below 1, or a stride is no power of two (a ViT with patches of 14 pixels).
     """
+    if fpn_channels < 1:
+        raise ConfigError(f"fpn_channels = {fpn_channels}: a level needs at least 1; the usual value is 256")
     body: Extractor = extractor
     fpn = None
     if len(set(extractor.strides)) == 1:
