@@ -63,7 +63,7 @@ def count_flops(model: FineTuneModel, image_size: int) -> int:
     # Which kernel torch picks for attention depends on its version, the processor and the gradients, and the counter
     # knows not all of them. So attention is computed as the matrix products that it consists of.
     with _plain_attention(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, model.in_channels, image_size, image_size, device=_device_of(model)))
+        model(torch.zeros(1, model.in_channels, image_size, image_size, device=next(model.parameters()).device))
     return int(counter.get_total_flops())
 
 
@@ -121,7 +121,3 @@ def _run(network: Network, images: Tensor, times: int) -> None:
         with network.precision.autocast():
             logits = network.model(images)
     logits.float().sum().item()  # waits for the device
-
-
-def _device_of(model: FineTuneModel) -> torch.device:
-    return next(model.parameters()).device

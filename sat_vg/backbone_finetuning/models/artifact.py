@@ -17,9 +17,9 @@ from sat_vg.backbone_finetuning.configs.choices import Pool
 from sat_vg.backbone_finetuning.models.networks.table import BACKBONES
 from sat_vg.backbone_finetuning.models.probabilities import TaskName
 from sat_vg.backbone_finetuning.models.staged_classifier import Model, StagedClassifier
-from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
-from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_safetensors, save_tensors
+from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_tensors
 
 BEST_MODEL = "best_model.pt"
 FORMAT = "sat_vg.best_model"
@@ -223,13 +223,6 @@ def restore(model: StagedClassifier, artifact: Artifact, path: str | Path) -> No
     except RuntimeError as error:
         raise CheckpointError(f"{str(path)!r} does not fit its own backbone {model.backbone}: {error}") from error
     model.preprocessing, model.temperature = artifact.preprocessing, artifact.temperature
-
-
-def write_safetensors(model: StagedClassifier, path: Path) -> None:
-    """See ``FineTuneModel.save_safetensors``."""
-    if path.suffix != ".safetensors":
-        raise ConfigError(f"path = {str(path)!r}: must end in .safetensors, by which it is known when it is read")
-    save_safetensors(path, model.network.state_dict(), safetensors_metadata_of(model))
 
 
 def safetensors_metadata_of(model: StagedClassifier) -> dict[str, str]:

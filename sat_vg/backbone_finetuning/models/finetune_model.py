@@ -15,8 +15,8 @@ from sat_vg.backbone_finetuning.models.artifact import (
     artifact_of,
     model_of,
     read_artifact,
+    safetensors_metadata_of,
     write_artifact,
-    write_safetensors,
 )
 from sat_vg.backbone_finetuning.models.attention import attention_on_grid, set_attention_dropout
 from sat_vg.backbone_finetuning.models.explain import grad_cam
@@ -30,6 +30,7 @@ from sat_vg.backbone_finetuning.models.probabilities import PROBABILITIES, TaskN
 from sat_vg.backbone_finetuning.models.staged_classifier import StagedClassifier
 from sat_vg.backbone_finetuning.models.weights import StartRequest, load_initial_weights
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.utils.tensor_files import save_safetensors
 
 if TYPE_CHECKING:
     from sat_vg.backbone_finetuning.models.prediction import Prediction
@@ -282,7 +283,10 @@ class FineTuneModel(StagedClassifier):
             ConfigError: the name ends otherwise.
             WriteError: the folder cannot be written to or the disk is full.
         """
-        write_safetensors(self, Path(path))
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            raise ConfigError(f"path = {str(path)!r}: must end in .safetensors, by which it is known when it is read")
+        save_safetensors(path, self.network.state_dict(), safetensors_metadata_of(self))
 
     @classmethod
     def load_checkpoint(cls, path: str | Path) -> FineTuneModel:

@@ -226,7 +226,7 @@ def wait_for_orphan(checkpoints: Path) -> None:
     said = False
     while True:
         holder = read_json(checkpoints / LOCK)
-        if not _is_running_here(holder):
+        if holder.get("host") != platform.node() or not is_alive(holder.get("pid")):
             return
         try:
             with lock_folder(checkpoints):
@@ -239,7 +239,3 @@ def wait_for_orphan(checkpoints: Path) -> None:
                 )
                 said = True
             time.sleep(1)
-
-
-def _is_running_here(holder: Mapping[str, Any]) -> bool:
-    return holder.get("host") == platform.node() and is_alive(holder.get("pid"))

@@ -1,6 +1,7 @@
 """The rules of ``sat-vg recommend``: what fits, and of that what is most accurate on ImageNet for its cost."""
 
 import json
+import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -95,12 +96,13 @@ def recommend(options: RecommendOptions) -> Recommendation:
         pixels = options.image_size
         limits.insert(0, (f"images of {pixels} pixels", lambda row: _takes_size(row, pixels)))
     if options.mobile:
-        limits.insert(0, ("for phones: 6 M parameters and 1 GFLOP or fewer", _is_mobile))
+        what = "for phones: 6 M parameters and 1 GFLOP or fewer"
+        limits.insert(0, (what, lambda row: row.parameters <= _MOBILE_PARAMETERS and row.flops <= _MOBILE_FLOPS))
     if options.latency_ms is not None:
         most = options.latency_ms
         measured = sum(row.milliseconds is not None for row in candidates)
         quick = f"{most:g} ms an image or less, of the {measured} backbones whose time was measured"
-        limits.append((quick, lambda row: _is_quick(row, most, options)))
+        limits.append((quick, lambda row: (row.milliseconds or math.inf) * row.growth(options.image_size) <= most))
     for what, holds in limits:
         left = [row for row in candidates if holds(row)]
         if not left:
@@ -159,18 +161,6 @@ def _takes_size(row: BackboneCosts, pixels: int) -> bool:
     return pixels >= family.smallest_image and pixels % family.image_multiple(row.name) == 0
 
 
-def _is_mobile(row: BackboneCosts) -> bool:
-    return row.parameters <= _MOBILE_PARAMETERS and row.flops <= _MOBILE_FLOPS
-
-
-def _is_quick(row: BackboneCosts, most: float, options: RecommendOptions) -> bool:
-    return row.milliseconds is not None and row.milliseconds * _growth(row, options) <= most
-
-
-def _growth(row: BackboneCosts, options: RecommendOptions) -> float:
-    return ((options.image_size or row.image_size) / row.image_size) ** 2
-
-
 def _room(row: BackboneCosts, memory: float, options: RecommendOptions, strategy: Strategy) -> int:
     """Images of a step that fit, 0 if fewer than the smallest batch; a probe needs little more than the weights."""
     if strategy == "linear_probe":
@@ -206,12 +196,11 @@ def _cost_table(rows: Sequence[BackboneCosts], options: RecommendOptions) -> str
 
 def table_cells(row: BackboneCosts, image_size: int | None = None) -> tuple[str, ...]:
     """A row of the table: what the weights reach, what the network costs, and the batches for ``GPU_SIZES``."""
-    size = image_size or row.image_size
-    growth = (size / row.image_size) ** 2
+    growth = row.growth(image_size)
     batches = (row.largest_batch(_SHARE * gib * 2**30, image_size) for gib in GPU_SIZES)
     return (
         row.name,
-        str(size),
+        str(image_size or row.image_size),
         *("-" if share is None else f"{share:.1f}" for share in (row.top_1, row.top_5)),
         f"{row.parameters / 1e6:.1f}",
         f"{growth * row.flops / 1e9:.2f}",

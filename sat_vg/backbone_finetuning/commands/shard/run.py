@@ -86,7 +86,11 @@ def write_shards(options: ShardOptions) -> None:
     plan = hash_of_plan(planned, splits)
     with lock_output(folder):
         if (folder / INDEX).exists():
-            _require_same(folder, plan)
+            if read_index(folder / INDEX).plan != plan:
+                raise ConfigError(
+                    f"{str(folder)!r} holds shards of other images, or written with other settings; choose another "
+                    "--out, or remove it"
+                )
             say(f"{folder} holds these shards already; nothing was written")
             return
         _start_or_resume(folder, plan)
@@ -188,14 +192,6 @@ def _require_outside(folder: Path, data: Path) -> None:
     root = data.parent if data.is_file() else data
     if not data.is_file() and folder.absolute().resolve().is_relative_to(root.absolute().resolve()):
         raise ConfigError(f"--out {str(folder)!r} lies in the data set {str(data)!r}; choose one outside it")
-
-
-def _require_same(folder: Path, plan: str) -> None:
-    if read_index(folder / INDEX).plan != plan:
-        raise ConfigError(
-            f"{str(folder)!r} holds shards of other images, or written with other settings; choose another "
-            "--out, or remove it"
-        )
 
 
 def _start_or_resume(folder: Path, plan: str) -> None:

@@ -26,7 +26,6 @@ from sat_vg.backbone_finetuning.commands.tune.study import (
     IMAGES,
     RunningTrial,
     SearchStudy,
-    TrialRow,
     explaining_storage,
 )
 from sat_vg.backbone_finetuning.configs.command_line import parse_command_line
@@ -255,8 +254,9 @@ def _write_results(study: SearchStudy, search: Search, metric: str) -> None:
     done = [row for row in rows if row.state == "done"]
     names = search.names
     cells = [
-        (i, row.number, *(_cell(row.values.get(n)) for n in names), *_outcome(row, metric))
-        for i, row in enumerate(rows, 1)
+        (place, row.number, *(_cell(row.values.get(n)) for n in names), score, row.epochs or "-", row.state)
+        for place, row in enumerate(rows, 1)
+        for score in [_described(metric, row.score).removeprefix(f"{metric} ")]
     ]
     say("\n" + text_table(("rank", "trial", *names, metric, "epochs", "state"), cells))
     running = sum(row.state == "running" for row in rows)
@@ -288,11 +288,6 @@ def _write_results(study: SearchStudy, search: Search, metric: str) -> None:
     say(f"\nbest: trial {done[0].number}, {_described(metric, done[0].score)}; its files: {folder}")
     say(f"  {command}")
     say(f"written to {out}: trials.csv, {RESULTS}, {BEST}, importance.png")
-
-
-def _outcome(row: TrialRow, metric: str) -> tuple[object, ...]:
-    value = _described(metric, row.score).removeprefix(f"{metric} ")
-    return (value, row.epochs or "-", row.state)
 
 
 def _cell(value: Any) -> str:

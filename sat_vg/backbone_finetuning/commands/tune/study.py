@@ -189,7 +189,8 @@ class SearchStudy:
         """The trials that were begun: those that are done, best first, then the others in their order."""
         rows = [_row_of(one) for one in self._study.get_trials(deepcopy=False) if one.state != TrialState.WAITING]
         sign = -1 if self._study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
-        return sorted(rows, key=lambda row: (row.state != "done", sign * _rank(row), row.number))
+        scores = {row.number: row.score or 0.0 for row in rows if row.state == "done"}
+        return sorted(rows, key=lambda row: (row.state != "done", sign * scores.get(row.number, 0.0), row.number))
 
     def importances(self) -> dict[str, float]:
         """The share of each dimension in what tells the best trials from all (PED-ANOVA; Watanabe et al., 2023).
@@ -277,10 +278,6 @@ def explaining_storage(out: Path) -> Iterator[None]:
             f"{str(out / STORAGE)!r} cannot be written to ({str(error).splitlines()[0]}): make room and run the same "
             "command again, which goes on"
         ) from error
-
-
-def _rank(row: TrialRow) -> float:
-    return row.score if row.state == "done" and row.score is not None else 0.0
 
 
 def _row_of(trial: FrozenTrial) -> TrialRow:

@@ -106,7 +106,8 @@ def read(path: Path, model: FineTuneModel) -> LoadedExport:
     put_weights(network, state, path, model.backbone, strict=with_head)
     if not with_head:
         parent, leaf = _head_place(model)
-        setattr(network.get_submodule(parent), leaf, _head_substitute(model))
+        substitute = nn.AdaptiveAvgPool2d(1) if model.row.family is SQUEEZENET else nn.Identity()
+        setattr(network.get_submodule(parent), leaf, substitute)
     contract = _contract(model, with_head)
     return LoadedExport(contract, lambda images: {contract.outputs[0]: network(images)})
 
@@ -116,10 +117,6 @@ def _head_place(model: FineTuneModel) -> tuple[str, str]:
     name = "classifier" if model.row.family is SQUEEZENET else model.row.family.classifier
     parent, _, leaf = name.rpartition(".")
     return parent, leaf
-
-
-def _head_substitute(model: FineTuneModel) -> nn.Module:
-    return nn.AdaptiveAvgPool2d(1) if model.row.family is SQUEEZENET else nn.Identity()
 
 
 def usage(model: FineTuneModel, contract: Contract, name: str) -> str:

@@ -39,15 +39,12 @@ class BackboneCosts:
     images_per_second: float | None
     milliseconds: float | None
 
-    def step_bytes(self, batch_size: int, image_size: int | None = None) -> int:
-        """Memory of a training step; activations grow with the area of the images."""
-        return self.fixed_bytes + round(batch_size * self.bytes_per_image * self._area(image_size))
-
     def largest_batch(self, num_bytes: float, image_size: int | None = None) -> int:
         """Images of a training step that fits into so many bytes; 0 where none does."""
-        return max(0, int((num_bytes - self.fixed_bytes) / (self.bytes_per_image * self._area(image_size))))
+        return max(0, int((num_bytes - self.fixed_bytes) / (self.bytes_per_image * self.growth(image_size))))
 
-    def _area(self, image_size: int | None) -> float:
+    def growth(self, image_size: int | None) -> float:
+        """How many times the area of its own images these have, and with it FLOPs, time and activations."""
         return ((image_size or self.image_size) / self.image_size) ** 2
 
 

@@ -2,8 +2,6 @@
 
 import re
 
-from sat_vg.backbone_finetuning.utils.errors import ConfigError
-
 # Names under which the same architectures are known elsewhere. The weights are torchvision's.
 _HUB_NAMES = {
     "microsoft/resnet-{}": ("resnet{}", "18 34 50 101 152"),
@@ -105,17 +103,6 @@ def timm_name(name: str) -> str | None:
                 found = found.replace(f"vit_{letter}_", f"vit_{size}_")
             return found if "/" not in name or name.startswith(("timm/", "hf")) else found.replace("-", "_")
     return None
-
-
-def refuse_other_weights(name: str) -> None:
-    """Refuse a name that says which weights are meant, where torchvision has others.
-
-    Raises:
-        ConfigError: with timm's name of them, if it is known.
-    """
-    theirs = timm_name(name)
-    if theirs is not None:
-        raise ConfigError(f"backbone = {name!r}: torchvision has no such weights; timm has them: timm:{theirs}")
 
 
 def other_training(name: str) -> str | None:

@@ -15,7 +15,7 @@ from sat_vg.backbone_finetuning.models.networks.families import convolutional, t
 from sat_vg.backbone_finetuning.models.networks.families.family import AuxiliaryHead, Family
 from sat_vg.backbone_finetuning.models.networks.families.timm_networks import PREFIX as TIMM_PREFIX
 from sat_vg.backbone_finetuning.models.networks.families.timm_networks import timm_family, timm_names
-from sat_vg.backbone_finetuning.models.networks.hub_names import ALIASES, other_training, refuse_other_weights
+from sat_vg.backbone_finetuning.models.networks.hub_names import ALIASES, other_training, timm_name
 from sat_vg.backbone_finetuning.models.stages import find_member
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed
@@ -84,7 +84,11 @@ def find_backbone(name: str) -> BackboneRow:
     known = ALIASES.get(name, name)
     if known in BACKBONES:
         return BACKBONES[known]
-    refuse_other_weights(name)
+    theirs = timm_name(name)
+    if theirs is not None:
+        raise ConfigError(
+            f"backbone = {name!r}: torchvision has no such weights; timm has them: {TIMM_PREFIX}{theirs}"
+        )
     raise ConfigError(f"backbone = {name!r}: unknown; {_nearest(name)}sat-vg backbones lists all {len(BACKBONES)}")
 
 
