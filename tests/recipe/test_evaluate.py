@@ -275,6 +275,32 @@ def test_labels_go_by_name_where_classes_are_absent(simple, class_folders, tmp_p
     assert [row["images"] for row in found["classes"].values()] == [0, 3, 3]  # field, sea, town
 
 
+def test_other_images_need_not_be_split_as_those_of_the_training(train_here, class_folders, tmp_path, capfd):
+    """A model of a table whose scenes stay together, or of folders of other names, is measured on any folder."""
+    paths = sorted((class_folders / "train").rglob("*.*"))
+    rows = "".join(f"{path},{path.parent.name},s{number % 4}\n" for number, path in enumerate(paths))
+    (tmp_path / "table.csv").write_text("path,label,scene\n" + rows)
+    grouped = train_here("--dataset_path", tmp_path / "table.csv", "--group_column", "scene", "--allow_outside")
+    assert grouped.code == 0, grouped.err
+    code, out, err, found = evaluation(tmp_path, capfd, grouped.best_model, class_folders)
+    assert code == 0, err
+    assert "note: these images are not split as those of the training: group_column = 'scene'" in out
+    assert found["images"] == 9
+    code, out, err, again = evaluation(tmp_path, capfd, grouped.best_model, tmp_path / "table.csv", "--allow_outside")
+    assert code == 0, err
+    assert "not split as those" not in out
+    assert again["accuracy"] == grouped.epochs[-1]["val_accuracy"]
+
+    (class_folders / "val").rename(class_folders / "held_out")
+    named = train_here("--dataset_path", class_folders, "--val_split", "held_out", folder="named")
+    assert named.code == 0, named.err
+    code, _, err, found = evaluation(tmp_path, capfd, named.best_model, class_folders)
+    assert code == 0 and found["images"] == 9, err
+    (class_folders / "held_out").rename(class_folders / "val")
+    code, _, err, found = evaluation(tmp_path, capfd, named.best_model, class_folders)
+    assert code == 0 and found["images"] == 9, err
+
+
 def test_what_cannot_be_evaluated(simple, class_folders, tmp_path, capfd):
     write_image(class_folders / "train/moor/0.png", (1, 2, 3), 1)
     write_image(class_folders / "val/moor/0.png", (1, 2, 3), 2)

@@ -16,7 +16,7 @@ from sat_vg.backbone_finetuning.data.loading.workers import Workers
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.sources.class_names import same_form
 from sat_vg.backbone_finetuning.data.sources.scenes import scenes_folder
-from sat_vg.backbone_finetuning.data.sources.splits import Split
+from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits
 from sat_vg.backbone_finetuning.evaluation.averages import averaged_predictions, gain_and_cost, predict_views
 from sat_vg.backbone_finetuning.evaluation.calibration import fit_temperature
 from sat_vg.backbone_finetuning.evaluation.mistakes import look_at
@@ -33,12 +33,13 @@ from sat_vg.backbone_finetuning.training.preparation import (
     require_images,
 )
 from sat_vg.backbone_finetuning.utils.cores import usable_cores
-from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, DataError
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, DataError, UserError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_num_workers
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 _BATCH_SIZE = 64  # where the training chose its own
+_OF_THE_SPLIT = ("split", "block_size", "group_column", "shard_window", "train_split", "val_split")
 
 
 def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
@@ -59,7 +60,8 @@ def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
     target = None if options.calibrate is None else calibrated_path(options, source)
     config = config_of(options, model)
     precision = choose_hardware(config)
-    splits, _ = require_images(config, find_images(config), decoder_of(model.preprocessing, marks_missing=True))
+    config, found = images_of(config, options)
+    splits, _ = require_images(config, found, decoder_of(model.preprocessing, marks_missing=True))
     split = {"val": splits.val, "train": splits.train, "test": splits.test}[options.split]
     if split is None:
         data = config.dataset or config.dataset_path
@@ -145,6 +147,29 @@ def config_of(options: EvaluateOptions, model: FineTuneModel) -> FinetuneConfig:
     if options.batch_size is not None:
         settings["batch_size"] = options.batch_size
     return FinetuneConfig.from_dict(settings)
+
+
+def images_of(config: FinetuneConfig, options: EvaluateOptions) -> tuple[FinetuneConfig, Splits]:
+    """The images, split as those of the training; other images that cannot be split so, as they are or by seed.
+
+    Raises:
+        UserError: there are none, or their classes do not fit together.
+    """
+    plain = config.replace(**{name: FinetuneConfig.defaults()[name] for name in _OF_THE_SPLIT})
+    if options.data is None or plain == config:
+        return config, find_images(config)
+    folder = expand_home(options.data)
+    if folder.is_dir() and not (folder / config.val_split).exists() and (folder / plain.val_split).is_dir():
+        config = config.replace(train_split=plain.train_split, val_split=plain.val_split)
+    try:
+        return config, find_images(config)
+    except UserError as error:
+        try:
+            images = find_images(plain)
+        except UserError:
+            raise error from None
+        say(f"note: these images are not split as those of the training: {str(error).removesuffix('; leave it out')}")
+        return plain, images
 
 
 def with_labels_of(model: FineTuneModel, split: Split) -> Split:
