@@ -291,6 +291,11 @@ def test_other_images_need_not_be_split_as_those_of_the_training(train_here, cla
     assert "not split as those" not in out
     assert again["accuracy"] == grouped.epochs[-1]["val_accuracy"]
 
+    text = (tmp_path / "table.csv").read_text()
+    (tmp_path / "table.csv").write_text(text.replace("scene", "place"))  # what it was trained on is not split anew
+    code, _, err, _ = evaluation(tmp_path, capfd, grouped.best_model, tmp_path / "table.csv", "--allow_outside")
+    assert code == 2 and "no column 'scene'" in err
+
     (class_folders / "val").rename(class_folders / "held_out")
     named = train_here("--dataset_path", class_folders, "--val_split", "held_out", folder="named")
     assert named.code == 0, named.err

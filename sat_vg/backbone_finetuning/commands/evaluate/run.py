@@ -60,7 +60,7 @@ def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
     target = None if options.calibrate is None else calibrated_path(options, source)
     config = config_of(options, model)
     precision = choose_hardware(config)
-    config, found = images_of(config, options)
+    config, found = images_of(config, options, model.provenance["config"].get("dataset_path"))
     splits, _ = require_images(config, found, decoder_of(model.preprocessing, marks_missing=True))
     split = {"val": splits.val, "train": splits.train, "test": splits.test}[options.split]
     if split is None:
@@ -149,14 +149,16 @@ def config_of(options: EvaluateOptions, model: FineTuneModel) -> FinetuneConfig:
     return FinetuneConfig.from_dict(settings)
 
 
-def images_of(config: FinetuneConfig, options: EvaluateOptions) -> tuple[FinetuneConfig, Splits]:
+def images_of(config: FinetuneConfig, options: EvaluateOptions, trained_on: object) -> tuple[FinetuneConfig, Splits]:
     """The images, split as those of the training; other images that cannot be split so, as they are or by seed.
+
+    Those of ``trained_on`` are never split otherwise: a part of what the model has seen would flatter it.
 
     Raises:
         UserError: there are none, or their classes do not fit together.
     """
     plain = config.replace(**{name: FinetuneConfig.defaults()[name] for name in _OF_THE_SPLIT})
-    if options.data is None or plain == config:
+    if options.data is None:
         return config, find_images(config)
     folder = expand_home(options.data)
     if folder.is_dir() and not (folder / config.val_split).exists() and (folder / plain.val_split).is_dir():
@@ -164,6 +166,8 @@ def images_of(config: FinetuneConfig, options: EvaluateOptions) -> tuple[Finetun
     try:
         return config, find_images(config)
     except UserError as error:
+        if isinstance(trained_on, str) and folder.resolve() == expand_home(trained_on).resolve():
+            raise
         try:
             images = find_images(plain)
         except UserError:
