@@ -68,6 +68,12 @@ def test_the_recipe_for_ucmerced_is_sound(tmp_path):
         ({}, "weights: [a]", "weights = ['a']: must hold lines"),
         ({}, "weights: {resnet18: 3}", "weights: resnet18: 3 is no path"),
         ({}, "settings_by_backbone: {vgg11: {val_fraction: 0.3}}", "val_fraction must be the same in all cells"),
+        ({}, "settings_by_backbone: {vgg11: {group_column: g}}", "group_column must be the same in all cells"),
+        (
+            {},
+            "settings_by_strategy: {full: {split: spatial, block_size: 9}}",
+            "split must be the same in all cells",
+        ),
         (
             {"data": None},
             "settings: {dataset_path: y}\nsettings_by_strategy: {full: {dataset_path: x}}",

@@ -73,6 +73,7 @@ def test_a_grid_is_every_combination():
         ("wise_ft=0..1", "wise_ft = '0..1': must be true or false"),
         ("config=a,b", "has no field 'config'"),
         ("seed=0,1", "trials with another seed could not be compared"),
+        ("split=random,spatial", "trials with another split could not be compared"),
         ("val_fraction=0.1..0.3", "trials with another val_fraction could not be compared"),
         ("num_workers=0,4", "changes where or how fast a training runs"),
         ("log_dir=a,b", "is set for each trial by the search itself"),
@@ -139,6 +140,11 @@ def test_the_best_rows_of_a_comparison(tmp_path):
         0.01,
     )
     assert (second.backbone, second.weights, second.num_epochs) == ("mobilenet_v2", None, 7)
+    # What all rows have in common of the images holds for the search, which looks at these images as well.
+    of_images = {"split": "spatial", "block_size": 50.0, "rescale": "percentile"}
+    in_blocks = comparison(tmp_path / "c.json", *(row | of_images for row in rows))
+    search = read("weight_decay=0,1", from_compare=in_blocks, data=None)
+    assert {name: getattr(search.base, name) for name in of_images} == of_images
     # Flags and what is searched outrank what the rows were compared with.
     search = read("learning_rate=1e-4,1e-3", flags=("--num_epochs", "3"), from_compare=path, data=None)
     assert len(search.combinations) == 6

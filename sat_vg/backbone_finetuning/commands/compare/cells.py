@@ -27,8 +27,8 @@ RECIPE_KEYS = (
 OWN_FIELDS = ("backbone", "strategy", "seed", "checkpoint_dir", "log_dir", "resume")
 # The settings that select and split the images; the same in all cells.
 DATA_FIELDS = (
-    "dataset_path", "dataset", "train_split", "val_split", "val_fraction", "num_classes", "on_bad_image",
-    "on_duplicates",
+    "dataset_path", "dataset", "train_split", "val_split", "val_fraction", "split", "block_size", "group_column",
+    "label_separator", "num_classes", "on_bad_image", "on_duplicates",
 )  # fmt: skip
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 # Trials with other images, another split or another measure could not be compared.
 _OF_THE_IMAGES = (
-    "train_split", "val_split", "val_fraction", "num_classes", "on_bad_image", "early_stopping_metric", "seed",
+    "train_split", "val_split", "val_fraction", "split", "block_size", "group_column", "num_classes", "on_bad_image",
+    "early_stopping_metric", "seed",
 )  # fmt: skip
+_OF_THEIR_READING = ("label_separator", "bands", "nodata", "rescale")  # may be searched, but for the first
 OWN_FIELDS = ("name", "log_dir", "checkpoint_dir", "resume")  # set for each trial
 _MOST_COMBINATIONS = 10_000
 _MOST_CHECKED = 1000  # combinations whose settings are looked through before anything is trained
@@ -261,7 +263,11 @@ def settings_of_comparison(path: Path) -> tuple[dict[str, Any], list[tuple[str, 
             (f"{row['backbone']} {row['strategy']}", cells[row["backbone"], row["strategy"]])
             for row in content["rows"]
         ]
-        of_images = {name: rows[0][1].get(name) for name in ("dataset_path", "dataset", *_OF_THE_IMAGES)}
+        shared = ("dataset_path", "dataset", *_OF_THE_IMAGES, *_OF_THEIR_READING)
+        first = rows[0][1]
+        of_images = {
+            name: first[name] for name in shared if name in first and all(r[name] == first[name] for _, r in rows)
+        }
     except OSError as error:
         raise ConfigError(
             f"--from_compare {str(path)!r} cannot be read: {error.strerror or error}; check it"
@@ -271,8 +277,8 @@ def settings_of_comparison(path: Path) -> tuple[dict[str, Any], list[tuple[str, 
             f"--from_compare {str(path)!r} is no comparison.json of sat-vg compare; name the one in its --out"
         ) from error
     defaults = FinetuneConfig.defaults()
-    left_out = {*of_images, *OWN_FIELDS, *FIELDS_FREE_ON_RESUME}
-    del of_images["seed"]  # a comparison has several
+    left_out = {*of_images, "seed", *OWN_FIELDS, *FIELDS_FREE_ON_RESUME}
+    of_images.pop("seed", None)  # a comparison has several
     return _changed(of_images, defaults), [(name, _changed(one, defaults, left_out)) for name, one in rows]
 
 
