@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sat_vg.backbone_finetuning.configs.choices import MOST_VIEWS, VIEWS_OF_AUGMENTATION
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.models.image_batches import normalise_and_fill
 from sat_vg.backbone_finetuning.models.views import views_of
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
@@ -42,13 +43,15 @@ class Ensemble:
         """Probabilities of the classes, float32 ``[B, num_classes]``.
 
         Args:
-            images: ``[B, C, H, W]`` of any size, not normalised: uint8 where the models read 8-bit images.
+            images: ``[B, C, H, W]`` of any size, not normalised: uint8 where the models read 8-bit images; of models
+                for GeoTIFFs NaN where values are missing.
         """
         found = []
         for model in self.models:
             device = next(model.parameters()).device
             pixels = model.preprocessing.geometry()(images.to(device))
-            found.append(model.predict_probabilities(model.preprocessing.normalise(pixels), self.num_views).cpu())
+            normalised = normalise_and_fill(model.preprocessing, pixels)
+            found.append(model.predict_probabilities(normalised, self.num_views).cpu())
         return torch.stack(found).mean(0)
 
 

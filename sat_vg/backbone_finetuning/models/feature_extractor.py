@@ -14,7 +14,7 @@ from torch.nn import functional
 from sat_vg.backbone_finetuning.models.dilation import dilate, undilatable
 from sat_vg.backbone_finetuning.models.freezing import apply_trainable, check_stage_names, keep_in_eval
 from sat_vg.backbone_finetuning.models.frozen_norm import freeze_batch_norm
-from sat_vg.backbone_finetuning.models.image_batches import require_batch, require_normalised
+from sat_vg.backbone_finetuning.models.image_batches import normalise_and_fill, require_batch, require_normalised
 from sat_vg.backbone_finetuning.models.networks.table import BackboneRow
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
@@ -288,10 +288,7 @@ class FeatureExtractor(nn.Module):
         Raises:
             UserError: they are of another type or number of channels.
         """
-        normalised = self.preprocessing.normalise(images)
-        if self.preprocessing.files is None:
-            return normalised
-        return torch.nan_to_num(normalised, nan=0.0, posinf=0.0, neginf=0.0)  # missing values are the mean, as there
+        return normalise_and_fill(self.preprocessing, images)
 
     def param_groups(self, lr: float, decay: float = 1.0) -> list[dict[str, Any]]:
         """Optimizer groups of the trainable stages, with a learning rate that falls towards the input.

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 
 
 def require_batch(images: object, num_channels: int) -> None:
@@ -22,6 +23,12 @@ def require_batch(images: object, num_channels: int) -> None:
             f"images of shape {list(images.shape)}: give a batch [B, {num_channels}, H, W]; of a single image "
             f"[{num_channels}, H, W] make one by images[None]"
         )
+
+
+def normalise_and_fill(preprocessing: Preprocessing, pixels: Tensor) -> Tensor:
+    """As ``preprocessing.normalise``; of GeoTIFFs, values that are no numbers become the mean, as in training."""
+    values = preprocessing.normalise(pixels)
+    return values if preprocessing.files is None else torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def require_normalised(images: object, num_channels: int, network: nn.Module) -> None:

@@ -19,6 +19,7 @@ from sat_vg.backbone_finetuning.data.reading.decoder import Traits
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
 from sat_vg.backbone_finetuning.data.sources.table import list_images
+from sat_vg.backbone_finetuning.models.image_batches import normalise_and_fill
 from sat_vg.backbone_finetuning.models.staged_classifier import StagedClassifier
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, UserError
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, ToPixels
@@ -79,8 +80,7 @@ def predict(model: StagedClassifier, images: Any, batch_size: int = 16) -> list[
     try:
         while group := list(islice(found, batch_size)):
             batch = torch.stack([pixels for _, pixels in group]).to(device)
-            normalised = torch.nan_to_num(model.preprocessing.normalise(batch), nan=0.0)
-            shares = model.predict_probabilities(normalised).cpu().tolist()
+            shares = model.predict_probabilities(normalise_and_fill(model.preprocessing, batch)).cpu().tolist()
             results += [_prediction(model, row, path) for (path, _), row in zip(group, shares, strict=True)]
     finally:
         model.train(was_training)

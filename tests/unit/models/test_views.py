@@ -7,6 +7,7 @@ from sat_vg.backbone_finetuning import Ensemble, FineTuneModel
 from sat_vg.backbone_finetuning.models.ensemble import views_that_fit
 from sat_vg.backbone_finetuning.models.views import views_of
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.utils.preprocessing import BandFiles, Preprocessing
 
 IMAGES = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -68,6 +69,17 @@ def test_each_model_of_an_ensemble_sees_images_in_its_own_size(models):
     both = Ensemble((models[0], large)).predict_probabilities(pixels)
     alone = [Ensemble((model,)).predict_probabilities(pixels) for model in (models[0], large)]
     torch.testing.assert_close(both, (alone[0] + alone[1]) / 2)
+
+
+def test_missing_values_are_the_mean_for_an_ensemble_as_for_a_model():
+    model = FineTuneModel("squeezenet1_1", 3, pretrained=False, image_size=32)
+    files = BandFiles((1, 2, 3), "uint16", 3)
+    model.preprocessing = Preprocessing(image_size=32, mean=(90.0,) * 3, std=(9.0,) * 3, scale=1.0, files=files)
+    values = torch.full((1, 3, 32, 32), 99.0)
+    values[..., :4], values[..., 4:6] = torch.nan, torch.inf
+    found = Ensemble((model,)).predict_probabilities(values)
+    assert found.isfinite().all()
+    assert found[0].tolist() == pytest.approx(list(model.predict(values)[0].probabilities.values()))
 
 
 @pytest.mark.parametrize(
