@@ -1,9 +1,11 @@
-"""The ``main`` of a command: its options are read, then it is run."""
+"""The ``main`` of a command: its options are read, then it is run; and the packages that some commands need."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from importlib.util import find_spec
 
 from sat_vg.backbone_finetuning.configs.option_parser import parse_options
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.exit_codes import run_command
 
 _COMMANDS = "sat_vg.backbone_finetuning.commands"
@@ -42,3 +44,18 @@ def main_of(
         return run_command(action)
 
     return main
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """Refuse to run a command whose packages are not installed.
+
+    Args:
+        extra: name of the extra, which is that of the command.
+        modules: that it brings.
+
+    Raises:
+        ConfigError: one is missing; the message says how to install it.
+    """
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise ConfigError(f"sat-vg {extra} needs {missing[0]}, which is not installed: pip install 'sat_vg[{extra}]'")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sat_vg.backbone_finetuning.commands.check.cli import main as check_main
 from sat_vg.backbone_finetuning.commands.check.options import CheckOptions
 from sat_vg.backbone_finetuning.commands.check.run import Findings, find_faults
+from sat_vg.backbone_finetuning.commands.command_line import require_extra
 from sat_vg.backbone_finetuning.commands.compare.cli import main as compare_main
 from sat_vg.backbone_finetuning.commands.compare.options import CompareOptions
 from sat_vg.backbone_finetuning.commands.compare.results import NAME
@@ -26,7 +27,6 @@ from sat_vg.backbone_finetuning.commands.export.run import export_checkpoint
 from sat_vg.backbone_finetuning.commands.extract.cli import main as extract_main
 from sat_vg.backbone_finetuning.commands.extract.options import ExtractOptions
 from sat_vg.backbone_finetuning.commands.extract.run import extract_features
-from sat_vg.backbone_finetuning.commands.extras import require_extra
 from sat_vg.backbone_finetuning.commands.recommend.options import RecommendOptions
 from sat_vg.backbone_finetuning.commands.recommend.run import Recommendation
 from sat_vg.backbone_finetuning.commands.recommend.run import recommend as run_recommendation

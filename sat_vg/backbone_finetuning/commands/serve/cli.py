@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None, prog: str = "sat-vg serve") -> int:
     """Run the command; returns its exit code."""
 
     def action() -> None:
-        from sat_vg.backbone_finetuning.commands.extras import require_extra
+        from sat_vg.backbone_finetuning.commands.command_line import require_extra
         from sat_vg.backbone_finetuning.commands.serve.options import ServeOptions
 
         options = parse_options(ServeOptions, arguments, prog, _DESCRIPTION, {"checkpoint": "MODEL"})

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None, prog: str = "sat-vg tune") -> int:
 
     def action() -> None:
         # Imported only now: an error in the settings file, which users edit, becomes a message.
-        from sat_vg.backbone_finetuning.commands.extras import require_extra
+        from sat_vg.backbone_finetuning.commands.command_line import require_extra
         from sat_vg.backbone_finetuning.commands.tune.options import TuneOptions
 
         given_without, search = _take_search(given)
