@@ -161,8 +161,10 @@ def images_of(config: FinetuneConfig, options: EvaluateOptions, trained_on: obje
     if options.data is None:
         return config, find_images(config)
     folder = expand_home(options.data)
-    if folder.is_dir() and not (folder / config.val_split).exists() and (folder / plain.val_split).is_dir():
-        config = config.replace(train_split=plain.train_split, val_split=plain.val_split)
+    for name in ("train_split", "val_split"):
+        usual = getattr(plain, name)
+        if not (folder / getattr(config, name)).exists() and (folder / usual).is_dir():
+            config = config.replace(**{name: usual})
     try:
         return config, find_images(config)
     except UserError as error:
