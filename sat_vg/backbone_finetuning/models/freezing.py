@@ -56,7 +56,7 @@ def check_stage_names(wanted: Iterable[str], names: Sequence[str], field: str) -
     """
     for name in wanted:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
+            near = difflib.get_close_matches(str(name), names, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise ConfigError(f"{field} = {name!r}: no stage of this backbone; {hint}Stages: {', '.join(names)}")
 

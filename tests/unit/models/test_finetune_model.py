@@ -69,6 +69,10 @@ def test_the_start_depends_on_the_seed_alone():
 def test_unknown_names_suggest_the_nearest():
     with pytest.raises(ConfigError, match="resnet50"):
         FineTuneModel("resnet-50", 5, pretrained=False)
+    with pytest.raises(ConfigError, match="backbone = 50: must be a name"):
+        FineTuneModel(50, 5, pretrained=False)
+    with pytest.raises(ConfigError, match=r"out_names = 1\.5: no stage of this backbone"):
+        resnet().get_feature_extractor(out_names=[1.5])
     with pytest.raises(ConfigError, match="multiple of 16; for example 96"):
         FineTuneModel("vit_b_16", 5, pretrained=False, image_size=100)
     with pytest.raises(ConfigError, match=r"class_names = \['a', 'b', 'a'\]: a name is there more than once"):

@@ -79,6 +79,8 @@ def find_backbone(name: str) -> BackboneRow:
         ConfigError: the name is unknown; the nearest known ones are named. Or it stands for weights that torchvision
             does not have; timm's name of them is given. Or it needs timm, which is not installed.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"backbone = {name!r}: must be a name, such as resnet50; sat-vg backbones lists all")
     if name.startswith(TIMM_PREFIX):
         return _timm_row(name)
     known = ALIASES.get(name, name)
