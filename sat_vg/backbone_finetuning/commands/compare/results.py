@@ -52,6 +52,7 @@ from sat_vg.backbone_finetuning.utils.terminal import say
 
 NAME = "comparison"
 _COSTS = "costs.json"
+_SHOWN = ("map", "accuracy", "macro_f1", "training_seconds", "peak_gib", "top_5", "gpu_gib")  # in TensorBoard
 
 
 @dataclass(frozen=True)
@@ -323,15 +324,8 @@ def _write_hyperparameters(folder: Path, finished: Sequence[Finished], costs: Ma
         for one in finished:
             config = {name: value for name, value in one.cell.config.to_dict().items() if name not in hidden}
             plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in config.items()}
-            numbers = {
-                "map": one.result.map,
-                "accuracy": one.result.accuracy,
-                "macro_f1": one.result.macro_f1,
-                "training_seconds": one.result.training_seconds,
-                "peak_gib": one.result.peak_gib,
-                "top_5": one.result.top_5,
-                "gpu_gib": one.result.gpu_gib,
-                **asdict(costs[network_key(one.cell.config)]),
-            }
+            numbers = {name: getattr(one.result, name) for name in _SHOWN} | asdict(
+                costs[network_key(one.cell.config)]
+            )
             metrics = {f"hparam/{name}": value for name, value in numbers.items() if value is not None}
             writer.add_hparams(plain, metrics, run_name=one.cell.folder.name)
