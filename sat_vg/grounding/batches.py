@@ -3,7 +3,9 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,11 +27,8 @@ from sat_vg.grounding.readers import Record, read_listing, split_records
 from sat_vg.grounding.tiles import drawn_tiles
 from sat_vg.grounding.words import IDENTITY, PADDING, SYMMETRIES, Symmetry, Vocabulary, tokens_of, turn_words
 
-Encode = Callable[[Sequence[str], int], list[int]]
 
-
-@dataclass(frozen=True)
-class GroundingBatch:
+class GroundingBatch(NamedTuple):
     """Phrases and the images that they are about.
 
     Attributes:
@@ -50,9 +49,7 @@ class GroundingBatch:
 
     def to(self, device: torch.device) -> "GroundingBatch":
         """The same on a device."""
-        tensors = (self.images, self.masks, self.image_of, self.words, self.boxes)
-        images, masks, image_of, words, boxes = (tensor.to(device) for tensor in tensors)
-        return GroundingBatch(images, masks, image_of, words, boxes, self.places)
+        return GroundingBatch(*(tensor.to(device) for tensor in self[:5]), places=self.places)
 
 
 @dataclass(frozen=True)
@@ -71,37 +68,22 @@ class Phrases:
     store: ImageStore
     vocabulary: Vocabulary
     max_words: int
-    encode: Encode | None = None
+    encode: Callable[[Sequence[str], int], list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def in_order(self, batch_size: int) -> Iterator[GroundingBatch]:
-        """All phrases, those of an image one after the other, as they are."""
-        by_image = self._by_image()
-        places = [place for image in sorted(by_image) for place in by_image[image]]
-        for first in range(0, len(places), batch_size):
-            yield self._batch(places[first : first + batch_size], {})
+    def num_batches(self, batch_size: int) -> int:
+        """Batches of an epoch."""
+        return -(-len(self) // batch_size)
 
-    def shuffled(self, batch_size: int, seed: int, epoch: int, first: int, augment: bool) -> Iterator[GroundingBatch]:
-        """The batches of an epoch from number ``first`` on: images in random order, each with all of its phrases.
-
-        Each image is flipped and turned at random, with its boxes and words. All of it depends on seed, epoch and
-        image alone.
-        """
-        generator = numpy_generator(derive_seed(seed, Purpose.ORDER, epoch))
-        by_image = self._by_image()
-        images = [sorted(by_image)[place] for place in generator.permutation(len(by_image))]
-        places = [by_image[image][other] for image in images for other in generator.permutation(len(by_image[image]))]
-        draws = numpy_generator(derive_seed(seed, Purpose.SAMPLE, epoch)).integers(len(SYMMETRIES), size=len(images))
-        symmetries = {image: SYMMETRIES[draw] for image, draw in zip(images, draws, strict=True)} if augment else {}
-        for begin in range(first * batch_size, len(places), batch_size):
-            yield self._batch(places[begin : begin + batch_size], symmetries)
-
-    @property
-    def num_images(self) -> int:
-        """How many images the phrases are about."""
-        return len({record.image for record in self.records})
+    @cached_property
+    def by_image(self) -> Mapping[str, list[int]]:
+        """Places of the records of each image, the images in order."""
+        places: dict[str, list[int]] = {image: [] for image in sorted({record.image for record in self.records})}
+        for place, record in enumerate(self.records):
+            places[record.image].append(place)
+        return places
 
     @property
     def texts(self) -> list[str]:
@@ -111,47 +93,49 @@ class Phrases:
     @property
     def image_sizes(self) -> NDArray[np.float64]:
         """Width, height, width and height of each phrase's image ``[P, 4]``, in pixels."""
-        images = [self.store.boxes[record.image] for record in self.records]
-        return np.array([(image.width, image.height) * 2 for image in images], dtype=np.float64)
+        return np.array([self.store.boxes[record.image][:2] * 2 for record in self.records], dtype=np.float64)
 
     @property
     def targets(self) -> NDArray[np.float64]:
         """True corners ``[P, 4]``, in pixels of the image."""
         return np.array([record.box for record in self.records], dtype=np.float64)
 
-    def num_batches(self, batch_size: int) -> int:
-        """Batches of an epoch."""
-        return -(-len(self.records) // batch_size)
+    def in_order(self, batch_size: int) -> Iterator[GroundingBatch]:
+        """All phrases, those of an image one after the other, as they are."""
+        places = [place for group in self.by_image.values() for place in group]
+        for first in range(0, len(places), batch_size):
+            yield self._batch(places[first : first + batch_size], {})
 
-    def _by_image(self) -> Mapping[str, list[int]]:
-        by_image: dict[str, list[int]] = {}
-        for place, record in enumerate(self.records):
-            by_image.setdefault(record.image, []).append(place)
-        return by_image
+    def shuffled(self, batch_size: int, seed: int, epoch: int, first: int, augment: bool) -> Iterator[GroundingBatch]:
+        """The batches of an epoch from number ``first`` on: images in random order, each with all of its phrases.
+
+        Each image is flipped and turned at random, with its boxes and words. All of it depends on seed, epoch and
+        image alone.
+        """
+        order = numpy_generator(derive_seed(seed, Purpose.ORDER, epoch))
+        images = [list(self.by_image)[place] for place in order.permutation(len(self.by_image))]
+        groups = [self.by_image[image] for image in images]
+        places = [group[other] for group in groups for other in order.permutation(len(group))]
+        draws = numpy_generator(derive_seed(seed, Purpose.SAMPLE, epoch)).integers(len(SYMMETRIES), size=len(images))
+        symmetries = {image: SYMMETRIES[draw] for image, draw in zip(images, draws, strict=True)} if augment else {}
+        for begin in range(first * batch_size, len(places), batch_size):
+            yield self._batch(places[begin : begin + batch_size], symmetries)
 
     def _batch(self, places: Sequence[int], symmetries: Mapping[str, Symmetry]) -> GroundingBatch:
         records = [self.records[place] for place in places]
-        images = list(dict.fromkeys(record.image for record in records))
-        turned = [symmetries.get(image, IDENTITY) for image in images]
-        canvases = [self.store.canvas(image) for image in images]
-        masks = [self.store.boxes[image].mask for image in images]
-        number = {image: place for place, image in enumerate(images)}
-        image_of = [number[record.image] for record in records]
-        encode = self.encode or self.vocabulary.encode
-        words = [
-            encode(turn_words(tokens_of(record.phrase), turned[place]), self.max_words)
-            for record, place in zip(records, image_of, strict=True)
-        ]
-        boxes = [
-            turn_boxes(self.store.boxes[record.image].to_canvas(torch.tensor(record.box)), turned[place])
-            for record, place in zip(records, image_of, strict=True)
-        ]
+        turns = {record.image: symmetries.get(record.image, IDENTITY) for record in records}
+        number = {image: place for place, image in enumerate(turns)}
+        boxes, encode = self.store.boxes, self.encode or self.vocabulary.encode
         return GroundingBatch(
-            torch.stack([turn_images(canvas, way) for canvas, way in zip(canvases, turned, strict=True)]),
-            torch.stack([turn_images(mask, way) for mask, way in zip(masks, turned, strict=True)]),
-            torch.tensor(image_of),
-            pad_words(words),
-            torch.stack(boxes),
+            torch.stack([turn_images(self.store.canvas(image), turn) for image, turn in turns.items()]),
+            torch.stack([turn_images(boxes[image].mask, turn) for image, turn in turns.items()]),
+            torch.tensor([number[one.image] for one in records]),
+            pad_words(
+                [encode(turn_words(tokens_of(one.phrase), turns[one.image]), self.max_words) for one in records]
+            ),
+            torch.stack(
+                [turn_boxes(boxes[one.image].to_canvas(torch.tensor(one.box)), turns[one.image]) for one in records]
+            ),
             places,
         )
 
@@ -167,7 +151,7 @@ def load_splits(
     vocabulary: Vocabulary | None,
     needed: Sequence[str],
     also: Iterable[str] = (),
-    encode: Encode | None = None,
+    encode: Callable[[Sequence[str], int], list[int]] | None = None,
 ) -> tuple[dict[str, Phrases], list[str]]:
     """Checked phrases of the splits that are needed, and of others where there are some; all images are decoded.
 
@@ -176,7 +160,7 @@ def load_splits(
         vocabulary: of the model; None: made from the training phrases.
         needed: splits without which nothing can be done.
         also: further splits.
-        encode: of a pre-trained encoder; None: that of the vocabulary.
+        encode: see ``Phrases``.
 
     Returns:
         The phrases by split, and the records that were left out, a line each.
@@ -192,10 +176,10 @@ def load_splits(
     splits = {split: records for split, records in found.items() if split in {*needed, *also}}
     images = list(dict.fromkeys(record.image for records in splits.values() for record in records))
     store = ImageStore(images, config.canvas_size, decode_rgb, cache_folder())
-    checked = check_records(splits, store, listing.box_format, listing.problems, config.on_bad_record)
-    missing = [split for split in needed if split not in checked.splits]
-    if missing:
-        raise DataError(f"data = {str(path)!r}: has no records of {missing[0]}, only of {', '.join(found) or 'none'}")
+    checked = check_records(splits, store, listing.problems, config.on_bad_record)
+    for split in needed:
+        if split not in checked.splits:
+            raise DataError(f"data = {str(path)!r}: has no records of {split}, only of {', '.join(found) or 'none'}")
     for note in (*notes, *checked.notes):
         say(f"data: {note}")
     vocabulary = vocabulary or Vocabulary.of(record.phrase for record in checked.splits["train"])
@@ -203,11 +187,10 @@ def load_splits(
         split: Phrases(records, store, vocabulary, config.max_words, encode)
         for split, records in checked.splits.items()
     }
-    told = [
-        f"{split} {counted(len(few), 'phrase')} about {counted(few.num_images, 'image')}"
-        for split, few in phrases.items()
+    counts = [
+        (split, counted(len(few), "phrase"), counted(len(few.by_image), "image")) for split, few in phrases.items()
     ]
-    say(f"data: {', '.join(told)}")
+    say(f"data: {', '.join(f'{split} {of_phrases} about {of_images}' for split, of_phrases, of_images in counts)}")
     return phrases, checked.left_out
 
 
@@ -217,7 +200,7 @@ def fingerprint_of(splits: Mapping[str, Phrases]) -> str:
     for split, phrases in splits.items():
         for record in phrases.records:
             digest.update(repr((split, Path(record.image).name, record.phrase, record.box)).encode())
-        for image in sorted({record.image for record in phrases.records}):
+        for image in phrases.by_image:
             digest.update(phrases.store.digests[image])
     return digest.hexdigest()
 

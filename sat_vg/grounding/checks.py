@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from sat_vg.grounding.readers import Box, Record
 _SHOWN = 5
 _SLACK = 1.5  # pixels by which boxes may leave the image without a word: VOC counts from 1
 _SAME_BOX = 0.5  # IoU from which two boxes are one object
+_FORMATS = {"xyxy": "corners x1, y1, x2, y2", "xywh": "x, y, width, height"}  # that are told from the numbers
 
 
 @dataclass(frozen=True)
@@ -34,131 +36,102 @@ class Checked:
 
 
 def check_records(
-    splits: Mapping[str, Sequence[Record]],
-    store: ImageStore,
-    box_format: BoxFormat | None,
-    problems: Sequence[str],
-    on_bad_record: OnBadRecord,
+    splits: Mapping[str, Sequence[Record]], store: ImageStore, problems: Sequence[str], on_bad_record: OnBadRecord
 ) -> Checked:
     """Bring all boxes into one form, and look for what a training would stumble over.
 
     Args:
         splits: records as they were read.
         store: of all their images.
-        box_format: of the boxes; None: guessed from all of them.
         problems: of records that could not be read.
         on_bad_record: ``error``: stop; ``skip``: leave them out and say so.
 
     Raises:
         DataError: a record is bad and none may be left out, or a split has none left.
     """
-    notes: list[str] = []
-    bad = [*problems, *_repeated_keys(splits)]
+    bad, notes, counts = list(problems), list[str](), Counter[str]()
     everything = [record for records in splits.values() for record in records]
-    box_format, is_normalised = _guess(everything, store, box_format, notes)
-    counts: Counter[str] = Counter()
+    is_normalised = 0 < max((max(map(abs, record.box)) for record in everything), default=0) <= 1
+    if is_normalised:
+        notes.append("boxes: no coordinate is above 1, so they are taken for fractions of the image")
+    guessed = _guess([record for record in everything if record.box_format is None], store, is_normalised, notes)
     sound: dict[str, list[Record]] = {}
     for split, records in splits.items():
-        sound[split] = []
+        sound[split], first_of_key = [], dict[str, str]()
         for record in records:
-            checked = _check(record, store, box_format, is_normalised, counts)
-            if isinstance(checked, str):
-                bad.append(checked)
-            else:
-                sound[split].append(checked)
+            try:
+                if record.key and first_of_key.setdefault(record.key, record.source) != record.source:
+                    raise DataError(f"the id {record.key!r} is that of {first_of_key[record.key]} already")
+                box = corners(record.box, record.box_format or guessed)
+                inside = _inside(box, record, store, is_normalised, counts)
+                sound[split].append(replace(record, box=inside, box_format="xyxy"))
+            except DataError as problem:
+                bad.append(f"{record.source}: {problem}")
     if bad and on_bad_record == "error":
         shown = "\n  ".join([*bad[:_SHOWN], *([f"and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else [])])
         raise DataError(
             f"{counted(len(bad), 'record')} cannot be used:\n  {shown}\nCorrect them, or leave them out by "
             "--on_bad_record skip"
         )
-    notes += [f"{counted(count, 'box', 'boxes')} {what}" for what, count in counts.items()]
-    notes += _ambiguous(sound) + _shared_images(sound, store)
     for split, records in sound.items():
         if not records:
             raise DataError(
                 f"the split {split} has no record left: {len(bad)} of them cannot be used, such as {bad[0]}"
             )
-    return Checked(sound, bad, notes)
+    notes += [f"{counted(count, 'box', 'boxes')} {what}" for what, count in counts.items()]
+    return Checked(sound, bad, notes + _ambiguous(sound) + _shared_images(sound, store))
 
 
-def corners(box: Sequence[float], box_format: BoxFormat) -> Box:
+def corners(box: Box, box_format: BoxFormat) -> Box:
     """A box of a format as corners ``(x1, y1, x2, y2)``."""
-    a, b, c, d = map(float, box)
+    a, b, c, d = box
     if box_format == "xyxy":
-        return a, b, c, d
-    if box_format == "xywh":
-        return a, b, a + c, b + d
-    return a - c / 2, b - d / 2, a + c / 2, b + d / 2
+        return box
+    return (a, b, a + c, b + d) if box_format == "xywh" else (a - c / 2, b - d / 2, a + c / 2, b + d / 2)
 
 
-def _repeated_keys(splits: Mapping[str, Sequence[Record]]) -> list[str]:
-    found: list[str] = []
-    for records in splits.values():
-        first: dict[str, str] = {}
-        for record in records:
-            if record.key is not None and first.setdefault(record.key, record.source) != record.source:
-                found.append(f"{record.source}: the id {record.key!r} is that of {first[record.key]} already")
-    return found
+def _guess(records: Sequence[Record], store: ImageStore, is_normalised: bool, notes: list[str]) -> BoxFormat:
+    """The format of boxes that do not say it: corners, or corner and size, whichever fits more of them."""
+    readable = [record for record in records if record.image in store.boxes]
+    misfits: dict[BoxFormat, int] = {"xyxy": 0, "xywh": 0}
+    for record in readable:
+        image = store.boxes[record.image]
+        width, height = (1.0, 1.0) if is_normalised else (image.width + _SLACK, image.height + _SLACK)
+        for kind in misfits:
+            x1, y1, x2, y2 = corners(record.box, kind)
+            misfits[kind] += x1 >= x2 or y1 >= y2 or x2 > width or y2 > height
+    chosen = min(misfits, key=lambda kind: misfits[kind])
+    if records:
+        notes.append(
+            f"boxes: nothing says their format; taken as {_FORMATS[chosen]} ({min(misfits.values())} of "
+            f"{len(readable)} do not fit that, {max(misfits.values())} the other). --box_format says it"
+        )
+    return chosen
 
 
-def _guess(
-    records: Sequence[Record], store: ImageStore, box_format: BoxFormat | None, notes: list[str]
-) -> tuple[BoxFormat, bool]:
-    """The format of boxes and whether they are fractions of the image, from what fits most of them."""
-    largest = max((max(map(abs, record.box)) for record in records), default=0.0)
-    is_normalised = 0 < largest <= 1
-    if is_normalised:
-        notes.append("boxes: no coordinate is above 1, so they are taken for fractions of the image")
-    if box_format is not None:
-        return box_format, is_normalised
-    sizes = [(record.box, store.boxes[record.image]) for record in records if record.image in store.boxes]
+def _inside(box: Box, record: Record, store: ImageStore, is_normalised: bool, counts: Counter[str]) -> Box:
+    """Corners as they lie inside the image, in pixels; ``counts`` takes what had to be done to them.
 
-    def misfits(kind: BoxFormat) -> int:
-        count = 0
-        for box, image in sizes:
-            x1, y1, x2, y2 = corners(box, kind)
-            width, height = (1.0, 1.0) if is_normalised else (image.width + _SLACK, image.height + _SLACK)
-            count += x1 >= x2 or y1 >= y2 or x2 > width or y2 > height
-        return count
-
-    by_corners, by_size = misfits("xyxy"), misfits("xywh")
-    chosen: BoxFormat = "xywh" if by_size < by_corners else "xyxy"
-    words = {"xyxy": "corners x1, y1, x2, y2", "xywh": "x, y, width, height"}
-    notes.append(
-        f"boxes: nothing says their format; taken as {words[chosen]} ({min(by_corners, by_size)} of {len(sizes)} do "
-        f"not fit that, {max(by_corners, by_size)} the other). --box_format says it"
-    )
-    return chosen, is_normalised
-
-
-def _check(
-    record: Record, store: ImageStore, box_format: BoxFormat, is_normalised: bool, counts: Counter[str]
-) -> Record | str:
-    """The record with its box as corners inside the image, or what is wrong with it."""
+    Raises:
+        DataError: the image cannot be read, or nothing of the box lies in it.
+    """
     if record.image in store.problems:
-        return f"{record.source}: {store.problems[record.image]}"
-    image = store.boxes[record.image]
-    box = corners(record.box, box_format)
-    if is_normalised:
-        box = (box[0] * image.width, box[1] * image.height, box[2] * image.width, box[3] * image.height)
-    x1, y1, x2, y2 = box
+        raise DataError(store.problems[record.image])
+    width, height = store.boxes[record.image].width, store.boxes[record.image].height
+    scale_x, scale_y = (width, height) if is_normalised else (1, 1)
+    x1, y1, x2, y2 = box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y
     if x1 > x2 or y1 > y2:
         x1, x2, y1, y2 = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)
         counts["had their corners swapped"] += 1
-    inside: Box = (max(0.0, x1), max(0.0, y1), min(float(image.width), x2), min(float(image.height), y2))
-    place = f"{record.source}: the box {_numbers(record.box)}"
-    if x2 - x1 <= 0 or y2 - y1 <= 0:
-        return f"{place} is empty"
-    if inside[2] - inside[0] <= 0 or inside[3] - inside[1] <= 0:
-        return f"{place} lies outside the image, which is {image.width} x {image.height} pixels"
+    inside = max(0.0, x1), max(0.0, y1), min(float(width), x2), min(float(height), y2)
+    numbers = ", ".join(f"{side:g}" for side in record.box)
+    if x1 == x2 or y1 == y2:
+        raise DataError(f"the box {numbers} is empty")
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+        raise DataError(f"the box {numbers} lies outside the image, which is {width} x {height} pixels")
     if max(inside[0] - x1, inside[1] - y1, x2 - inside[2], y2 - inside[3]) > _SLACK:
         counts["reached out of their image and were cut"] += 1
-    return replace(record, box=inside)
-
-
-def _numbers(box: Box) -> str:
-    return ", ".join(f"{side:g}" for side in box)
+    return inside
 
 
 def _ambiguous(splits: Mapping[str, Sequence[Record]]) -> list[str]:
@@ -178,10 +151,10 @@ def _ambiguous(splits: Mapping[str, Sequence[Record]]) -> list[str]:
 
 def _shared_images(splits: Mapping[str, Sequence[Record]], store: ImageStore) -> list[str]:
     """Images, told by their pixels, that stand in two splits."""
-    of = {split: {store.digests[record.image] for record in records} for split, records in splits.items()}
-    names = list(of)
-    pairs = [(a, b) for place, a in enumerate(names) for b in names[place + 1 :] if of[a] & of[b]]
+    digests = {split: {store.digests[record.image] for record in records} for split, records in splits.items()}
+    shared = {(a, b): len(digests[a] & digests[b]) for a, b in combinations(digests, 2)}
     return [
-        f"{counted(len(of[a] & of[b]), 'image is', 'images are')} in {a} and in {b}: results on {b} flatter the model"
-        for a, b in pairs
+        f"{counted(count, 'image is', 'images are')} in {a} and in {b}: results on {b} flatter the model"
+        for (a, b), count in shared.items()
+        if count
     ]

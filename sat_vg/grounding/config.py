@@ -116,11 +116,10 @@ class GroundingConfig:
     into a folder earlier_run_1 beside it."""
 
     def __post_init__(self) -> None:
-        chosen = _TILES if self.data is None else _USUAL
         for field in fields(self):
             value = plain_value(getattr(self, field.name))
-            if value is None and field.name in chosen:
-                value = chosen[field.name]
+            if value is None and field.name in _UNSET:
+                value = _UNSET[field.name][self.data is None]
             object.__setattr__(self, field.name, value)
         check_fields(type(self), self.to_dict())
         if self.width % self.num_heads or self.width % 8:
@@ -144,21 +143,14 @@ class GroundingConfig:
         return asdict(self)
 
 
-_USUAL: dict[str, Any] = {
-    "backbone": "resnet50",
-    "image_size": 512,
-    "num_epochs": 30,
-    "log_dir": "logs/grounding",
-    "checkpoint_dir": "checkpoints/grounding",
-}
-# Of a run on the built-in tiles: a small backbone from random weights.
-_TILES: dict[str, Any] = {
-    "backbone": "resnet18",
-    "weights": "none",
-    "image_size": 128,
-    "num_epochs": 3,
-    "log_dir": "logs/grounding_tiles",
-    "checkpoint_dir": "checkpoints/grounding_tiles",
+# What unset fields become: with data; on the built-in tiles, where a small backbone starts from random weights.
+_UNSET: dict[str, tuple[Any, Any]] = {
+    "backbone": ("resnet50", "resnet18"),
+    "weights": (None, "none"),
+    "image_size": (512, 128),
+    "num_epochs": (30, 3),
+    "log_dir": ("logs/grounding", "logs/grounding_tiles"),
+    "checkpoint_dir": ("checkpoints/grounding", "checkpoints/grounding_tiles"),
 }
 
 

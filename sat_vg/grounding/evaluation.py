@@ -1,4 +1,4 @@
-"""``sat-vg ground evaluate``: metrics with intervals, predictions, and a page with boxes over images."""
+"""``sat-vg ground evaluate`` and ``predict``: metrics, predictions, a page with boxes, and the box of one phrase."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,15 +13,17 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 from torchvision.utils import draw_bounding_boxes
 
+from sat_vg.backbone_finetuning.commands.output_folder import lock_output
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.reports.pages import image_url, render_page
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision
 from sat_vg.backbone_finetuning.utils.printable import counted
-from sat_vg.backbone_finetuning.utils.safe_files import write_text
+from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
 from sat_vg.backbone_finetuning.utils.terminal import progress, say
 from sat_vg.grounding.batches import Phrases, list_left_out, load_splits
-from sat_vg.grounding.config import EvaluateOptions, GroundingConfig
+from sat_vg.grounding.config import EvaluateOptions, GroundingConfig, PredictOptions
 from sat_vg.grounding.metrics import (
     Overlaps,
     baseline_metrics,
@@ -32,7 +34,7 @@ from sat_vg.grounding.metrics import (
     metrics_of,
     overlaps_of,
 )
-from sat_vg.grounding.model import GroundingModel
+from sat_vg.grounding.model import GroundingModel, Prediction
 from sat_vg.grounding.network import best_boxes
 from sat_vg.grounding.words import tokens_of
 
@@ -75,48 +77,76 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     """Evaluate a grounding model; returns the content of metrics.json.
 
     Raises:
-        UserError: the model or the data cannot be used.
+        UserError: the model or the data cannot be used, or the folder cannot be written to.
     """
+    out = expand_home(options.out)
     model = GroundingModel.load_checkpoint(expand_home(options.checkpoint))
     precision = choose_precision(choose_device(options.device), mixed_precision=True)
     precision.place_model(model)
     chosen = {name: getattr(options, name) for name in ("data", "box_format", "on_bad_record")}
     config = GroundingConfig(**{**model.config, **asdict(model.sizes), **chosen})
-    splits, left_out = load_splits(config, model.vocabulary, (options.split,), encode=model.encode)
-    phrases = splits[options.split]
-    unknown = model.vocabulary.unknown(phrases.texts)
-    if unknown:
-        say(f"data: {counted(unknown, 'phrase has', 'phrases have')} words that the model does not know")
-    answers = answer(model, phrases, options.batch_size, precision)
-
-    content, rows = _figures(options.split, model, phrases, answers.overlaps), _rows(phrases, answers)
-    worst = [rows[place] for place in np.argsort(answers.overlaps.ious, kind="stable")]
-    out = expand_home(options.out)
-    write_text(out / "metrics.json", json.dumps(content, indent=1))
-    write_text(out / "predictions.json", json.dumps(rows, indent=1))
-    write_text(out / "report.html", page_of(content, worst))
-    list_left_out(left_out, out)
+    with lock_output(out):
+        splits, left_out = load_splits(config, model.vocabulary, (options.split,), encode=model.encode)
+        phrases = splits[options.split]
+        unknown = model.vocabulary.unknown(phrases.texts)
+        if unknown:
+            say(f"data: {counted(unknown, 'phrase has', 'phrases have')} words that the model does not know")
+        answers = answer(model, phrases, options.batch_size, precision)
+        content, rows = _figures(options.split, model, phrases, answers.overlaps), _rows(phrases, answers)
+        worst = [rows[place] for place in np.argsort(answers.overlaps.ious, kind="stable")]
+        write_text(out / "metrics.json", json.dumps(content, indent=1))
+        write_text(out / "predictions.json", json.dumps(rows, indent=1))
+        write_text(out / "report.html", page_of(content, worst))
+        list_left_out(left_out, out)
     _print(content)
     say(f"{out / 'report.html'}: open it in a browser")
     return content
 
 
+def predict(options: PredictOptions) -> Prediction:
+    """Find a phrase in an image, and draw the box where that is asked for.
+
+    Raises:
+        UserError: the model or the image cannot be read, the phrase has no words, or the picture cannot be written.
+    """
+    out = None if options.out is None else expand_home(options.out)
+    if out is not None and out.suffix.lower() != ".png":
+        raise ConfigError(f"out = {options.out!r}: a .png file is written; for example found.png")
+    model = GroundingModel.load_checkpoint(expand_home(options.checkpoint)).to(choose_device(options.device))
+    pixels = decode_rgb(expand_home(options.image))
+    (found,) = model.predict(pixels, [options.phrase])
+    box = [round(side, 1) for side in found.box]
+    if options.json:
+        row = {"image": options.image, "phrase": options.phrase, "box": box, "score": round(found.score, 4)}
+        say(json.dumps(row))
+    else:
+        say(f"{options.phrase}: box {', '.join(map(str, box))} (x1, y1, x2, y2 in pixels), score {found.score:.2f}")
+    if out is not None:
+        width = max(2, max(pixels.shape) // 200)
+        picture = draw_bounding_boxes(pixels, torch.tensor([found.box]), colors=(255, 0, 255), width=width)
+        try:
+            with atomic_write(out) as file:
+                functional.to_pil_image(picture).save(file, "PNG")
+        except OSError as error:
+            raise WriteError(f"{options.out!r} cannot be written ({error.strerror or error})") from error
+        say(f"{options.out}: the image with the box")
+    return found
+
+
 def _figures(split: str, model: GroundingModel, phrases: Phrases, overlaps: Overlaps) -> dict[str, Any]:
     """The content of metrics.json."""
-    sides = phrases.targets[:, 2:] - phrases.targets[:, :2]
-    shares = (sides / phrases.image_sizes[:, :2]).prod(1)
+    texts, targets, sizes = phrases.texts, phrases.targets, phrases.image_sizes
+    shares = ((targets[:, 2:] - targets[:, :2]) / sizes[:, :2]).prod(1)
     baselines = {name: weights.numpy() for name, weights in model.baselines.items()}
     return {
         **metrics_of(overlaps),
         "split": split,
         "num_phrases": len(phrases),
-        "num_images": phrases.num_images,
+        "num_images": len(phrases.by_image),
         "intervals_95": intervals_of(overlaps, [record.image for record in phrases.records]),
-        "by_phrase_family": by_group(overlaps, [family_of(tokens_of(text)) for text in phrases.texts]),
+        "by_phrase_family": by_group(overlaps, [family_of(tokens_of(text)) for text in texts]),
         "by_box_size": by_group(overlaps, [box_size_of(share) for share in shares]),
-        "without_the_image": baseline_metrics(
-            baselines, phrases.texts, phrases.targets, phrases.image_sizes, model.vocabulary
-        ),
+        "without_the_image": baseline_metrics(baselines, texts, targets, sizes, model.vocabulary),
     }
 
 
@@ -125,12 +155,15 @@ def _rows(phrases: Phrases, answers: Answers) -> list[dict[str, Any]]:
     found = zip(phrases.records, answers.boxes, answers.scores, answers.overlaps.ious, strict=True)
     return [
         {
-            "image": record.image, "phrase": record.phrase, "box": [round(float(side), 2) for side in box],
-            "target": [round(side, 2) for side in record.box], "score": round(float(score), 4),
+            "image": record.image,
+            "phrase": record.phrase,
+            "box": [round(side, 2) for side in box.tolist()],
+            "target": [round(side, 2) for side in record.box],
+            "score": round(float(score), 4),
             "iou": round(float(iou), 4),
         }
         for record, box, score, iou in found
-    ]  # fmt: skip
+    ]
 
 
 def _print(content: Mapping[str, Any]) -> None:
@@ -149,12 +182,7 @@ def _print(content: Mapping[str, Any]) -> None:
 
 
 def page_of(content: Mapping[str, Any], worst: Sequence[Mapping[str, Any]]) -> str:
-    """A self-contained HTML page.
-
-    Args:
-        content: of metrics.json.
-        worst: rows of predictions.json, the lowest IoU first.
-    """
+    """A self-contained HTML page of metrics.json and of rows of predictions.json, the lowest IoU first."""
     tables = {
         "Kind of phrase": content["by_phrase_family"],
         "Size of the box": content["by_box_size"],

@@ -1,12 +1,13 @@
 """Images letterboxed to a square, decoded once for the whole run, and the eight symmetries of images and boxes."""
 
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,18 +19,9 @@ from sat_vg.backbone_finetuning.utils.errors import DataError, UserError
 from sat_vg.backbone_finetuning.utils.terminal import progress
 from sat_vg.grounding.words import Symmetry
 
-Decode = Callable[[str], Tensor]
 
-
-@dataclass(frozen=True)
-class Letterbox:
-    """How an image lies in a square canvas: scaled to fit, at the top left.
-
-    Attributes:
-        width: of the image, in pixels.
-        height: of the image, in pixels.
-        size: side of the canvas, in pixels.
-    """
+class Letterbox(NamedTuple):
+    """How an image of ``width`` x ``height`` pixels lies on a canvas of ``size`` x ``size``; scaled, top left."""
 
     width: int
     height: int
@@ -67,46 +59,44 @@ def letterbox(image: Tensor, size: int) -> tuple[Tensor, Letterbox]:
     """An image uint8 ``[3, H, W]`` on a black canvas uint8 ``[3, size, size]``."""
     box = Letterbox(image.shape[2], image.shape[1], size)
     width, height = box.extent
-    canvas = torch.zeros(3, size, size, dtype=torch.uint8)
-    canvas[:, :height, :width] = functional.resize(image, [height, width], antialias=True)
-    return canvas, box
+    resized = functional.resize(image, [height, width], antialias=True)
+    return functional.pad(resized, [0, 0, size - width, size - height]), box
 
 
 class ImageStore:
     """The letterboxed images of a run, each decoded once, in a temporary memory-mapped file without a name.
 
+    Args:
+        paths: of the images.
+        size: side of the canvas, in pixels.
+        decode: path → uint8 ``[3, H, W]``.
+        folder: of the temporary file: 3 × size² bytes an image.
+
     Attributes:
         boxes: how each image lies in its canvas.
         digests: a hash of each letterboxed image.
         problems: paths of images that could not be read, with the reason.
+
+    Raises:
+        DataError: the disk of ``folder`` has no room for them.
     """
 
-    def __init__(self, paths: Sequence[str], size: int, decode: Decode, folder: Path) -> None:
-        """Decode all images.
-
-        Args:
-            paths: of the images.
-            size: side of the canvas, in pixels.
-            decode: path → uint8 ``[3, H, W]``.
-            folder: of the temporary file: 3 × size² bytes an image.
-
-        Raises:
-            DataError: the disk of ``folder`` has no room for them.
-        """
+    def __init__(self, paths: Sequence[str], size: int, decode: Callable[[str], Tensor], folder: Path) -> None:
         self._places = {path: place for place, path in enumerate(paths)}
         self.boxes: dict[str, Letterbox] = {}
         self.digests: dict[str, bytes] = {}
         self.problems: dict[str, str] = {}
-        folder.mkdir(parents=True, exist_ok=True)
         shape = (max(1, len(paths)), 3, size, size)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder) as file:
-                file.truncate(int(np.prod(shape)))
-                _reserve(file.fileno(), int(np.prod(shape)))
+                file.truncate(math.prod(shape))
+                if hasattr(os, "posix_fallocate"):  # writing into a mapped file on a full disk would end the process
+                    os.posix_fallocate(file.fileno(), 0, math.prod(shape))
                 self._canvases = np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
         except OSError as error:
             raise DataError(
-                f"{len(paths)} images of {size} pixels need {np.prod(shape) / 2**30:.1f} GiB in {str(folder)!r} "
+                f"{len(paths)} images of {size} pixels need {math.prod(shape) / 2**30:.1f} GiB in {str(folder)!r} "
                 f"({error.strerror}); make room, name another folder by SAT_VG_CACHE, or lower image_size"
             ) from error
 
@@ -120,19 +110,11 @@ class ImageStore:
                 self.digests[path] = hashlib.blake2b(canvas.numpy().tobytes(), digest_size=16).digest()
 
         with ThreadPoolExecutor(usable_cores()) as pool:
-            done = pool.map(store, self._places)
-            for _ in progress(done, total=len(paths), desc="decoding", unit="img"):
-                pass
+            list(progress(pool.map(store, self._places), total=len(paths), desc="decoding", unit="img"))
 
     def canvas(self, path: str) -> Tensor:
         """The letterboxed image uint8 ``[3, size, size]``."""
         return torch.from_numpy(self._canvases[self._places[path]].copy())
-
-
-def _reserve(descriptor: int, length: int) -> None:
-    """Take the disk space now: writing into a mapped file on a full disk would end the process."""
-    if hasattr(os, "posix_fallocate") and length:
-        os.posix_fallocate(descriptor, 0, length)
 
 
 def turn_images(images: Tensor, symmetry: Symmetry) -> Tensor:
@@ -144,8 +126,6 @@ def turn_images(images: Tensor, symmetry: Symmetry) -> Tensor:
 def turn_boxes(boxes: Tensor, symmetry: Symmetry) -> Tensor:
     """Corners ``[..., 4]`` in fractions of a square canvas, turned and flipped with the image."""
     x1, y1, x2, y2 = boxes.unbind(-1)
-    for _ in range(symmetry.turns % 4):
+    for _ in range(symmetry.turns):
         x1, y1, x2, y2 = y1, 1 - x2, y2, 1 - x1
-    if symmetry.flip:
-        x1, x2 = 1 - x2, 1 - x1
-    return torch.stack([x1, y1, x2, y2], dim=-1)
+    return torch.stack([1 - x2, y1, 1 - x1, y2] if symmetry.flip else [x1, y1, x2, y2], dim=-1)

@@ -1,7 +1,7 @@
 """Metrics of grounding with bootstrap intervals by image, groups of phrases, and baselines that see no image."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,15 +11,18 @@ from sat_vg.grounding.words import Vocabulary, tokens_of
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 Numbers = NDArray[np.float64]
 
+_FAMILIES = {
+    "relation": "of above below between near next beside behind around adjacent nearest",
+    "position": "left right top bottom upper lower middle center centre leftmost rightmost topmost bottommost north "
+    "south east west northern southern eastern western corner side",
+    "size": "large small big tiny huge largest smallest biggest long short larger smaller",
+    "colour": "red green blue white black gray grey yellow orange brown dark light purple pink",
+}
+_BOX_SIZES = {"small (below 1 %)": 0.01, "medium (1 to 5 %)": 0.05, "large (5 % and above)": float("inf")}
 
-@dataclass(frozen=True)
-class Overlaps:
-    """Intersections and unions of predicted and true boxes, one of each a phrase.
 
-    Attributes:
-        intersections: ``[P]``, in square pixels.
-        unions: ``[P]``, in square pixels.
-    """
+class Overlaps(NamedTuple):
+    """Intersections and unions ``[P]`` of predicted and true boxes, in square pixels."""
 
     intersections: Numbers
     unions: Numbers
@@ -48,63 +51,36 @@ def metrics_of(overlaps: Overlaps) -> dict[str, float]:
     }
 
 
-def intervals_of(
-    overlaps: Overlaps, images: Sequence[str], num_samples: int = 1000, seed: int = 0
-) -> dict[str, list[float]]:
+def intervals_of(overlaps: Overlaps, images: Sequence[str], num_samples: int = 1000) -> dict[str, list[float]]:
     """95 % intervals of all metrics by a bootstrap over images (Efron, 1979), whose phrases are drawn together."""
-    places: dict[str, list[int]] = {}
+    groups: dict[str, list[int]] = {}
     for place, image in enumerate(images):
-        places.setdefault(image, []).append(place)
-    groups = [np.array(group) for group in places.values()]
-    generator = np.random.default_rng(seed)
-    drawn: dict[str, list[float]] = {}
+        groups.setdefault(image, []).append(place)
+    places, generator = [np.array(group) for group in groups.values()], np.random.default_rng(0)
+    drawn = []
     for _ in range(num_samples):
-        chosen = np.concatenate([groups[place] for place in generator.integers(len(groups), size=len(groups))])
-        for name, value in metrics_of(Overlaps(overlaps.intersections[chosen], overlaps.unions[chosen])).items():
-            drawn.setdefault(name, []).append(value)
-    return {name: [float(side) for side in np.quantile(values, (0.025, 0.975))] for name, values in drawn.items()}
-
-
-_RELATIONS = {"of", "above", "below", "between", "near", "next", "beside", "behind", "around", "adjacent", "nearest"}
-_PLACES = {
-    "left", "right", "top", "bottom", "upper", "lower", "middle", "center", "centre", "leftmost", "rightmost",
-    "topmost", "bottommost", "north", "south", "east", "west", "northern", "southern", "eastern", "western", "corner",
-    "side",
-}  # fmt: skip
-_COLOURS = {
-    "red", "green", "blue", "white", "black", "gray", "grey", "yellow", "orange", "brown", "dark", "light", "purple",
-    "pink",
-}  # fmt: skip
-_SIZES = {
-    "large", "small", "big", "tiny", "huge", "largest", "smallest", "biggest", "long", "short", "larger", "smaller",
-}  # fmt: skip
-FAMILIES = ("relation", "position", "size", "colour", "name alone")
-BOX_SIZES = {"small (below 1 %)": 0.01, "medium (1 to 5 %)": 0.05, "large (5 % and above)": float("inf")}
+        chosen = np.concatenate([places[group] for group in generator.integers(len(places), size=len(places))])
+        drawn.append(metrics_of(Overlaps(*(part[chosen] for part in overlaps))))
+    return {name: np.quantile([one[name] for one in drawn], (0.025, 0.975)).tolist() for name in drawn[0]}
 
 
 def family_of(words: Sequence[str]) -> str:
     """What a phrase tells its thing by: the first of relation, position, size and colour that it has."""
-    found = set(words)
-    for name, known in zip(FAMILIES, (_RELATIONS, _PLACES, _SIZES, _COLOURS), strict=False):
-        if found & known:
-            return name
-    return FAMILIES[-1]
+    known = (name for name, family in _FAMILIES.items() if set(words) & set(family.split()))
+    return next(known, "name alone")
 
 
 def box_size_of(share: float) -> str:
     """The class of a box that takes this share of its image."""
-    return next(name for name, limit in BOX_SIZES.items() if share < limit)
+    return next(name for name, limit in _BOX_SIZES.items() if share < limit)
 
 
-def by_group(overlaps: Overlaps, groups: Sequence[str]) -> Mapping[str, dict[str, float]]:
+def by_group(overlaps: Overlaps, groups: Sequence[str]) -> dict[str, dict[str, float]]:
     """The metrics of each group of phrases, with its number of phrases as ``count``."""
-    names = np.array(groups)
+    members = {name: np.array(groups) == name for name in dict.fromkeys(groups)}
     return {
-        name: {
-            "count": int((names == name).sum()),
-            **metrics_of(Overlaps(overlaps.intersections[names == name], overlaps.unions[names == name])),
-        }
-        for name in dict.fromkeys(groups)
+        name: {"count": int(chosen.sum()), **metrics_of(Overlaps(*(part[chosen] for part in overlaps)))}
+        for name, chosen in members.items()
     }
 
 
@@ -120,7 +96,7 @@ def fit_baselines(phrases: Sequence[str], boxes: Numbers, vocabulary: Vocabulary
         vocabulary: the words that count.
     """
     counts = _counts(phrases, vocabulary)
-    about_position = [family_of([word]) in FAMILIES[:2] for word in vocabulary.words]
+    about_position = [family_of([word]) in ("relation", "position") for word in vocabulary.words]
     constant = np.zeros((counts.shape[1], 4))
     constant[-1] = np.median(boxes, axis=0)
     return {
@@ -133,20 +109,18 @@ def fit_baselines(phrases: Sequence[str], boxes: Numbers, vocabulary: Vocabulary
 def baseline_metrics(
     baselines: Mapping[str, Numbers], phrases: Sequence[str], targets: Numbers, sizes: Numbers, vocabulary: Vocabulary
 ) -> dict[str, dict[str, float]]:
-    """Metrics of each baseline.
+    """Metrics of each baseline of ``fit_baselines``.
 
     Args:
-        baselines: as ``fit_baselines`` gives them.
+        baselines: weights by name.
         phrases: to answer.
         targets: their true corners ``[P, 4]``, in pixels.
         sizes: width, height, width and height of each phrase's image ``[P, 4]``.
         vocabulary: of the baselines.
     """
     counts = _counts(phrases, vocabulary)
-    return {
-        name: metrics_of(overlaps_of(np.clip(counts @ weights, 0, 1) * sizes, targets))
-        for name, weights in baselines.items()
-    }
+    found = {name: np.clip(counts @ weights, 0, 1) * sizes for name, weights in baselines.items()}
+    return {name: metrics_of(overlaps_of(boxes, targets)) for name, boxes in found.items()}
 
 
 def _counts(phrases: Sequence[str], vocabulary: Vocabulary) -> NDArray[np.float32]:
@@ -154,10 +128,10 @@ def _counts(phrases: Sequence[str], vocabulary: Vocabulary) -> NDArray[np.float3
     places = {word: place for place, word in enumerate(vocabulary.words)}
     counts = np.zeros((len(phrases), len(places) + 1), dtype=np.float32)
     counts[:, -1] = 1
-    for row, phrase in enumerate(phrases):
+    for row, phrase in zip(counts, phrases, strict=True):
         for word in tokens_of(phrase):
             if word in places:
-                counts[row, places[word]] += 1
+                row[places[word]] += 1
     return counts
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -164,94 +164,75 @@ class GroundingModel(nn.Module):
             CheckpointError: the file is missing, altered, or of another kind.
         """
         content = load_tensors(Path(path))
-        _require_model(content, path)
+        kind = content.get("format") if isinstance(content, Mapping) else None
+        if kind != FORMAT:
+            of_finetuning = kind == "sat_vg.best_model"
+            hint = "it is a backbone of the fine-tuning: train with --backbone" if of_finetuning else "check the path"
+            raise CheckpointError(f"{str(path)!r} is no grounding model; {hint}")
+        if type(content.get("schema")) is not int or content["schema"] != SCHEMA:
+            raise CheckpointError(
+                f"{str(path)!r} has schema {content.get('schema')!r}; this version of sat_vg reads {SCHEMA}"
+            )
         try:
+            _require_none(_faults(content))
             preprocessing = Preprocessing.from_dict(content["preprocessing"])
             source = FineTuneModel(
                 content["backbone"], 2, pretrained=False, weights="none", image_size=preprocessing.image_size
             )
-            text = _text_of(content)
+            source.preprocessing = preprocessing
+            with torch.device("meta"):  # what is larger than the file shall take no memory
+                _require_none(_wrong_tensors(content, cls._of(content, source)))
+            model = cls._of(content, source)
         except UserError as error:
             raise CheckpointError(f"{str(path)!r} cannot be used: {error}") from error
-        source.preprocessing = preprocessing
-        vocabulary, sizes = Vocabulary(tuple(content["vocabulary"])), Sizes(**content["sizes"])
-        model = cls(source, vocabulary, sizes, freeze_norm=content["freeze_norm"], text=text)
-        baseline = torch.empty(len(vocabulary.words) + 1, 4, dtype=torch.float64)
-        problems = (
-            *wrong_tensors("the network", content["state_dict"], model.network.state_dict()),
-            *wrong_tensors("the baselines", content["baselines"], dict.fromkeys(content["baselines"], baseline)),
-        )
-        _require(not problems, path, problems[0] if problems else "")
         model.network.load_state_dict(content["state_dict"])
         model.metrics, model.config, model.baselines = content["metrics"], content["config"], content["baselines"]
         return model.eval()
 
-
-def _text_of(content: Mapping[str, Any]) -> PretrainedText | None:
-    """The encoder of phrases in a file, if it has one, without its weights; none that is larger than the file."""
-    stored, weights = content.get("text") or {}, content["state_dict"]
-    if not stored:
-        return None
-    own = {name.removeprefix("text."): value for name, value in weights.items() if name.startswith("text.")}
-    try:
-        num_layers = json.loads(stored["config"]).get("num_hidden_layers", 1)
-        parts = (stored["config"], stored["tokenizer"], content["sizes"]["width"])
-        if not 0 < num_layers <= len(own):
-            raise CheckpointError("its text encoder has more layers than weights")
-        with torch.device("meta"):
-            problems = list(wrong_tensors("the text encoder", own, PretrainedText(*parts).state_dict()))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"its text encoder is altered: {error!r}") from error
-    if problems:
-        raise CheckpointError(problems[0])
-    return PretrainedText(*parts)
+    @classmethod
+    def _of(cls, content: Mapping[str, Any], source: FineTuneModel) -> GroundingModel:
+        """The model of a file's content, without its weights."""
+        sizes, stored = Sizes(**content["sizes"]), content.get("text")  # files of earlier versions have no text
+        text = PretrainedText(stored["config"], stored["tokenizer"], sizes.width) if stored else None
+        vocabulary = Vocabulary(tuple(content["vocabulary"]))
+        try:
+            return cls(source, vocabulary, sizes, freeze_norm=content["freeze_norm"], text=text)
+        except RuntimeError as error:
+            raise CheckpointError(f"its sizes are those of no network ({error})") from error
 
 
-def _require_model(content: Any, path: str | Path) -> None:
-    """Refuse a file of another kind, and one whose model would be larger than the file.
+def _require_none(faults: Iterator[str]) -> None:
+    for fault in faults:
+        raise CheckpointError(f"it is altered: {fault}; use another file")
 
-    Raises:
-        CheckpointError: it says what is wrong.
-    """
-    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
-        of_finetuning = isinstance(content, Mapping) and content.get("format") == "sat_vg.best_model"
-        hint = "it is a backbone of the fine-tuning: train with --backbone" if of_finetuning else "check the path"
-        raise CheckpointError(f"{str(path)!r} is no grounding model; {hint}")
-    if type(content.get("schema")) is not int or content["schema"] != SCHEMA:
-        raise CheckpointError(
-            f"{str(path)!r} has schema {content.get('schema')!r}; this version of sat_vg reads {SCHEMA}"
-        )
+
+def _faults(content: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a file, but for its tensors; what comes later relies on what comes before it."""
     lacking = [name for name, kind in _PARTS.items() if not isinstance(content.get(name), kind)]
-    _require(not lacking, path, f"it lacks a sound {', '.join(lacking)}")
-    words, sizes, weights = content["vocabulary"], content["sizes"], content["state_dict"]
-    _require(all(isinstance(word, str) for word in words), path, "its vocabulary holds more than words")
-    are_numbers = all(isinstance(name, str) and type(one) in (int, float) for name, one in content["metrics"].items())
-    _require(are_numbers, path, "its metrics are no numbers")
-    _require(set(sizes) == {one.name for one in fields(Sizes)}, path, "its sizes are not those of a network")
+    if lacking:
+        yield f"it lacks a sound {', '.join(lacking)}"
+    if not all(isinstance(word, str) for word in content["vocabulary"]):
+        yield "its vocabulary holds more than words"
+    if not all(isinstance(name, str) and type(one) in (int, float) for name, one in content["metrics"].items()):
+        yield "its metrics are no numbers"
+    sizes, num_weights = content["sizes"], len(content["state_dict"])
+    if set(sizes) != {one.name for one in fields(Sizes)}:
+        yield "its sizes are not those of a network"
     try:  # the ranges of the settings
         GroundingConfig(data="any", **sizes)
         GroundingConfig(**content["config"])
-    except (ConfigError, TypeError) as error:
-        raise CheckpointError(f"{str(path)!r} holds settings that no run can have: {error}") from error
-    width = sizes["width"]
-    shapes = {
-        "text.embedding.weight": (len(Vocabulary(tuple(words))), width),
-        "text.positions": (sizes["max_words"], width),
-    }
-    _require(sizes["text_layers"] + sizes["fusion_layers"] <= len(weights), path, "it lacks layers")
-    if content.get("text"):
-        shapes, sizes = {}, {**sizes, "text_layers": 0}
-    shapes |= {f"text.layers.{place}.qkv.weight": (3 * width, width) for place in range(sizes["text_layers"])}
-    shapes |= {f"fusion.{place}.qkv.weight": (3 * width, width) for place in range(sizes["fusion_layers"])}
-    for name, shape in shapes.items():
-        _require(
-            tuple(getattr(weights.get(name), "shape", ())) == shape, path, f"its {name} has not the shape {shape}"
-        )
+        text = json.loads(content["text"]["config"]) if content.get("text") else {}
+        num_layers = max(sizes["text_layers"] + sizes["fusion_layers"], text.get("num_hidden_layers", 0))
+    except (ConfigError, TypeError, ValueError, KeyError, AttributeError) as error:
+        yield f"it holds settings that no run can have: {error}"
+    if num_layers > num_weights:
+        yield f"it has {num_layers} layers and {num_weights} weights"
 
 
-def _require(is_sound: bool, path: str | Path, fault: str) -> None:
-    if not is_sound:
-        raise CheckpointError(f"{str(path)!r} is altered: {fault}; use another file")
+def _wrong_tensors(content: Mapping[str, Any], model: GroundingModel) -> Iterator[str]:
+    yield from wrong_tensors("the network", content["state_dict"], model.network.state_dict())
+    baseline = torch.empty(len(model.vocabulary.words) + 1, 4, dtype=torch.float64)
+    yield from wrong_tensors("the baselines", content["baselines"], dict.fromkeys(content["baselines"], baseline))
 
 
 def _pixels_of(image: ImageInput, preprocessing: Preprocessing) -> Tensor:

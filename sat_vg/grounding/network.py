@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.ops import generalized_box_iou_loss
+from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from sat_vg.backbone_finetuning import FeatureExtractor
 from sat_vg.grounding.words import PADDING
@@ -19,17 +19,7 @@ _WIDTH = 0.2  # standard deviation of the target around the box's centre, in wid
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a network.
-
-    Attributes:
-        image_size: side of the canvas, in pixels.
-        max_words: number of words of a phrase that are read.
-        width: length of all tokens.
-        text_layers: number of layers of the word encoder.
-        fusion_layers: number of layers over words and places together.
-        num_heads: heads of attention.
-        dropout: probability of dropping a value in all layers.
-    """
+    """Sizes of a network: the fields of ``GroundingConfig`` with these names."""
 
     image_size: int
     max_words: int
@@ -61,17 +51,14 @@ class MapProjection(nn.Module):
             for count, ratio in zip(channels, ratios, strict=True)
         )
 
-    def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """Maps ``[I, channels, h_i, w_i]`` → ``[I, width, *size]``."""
+    def forward(self, maps: Sequence[Tensor], side: int) -> Tensor:
+        """Maps ``[I, channels, h_i, w_i]`` → ``[I, width, side, side]``."""
         projected = [projection(one) for projection, one in zip(self.projections, maps, strict=True)]
-        return torch.stack(
-            [
-                one
-                if one.shape[-2:] == size
-                else functional.interpolate(one, size, mode="bilinear", align_corners=False)
-                for one in projected
-            ]
-        ).sum(0)
+        resized = [
+            one if one.shape[-2:] == (side, side) else functional.interpolate(one, (side, side), mode="bilinear")
+            for one in projected
+        ]
+        return torch.stack(resized).sum(0)
 
 
 class Block(nn.Module):
@@ -95,6 +82,11 @@ class Block(nn.Module):
         return tokens + functional.dropout(self.mlp(self.norm2(tokens)), self.dropout, self.training)
 
 
+def blocks(sizes: Sizes, count: int) -> nn.ModuleList:
+    """So many layers."""
+    return nn.ModuleList(Block(sizes.width, sizes.num_heads, sizes.dropout) for _ in range(count))
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, is_padding: Tensor) -> Tensor:
     """Attention ``[P, heads, N, D]``. On a CPU torch's fused kernel takes 5 times as long in bf16 as its parts do."""
     if query.device.type != "cpu":
@@ -111,9 +103,7 @@ class WordEncoder(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(num_words, sizes.width, padding_idx=PADDING)
         self.positions = nn.Parameter(0.02 * torch.randn(sizes.max_words, sizes.width))
-        self.layers = nn.ModuleList(
-            Block(sizes.width, sizes.num_heads, sizes.dropout) for _ in range(sizes.text_layers)
-        )
+        self.layers = blocks(sizes, sizes.text_layers)
 
     def forward(self, words: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors, and a mask ``[P, T]`` that is True where there is no word."""
@@ -145,16 +135,15 @@ class GroundingNetwork(nn.Module):
         maps = zip(extractor.out_names, extractor.channels, extractor.strides, strict=True)
         used = [found for found in maps if 2 * found[2] >= self.stride]
         self._used = [name for name, _, _ in used]
-        width, dropout = sizes.width, sizes.dropout
+        width = sizes.width
         self.project = MapProjection([count for _, count, _ in used], [own for *_, own in used], self.stride, width)
         self.text = text or WordEncoder(num_words, sizes)
         self.kinds = nn.Parameter(0.02 * torch.randn(2, width))  # of tokens: places and words
-        self.fusion = nn.ModuleList(Block(width, sizes.num_heads, dropout) for _ in range(sizes.fusion_layers))
+        self.fusion = blocks(sizes, sizes.fusion_layers)
         self.norm = nn.LayerNorm(width)
         self.score = nn.Linear(width, 1)
-        self.box = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 4))
-        last = self.box[2]
-        assert isinstance(last, nn.Linear)
+        hidden, last = nn.Linear(width, width), nn.Linear(width, 4)
+        self.box = nn.Sequential(hidden, nn.GELU(), last)
         nn.init.constant_(last.bias[2:], -1.5)  # boxes begin at a fifth of the canvas
 
     def forward(self, images: Tensor, masks: Tensor, image_of: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,7 +169,7 @@ class GroundingNetwork(nn.Module):
     def answer(self, maps: Sequence[Tensor], masks: Tensor, image_of: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         """What ``forward`` returns, from the backbone's maps."""
         side = math.ceil(masks.shape[-1] / self.stride)
-        features = self.project(maps, (side, side))  # [I, width, side, side]
+        features = self.project(maps, side)  # [I, width, side, side]
         padding = functional.interpolate(masks[:, None].float(), size=(side, side))[:, 0].bool()
         places = (features + sine_positions(padding, features.shape[1])).flatten(2).transpose(1, 2)  # [I, N, width]
         no_place = padding.flatten(1)[image_of]  # [P, N]
@@ -195,8 +184,8 @@ class GroundingNetwork(nn.Module):
         scores = self.score(fused)[..., 0].float().masked_fill(no_place, -torch.inf)
         offsets = self.box(fused).float()  # [P, N, 4]: of the centre in places, and the logits of width and height
         centres = place_centres(side, offsets.device) + offsets[..., :2] / side
-        half = offsets[..., 2:].sigmoid() / 2
-        return scores, torch.cat([centres - half, centres + half], dim=-1).clamp(0, 1)
+        boxes = torch.cat([centres, offsets[..., 2:].sigmoid()], dim=-1)
+        return scores, box_convert(boxes, "cxcywh", "xyxy").clamp(0, 1)
 
 
 def best_boxes(scores: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,12 +213,9 @@ def sine_positions(padding: Tensor, width: int) -> Tensor:
 
 
 def target_places(boxes: Tensor, num_places: int, is_padding: Tensor) -> Tensor:
-    """Weights ``[P, N]`` of the places, which sum to 1: a Gaussian around the centre of each box (Zhou et al., 2019).
+    """Weights ``[P, N]`` of the places, which sum to 1: a Gaussian around each box's centre (Zhou et al., 2019).
 
-    Args:
-        boxes: corners ``[P, 4]`` in fractions of the canvas.
-        num_places: N.
-        is_padding: bool ``[P, N]``.
+    ``boxes`` are corners ``[P, 4]`` in fractions of the canvas, ``is_padding`` is bool ``[P, N]``.
     """
     side = round(num_places**0.5)
     centres = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2  # [P, 1, 2]

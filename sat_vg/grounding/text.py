@@ -20,9 +20,12 @@ class PretrainedText(nn.Module):
     """Tokens ``[P, T]`` → vectors ``[P, T, width]`` by a BERT-like encoder (Devlin et al., 2019).
 
     Args:
-        config: of the encoder, as JSON; ConfigError is raised where transformers knows no such encoder.
+        config: of the encoder, as JSON.
         tokenizer: content of its tokenizer.json.
         width: length of the vectors.
+
+    Raises:
+        ConfigError: transformers knows no such encoder, or cannot be imported.
     """
 
     def __init__(self, config: str, tokenizer: str, width: int) -> None:
@@ -35,7 +38,8 @@ class PretrainedText(nn.Module):
             self._tokens = _library("tokenizers").Tokenizer.from_str(tokenizer)
         except Exception as error:  # its errors have no class in common
             raise ConfigError(f"this text encoder cannot be built: {error}") from error
-        self._tokens.no_padding(), self._tokens.no_truncation()
+        self._tokens.no_padding()
+        self._tokens.no_truncation()
         self.project = nn.Linear(known.hidden_size, width)
 
     @classmethod

@@ -2,11 +2,9 @@
 
 import math
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -49,12 +47,7 @@ _TEXT_SCALE = 0.1  # on the learning rate of a pre-trained text encoder, as Tran
 
 @dataclass(frozen=True)
 class GroundingResult:
-    """What a run gave.
-
-    Attributes:
-        best_model: path of best_model.pt.
-        metrics: metrics of its weights on the validation phrases.
-    """
+    """What a run gave: the path of best_model.pt, and metrics of its weights on the validation phrases."""
 
     best_model: Path
     metrics: dict[str, float]
@@ -62,20 +55,7 @@ class GroundingResult:
 
 @dataclass
 class Run:
-    """What a training works with.
-
-    Attributes:
-        config: settings of the run.
-        folder: folder of last.pt and best_model.pt.
-        identity: what a resume is checked against.
-        splits: phrases of ``train`` and ``val``, and of ``test`` where there is one.
-        model: what is trained.
-        precision: device and number formats.
-        tensors: network, optimizer and loss scaler.
-        state: how far the run is.
-        tracker: TensorBoard and metrics.jsonl.
-        saves: when last.pt is written within an epoch.
-    """
+    """What a training works with; the folder is that of last.pt and best_model.pt."""
 
     config: GroundingConfig
     folder: Path
@@ -89,14 +69,18 @@ class Run:
     saves: SaveSchedule
 
     def save(self) -> None:
-        """Write last.pt, after all that was logged; the state before it stays.
-
-        Raises:
-            WriteError: the folder cannot be written to or the disk is full.
-        """
+        """Write last.pt, after all that was logged; the state before it stays."""
         self.tracker.sync()
         save_run(self.folder, self.state, self.tensors, self.identity, keep=2)
         self.saves.note_save()
+
+    def log(self, group: str, **numbers: float | None) -> None:
+        """Write a line to metrics.jsonl, and its numbers to TensorBoard."""
+        state = self.state
+        rate = max(one["lr"] / one["lr_scale"] for one in self.tensors.optimizer.param_groups)
+        place = {"phase": "grounding", "epoch": state.epoch + 1, "step": state.step, "learning_rate": rate}
+        speed = {"phrases_per_second": state.train_images / max(state.train_seconds, 1e-9)}
+        self.tracker.numbers({**place, **numbers, **speed}, state.step, group)
 
 
 def train_grounding(config: GroundingConfig) -> GroundingResult:
@@ -140,25 +124,23 @@ def train_grounding(config: GroundingConfig) -> GroundingResult:
 def fit(run: Run, interrupt: InterruptRequest) -> None:
     """Train, validate and save, epoch by epoch, from where ``run.state`` stands."""
     config, model, state, train = run.config, run.model, run.state, run.splits["train"]
-    boxes = train.targets / train.image_sizes
-    baselines = fit_baselines(train.texts, boxes, model.vocabulary)
+    baselines = fit_baselines(train.texts, train.targets / train.image_sizes, model.vocabulary)
     model.baselines = {name: torch.from_numpy(weights) for name, weights in baselines.items()}
     while state.epoch < config.total_epochs:
         train_epoch(run, interrupt)
         metrics = metrics_of(answer(model, run.splits["val"], config.batch_size, run.precision).overlaps)
         # Of two equal values of Pr@0.5 the higher mean IoU is the better one.
         is_best = state.note_validation(metrics["pr@0.5"], 1 - metrics["mean_iou"], True, min_delta=0.0)
+        mean_loss = state.train_loss_sum / state.train_images
         say(
-            f"epoch {state.epoch + 1}/{config.total_epochs}: loss {state.train_loss_sum / len(train):.3f}, "
-            f"validation Pr@0.5 {100 * metrics['pr@0.5']:.1f} %, mean IoU {100 * metrics['mean_iou']:.1f} %"
-            f"{' (best so far)' if is_best else ''}"
+            f"epoch {state.epoch + 1}/{config.total_epochs}: loss {mean_loss:.3f}, "
+            f"validation {_told(metrics)}{' (best so far)' if is_best else ''}"
         )
         if is_best:
             model.metrics, model.config = metrics | {"epoch": state.epoch + 1}, config.to_dict()
             model.save_checkpoint(run.folder / BEST_MODEL)
         of_validation = {f"val_{name}": value for name, value in metrics.items()}
-        mean_loss = state.train_loss_sum / state.train_images
-        log(run, "epoch", train_loss=mean_loss, seconds=state.train_seconds, **of_validation)
+        run.log("epoch", train_loss=mean_loss, seconds=state.train_seconds, **of_validation)
         state.end_epoch()
         state.finished = state.epoch == config.total_epochs
         run.save()
@@ -172,20 +154,18 @@ def train_epoch(run: Run, interrupt: InterruptRequest) -> None:
         InterruptedRun: a signal came; the state was saved.
     """
     config, model, state, phrases = run.config, run.model, run.state, run.splits["train"]
-    optimizer, scaler = run.tensors.optimizer, run.tensors.scaler
+    optimizer, scaler, device = run.tensors.optimizer, run.tensors.scaler, run.precision.device
     num_batches = phrases.num_batches(config.batch_size)
     model.train()
     pending = PendingSteps(lambda place: phrases.records[place].source, scaler.is_enabled(), SingleProcess())
     batches = phrases.shuffled(
         config.batch_size, config.seed, state.epoch, state.step_in_epoch, config.use_augmentation
     )
+    bar = progress(total=len(phrases), initial=state.train_images, desc=f"epoch {state.epoch + 1}", unit="phrase")
     clock = time.perf_counter()
-    with progress(
-        total=len(phrases), initial=state.train_images, desc=f"epoch {state.epoch + 1}", unit="phrase"
-    ) as bar:
-        for loaded in batches:
-            batch = loaded.to(run.precision.device)
-            seed_default_generator(derive_seed(config.seed, Purpose.STEP, state.step), run.precision.device)
+    with bar:
+        for batch in (loaded.to(device) for loaded in batches):
+            seed_default_generator(derive_seed(config.seed, Purpose.STEP, state.step), device)
             rate = learning_rate(config, state.step, num_batches)
             set_learning_rate(optimizer, rate)
 
@@ -215,7 +195,7 @@ def train_epoch(run: Run, interrupt: InterruptRequest) -> None:
                 state.train_seconds, clock = state.train_seconds + now - clock, now
             if must_log:
                 mean_loss = state.window_loss_sum / state.window_images
-                log(run, "step", train_loss=mean_loss, gradient_norm=pending.gradient_norm)
+                run.log("step", train_loss=mean_loss, gradient_norm=pending.gradient_norm)
                 state.window_loss_sum, state.window_images = 0.0, 0
             if must_save:
                 run.save()
@@ -230,15 +210,6 @@ def learning_rate(config: GroundingConfig, step: int, num_batches: int) -> float
     return schedule.at((step + 0.5) / num_batches, config.total_epochs)
 
 
-def log(run: Run, group: str, **numbers: float | None) -> None:
-    """Write a line to metrics.jsonl, and its numbers to TensorBoard."""
-    state = run.state
-    rate = max(one["lr"] / one["lr_scale"] for one in run.tensors.optimizer.param_groups)
-    place = {"phase": "grounding", "epoch": state.epoch + 1, "step": state.step, "learning_rate": rate}
-    speed = {"phrases_per_second": state.train_images / max(state.train_seconds, 1e-9)}
-    run.tracker.numbers({**place, **numbers, **speed}, state.step, group)
-
-
 def resume(
     config: GroundingConfig, folder: Path, identity: RunIdentity, tensors: RunTensors, train: Phrases
 ) -> RunState | None:
@@ -251,7 +222,18 @@ def resume(
     if found is None:
         return None
     path, content = found
-    _require_same(content, identity, folder)
+    # A setting that came with a later version had the meaning of its default.
+    then = {one.name: one.default for one in fields(GroundingConfig)} | content["config"]
+    now = {name: value for name, value in identity.config.items() if name not in FREE_ON_RESUME}
+    changed = [f"{name} was {then[name]!r} and is {value!r}" for name, value in now.items() if then[name] != value]
+    if changed:
+        raise CheckpointError(
+            f"the run in {str(folder)!r} has other settings: {', '.join(changed)}. Use its own, or --resume never"
+        )
+    if content["data_fingerprint"] != identity.data_fingerprint:
+        raise CheckpointError(
+            f"the data have changed since the run in {str(folder)!r} was stopped; restore them, or --resume never"
+        )
     try:
         state = restore_run(content, tensors)
     except CheckpointError as error:
@@ -272,25 +254,6 @@ def resume(
     adopt_best_model(EarlierRun(path, content), folder, state)
     say(f"continuing {folder / LAST}: {counted(state.epoch, 'epoch')} done, step {state.step}")
     return state
-
-
-def _require_same(content: Mapping[str, Any], identity: RunIdentity, folder: Path) -> None:
-    """Refuse a state of other settings or other data."""
-    # A setting that came with a later version had the meaning of its default.
-    earlier = {one.name: one.default for one in fields(GroundingConfig)} | content["config"]
-    changed = [
-        f"{name} was {earlier[name]!r} and is {value!r}"
-        for name, value in identity.config.items()
-        if name not in FREE_ON_RESUME and earlier[name] != value
-    ]
-    if changed:
-        raise CheckpointError(
-            f"the run in {str(folder)!r} has other settings: {', '.join(changed)}. Use its own, or --resume never"
-        )
-    if content["data_fingerprint"] != identity.data_fingerprint:
-        raise CheckpointError(
-            f"the data have changed since the run in {str(folder)!r} was stopped; restore them, or --resume never"
-        )
 
 
 def load_backbone(config: GroundingConfig) -> tuple[FineTuneModel, bool]:
@@ -320,30 +283,30 @@ def build_model(
     source: FineTuneModel,
     vocabulary: Vocabulary,
     is_random: bool,
-    text: PretrainedText | None = None,
+    text: PretrainedText | None,
 ) -> GroundingModel:
     """The model with its starting weights, on the CPU. Batch norms of trained weights stay as they are."""
     torch.manual_seed(derive_seed(config.seed, Purpose.INITIALISATION))
     sizes = Sizes(**{one.name: getattr(config, one.name) for one in fields(Sizes)})
     model = GroundingModel(source, vocabulary, sizes, config.freeze_backbone, freeze_norm=not is_random, text=text)
-    counts = [sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (True, False)]
-    stride = model.network.stride
-    side = math.ceil(config.canvas_size / stride)
+    parameters = list(model.parameters())
+    count, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    side = math.ceil(config.canvas_size / model.network.stride)
     say(
-        f"model: {counts[0] / 1e6:.2f} M parameters, {counts[1] / 1e6:.2f} M trained; "
-        f"{counted(len(vocabulary.words), 'word')}; grid of {side} x {side} places at stride {stride}"
+        f"model: {count / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained; "
+        f"{counted(len(vocabulary.words), 'word')}; grid of {side} x {side} places at stride {model.network.stride}"
     )
     return model
 
 
 def build_optimizer(config: GroundingConfig, model: GroundingModel, backbone_scale: float) -> torch.optim.Optimizer:
-    """AdamW with groups for backbone and rest, with and without weight decay."""
+    """AdamW with groups for backbone, text encoder and rest, with and without weight decay."""
+    scales = {"backbone.": backbone_scale, "text.encoder.": _TEXT_SCALE}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.network.named_parameters():
         if parameter.requires_grad:
             is_matrix = parameter.ndim > 1 and not name.endswith(("positions", "kinds"))
-            scale = backbone_scale if name.startswith("backbone.") else 1.0
-            scale = _TEXT_SCALE if name.startswith("text.encoder.") else scale
+            scale = next((scale for prefix, scale in scales.items() if name.startswith(prefix)), 1.0)
             groups.setdefault((scale, config.weight_decay if is_matrix else 0.0), []).append(parameter)
     return torch.optim.AdamW(
         [{"params": few, "weight_decay": decay, "lr_scale": scale} for (scale, decay), few in groups.items()],
@@ -358,14 +321,15 @@ def summarise(folder: Path, log_dir: Path, val: Phrases) -> GroundingResult:
     metrics = model.metrics
     if not {"pr@0.5", "mean_iou", "epoch"} <= set(metrics):
         raise CheckpointError(f"{str(folder / BEST_MODEL)!r} has no metrics: it is altered; train anew")
-    say(
-        f"done: validation Pr@0.5 {100 * metrics['pr@0.5']:.1f} %, mean IoU {100 * metrics['mean_iou']:.1f} % "
-        f"(epoch {metrics['epoch']:.0f})"
-    )
+    say(f"done: validation {_told(metrics)} (epoch {metrics['epoch']:.0f})")
     baselines = {name: weights.numpy() for name, weights in model.baselines.items()}
     found = baseline_metrics(baselines, val.texts, val.targets, val.image_sizes, model.vocabulary)
     for name, value in found.items():
-        say(f"  {name:<16}Pr@0.5 {100 * value['pr@0.5']:.1f} %, mean IoU {100 * value['mean_iou']:.1f} %")
+        say(f"  {name:<16}{_told(value)}")
     say(f"  best model      {folder / BEST_MODEL}")
     say(f"  TensorBoard     tensorboard --logdir {log_dir}")
     return GroundingResult(folder / BEST_MODEL, metrics)
+
+
+def _told(metrics: dict[str, float]) -> str:
+    return f"Pr@0.5 {100 * metrics['pr@0.5']:.1f} %, mean IoU {100 * metrics['mean_iou']:.1f} %"

@@ -22,12 +22,20 @@ _FAMILIES = (
     ("above", "below", "left", "right"),
     ("up", "down", "left", "right"),
 )
+_OF_IMAGE, _OF_PART, _COMPASS, _BESIDE = (_FAMILIES[place] for place in (0, 1, 3, 5))
+_FAMILY_OF = {word: family for family in reversed(_FAMILIES) for word in family}
 _VECTORS = ((0, -1), (0, 1), (-1, 0), (1, 0))
-_VERTICAL = {name: (family, place) for family in reversed(_FAMILIES) for place, name in enumerate(family)}
 _AXES = {"horizontal": "vertical", "horizontally": "vertically"}
 _AXES |= {new: old for old, new in _AXES.items()}
-_COMPOUND = re.compile(r"(north|south)(west|east)(ern)?")
-_SCENES = {"image", "picture", "photo", "scene", "frame", "map", "tile"}
+# "to the left of X", unless X is the image itself; compounds such as "northeast"; all other words that turn.
+_TURNING = re.compile(
+    r"\b(?:(?:(?:to|on|at) the )?(?P<beside>left|right)(?: side)? of"
+    r"(?! (?:(?:the|this|whole|entire) )*(?:image|picture|photo|scene|frame|map|tile)\b)"
+    rf"|(?P<compound>(north|south)(west|east)(ern)?)|{'|'.join((*_FAMILY_OF, *_AXES))})\b"
+)
+_SIDE_FIRST = re.compile(
+    r"\b(left|right|west|east) ((?:top|bottom|upper|lower|north|south)(?: (?:top|bottom|upper|lower|north|south))*)\b"
+)
 
 
 class Symmetry(NamedTuple):
@@ -41,11 +49,12 @@ class Symmetry(NamedTuple):
     turns: int = 0
     flip: bool = False
 
-    def vector(self, x: float, y: float) -> tuple[float, float]:
-        """Where a direction (x to the right, y down) points afterwards."""
-        for _ in range(self.turns % 4):
+    def turn(self, word: str, family: Sequence[str]) -> str:
+        """Where a word of a family of directions points afterwards."""
+        x, y = _VECTORS[family.index(word)]
+        for _ in range(self.turns):
             x, y = y, -x
-        return (-x, y) if self.flip else (x, y)
+        return family[_VECTORS.index((-x if self.flip else x, y))]
 
 
 IDENTITY = Symmetry()
@@ -65,59 +74,23 @@ def turn_words(words: Sequence[str], symmetry: Symmetry) -> list[str]:
     """
     if symmetry == IDENTITY:
         return list(words)
-    upright = next((family for family in _FAMILIES[1:2] if set(family[:2]) & set(words)), _FAMILIES[0])
-    turned: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if word in ("left", "right"):
-            beside = _length_of_beside(rest)
-            new = _turn(word, _FAMILIES[5] if beside else upright, symmetry)
-            if new in ("above", "below"):
-                del rest[:beside]
-                _drop_preposition(turned)
-            turned.append(new)
-        elif word in ("above", "below"):
-            new = _turn(word, _FAMILIES[5], symmetry)
-            turned += [new] if new in ("above", "below") else ["to", "the", new, "of"]
-        elif word in _VERTICAL:
-            turned.append(_turn(word, _VERTICAL[word][0], symmetry))
-        elif compound := _COMPOUND.fullmatch(word):
-            pair = [_turn(part, _FAMILIES[3], symmetry) for part in compound.groups()[:2]]
-            turned.append("".join(sorted(pair, key=("north", "south", "west", "east").index)) + (compound[3] or ""))
-        elif word in _AXES and symmetry.turns % 2:
-            turned.append(_AXES[word])
-        else:
-            turned.append(word)
-    return _vertical_first(turned)
+    upright = _OF_PART if {"upper", "lower"} & set(words) else _OF_IMAGE
 
+    def turn(match: re.Match[str]) -> str:
+        word = match[0]
+        if side := match["beside"]:
+            new = symmetry.turn(side, _BESIDE)
+            return new if new in ("above", "below") else word.replace(side, new)
+        if match["compound"]:
+            pair = [symmetry.turn(part, _COMPASS) for part in match.group(3, 4)]
+            return "".join(sorted(pair, key=_COMPASS.index)) + (match[5] or "")
+        if word in _AXES:
+            return _AXES[word] if symmetry.turns % 2 else word
+        new = symmetry.turn(word, upright if word in ("left", "right") else _FAMILY_OF[word])
+        return f"to the {new} of" if word in ("above", "below") and new in ("left", "right") else new
 
-def _turn(word: str, family: tuple[str, ...], symmetry: Symmetry) -> str:
-    return family[_VECTORS.index(tuple(map(int, symmetry.vector(*_VECTORS[family.index(word)]))))]
-
-
-def _length_of_beside(rest: Sequence[str]) -> int:
-    """How many words after "left" belong to "left of X"; 0 where X is the image itself, or there is none."""
-    skipped = 1 if rest[:1] == ["side"] else 0
-    if rest[skipped : skipped + 1] != ["of"]:
-        return 0
-    behind = [word for word in rest[skipped + 1 :] if word not in ("the", "this", "whole", "entire")]
-    return 0 if behind[:1] and behind[0] in _SCENES else skipped + 1
-
-
-def _drop_preposition(words: list[str]) -> None:
-    """Drop "to the" and "on the" before "left of": "above" has no preposition."""
-    if words[-2:] in (["to", "the"], ["on", "the"], ["at", "the"]):
-        del words[-2:]
-
-
-def _vertical_first(words: list[str]) -> list[str]:
-    """Bring "left upper" into the usual order, "upper left"."""
-    upright = {"top", "bottom", "upper", "lower", "north", "south"}
-    for place in range(len(words) - 1):
-        if words[place] in ("left", "right", "west", "east") and words[place + 1] in upright:
-            words[place], words[place + 1] = words[place + 1], words[place]
-    return words
+    turned = _TURNING.sub(turn, " ".join(words))
+    return _SIDE_FIRST.sub(r"\2 \1", turned).split()  # "left upper" is said the other way round
 
 
 @dataclass(frozen=True)
@@ -134,8 +107,7 @@ class Vocabulary:
     def of(cls, phrases: Iterable[str]) -> "Vocabulary":
         """All words of phrases and of their flipped and turned forms, the most frequent ones first."""
         counts: Counter[str] = Counter()
-        for phrase in phrases:
-            words = tokens_of(phrase)
+        for words in map(tokens_of, phrases):
             counts.update(words)
             for symmetry in SYMMETRIES[1:]:
                 counts.update(dict.fromkeys(turn_words(words, symmetry), 0))

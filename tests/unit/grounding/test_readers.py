@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 
+from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, DataError
+from sat_vg.grounding.images import ImageStore
 from sat_vg.grounding.readers import read_listing, split_records
 
 XML = """<annotation><filename>{name}.jpg</filename>{objects}</annotation>"""
@@ -119,6 +121,9 @@ def test_code_in_a_pth_is_not_run(tmp_path, monkeypatch):
         ({"phrase": "a", "box": [1, 2, 3, 4]}, "has no image"),
         ({"image": "a.png", "phrase": "", "box": [1, 2, 3, 4]}, "the phrase is empty"),
         ({"image": "a.png", "phrase": 7, "box": [1, 2, 3, 4]}, "the phrase is 7, no text"),
+        ({"image": "a.png", "phrase": "\ud800", "box": [1, 2, 3, 4]}, r"the phrase is '\ud800', no text"),
+        ({"image": "a.png", "phrase": "?!", "box": [1, 2, 3, 4]}, "the phrase '?!' has no words"),
+        ({"image": "\ud800.png", "phrase": "a", "box": [1, 2, 3, 4]}, "has to be a file name"),
         ({"image": "a.png", "phrase": "a", "box": [1, 2, 3]}, "has to be four numbers"),
         ({"image": "a.png", "phrase": "a", "box": [1, 2, 3, "x"]}, "has to be four numbers"),
         ({"image": "../a.png", "phrase": "a", "box": [1, 2, 3, 4]}, "leads out of"),
@@ -150,6 +155,34 @@ def test_files_that_cannot_be_read(name, text, message, tmp_path):
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError, match=message):
         read_listing(tmp_path / name)
+
+
+def test_a_cell_with_commas_and_no_quotes_is_told_and_not_cut(tmp_path):
+    (tmp_path / "a.csv").write_text("image,x1,y1,x2,y2,phrase\na.png,1,2,3,4,the ship, on the left\n")
+    listing = read_listing(tmp_path / "a.csv")
+    (line,) = listing.problems
+    assert line.startswith("a.csv, line 2: has more than 6 cells") and not listing.splits[""]
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n"])
+def test_lines_may_end_as_on_any_system(end, tmp_path):
+    (tmp_path / "a.csv").write_bytes(f"image,phrase,box{end}a.png,p,1 2 3 4{end}".encode())
+    assert plain(read_listing(tmp_path / "a.csv"), "") == [("a.png", (1, 2, 3, 4), "p")]
+
+
+def test_a_line_of_json_may_hold_what_unicode_calls_a_line_end(tmp_path):
+    entry = {"image": "a.png", "phrase": "the ship\u2028on the left", "box": [1, 2, 3, 4]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(entry, ensure_ascii=False), encoding="utf-8")
+    assert plain(read_listing(tmp_path / "a.jsonl"), "") == [("a.png", (1, 2, 3, 4), "the ship on the left")]
+
+
+def test_names_that_are_too_long_are_told_like_missing_ones(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([{"image": "a" * 300, "phrase": "p", "box": [1, 2, 3, 4]}]))
+    (record,) = read_listing(tmp_path / "a.json").splits[""]
+    store = ImageStore([record.image], 32, decode_rgb, tmp_path)
+    assert list(store.problems) == [record.image]
+    with pytest.raises(DataError, match="there is no such folder or file"):
+        read_listing(tmp_path / ("a" * 300))
 
 
 @pytest.mark.parametrize("part", [[7], 7, "text"])

@@ -17,14 +17,14 @@ def decode(path):
     return torch.randint(256, (3, 60, 100), generator=generator, dtype=torch.uint8)
 
 
-def check(records, tmp_path, box_format="xyxy", problems=(), on_bad="error", **splits):
+def check(records, tmp_path, problems=(), on_bad="error", **splits):
     splits = splits or {"train": records}
     store = ImageStore(sorted({r.image for few in splits.values() for r in few}), 32, decode, tmp_path)
-    return check_records(splits, store, box_format, problems, on_bad)
+    return check_records(splits, store, problems, on_bad)
 
 
-def record(box, image="a", phrase="the ship", source="f, line 1", key=None):
-    return Record(image, phrase, box, source, key)
+def record(box, image="a", phrase="the ship", source="f, line 1", key=None, box_format="xyxy"):
+    return Record(image, phrase, box, source, key, box_format)
 
 
 def test_boxes_are_cut_to_the_image_and_swapped_corners_put_right(tmp_path):
@@ -56,6 +56,8 @@ def test_ids_that_come_twice_are_bad(tmp_path):
     twice = [record((1, 1, 9, 9), key="7"), record((1, 1, 9, 9), key="7", source="f, line 2")]
     with pytest.raises(DataError, match="f, line 2: the id '7' is that of f, line 1 already"):
         check(twice, tmp_path)
+    checked = check(twice, tmp_path, on_bad="skip")
+    assert [one.source for one in checked.splits["train"]] == ["f, line 1"] and len(checked.left_out) == 1
 
 
 @pytest.mark.parametrize(
@@ -66,9 +68,16 @@ def test_ids_that_come_twice_are_bad(tmp_path):
     ],
 )
 def test_the_format_of_boxes_is_guessed_from_all_and_said(boxes, expected, said, tmp_path):
-    checked = check([record(box) for box in boxes], tmp_path, box_format=None)
+    checked = check([record(box, box_format=None) for box in boxes], tmp_path)
     assert checked.splits["train"][0].box == expected
     assert said in checked.notes[0] and "--box_format" in checked.notes[0]
+
+
+def test_a_format_that_is_said_counts_beside_boxes_that_do_not_say_theirs(tmp_path):
+    said = record((10, 10, 20, 30), box_format="xywh")
+    silent = [record((10, 10, 30, 40), box_format=None), record((60, 10, 90, 50), box_format=None)]
+    splits = check([], tmp_path, train=[said], val=silent).splits
+    assert splits["train"][0].box == (10, 10, 30, 40) == splits["val"][0].box
 
 
 def test_fractions_are_told_and_scaled(tmp_path):
