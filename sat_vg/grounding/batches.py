@@ -27,48 +27,34 @@ from sat_vg.grounding.readers import Record, read_listing, split_records
 from sat_vg.grounding.tiles import drawn_tiles
 from sat_vg.grounding.words import IDENTITY, PADDING, SYMMETRIES, Symmetry, Vocabulary, tokens_of, turn_words
 
+Encode = Callable[[Sequence[str], int], list[int]]  # words and max_words → numbers
+
 
 class GroundingBatch(NamedTuple):
-    """Phrases and the images that they are about.
+    """P phrases and the I images that they are about."""
 
-    Attributes:
-        images: uint8 ``[I, 3, S, S]``.
-        masks: bool ``[I, S, S]``, True where there is padding.
-        image_of: int64 ``[P]``, the place of each phrase's image in ``images``.
-        words: int64 ``[P, T]``, numbers of the words, padded with 0.
-        boxes: float ``[P, 4]``, corners in fractions of the canvas.
-        places: of the phrases among the records of the split.
-    """
-
-    images: Tensor
-    masks: Tensor
-    image_of: Tensor
-    words: Tensor
-    boxes: Tensor
-    places: Sequence[int]
+    images: Tensor  # uint8 [I, 3, S, S]
+    masks: Tensor  # bool [I, S, S], True where there is padding
+    image_of: Tensor  # int64 [P], the place of each phrase's image in images
+    words: Tensor  # int64 [P, T], numbers of the words, padded with 0
+    boxes: Tensor  # float [P, 4], corners in fractions of the canvas
+    places: Sequence[int]  # of the phrases among the records of the split
 
     def to(self, device: torch.device) -> "GroundingBatch":
         """The same on a device."""
-        return GroundingBatch(*(tensor.to(device) for tensor in self[:5]), places=self.places)
+        moved = {name: part.to(device) for name, part in self._asdict().items() if isinstance(part, Tensor)}
+        return self._replace(**moved)
 
 
 @dataclass(frozen=True)
 class Phrases:
-    """The records of a split, and everything that batches of them are made with.
-
-    Attributes:
-        records: of the split.
-        store: of all images.
-        vocabulary: of the model.
-        max_words: of a phrase; further ones are cut off.
-        encode: words and ``max_words`` → numbers, of a pre-trained text encoder; None: that of the vocabulary.
-    """
+    """The records of a split, and everything that batches of them are made with."""
 
     records: Sequence[Record]
     store: ImageStore
     vocabulary: Vocabulary
-    max_words: int
-    encode: Callable[[Sequence[str], int], list[int]] | None = None
+    max_words: int  # of a phrase; further ones are cut off
+    encode: Encode | None = None  # of a pre-trained text encoder; None: that of the vocabulary
 
     def __len__(self) -> int:
         return len(self.records)
@@ -85,20 +71,11 @@ class Phrases:
             places[record.image].append(place)
         return places
 
-    @property
-    def texts(self) -> list[str]:
-        """The phrases as they were written."""
-        return [record.phrase for record in self.records]
-
-    @property
-    def image_sizes(self) -> NDArray[np.float64]:
-        """Width, height, width and height of each phrase's image ``[P, 4]``, in pixels."""
-        return np.array([self.store.boxes[record.image][:2] * 2 for record in self.records], dtype=np.float64)
-
-    @property
-    def targets(self) -> NDArray[np.float64]:
-        """True corners ``[P, 4]``, in pixels of the image."""
-        return np.array([record.box for record in self.records], dtype=np.float64)
+    def arrays(self) -> tuple[list[str], NDArray[np.float64], NDArray[np.float64]]:
+        """The phrases; true corners ``[P, 4]``; width, height, width and height of images ``[P, 4]``; in pixels."""
+        sizes = [self.store.boxes[record.image][:2] * 2 for record in self.records]
+        boxes = [record.box for record in self.records]
+        return [record.phrase for record in self.records], np.array(boxes, dtype=float), np.array(sizes, dtype=float)
 
     def in_order(self, batch_size: int) -> Iterator[GroundingBatch]:
         """All phrases, those of an image one after the other, as they are."""
@@ -125,18 +102,19 @@ class Phrases:
         records = [self.records[place] for place in places]
         turns = {record.image: symmetries.get(record.image, IDENTITY) for record in records}
         number = {image: place for place, image in enumerate(turns)}
-        boxes, encode = self.store.boxes, self.encode or self.vocabulary.encode
+        letterboxes, encode = self.store.boxes, self.encode or self.vocabulary.encode
+        words, boxes = [], []
+        for record in records:
+            turn, box = turns[record.image], letterboxes[record.image].to_canvas(torch.tensor(record.box))
+            words.append(encode(turn_words(tokens_of(record.phrase), turn), self.max_words))
+            boxes.append(turn_boxes(box, turn))
         return GroundingBatch(
-            torch.stack([turn_images(self.store.canvas(image), turn) for image, turn in turns.items()]),
-            torch.stack([turn_images(boxes[image].mask, turn) for image, turn in turns.items()]),
-            torch.tensor([number[one.image] for one in records]),
-            pad_words(
-                [encode(turn_words(tokens_of(one.phrase), turns[one.image]), self.max_words) for one in records]
-            ),
-            torch.stack(
-                [turn_boxes(boxes[one.image].to_canvas(torch.tensor(one.box)), turns[one.image]) for one in records]
-            ),
-            places,
+            images=torch.stack([turn_images(self.store.canvas(image), turn) for image, turn in turns.items()]),
+            masks=torch.stack([turn_images(letterboxes[image].mask, turn) for image, turn in turns.items()]),
+            image_of=torch.tensor([number[record.image] for record in records]),
+            words=pad_words(words),
+            boxes=torch.stack(boxes),
+            places=places,
         )
 
 
@@ -151,16 +129,11 @@ def load_splits(
     vocabulary: Vocabulary | None,
     needed: Sequence[str],
     also: Iterable[str] = (),
-    encode: Callable[[Sequence[str], int], list[int]] | None = None,
+    encode: Encode | None = None,
 ) -> tuple[dict[str, Phrases], list[str]]:
     """Checked phrases of the splits that are needed, and of others where there are some; all images are decoded.
 
-    Args:
-        config: which data, and how they are read.
-        vocabulary: of the model; None: made from the training phrases.
-        needed: splits without which nothing can be done.
-        also: further splits.
-        encode: see ``Phrases``.
+    Without a ``vocabulary`` it is made from the training phrases; for ``encode`` see ``Phrases``.
 
     Returns:
         The phrases by split, and the records that were left out, a line each.
@@ -183,14 +156,12 @@ def load_splits(
     for note in (*notes, *checked.notes):
         say(f"data: {note}")
     vocabulary = vocabulary or Vocabulary.of(record.phrase for record in checked.splits["train"])
-    phrases = {
-        split: Phrases(records, store, vocabulary, config.max_words, encode)
-        for split, records in checked.splits.items()
-    }
-    counts = [
-        (split, counted(len(few), "phrase"), counted(len(few.by_image), "image")) for split, few in phrases.items()
-    ]
-    say(f"data: {', '.join(f'{split} {of_phrases} about {of_images}' for split, of_phrases, of_images in counts)}")
+    phrases, told = dict[str, Phrases](), []
+    for split, records in checked.splits.items():
+        phrases[split] = Phrases(records, store, vocabulary, config.max_words, encode)
+        num_images = len(phrases[split].by_image)
+        told.append(f"{split} {counted(len(records), 'phrase')} about {counted(num_images, 'image')}")
+    say(f"data: {', '.join(told)}")
     return phrases, checked.left_out
 
 

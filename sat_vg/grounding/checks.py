@@ -2,8 +2,9 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,15 +21,8 @@ _SAME_BOX = 0.5  # IoU from which two boxes are one object
 _FORMATS = {"xyxy": "corners x1, y1, x2, y2", "xywh": "x, y, width, height"}  # that are told from the numbers
 
 
-@dataclass(frozen=True)
-class Checked:
-    """Records whose boxes are corners inside their images.
-
-    Attributes:
-        splits: sound records by split.
-        left_out: bad records, one line each.
-        notes: what was found or decided, in lines.
-    """
+class Checked(NamedTuple):
+    """Sound records by split, a line for each that is bad, and lines that say what was found or decided."""
 
     splits: dict[str, list[Record]]
     left_out: list[str]
@@ -38,13 +32,9 @@ class Checked:
 def check_records(
     splits: Mapping[str, Sequence[Record]], store: ImageStore, problems: Sequence[str], on_bad_record: OnBadRecord
 ) -> Checked:
-    """Bring all boxes into one form, and look for what a training would stumble over.
+    """Bring all boxes to corners inside their images, and look for what a training would stumble over.
 
-    Args:
-        splits: records as they were read.
-        store: of all their images.
-        problems: of records that could not be read.
-        on_bad_record: ``error``: stop; ``skip``: leave them out and say so.
+    ``problems`` are those of records that could not be read; ``skip`` leaves bad records out.
 
     Raises:
         DataError: a record is bad and none may be left out, or a split has none left.
@@ -68,16 +58,15 @@ def check_records(
             except DataError as problem:
                 bad.append(f"{record.source}: {problem}")
     if bad and on_bad_record == "error":
-        shown = "\n  ".join([*bad[:_SHOWN], *([f"and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else [])])
+        more = [f"and {len(bad) - _SHOWN} more"] if len(bad) > _SHOWN else []
         raise DataError(
-            f"{counted(len(bad), 'record')} cannot be used:\n  {shown}\nCorrect them, or leave them out by "
-            "--on_bad_record skip"
+            "\n  ".join([f"{counted(len(bad), 'record')} cannot be used:", *bad[:_SHOWN], *more])
+            + "\nCorrect them, or leave them out by --on_bad_record skip"
         )
-    for split, records in sound.items():
-        if not records:
-            raise DataError(
-                f"the split {split} has no record left: {len(bad)} of them cannot be used, such as {bad[0]}"
-            )
+    for split in sound:
+        if not sound[split]:
+            told = f"{len(bad)} of them cannot be used, such as {bad[0]}"
+            raise DataError(f"the split {split} has no record left: {told}")
     notes += [f"{counted(count, 'box', 'boxes')} {what}" for what, count in counts.items()]
     return Checked(sound, bad, notes + _ambiguous(sound) + _shared_images(sound, store))
 
@@ -110,11 +99,7 @@ def _guess(records: Sequence[Record], store: ImageStore, is_normalised: bool, no
 
 
 def _inside(box: Box, record: Record, store: ImageStore, is_normalised: bool, counts: Counter[str]) -> Box:
-    """Corners as they lie inside the image, in pixels; ``counts`` takes what had to be done to them.
-
-    Raises:
-        DataError: the image cannot be read, or nothing of the box lies in it.
-    """
+    """Corners as they lie inside the image, in pixels; ``counts`` takes what had to be done to them."""
     if record.image in store.problems:
         raise DataError(store.problems[record.image])
     width, height = store.boxes[record.image].width, store.boxes[record.image].height

@@ -2,7 +2,7 @@
 
 import sys
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 from sat_vg.backbone_finetuning.configs.option_parser import parse_options
 from sat_vg.backbone_finetuning.utils.exit_codes import run_command
@@ -39,34 +39,21 @@ Find a phrase in an image.
   %(prog)s best_model.pt image.jpg "the large ship on the left" --out found.png"""
 
 
-class _Command(NamedTuple):
-    options: Any
-    function: str  # imported only when it is run: torch takes seconds, and a mistyped flag is answered at once
-    description: str
-    positionals: dict[str, str]
-
-
-_COMMANDS = {
-    "train": _Command(GroundingConfig, "training.train_grounding", _TRAIN, {}),
-    "evaluate": _Command(
-        EvaluateOptions, "evaluation.evaluate", _EVALUATE, {"checkpoint": "CHECKPOINT", "data": "DATA"}
-    ),
-    "predict": _Command(
-        PredictOptions,
-        "evaluation.predict",
-        _PREDICT,
-        {"checkpoint": "CHECKPOINT", "image": "IMAGE", "phrase": "PHRASE"},
-    ),
+# By name: its options, the function that takes them, its help, and the options that are given by position.
+_COMMANDS: dict[str, tuple[Any, str, str, tuple[str, ...]]] = {
+    "train": (GroundingConfig, "training.train_grounding", _TRAIN, ()),
+    "evaluate": (EvaluateOptions, "evaluation.evaluate", _EVALUATE, ("checkpoint", "data")),
+    "predict": (PredictOptions, "evaluation.predict", _PREDICT, ("checkpoint", "image", "phrase")),
 }
 
 
 def run(name: str, arguments: list[str] | None, prog: str) -> int:
     """Run a command; returns its exit code."""
-    command = _COMMANDS[name]
+    kind, place, description, positionals = _COMMANDS[name]
 
     def action() -> None:
-        options = parse_options(command.options, arguments, prog, command.description, command.positionals)
-        module, function = command.function.split(".")
+        options = parse_options(kind, arguments, prog, description, {one: one.upper() for one in positionals})
+        module, function = place.split(".")  # imported only now: torch takes seconds, a mistyped flag needs none
         getattr(import_module(f"sat_vg.grounding.{module}"), function)(options)
 
     return run_command(action)

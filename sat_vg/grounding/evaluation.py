@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,40 +22,24 @@ from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device,
 from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
 from sat_vg.backbone_finetuning.utils.terminal import progress, say
+from sat_vg.grounding import metrics
 from sat_vg.grounding.batches import Phrases, list_left_out, load_splits
 from sat_vg.grounding.config import EvaluateOptions, GroundingConfig, PredictOptions
-from sat_vg.grounding.metrics import (
-    Overlaps,
-    baseline_metrics,
-    box_size_of,
-    by_group,
-    family_of,
-    intervals_of,
-    metrics_of,
-    overlaps_of,
-)
+from sat_vg.grounding.images import letterbox
 from sat_vg.grounding.model import GroundingModel, Prediction
 from sat_vg.grounding.network import best_boxes
 from sat_vg.grounding.words import tokens_of
 
 _MOST_PICTURES = 48
 _PICTURE_SIDE = 288  # pixels
-FOUND, TRUE = (255, 64, 200), (90, 230, 90)
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Predicted boxes, one of each phrase of a split, in the order of its records.
+class Answers(NamedTuple):
+    """Predicted boxes, one of each of the P phrases of a split, in the order of its records."""
 
-    Attributes:
-        boxes: predicted corners ``[P, 4]`` in pixels of the image.
-        scores: probabilities ``[P]``.
-        overlaps: overlaps with the true boxes.
-    """
-
-    boxes: NDArray[np.float64]
-    scores: NDArray[np.float64]
-    overlaps: Overlaps
+    boxes: NDArray[np.float64]  # corners [P, 4] in pixels of the image
+    scores: NDArray[np.float64]  # probabilities [P]
+    overlaps: metrics.Overlaps  # with the true boxes
 
 
 @torch.no_grad()
@@ -70,7 +54,7 @@ def answer(model: GroundingModel, phrases: Phrases, batch_size: int, precision: 
         scores[batch.places] = chosen.float().cpu()
         for place, box in zip(batch.places, boxes.cpu(), strict=True):
             found[place] = phrases.store.boxes[phrases.records[place].image].to_image(box)
-    return Answers(found, scores, overlaps_of(found, phrases.targets))
+    return Answers(found, scores, metrics.overlaps_of(found, phrases.arrays()[1]))
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, Any]:
@@ -88,7 +72,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     with lock_output(out):
         splits, left_out = load_splits(config, model.vocabulary, (options.split,), encode=model.encode)
         phrases = splits[options.split]
-        unknown = model.vocabulary.unknown(phrases.texts)
+        unknown = model.vocabulary.unknown(record.phrase for record in phrases.records)
         if unknown:
             say(f"data: {counted(unknown, 'phrase has', 'phrases have')} words that the model does not know")
         answers = answer(model, phrases, options.batch_size, precision)
@@ -114,7 +98,8 @@ def predict(options: PredictOptions) -> Prediction:
         raise ConfigError(f"out = {options.out!r}: a .png file is written; for example found.png")
     model = GroundingModel.load_checkpoint(expand_home(options.checkpoint)).to(choose_device(options.device))
     pixels = decode_rgb(expand_home(options.image))
-    (found,) = model.predict(pixels, [options.phrase])
+    found = model.predict(pixels, options.phrase)
+    assert isinstance(found, Prediction), "of one phrase"
     box = [round(side, 1) for side in found.box]
     if options.json:
         row = {"image": options.image, "phrase": options.phrase, "box": box, "score": round(found.score, 4)}
@@ -133,20 +118,19 @@ def predict(options: PredictOptions) -> Prediction:
     return found
 
 
-def _figures(split: str, model: GroundingModel, phrases: Phrases, overlaps: Overlaps) -> dict[str, Any]:
+def _figures(split: str, model: GroundingModel, phrases: Phrases, overlaps: metrics.Overlaps) -> dict[str, Any]:
     """The content of metrics.json."""
-    texts, targets, sizes = phrases.texts, phrases.targets, phrases.image_sizes
+    texts, targets, sizes = phrases.arrays()
     shares = ((targets[:, 2:] - targets[:, :2]) / sizes[:, :2]).prod(1)
-    baselines = {name: weights.numpy() for name, weights in model.baselines.items()}
     return {
-        **metrics_of(overlaps),
+        **metrics.metrics_of(overlaps),
         "split": split,
         "num_phrases": len(phrases),
         "num_images": len(phrases.by_image),
-        "intervals_95": intervals_of(overlaps, [record.image for record in phrases.records]),
-        "by_phrase_family": by_group(overlaps, [family_of(tokens_of(text)) for text in texts]),
-        "by_box_size": by_group(overlaps, [box_size_of(share) for share in shares]),
-        "without_the_image": baseline_metrics(baselines, texts, targets, sizes, model.vocabulary),
+        "intervals_95": metrics.intervals_of(overlaps, [record.image for record in phrases.records]),
+        "by_phrase_family": metrics.by_group(overlaps, [metrics.family_of(tokens_of(text)) for text in texts]),
+        "by_box_size": metrics.by_group(overlaps, [metrics.box_size_of(share) for share in shares]),
+        "without_the_image": metrics.baseline_metrics(model.baselines, texts, targets, sizes, model.vocabulary),
     }
 
 
@@ -195,15 +179,15 @@ def page_of(content: Mapping[str, Any], worst: Sequence[Mapping[str, Any]]) -> s
         sections=("Groups", "Worst"),
         content=content,
         tables={name: table for name, table in tables.items() if table},
-        pictures=[(row, image_url(_with_boxes(row))) for row in worst[:_MOST_PICTURES]],
+        pictures=[(row, image_url(_picture_of(row))) for row in worst[:_MOST_PICTURES]],
     )
 
 
-def _with_boxes(row: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """The image with the predicted and the true box, uint8 ``[H, W, 3]``."""
-    pixels = decode_rgb(row["image"])
-    scale = _PICTURE_SIDE / max(pixels.shape)
-    small = functional.resize(pixels, [max(1, round(side * scale)) for side in pixels.shape[1:]], antialias=True)
-    boxes = torch.tensor([row["target"], row["box"]]) * scale
-    drawn: Tensor = draw_bounding_boxes(small, boxes, colors=[TRUE, FOUND], width=2)
+def _picture_of(row: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """The image with the true box in green and the predicted one in pink, uint8 ``[H, W, 3]``."""
+    canvas, box = letterbox(decode_rgb(row["image"]), _PICTURE_SIDE)
+    width, height = box.extent
+    boxes = torch.tensor([row["target"], row["box"]]) * box.scale
+    colours = [(90, 230, 90), (255, 64, 200)]
+    drawn: Tensor = draw_bounding_boxes(canvas[:, :height, :width], boxes, colors=colours, width=2)
     return np.asarray(drawn.permute(1, 2, 0))

@@ -1,7 +1,7 @@
 """Metrics of grounding with bootstrap intervals by image, groups of phrases, and baselines that see no image."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,12 +88,7 @@ def fit_baselines(phrases: Sequence[str], boxes: Numbers, vocabulary: Vocabulary
     """Boxes told from the words alone: weights ``[V + 1, 4]`` of the words and of a constant, by name.
 
     ``blind``: ridge regression from all words (Hoerl & Kennard, 1970); ``position only``: from those about position;
-    ``constant box``: the median box.
-
-    Args:
-        phrases: of the training.
-        boxes: their corners ``[P, 4]`` in fractions of the image.
-        vocabulary: the words that count.
+    ``constant box``: the median box. ``boxes`` are corners ``[P, 4]`` in fractions of the image.
     """
     counts = _counts(phrases, vocabulary)
     about_position = [family_of([word]) in ("relation", "position") for word in vocabulary.words]
@@ -107,19 +102,14 @@ def fit_baselines(phrases: Sequence[str], boxes: Numbers, vocabulary: Vocabulary
 
 
 def baseline_metrics(
-    baselines: Mapping[str, Numbers], phrases: Sequence[str], targets: Numbers, sizes: Numbers, vocabulary: Vocabulary
+    baselines: Mapping[str, Any], phrases: Sequence[str], targets: Numbers, sizes: Numbers, vocabulary: Vocabulary
 ) -> dict[str, dict[str, float]]:
     """Metrics of each baseline of ``fit_baselines``.
 
-    Args:
-        baselines: weights by name.
-        phrases: to answer.
-        targets: their true corners ``[P, 4]``, in pixels.
-        sizes: width, height, width and height of each phrase's image ``[P, 4]``.
-        vocabulary: of the baselines.
+    ``targets`` are true corners ``[P, 4]`` in pixels, ``sizes`` width, height, width and height of the images.
     """
     counts = _counts(phrases, vocabulary)
-    found = {name: np.clip(counts @ weights, 0, 1) * sizes for name, weights in baselines.items()}
+    found = {name: np.clip(counts @ np.asarray(weights), 0, 1) * sizes for name, weights in baselines.items()}
     return {name: metrics_of(overlaps_of(boxes, targets)) for name, boxes in found.items()}
 
 

@@ -30,12 +30,6 @@ class Sizes:
     dropout: float
 
 
-def grid_stride(image_size: int, strides: Sequence[int]) -> int:
-    """Pixels between two places of the grid: the finest stride from 16 on that gives no more than 400 places."""
-    fitting = [stride for stride in strides if stride >= 16 and math.ceil(image_size / stride) ** 2 <= _MOST_PLACES]
-    return min(fitting, default=max(strides))
-
-
 class MapProjection(nn.Module):
     """Maps of several strides → one map ``[I, width, h, w]`` at the grid's stride.
 
@@ -119,11 +113,8 @@ class GroundingNetwork(nn.Module):
     Every place of the grid gives a score and a box, as in one-stage grounding (Yang et al., 2019); the box of the
     place with the highest score is the answer.
 
-    Args:
-        extractor: the backbone.
-        num_words: in the vocabulary, with padding and the unknown word.
-        sizes: all further sizes.
-        text: an encoder in place of own words, numbers ``[P, T]`` → vectors ``[P, T, width]`` and a mask.
+    ``num_words`` counts padding and the unknown word; ``text`` is an encoder in place of own words, numbers
+    ``[P, T]`` → vectors ``[P, T, width]`` and a mask.
     """
 
     def __init__(
@@ -131,7 +122,11 @@ class GroundingNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = extractor
-        self.stride = grid_stride(sizes.image_size, extractor.strides)
+        # The grid is the finest one from stride 16 on that has no more than 400 places.
+        fine = [
+            one for one in extractor.strides if one >= 16 and math.ceil(sizes.image_size / one) ** 2 <= _MOST_PLACES
+        ]
+        self.stride = min(fine, default=max(extractor.strides))
         maps = zip(extractor.out_names, extractor.channels, extractor.strides, strict=True)
         used = [found for found in maps if 2 * found[2] >= self.stride]
         self._used = [name for name, _, _ in used]
@@ -228,10 +223,7 @@ def target_places(boxes: Tensor, num_places: int, is_padding: Tensor) -> Tensor:
 def grounding_loss(scores: Tensor, found: Tensor, boxes: Tensor) -> Tensor:
     """Loss ``[P]`` of each phrase: cross-entropy of the places, L1 and generalised IoU (Rezatofighi et al., 2019).
 
-    Args:
-        scores: logits ``[P, N]``, -inf where there is padding.
-        found: corners ``[P, N, 4]`` in fractions of the canvas.
-        boxes: the true corners ``[P, 4]``.
+    Logits ``scores [P, N]`` and corners ``found [P, N, 4]`` are the network's, ``boxes [P, 4]`` the true corners.
     """
     weights = target_places(boxes, scores.shape[1], scores.isneginf())
     places = -(weights * scores.log_softmax(-1).nan_to_num(neginf=0.0)).sum(-1)

@@ -12,9 +12,9 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from sat_vg.backbone_finetuning.utils.errors import DataError
@@ -36,15 +36,10 @@ _LAYOUTS = (
 
 @dataclass(frozen=True)
 class Record:
-    """A phrase about an image, and the box of what it names.
+    """A phrase about an image, and the box of what it names: four numbers in ``box_format``, pixels or fractions.
 
-    Attributes:
-        image: path of the image file.
-        phrase: the text.
-        box: four numbers in ``box_format``, pixels of the image or fractions of it; behind ``checks`` in pixels.
-        source: file and place where the record stands, such as ``train.csv, line 7``.
-        key: the record's id, where the data have one.
-        box_format: what the numbers are; None: not said, so they have to tell.
+    ``source`` is the file and place where it stands, such as ``train.csv, line 7``, ``key`` its id, if it has one.
+    Without a ``box_format`` the numbers have to tell what they are.
     """
 
     image: str
@@ -55,17 +50,11 @@ class Record:
     box_format: BoxFormat | None = "xyxy"
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The records of a data set as they were read.
+class Listing(NamedTuple):
+    """The records of a data set by split (``""`` where the data do not say), and a line for each that is none."""
 
-    Attributes:
-        splits: records by split (``train``, ``val``, ``test``), or under ``""`` where the data do not say.
-        problems: records that could not be read, one line each with file and place.
-    """
-
-    splits: dict[str, list[Record]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    splits: dict[str, list[Record]]
+    problems: list[str]
 
 
 class _BadRow(ValueError):
@@ -89,7 +78,7 @@ def read_listing(path: Path, box_format: BoxFormat | None = None) -> Listing:
     else:
         files = _files_of(path) if path.is_dir() else {"": path}
         parts = [(split, file.parent, _reader_of(file)(file)) for split, file in files.items()]
-    listing = Listing({split: [] for split, *_ in parts})
+    listing = Listing({split: [] for split, *_ in parts}, [])
     for part, folder, rows in parts:
         for source, row in rows:
             try:
@@ -101,13 +90,7 @@ def read_listing(path: Path, box_format: BoxFormat | None = None) -> Listing:
 
 
 def split_records(listing: Listing, val_fraction: float, seed: int) -> tuple[dict[str, list[Record]], list[str]]:
-    """Records by split; validation images are drawn by seed where the data have no ``val``.
-
-    All records of an image stay on one side.
-
-    Returns:
-        The splits, and lines that say what was decided.
-    """
+    """Records by split, and what was decided: without ``val``, images with all of their records are drawn by seed."""
     splits = {name: list(records) for name, records in listing.splits.items() if records}
     notes: list[str] = []
     if "" in splits:
@@ -124,17 +107,18 @@ def split_records(listing: Listing, val_fraction: float, seed: int) -> tuple[dic
 
 def _files_of(folder: Path) -> dict[str, Path]:
     """The annotation files of a folder by split."""
-    files: dict[str, Path] = {}
-    for split in SPLITS:
-        found = [folder / f"{split}{ending}" for ending in _READERS if (folder / f"{split}{ending}").is_file()]
-        if len(found) > 1:
+    found = {split: [folder / f"{split}{ending}" for ending in _READERS] for split in SPLITS}
+    files = {
+        split: existing for split, few in found.items() if (existing := [file for file in few if file.is_file()])
+    }
+    for split, (first, *others) in files.items():
+        if others:
             raise DataError(
-                f"data = {str(folder)!r}: {found[0].name} and {found[1].name} both hold {split}; remove one"
+                f"data = {str(folder)!r}: {first.name} and {others[0].name} both hold {split}; remove one"
             )
-        files |= dict.fromkeys([split], *found) if found else {}
     if not files.keys() & {"train", "test"}:
         raise DataError(f"data = {str(folder)!r}: holds no annotations that are known here; it may be {_LAYOUTS}")
-    return files
+    return {split: first for split, (first,) in files.items()}
 
 
 def _record_of(row: Any, source: str, folder: Path, box_format: BoxFormat | None) -> tuple[str, Record]:

@@ -44,11 +44,7 @@ class PretrainedText(nn.Module):
 
     @classmethod
     def from_folder(cls, folder: Path, width: int) -> PretrainedText:
-        """The encoder in a folder with config.json, tokenizer.json and model.safetensors; nothing is downloaded.
-
-        Raises:
-            ConfigError: there is none, or transformers cannot be imported.
-        """
+        """The encoder in a folder with config.json, tokenizer.json and model.safetensors; nothing is downloaded."""
         transformers = _library("transformers")
         try:
             tokenizer = (folder / "tokenizer.json").read_text(encoding="utf-8")

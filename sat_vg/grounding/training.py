@@ -11,17 +11,10 @@ from torch import nn
 
 from sat_vg.backbone_finetuning import FineTuneModel
 from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL
-from sat_vg.backbone_finetuning.training.checkpoint import (
-    LAST,
-    RunState,
-    RunTensors,
-    read_newest_sound,
-    restore_run,
-    save_run,
-)
+from sat_vg.backbone_finetuning.training.checkpoint import LAST, RunState, RunTensors, restore_run, save_run
 from sat_vg.backbone_finetuning.training.optim import Schedule, set_learning_rate
 from sat_vg.backbone_finetuning.training.record import SaveSchedule
-from sat_vg.backbone_finetuning.training.run_folder import EarlierRun, adopt_best_model, clear_folders, own_folders
+from sat_vg.backbone_finetuning.training.run_folder import adopt_best_model, clear_folders, find_run, own_folders
 from sat_vg.backbone_finetuning.training.run_identity import RunIdentity
 from sat_vg.backbone_finetuning.training.step_results import PendingSteps, StepResult
 from sat_vg.backbone_finetuning.training.tracking import FileTracker, Tracker
@@ -99,8 +92,7 @@ def train_grounding(config: GroundingConfig) -> GroundingResult:
     with ExitStack() as stack:
         stack.enter_context(own_folders(folder, log_dir))
         text = load_text(config)
-        encode = None if text is None else text.encode
-        splits, left_out = load_splits(config, None, ("train", "val"), also=SPLITS, encode=encode)
+        splits, left_out = load_splits(config, None, ("train", "val"), also=SPLITS, encode=text and text.encode)
         model = build_model(config, source, splits["train"].vocabulary, is_random, text)
         precision.place_model(model)
         optimizer = build_optimizer(config, model, config.backbone_lr_scale or (1.0 if is_random else 0.1))
@@ -124,7 +116,8 @@ def train_grounding(config: GroundingConfig) -> GroundingResult:
 def fit(run: Run, interrupt: InterruptRequest) -> None:
     """Train, validate and save, epoch by epoch, from where ``run.state`` stands."""
     config, model, state, train = run.config, run.model, run.state, run.splits["train"]
-    baselines = fit_baselines(train.texts, train.targets / train.image_sizes, model.vocabulary)
+    texts, targets, sizes = train.arrays()
+    baselines = fit_baselines(texts, targets / sizes, model.vocabulary)
     model.baselines = {name: torch.from_numpy(weights) for name, weights in baselines.items()}
     while state.epoch < config.total_epochs:
         train_epoch(run, interrupt)
@@ -218,10 +211,10 @@ def resume(
     Raises:
         CheckpointError: no state can be read, or the newest one is of other settings or other data, or altered.
     """
-    found = None if config.resume == "never" else read_newest_sound(folder)
-    if found is None:
+    earlier = find_run(folder, config.resume)
+    if earlier is None:
         return None
-    path, content = found
+    path, content = earlier.path, earlier.content
     # A setting that came with a later version had the meaning of its default.
     then = {one.name: one.default for one in fields(GroundingConfig)} | content["config"]
     now = {name: value for name, value in identity.config.items() if name not in FREE_ON_RESUME}
@@ -251,7 +244,7 @@ def resume(
             f"{str(path)!r} cannot be gone on with: it is in epoch {state.epoch} and step {state.step}, which is not "
             "planned, so it was altered; use an earlier checkpoint, or --resume never"
         )
-    adopt_best_model(EarlierRun(path, content), folder, state)
+    adopt_best_model(earlier, folder, state)
     say(f"continuing {folder / LAST}: {counted(state.epoch, 'epoch')} done, step {state.step}")
     return state
 
@@ -261,7 +254,8 @@ def load_backbone(config: GroundingConfig) -> tuple[FineTuneModel, bool]:
     name = str(config.backbone)
     if name.endswith(".pt") or expand_home(name).is_file():
         source = FineTuneModel.load_checkpoint(expand_home(name))
-        say(f"backbone: {source.backbone} of {name}")
+        unused = "" if None in (config.weights, config.data) else f"; weights = {config.weights} is not used"
+        say(f"backbone: {source.backbone} of {name}{unused}")
         return source, False
     source = FineTuneModel(name, 2, weights=config.weights, image_size=config.image_size, seed=config.seed)
     say(f"backbone: {source.backbone}; {source.weights_report}")
@@ -322,9 +316,7 @@ def summarise(folder: Path, log_dir: Path, val: Phrases) -> GroundingResult:
     if not {"pr@0.5", "mean_iou", "epoch"} <= set(metrics):
         raise CheckpointError(f"{str(folder / BEST_MODEL)!r} has no metrics: it is altered; train anew")
     say(f"done: validation {_told(metrics)} (epoch {metrics['epoch']:.0f})")
-    baselines = {name: weights.numpy() for name, weights in model.baselines.items()}
-    found = baseline_metrics(baselines, val.texts, val.targets, val.image_sizes, model.vocabulary)
-    for name, value in found.items():
+    for name, value in baseline_metrics(model.baselines, *val.arrays(), model.vocabulary).items():
         say(f"  {name:<16}{_told(value)}")
     say(f"  best model      {folder / BEST_MODEL}")
     say(f"  TensorBoard     tensorboard --logdir {log_dir}")

@@ -209,6 +209,17 @@ def test_predict_is_the_same_from_python_and_by_the_command(whole, dior, ground,
     assert code == 2 and "has no words" in err
 
 
+def test_a_place_that_cannot_be_written_to_is_told(whole, dior, ground, tmp_path):
+    checkpoint, taken = whole / "ckpt/best_model.pt", tmp_path / "taken"
+    taken.write_text("a file")
+    for words in (
+        ("evaluate", checkpoint, dior, "--out", taken),
+        ("predict", checkpoint, dior / "JPEGImages/00011.jpg", "the red square", "--out", taken / "found.png"),
+    ):
+        code, _, err = ground(*words)
+        assert code == 1 and err.startswith("error: ") and "taken" in err, err
+
+
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
