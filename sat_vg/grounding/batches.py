@@ -42,8 +42,9 @@ class GroundingBatch(NamedTuple):
 
     def to(self, device: torch.device) -> "GroundingBatch":
         """The same on a device."""
-        moved = {name: part.to(device) for name, part in self._asdict().items() if isinstance(part, Tensor)}
-        return self._replace(**moved)
+        tensors = (self.images, self.masks, self.image_of, self.words, self.boxes)
+        images, masks, image_of, words, boxes = (tensor.to(device) for tensor in tensors)
+        return GroundingBatch(images, masks, image_of, words, boxes, self.places)
 
 
 @dataclass(frozen=True)
