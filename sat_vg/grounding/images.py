@@ -66,16 +66,7 @@ def letterbox(image: Tensor, size: int) -> tuple[Tensor, Letterbox]:
 class ImageStore:
     """The letterboxed images of a run, each decoded once, in a temporary memory-mapped file without a name.
 
-    Args:
-        paths: of the images.
-        size: side of the canvas, in pixels.
-        decode: path → uint8 ``[3, H, W]``.
-        folder: of the temporary file: 3 × size² bytes an image.
-
-    Attributes:
-        boxes: how each image lies in its canvas.
-        digests: a hash of each letterboxed image.
-        problems: paths of images that could not be read, with the reason.
+    The file takes 3 × ``size``² bytes an image in ``folder``; ``decode`` makes a uint8 ``[3, H, W]`` of a path.
 
     Raises:
         DataError: the disk of ``folder`` has no room for them.
@@ -83,9 +74,9 @@ class ImageStore:
 
     def __init__(self, paths: Sequence[str], size: int, decode: Callable[[str], Tensor], folder: Path) -> None:
         self._places = {path: place for place, path in enumerate(paths)}
-        self.boxes: dict[str, Letterbox] = {}
-        self.digests: dict[str, bytes] = {}
-        self.problems: dict[str, str] = {}
+        self.boxes: dict[str, Letterbox] = {}  # how each image lies in its canvas
+        self.digests: dict[str, bytes] = {}  # a hash of each letterboxed image
+        self.problems: dict[str, str] = {}  # why an image could not be read
         shape = (max(1, len(paths)), 3, size, size)
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -142,17 +142,13 @@ class GroundingNetwork(nn.Module):
         nn.init.constant_(last.bias[2:], -1.5)  # boxes begin at a fifth of the canvas
 
     def forward(self, images: Tensor, masks: Tensor, image_of: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores and boxes at each place.
+        """Scores and boxes of P phrases at each of N places, row by row.
 
-        Args:
-            images: ``[I, 3, S, S]``, normalised.
-            masks: bool ``[I, S, S]``, True where there is padding.
-            image_of: int64 ``[P]``, the place of each phrase's image.
-            words: int64 ``[P, T]``.
+        Images ``[I, 3, S, S]`` are normalised, masks bool ``[I, S, S]`` are True where there is padding, ``image_of``
+        int64 ``[P]`` is the place of each phrase's image, words are int64 ``[P, T]``.
 
         Returns:
-            Logits ``[P, N]``, -inf where there is padding, and corners ``[P, N, 4]`` in fractions of the canvas; both
-            float32, the N places row by row.
+            Logits ``[P, N]``, -inf where there is padding, and corners ``[P, N, 4]`` in fractions of the canvas.
         """
         return self.answer(self.maps_of(images, masks), masks, image_of, words)
 

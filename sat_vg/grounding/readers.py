@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, parse_json
 from sat_vg.backbone_finetuning.utils.regular_files import read_bounded
+from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors
 from sat_vg.grounding.config import BOX_FORMATS, SPLITS, BoxFormat
 from sat_vg.grounding.words import tokens_of
 
@@ -62,11 +63,9 @@ class _BadRow(ValueError):
 
 
 def read_listing(path: Path, box_format: BoxFormat | None = None) -> Listing:
-    """Read a data set.
+    """Read a data set: a DIOR-RSVG folder, a folder with one file per split, or one file.
 
-    Args:
-        path: a DIOR-RSVG folder; a folder with one file per split; or one file, whose records may name their split.
-        box_format: of boxes whose file does not say it; None: guessed from all of them (see ``checks``).
+    ``box_format`` is that of boxes whose file does not say it; None: their numbers have to tell (see ``checks``).
 
     Raises:
         DataError: there is no such data set, or a file of it cannot be read.
@@ -278,8 +277,6 @@ def _read_rsvg_lines(file: Path) -> _Rows:
 
 def _read_pth(file: Path) -> _Rows:
     """TransVG and the first SatVG: a list of ``(image, _, box, phrase, _)``, read without running code in it."""
-    from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors  # torch, which other formats do not need
-
     entries = load_tensors(file)
     if not isinstance(entries, (list, tuple)):
         raise DataError(f"{str(file)!r} has to hold a list of (image, _, box, phrase, _)")

@@ -140,12 +140,7 @@ def fit(run: Run, interrupt: InterruptRequest) -> None:
 
 
 def train_epoch(run: Run, interrupt: InterruptRequest) -> None:
-    """Train the rest of an epoch.
-
-    Raises:
-        NonFiniteLossError: the loss or the gradient became NaN or infinite.
-        InterruptedRun: a signal came; the state was saved.
-    """
+    """Train the rest of an epoch; raises NonFiniteLossError, and behind a signal InterruptedRun."""
     config, model, state, phrases = run.config, run.model, run.state, run.splits["train"]
     optimizer, scaler, device = run.tensors.optimizer, run.tensors.scaler, run.precision.device
     num_batches = phrases.num_batches(config.batch_size)

@@ -39,15 +39,10 @@ _SIDE_FIRST = re.compile(
 
 
 class Symmetry(NamedTuple):
-    """One of the eight flips and quarter turns of a square image.
+    """One of the eight flips and quarter turns of a square image."""
 
-    Attributes:
-        turns: quarter turns counter-clockwise, as ``torch.rot90``.
-        flip: whether left and right are swapped after that.
-    """
-
-    turns: int = 0
-    flip: bool = False
+    turns: int = 0  # quarter turns counter-clockwise, as torch.rot90
+    flip: bool = False  # whether left and right are swapped after that
 
     def turn(self, word: str, family: Sequence[str]) -> str:
         """Where a word of a family of directions points afterwards."""
@@ -95,13 +90,9 @@ def turn_words(words: Sequence[str], symmetry: Symmetry) -> list[str]:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words that a model knows; all others are one unknown word.
+    """The words that a model knows; all others are one unknown word."""
 
-    Attributes:
-        words: in the order of their numbers, which begin behind padding and the unknown word.
-    """
-
-    words: tuple[str, ...]
+    words: tuple[str, ...]  # in the order of their numbers, which begin behind padding and the unknown word
 
     @classmethod
     def of(cls, phrases: Iterable[str]) -> "Vocabulary":
