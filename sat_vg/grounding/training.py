@@ -12,6 +12,7 @@ from torch import nn
 from sat_vg.backbone_finetuning import FineTuneModel
 from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL
 from sat_vg.backbone_finetuning.training.checkpoint import LAST, RunState, RunTensors, restore_run, save_run
+from sat_vg.backbone_finetuning.training.depthwise import with_fast_depthwise
 from sat_vg.backbone_finetuning.training.optim import Schedule, set_learning_rate
 from sat_vg.backbone_finetuning.training.record import SaveSchedule
 from sat_vg.backbone_finetuning.training.run_folder import adopt_best_model, clear_folders, find_run, own_folders
@@ -145,6 +146,7 @@ def train_epoch(run: Run, interrupt: InterruptRequest) -> None:
     optimizer, scaler, device = run.tensors.optimizer, run.tensors.scaler, run.precision.device
     num_batches = phrases.num_batches(config.batch_size)
     model.train()
+    forward = with_fast_depthwise(model, model, run.precision)
     pending = PendingSteps(lambda place: phrases.records[place].source, scaler.is_enabled(), SingleProcess())
     batches = phrases.shuffled(
         config.batch_size, config.seed, state.epoch, state.step_in_epoch, config.use_augmentation
@@ -159,7 +161,7 @@ def train_epoch(run: Run, interrupt: InterruptRequest) -> None:
 
             # Forward: each image goes through the backbone once, whatever the number of its phrases.
             with run.precision.autocast():
-                scores, boxes = model(batch.images, batch.masks, batch.image_of, batch.words)
+                scores, boxes = forward(batch.images, batch.masks, batch.image_of, batch.words)
             losses = grounding_loss(scores, boxes, batch.boxes)
 
             # Backward, clipping, step.
