@@ -7,6 +7,9 @@ from typing import Any
 from sat_vg.backbone_finetuning.configs.band_choice import repeated_band
 from sat_vg.backbone_finetuning.configs.choices import AUGMENTATIONS_OF_ANY_BANDS
 
+# Of lp_ft, whose second phase takes 0.3 of the learning rate. docs/adr/0034 has the measurements.
+_LP_FT_DEFAULTS = {"learning_rate": 1e-3, "label_smoothing": 0.1}
+
 
 class Settings:
     """The values of a configuration while it is checked.
@@ -88,6 +91,10 @@ def _freezing(s: Settings) -> None:
 
 
 def _strategy(s: Settings) -> None:
+    for field, value in _LP_FT_DEFAULTS.items():
+        if s["strategy"] == "lp_ft" and field not in s.given:
+            s.values[field] = value
+            s.notes.append(f"{field}: {value}, as strategy = lp_ft")
     if s["phase_stages"] is not None and s["strategy"] != "progressive":
         is_free = s["strategy"] is None and not (s["freeze_early_layers"] or s["unfreeze_layers"])
         s.adapt_or_refuse(

@@ -150,7 +150,8 @@ class FinetuneConfig(Settings):
     strategy: choices.Strategy | None = None
     """Which layers are trained when. full: all of them. linear_probe: the head alone. last_layers: the last stages.
     progressive: the head, then one more stage at a time (Howard & Ruder, 2018). lp_ft: the head, then everything
-    (Kumar et al., 2022). Unset: as the two freezing fields say, or full."""
+    (Kumar et al., 2022). Unset: as the two freezing fields say; else lp_ft where pre-trained weights are trained for
+    500 steps or fewer, and full in longer runs."""
     freeze_early_layers: bool | PositiveInt = False
     """Freeze stages from the input on. true: all but those in unfreeze_layers (unset: the first half of the stages is
     frozen). A number: that many stages; --dry_run lists them."""
@@ -184,7 +185,7 @@ class FinetuneConfig(Settings):
     optimizer: choices.Optimizer = "adamw"
     """AdamW (Loshchilov & Hutter, 2019), Adam with L2 (Kingma & Ba, 2015), or SGD with Nesterov momentum."""
     learning_rate: PositiveFloat = 3e-4
-    """Learning rate after the warm-up."""
+    """Learning rate after the warm-up; 1e-3 with lp_ft, whose second phase takes 0.3 of it."""
     layer_decay: LearningRateFactor = 1.0
     """Factor on the learning rate from each stage to the one before it (Clark et al., 2020); 1: none."""
     head_lr_scale: PositiveFloat = 1.0
@@ -223,7 +224,7 @@ class FinetuneConfig(Settings):
     """Seed of the split, the order of images, augmentation, the head's initial weights and dropout."""
 
     label_smoothing: Probability = 0.0
-    """Share of the target that is spread over all classes (Szegedy et al., 2016)."""
+    """Share of the target that is spread over all classes (Szegedy et al., 2016); 0.1 with lp_ft."""
     class_weights: choices.ClassWeights = "none"
     """Factors on the classes' losses. balanced: the inverse of their number of images (King & Zeng, 2001). effective:
     the inverse of the effective number (Cui et al., 2019), milder for large classes."""
@@ -323,6 +324,11 @@ class FinetuneConfig(Settings):
     def augments(self) -> bool:
         """Whether training images are changed at random."""
         return self.use_augmentation and self.augmentation != "none"
+
+    @property
+    def says_what_is_trained(self) -> bool:
+        """Whether a strategy or a freezing field was set."""
+        return bool(self.strategy or self.freeze_early_layers or self.unfreeze_layers)
 
     @property
     def num_frozen_stages(self) -> int:

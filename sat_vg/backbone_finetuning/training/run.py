@@ -57,6 +57,7 @@ from sat_vg.backbone_finetuning.training.unset_fields import (
     resolve_batch_size,
     resolve_image_settings,
     resolve_metric,
+    resolve_strategy,
 )
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
@@ -152,6 +153,7 @@ def prepare(
     """
     config = resolve_image_settings(resolve_metric(config, found), earlier)
     model = ranks.in_turn(lambda: build_model(config, found, earlier))
+    config = resolve_strategy(config, len(found.train), model.needs_head, earlier)
     phases = choose_phases(config, model)
     say(f"device: {precision.description}{describe_ranks(ranks)}")
     decoder = decoder_of(model.preprocessing, marks_missing=True)

@@ -124,7 +124,9 @@ def _goes_on(config: FinetuneConfig, folder: Path) -> bool:
     found = read_newest_sound(folder) if config.resume == "auto" else None
     if found is None or found[1]["state"].get("finished"):
         return False
-    # Fields that are unset until the images are known are whatever that run found.
+    # Fields that are unset until the images are known are whatever that run found; defaults follow its strategy.
+    if not config.says_what_is_trained:
+        config = config.replace(strategy=found[1]["config"].get("strategy"))
     asked = {name: value for name, value in config.to_dict().items() if value not in (None, "auto")}
     return all(found[1]["config"].get(name) == asked[name] for name in asked.keys() - FIELDS_FREE_ON_RESUME)
 

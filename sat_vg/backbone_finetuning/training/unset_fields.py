@@ -1,5 +1,6 @@
 """Resolves unset fields by the images, the backbone or an earlier run, and says so in a line."""
 
+import math
 from dataclasses import dataclass
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
@@ -12,9 +13,12 @@ from sat_vg.backbone_finetuning.training.batch_size import largest_batch
 from sat_vg.backbone_finetuning.training.run_folder import EarlierRun
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 from sat_vg.backbone_finetuning.utils.precision import Precision
+from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 _ENOUGH_FOR_SMALL_IMAGES = 224
+_FEW_STEPS = 500  # up to which a probe first was better, on two data sets; see docs/adr/0034
+_USUAL_BATCH = 32  # where the batch size is measured later
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,39 @@ def resolve_metric(config: FinetuneConfig, splits: Splits) -> FinetuneConfig:
     """
     metric = task_of(splits.train.is_multi_label).metric(config.early_stopping_metric)
     return config.replace(early_stopping_metric=metric)
+
+
+def resolve_strategy(
+    config: FinetuneConfig, num_images: int, needs_head: bool, earlier: EarlierRun | None
+) -> FinetuneConfig:
+    """The configuration with ``lp_ft`` where nothing says what is trained and a new head gets few steps.
+
+    It starts at random. While it learns, its gradients change the pre-trained backbone (Kumar et al., 2022), and few
+    steps do not mend that.
+
+    Args:
+        config: as given.
+        num_images: that are trained on.
+        needs_head: the backbone is pre-trained, and the head starts at random.
+        earlier: run to go on with, whose strategy stays.
+    """
+    if config.says_what_is_trained:
+        return config
+    if earlier is not None:
+        return config.replace(strategy=earlier.content["config"].get("strategy"))
+    batch_size = _USUAL_BATCH if config.batch_size == "auto" else config.batch_size
+    num_steps = config.num_epochs * math.ceil(num_images / batch_size)
+    if not needs_head or num_steps > _FEW_STEPS or config.shard_weights:
+        return config
+    say(
+        f"strategy: lp_ft, a linear probe first, as {counted(num_steps, 'step')} are few to train a new head and the "
+        "backbone at once; --strategy full does"
+    )
+    resolved = config.replace(strategy="lp_ft")
+    for note in resolved.notes:
+        if note not in config.notes:
+            say(note)
+    return resolved
 
 
 def resolve_batch_size(

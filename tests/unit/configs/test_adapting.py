@@ -10,6 +10,7 @@ from sat_vg.backbone_finetuning.configs.finetune_config import SCENES_DEFAULTS, 
 from sat_vg.backbone_finetuning.configs.settings import shipped_defaults
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
+LP_FT = {"learning_rate": 1e-3, "label_smoothing": 0.1}
 # What somebody set, what makes room for it, and what that would contradict if it were set as well.
 CASES = [
     ({"num_epochs": 2, "lr_scheduler": "plateau", "early_stopping_patience": 5}, {"lr_step_size": 2}, 7),
@@ -21,13 +22,13 @@ CASES = [
     ({"micro_batch_size": 64}, {"batch_size": 64}, 32),
     ({"unfreeze_layers": ("layer4",)}, {"freeze_early_layers": True}, False),
     ({"last_layers": 2}, {"strategy": "last_layers"}, "full"),
-    ({"strategy": "lp_ft", "phase_epochs": (2, 3)}, {"probe_solver": "sgd", "num_epochs": 5}, "exact"),
+    ({"strategy": "lp_ft", "phase_epochs": (2, 3)}, {"probe_solver": "sgd", "num_epochs": 5, **LP_FT}, "exact"),
     ({"strategy": "progressive", "phase_epochs": (2, 3, 4)}, {"num_epochs": 9}, 20),
     ({"phase_stages": "head; all", "phase_epochs": (2, 3)}, {"strategy": "progressive", "num_epochs": 5}, "full"),
     ({"strategy": "linear_probe", "wise_ft": True}, {"probe_solver": "sgd"}, "exact"),
     ({"strategy": "linear_probe", "train_image_size": (96,)}, {"probe_solver": "sgd"}, "exact"),
     ({"strategy": "linear_probe", "shard_weights": True}, {"probe_solver": "sgd"}, "exact"),
-    ({"strategy": "lp_ft", "shard_weights": True}, {"probe_solver": "sgd"}, "exact"),
+    ({"strategy": "lp_ft", "shard_weights": True}, {"probe_solver": "sgd", **LP_FT}, "exact"),
     ({"train_image_size": tuple(range(32, 64))}, {"num_epochs": 32}, 20),
 ]
 

@@ -10,9 +10,41 @@ from sat_vg.backbone_finetuning.configs.finetune_config import SCENES_DEFAULTS, 
 from sat_vg.backbone_finetuning.data.loading.augmentation import PRESETS
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training.run_folder import EarlierRun
-from sat_vg.backbone_finetuning.training.unset_fields import resolve_image_settings
+from sat_vg.backbone_finetuning.training.unset_fields import resolve_image_settings, resolve_strategy
 
 OWN = {"dataset_path": "x"}
+
+
+@pytest.mark.parametrize(
+    ("given", "count", "strategy"),
+    [
+        ({}, 800, "lp_ft"),  # 20 epochs of 25 steps
+        ({}, 801, None),
+        ({"num_epochs": 4}, 4000, "lp_ft"),
+        ({"batch_size": 8}, 200, "lp_ft"),
+        ({"batch_size": 8}, 201, None),
+        ({"batch_size": "auto"}, 800, "lp_ft"),
+        ({"strategy": "full"}, 100, "full"),
+        ({"strategy": "last_layers"}, 100, "last_layers"),
+        ({"freeze_early_layers": 2}, 100, None),
+        ({"unfreeze_layers": ("layer4",)}, 100, None),
+        ({"shard_weights": True}, 100, None),
+    ],
+)
+def test_few_steps_begin_with_a_probe_unless_something_says_what_is_trained(capsys, given, count, strategy):
+    config = resolve_strategy(FinetuneConfig(**OWN, **given), count, needs_head=True, earlier=None)
+    assert config.strategy == strategy
+    out = capsys.readouterr().out
+    assert ("strategy: lp_ft, a linear probe first" in out) == (strategy == "lp_ft")
+    assert ("learning_rate: 0.001, as strategy = lp_ft" in out) == (config.learning_rate == 1e-3)
+    assert resolve_strategy(FinetuneConfig(**OWN), count, needs_head=False, earlier=None).strategy is None
+
+
+@pytest.mark.parametrize("of_run", [None, "full", "lp_ft"])
+def test_a_run_goes_on_with_the_strategy_that_it_began_with(of_run, capsys):
+    earlier = EarlierRun(Path("last.pt"), {"config": {"strategy": of_run}})
+    assert resolve_strategy(FinetuneConfig(**OWN), 100, needs_head=False, earlier=earlier).strategy == of_run
+    assert "strategy" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
