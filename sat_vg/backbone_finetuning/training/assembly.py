@@ -18,7 +18,7 @@ from sat_vg.backbone_finetuning.data.loading.mixing import Mixing
 from sat_vg.backbone_finetuning.data.loading.own_transform import OwnTransform
 from sat_vg.backbone_finetuning.data.loading.sampling import SAMPLERS, BatchPlan, Part
 from sat_vg.backbone_finetuning.data.loading.workers import Workers
-from sat_vg.backbone_finetuning.data.shards.order import ShardWindows
+from sat_vg.backbone_finetuning.data.shards.source import ShardWindows
 from sat_vg.backbone_finetuning.data.sources.splits import Split
 from sat_vg.backbone_finetuning.evaluation.tasks import task_of
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel

@@ -12,7 +12,7 @@ from sat_vg.backbone_finetuning.data.checks.readable import examine_images
 from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_or_reason, decode_rgb
 from sat_vg.backbone_finetuning.data.shards.cache import SOURCE
-from sat_vg.backbone_finetuning.data.shards.order import ShardWindows
+from sat_vg.backbone_finetuning.data.shards.source import ShardWindows
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 
 pytest.importorskip("webdataset", reason="shards are written with webdataset, which is not installed")

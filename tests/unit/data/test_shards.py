@@ -20,9 +20,8 @@ from sat_vg.backbone_finetuning.data.checks.readable import examine_images
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageDataset
 from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_or_reason, decode_rgb
-from sat_vg.backbone_finetuning.data.shards.cache import SOURCE
-from sat_vg.backbone_finetuning.data.shards.order import ShardWindows
-from sat_vg.backbone_finetuning.data.shards.paths import ShardPath
+from sat_vg.backbone_finetuning.data.shards.cache import SOURCE, ShardPath
+from sat_vg.backbone_finetuning.data.shards.source import ShardWindows
 from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.seeding import torch_generator

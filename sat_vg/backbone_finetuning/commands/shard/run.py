@@ -16,20 +16,20 @@ from sat_vg.backbone_finetuning.data.shards.index import (
     INDEX,
     PARTS,
     SHARD_NAME,
-    ListedShard,
+    Sample,
+    Shard,
     ShardIndex,
     read_index,
     write_index,
 )
-from sat_vg.backbone_finetuning.data.shards.scan import ScannedShard, label_set_of, scan_shard
 from sat_vg.backbone_finetuning.data.shards.source import WRITING, list_problems, shard_cache
-from sat_vg.backbone_finetuning.data.shards.writer import (
+from sat_vg.backbone_finetuning.data.shards.tars import (
     PlannedShard,
-    ShardLimit,
+    TarContent,
     hash_of_plan,
-    listed,
+    label_set_of,
     plan_shards,
-    write_shard,
+    scan_tar,
 )
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.reports.tables import text_table
@@ -76,13 +76,17 @@ def write_shards(options: ShardOptions) -> None:
     if options.data is None or options.out is None:
         raise ConfigError("DATA needs --out OUT, the folder that shards are written to")
     webdataset = require_webdataset("shards are written")
-    limit = _limit_of(options)
-    config = _config_of(options)
+    is_limited = options.images_per_shard is not None or options.shard_mib is not None
+    most_mib = options.shard_mib if is_limited else _USUAL_MIB
+    own = ("data", "index", "check", "out", "images_per_shard", "shard_mib")
+    shared = {name: value for name, value in vars(options).items() if name not in own}
+    config = FinetuneConfig(dataset_path=options.data, **shared)
     folder = expand_home(options.out)
     _require_outside(folder, expand_home(options.data))
     found = load_splits(config)
     splits = check_images(config, found, decoder_of_config(config, found)).splits
-    planned = plan_shards(splits, limit, options.seed)
+    most_bytes = None if most_mib is None else int(most_mib * 2**20)
+    planned = plan_shards(splits, options.images_per_shard, most_bytes, options.seed)
     plan = hash_of_plan(planned, splits)
     with lock_output(folder):
         if (folder / INDEX).exists():
@@ -95,7 +99,7 @@ def write_shards(options: ShardOptions) -> None:
             return
         _start_or_resume(folder, plan)
         written = _write_all(folder, planned, splits, webdataset)
-        index = ShardIndex(splits.class_names, splits.train.label_sets, plan, tuple(written))
+        index = ShardIndex(splits.class_names, splits.train.label_sets, plan, written)
         with _advising_to_resume(folder):
             write_index(folder / INDEX, index)
             (folder / WRITING).unlink()
@@ -125,11 +129,11 @@ def index_shards(given: str) -> None:
             f"{given!r} holds tar files with odd names: {_some(odd)}; rename them to letters, digits, '_', '-' "
             "and '.'"
         )
-    scanned = [scan_shard(path) for path in progress(paths, desc="reading shards", unit="shard")]
+    scanned = [scan_tar(path) for path in progress(paths, desc="reading shards", unit="shard")]
     names, label_of = _labels_of(folder, scanned)
-    shards = tuple(
-        shard.listed(path.name, _part_of(path.name), label_of.__getitem__)
-        for path, shard in zip(paths, scanned, strict=True)
+    shards = dict(
+        content.listed(path.name, _part_of(path.name), label_of.__getitem__)
+        for path, content in zip(paths, scanned, strict=True)
     )
     index = ShardIndex(names, None, "", shards)
     with _advising_to_resume(folder):
@@ -154,7 +158,7 @@ def check_shards(given: str) -> None:
             if isinstance(store, LocalShards):
                 _require_as_listed(store, shard)
             else:
-                store.open(shard.located(store)).close()
+                store.open(shard).close()
         except DataError as error:
             problems.append(str(error))
     say(_table(index))
@@ -166,25 +170,12 @@ def check_shards(given: str) -> None:
     say(f"all {len(index.shards)} shards are as {INDEX} says")
 
 
-def _require_as_listed(store: LocalShards, shard: ListedShard) -> None:
+def _require_as_listed(store: LocalShards, shard: Shard) -> None:
     problem = store.why_not_whole(shard)
-    if problem is None and scan_shard(store.path_of(shard)).sha256 != shard.sha256:
+    if problem is None and scan_tar(store.folder / shard.name).sha256 != shard.sha256:
         problem = f"shard {shard.name!r} has other bytes than its index says, as many of them: it was altered"
     if problem is not None:
         raise DataError(problem)
-
-
-def _limit_of(options: ShardOptions) -> ShardLimit:
-    images, mib = options.images_per_shard, options.shard_mib
-    if images is None and mib is None:
-        mib = _USUAL_MIB
-    return ShardLimit(images, None if mib is None else int(mib * 2**20))
-
-
-def _config_of(options: ShardOptions) -> FinetuneConfig:
-    own = ("data", "index", "check", "out", "images_per_shard", "shard_mib")
-    shared = {name: value for name, value in vars(options).items() if name not in own}
-    return FinetuneConfig(dataset_path=options.data, **shared)
 
 
 def _require_outside(folder: Path, data: Path) -> None:
@@ -218,30 +209,21 @@ def _start_or_resume(folder: Path, plan: str) -> None:
 
 def _write_all(
     folder: Path, planned: Sequence[PlannedShard], splits: Splits, webdataset: ModuleType
-) -> list[ListedShard]:
+) -> dict[Shard, tuple[Sample, ...]]:
     """Write the missing shards; returns what all of them hold, as read back."""
-    written = []
+    written = {}
+    label_sets = splits.train.label_sets
     total = sum(len(shard.images) for shard in planned)
     with progress(total=total, desc="writing shards", unit="image") as bar, _advising_to_resume(folder):
         for shard in planned:
-            there = _read_back(folder, shard, splits)
-            if there is None:
-                write_shard(folder, shard, webdataset, bar.update)
-                there = listed(shard, scan_shard(folder / shard.name), splits.train.label_sets)
-            else:
-                bar.update(len(shard.images))
-            written.append(there)
+            try:
+                there, samples = shard.read_back(folder, label_sets)
+                bar.update(len(samples))
+            except DataError:  # not there yet, or altered since
+                shard.write(folder, webdataset, bar.update)
+                there, samples = shard.read_back(folder, label_sets)
+            written[there] = samples
     return written
-
-
-def _read_back(folder: Path, shard: PlannedShard, splits: Splits) -> ListedShard | None:
-    """A shard that an earlier call has written; None if it has to be written."""
-    if not (folder / shard.name).exists():
-        return None
-    try:
-        return listed(shard, scan_shard(folder / shard.name), splits.train.label_sets)
-    except DataError:  # altered since
-        return None
 
 
 def _advising_to_resume(folder: Path) -> AbstractContextManager[None]:
@@ -254,7 +236,7 @@ def _part_of(name: str) -> str:
     return _PART_OF.get(first, "train")
 
 
-def _labels_of(folder: Path, scanned: Sequence[ScannedShard]) -> tuple[tuple[str, ...], dict[str, int]]:
+def _labels_of(folder: Path, scanned: Sequence[TarContent]) -> tuple[tuple[str, ...], dict[str, int]]:
     """Class names, and the place of each label's class among them."""
     texts = sorted({label for shard in scanned for label in shard.labels})
     several = [text for text in texts if label_set_of(text) is not None]
@@ -311,7 +293,7 @@ def _table(index: ShardIndex) -> str:
         shards = index.of_part(part)
         if shards:
             size = sum(shard.num_bytes for shard in shards) / 2**20
-            rows.append((part, len(shards), index.count(part), f"{size:.1f}"))
+            rows.append((part, len(shards), sum(map(len, shards.values())), f"{size:.1f}"))
     return text_table(("split", "shards", "images", "MiB"), rows)
 
 

@@ -1,4 +1,4 @@
-"""Reading shards: from a folder, or from a command or address that each is fetched from when it is needed.
+"""Images in shards: read from a folder, or from a command or address that each shard is fetched from when needed.
 
 Fetched shards are kept in the cache folder, bounded by ``cache_gib``, so a disk that holds a few shards serves a data
 set of any size. One process at a time fetches a shard, however many need it; it is used once its size and hash are
@@ -12,54 +12,48 @@ neither may bring a command that this machine runs.
 import contextlib
 import hashlib
 import importlib
+import io
 import os
 import re
 import shlex
 import stat
 import time
+import zlib
 from collections.abc import Generator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from sat_vg.backbone_finetuning.data.shards.index import ListedShard
-from sat_vg.backbone_finetuning.data.shards.paths import Shard
+from sat_vg.backbone_finetuning.data.reading.files import PathInArchive
+from sat_vg.backbone_finetuning.data.shards.index import Sample, Shard
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.file_locks import alone_with
 from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.regular_files import open_regular
+from sat_vg.backbone_finetuning.utils.unreadable import Unreadable
 
 SOURCE = "SAT_VG_SHARD_SOURCE"  # environment variable
-PLACE_OF_NAME = "{name}"
+_PLACE_OF_NAME = "{name}"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _FILE = "shard.tar"
 _NUM_LOCKS = 64
-_WAITS_S = (0.5, 3.0)  # between attempts at a shard; networks have hiccups
+_WAITS_S = (0.5, 3.0, 0.0)  # after attempts at a shard; networks have hiccups
 _LONGEST_WAIT_FOR_ROOM_S = 600.0
 _BLOCK = 2**20
 
 
 class LocalShards:
-    """Shards in a folder, read where they lie.
-
-    Args:
-        folder: that holds them.
-    """
+    """Shards in a folder, read where they lie."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def path_of(self, shard: Shard | ListedShard) -> Path:
-        """The file of a shard."""
-        return self.folder / shard.name
-
-    def why_not_whole(self, shard: ListedShard) -> str | None:
+    def why_not_whole(self, shard: Shard) -> str | None:
         """Why a shard cannot be the one of the index, by its size; None where it can."""
         try:
-            status = self.path_of(shard).stat()
+            status = (self.folder / shard.name).stat()
         except OSError as error:
             return f"shard {shard.name!r} cannot be opened ({error.strerror})"
         if not stat.S_ISREG(status.st_mode):
@@ -69,15 +63,15 @@ class LocalShards:
         return None
 
     def open(self, shard: Shard) -> BinaryIO:
-        """See ``ShardStore``."""
-        return open_regular(self.path_of(shard))
+        """The shard, open for reading. Raises OSError where it is not there."""
+        return open_regular(self.folder / shard.name)
 
     def stamp(self, shard: Shard) -> str:
-        """See ``ShardStore``."""
-        return stamp_of(self.path_of(shard))
+        """What differs once the shard's content does. Raises OSError where it is not there."""
+        return stamp_of(self.folder / shard.name)
 
     def give_up(self, shard: Shard) -> None:
-        """See ``ShardStore``; files of the user are left as they are."""
+        """Take note that a shard turned out to be damaged: files of the user are left as they are."""
 
 
 class FetchedShards:
@@ -98,15 +92,15 @@ class FetchedShards:
         return "by a command" if self.source.startswith("pipe:") else f"from {self.source.partition('://')[0]}"
 
     def open(self, shard: Shard) -> BinaryIO:
-        """See ``ShardStore``."""
+        """The shard, open for reading. Raises DataError where it cannot be fetched or kept."""
         return self._open_kept(shard) or self._fetched(shard)
 
     def stamp(self, shard: Shard) -> str:
-        """See ``ShardStore``; nothing else than these bytes is ever kept."""
+        """What differs once the shard's content does; nothing else than these bytes is ever kept."""
         return shard.sha256
 
     def give_up(self, shard: Shard) -> None:
-        """See ``ShardStore``: it is fetched anew the next time."""
+        """Take note that a shard turned out to be damaged: it is fetched anew the next time."""
         self.cache.remove(shard.sha256)
 
     def _open_kept(self, shard: Shard) -> BinaryIO | None:
@@ -118,7 +112,9 @@ class FetchedShards:
             return None
 
     def _fetched(self, shard: Shard) -> BinaryIO:
-        with self._alone_with(shard):
+        self.cache.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        number = int(shard.sha256[:8], 16) % _NUM_LOCKS  # so that there are never more files than these
+        with alone_with(self.cache.folder / f".shard-{number:02d}.lock"):
             kept = self._open_kept(shard)  # fetched while this process waited for the lock
             if kept is not None:
                 return kept
@@ -153,11 +149,54 @@ class FetchedShards:
                 )
             time.sleep(0.1)  # others fill the room with what they fetch just now, and can then be removed
 
-    def _alone_with(self, shard: Shard) -> AbstractContextManager[bool]:
-        """Keep other threads and processes from fetching the same shard meanwhile."""
-        self.cache.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        number = int(shard.sha256[:8], 16) % _NUM_LOCKS  # so that there are never more files than these
-        return alone_with(self.cache.folder / f".shard-{number:02d}.lock")
+
+class ShardPath(PathInArchive):
+    """The path of an image in a shard: a text, as all other paths are, that knows where the bytes are.
+
+    It reads ``FOLDER/train-000003.tar/00000041_sea_7.jpg``. It goes wherever a path goes (splits, orders, records,
+    tables, messages), is compared as a text, and takes its place in the tar along into threads and worker processes.
+    Code that opens images by their paths opens these too, without a registry.
+    """
+
+    __slots__ = ("crc", "offset", "shard", "store")
+    store: LocalShards | FetchedShards
+    shard: Shard
+    offset: int
+    crc: int
+
+    def __new__(cls, text: str, store: LocalShards | FetchedShards, shard: Shard, sample: Sample) -> "ShardPath":
+        """The path ``text`` of an image in a shard that is read from a store."""
+        path = super().__new__(cls, text)
+        path.store, path.shard = store, shard
+        path.offset, path.size, path.crc = sample[2:]
+        return path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardPath, (str(self), self.store, self.shard, Sample("", 0, self.offset, self.size, self.crc))
+
+    def open(self) -> BinaryIO:
+        """The image's bytes, in memory.
+
+        Raises:
+            OSError: the shard is not there.
+            DataError: it cannot be fetched.
+            Unreadable: the bytes are not those that the index knows.
+        """
+        with self.store.open(self.shard) as file:
+            file.seek(self.offset)
+            content = file.read(self.size)
+        if zlib.crc32(content) != self.crc:
+            self.store.give_up(self.shard)
+            raise Unreadable(
+                f"its bytes in the shard {self.shard.name!r} are not those that shards.json knows: the shard was cut "
+                "short or altered, or is of another writing",
+                "copy or write the shard again (sat-vg shard --check DIR looks at all of them)",
+            )
+        return io.BytesIO(content)
+
+    def stamp(self) -> str:
+        """What differs once the image does. Raises OSError where the shard is not there."""
+        return f"{self.store.stamp(self.shard)} {self.offset} {self.size} {self.crc}"
 
 
 def store_of(folder: Path, cache: BoundedCache) -> LocalShards | FetchedShards:
@@ -175,10 +214,10 @@ def store_of(folder: Path, cache: BoundedCache) -> LocalShards | FetchedShards:
         return LocalShards(folder)
     if not source.startswith("pipe:") and not _ADDRESS.match(source):
         return LocalShards(expand_home(source))
-    if PLACE_OF_NAME not in source:
+    if _PLACE_OF_NAME not in source:
         raise ConfigError(
-            f"{SOURCE} names a command or an address without {PLACE_OF_NAME}, which stands for the name of a shard; "
-            f"for example 'pipe:aws s3 cp s3://BUCKET/{PLACE_OF_NAME} -'"
+            f"{SOURCE} names a command or an address without {_PLACE_OF_NAME}, which stands for the name of a shard; "
+            f"for example 'pipe:aws s3 cp s3://BUCKET/{_PLACE_OF_NAME} -'"
         )
     require_webdataset("shards are fetched")
     known = importlib.import_module("webdataset.gopen").gopen_schemes
@@ -186,7 +225,7 @@ def store_of(folder: Path, cache: BoundedCache) -> LocalShards | FetchedShards:
     if scheme not in known:
         raise ConfigError(
             f"{SOURCE} names an address of the kind {scheme!r}, and webdataset opens {', '.join(sorted(known)[1:])}; "
-            f"use a command that writes a shard to its standard output: 'pipe:COMMAND {PLACE_OF_NAME}'"
+            f"use a command that writes a shard to its standard output: 'pipe:COMMAND {_PLACE_OF_NAME}'"
         )
     return FetchedShards(source, cache)
 
@@ -217,17 +256,14 @@ def _download(source: str, shard: Shard, path: Path) -> None:
         DataError: the source fails, or gives something else than the index says.
         OSError: the file cannot be written.
     """
-    url = source.replace(PLACE_OF_NAME, shard.name)
-    for wait in (*_WAITS_S, None):
+    for wait in _WAITS_S:
         try:
-            problem = _attempt(url, shard, path)
+            problem = _attempt(source.replace(_PLACE_OF_NAME, shard.name), shard, path)
+            break
         except _FailedError as error:
-            problem = f"{error}, in {len(_WAITS_S) + 1} attempts"
-            if wait is not None:
-                time.sleep(wait)
-                continue
-        if problem is None:
-            return
+            problem = f"{error}, in {len(_WAITS_S)} attempts"
+            time.sleep(wait)
+    if problem is not None:
         raise DataError(
             f"the shard {shard.name!r} cannot be fetched from where {SOURCE} says: {problem}; mend that, and run the "
             "same command again"

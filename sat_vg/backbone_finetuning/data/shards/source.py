@@ -5,14 +5,17 @@ shards equals the run over these folders. With a window they come in the order i
 pass over all of them fetches each shard once.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from sat_vg.backbone_finetuning.data.reading.decoded_cache import in_words
-from sat_vg.backbone_finetuning.data.shards.cache import SOURCE, FetchedShards, LocalShards, store_of
+from sat_vg.backbone_finetuning.data.shards.cache import SOURCE, FetchedShards, LocalShards, ShardPath, store_of
 from sat_vg.backbone_finetuning.data.shards.index import INDEX, PARTS, ShardIndex, read_index
-from sat_vg.backbone_finetuning.data.shards.paths import ShardPath
 from sat_vg.backbone_finetuning.data.sources.image_files import is_image
 from sat_vg.backbone_finetuning.data.sources.source import ImageQuery, Source
 from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits, describe_splits, split_off
@@ -26,12 +29,102 @@ WRITING = ".writing.json"  # in a folder whose shards are not complete yet
 _LISTED = 10
 
 
-def is_sharded(path: Path) -> bool:
-    """Whether a path is meant as that of shards.
+class Shards(Source):
+    """The source of images in tar files with an index."""
 
-    Raises:
-        DataError: it is a folder of shards whose writing has not ended, or of tar files without an index.
+    def takes(self, query: ImageQuery) -> bool:
+        """Whether the path is meant as that of shards.
+
+        Raises:
+            DataError: it is a folder of shards whose writing has not ended, or of tar files without an index.
+        """
+        return query.path is not None and _is_sharded(query.place)
+
+    def load_splits(self, query: ImageQuery) -> Splits:
+        """The images of ``shards.json``; paths are ``ShardPath``, below its folder wherever the shards lie.
+
+        Raises:
+            DataError: index or shards are missing, damaged or do not fit together.
+            ConfigError: the source is none, there is too little room for what is fetched, or a setting has no effect.
+        """
+        for name, usual in (("train_split", "train"), ("val_split", "val")):
+            if getattr(query, name) != usual:
+                raise ConfigError(
+                    f"{name} = {getattr(query, name)!r}: has no effect on shards, whose index says what is train's "
+                    "and val's; leave it out"
+                )
+        file = query.place / INDEX if query.place.is_dir() else query.place
+        index = read_index(file)
+        store = store_of(file.parent, shard_cache(query.cache_gib))
+        how = f" ({counted(len(index.shards), 'shard')})"
+        if isinstance(store, LocalShards):
+            _require_shards(store, index)
+        else:
+            _require_room(store, index, query.shard_window)
+            how = f"{how[:-1]}, fetched {store.kind})"
+        train, val, test = (_split_of(file.parent, index, part, store) for part in PARTS)
+        if not len(train):
+            raise DataError(f"{str(file)!r} has no image of the split train; there is nothing to train on")
+        is_drawn = not len(val)
+        if is_drawn:
+            if index.label_sets is not None:
+                raise DataError(f"{str(file)!r} has no image of the split val; write the shards anew, with one")
+            train = _as_they_lie(train) if query.shard_window else train
+            train, val = split_off(train.by_class(), query.val_fraction, query.seed)
+            how += ", val split off by seed"
+        splits = replace(describe_splits(train, val, test if len(test) else None, how=how), val_is_drawn=is_drawn)
+        return in_shard_order(splits) if query.shard_window else splits
+
+
+SHARDS = Shards()
+
+
+@dataclass(frozen=True, eq=False)
+class ShardWindows:
+    """The order of a run that fetches its shards: shards at random, the images of so many at a time shuffled.
+
+    Two images of one shard are never further apart than a window is long, so a shard is fetched once an epoch where
+    the disk holds a window and a shard more. How well an epoch is mixed depends on the window, and on how the shards
+    were filled: ``sat-vg shard`` shuffles all images into them.
     """
+
+    members: tuple[Tensor, ...]  # of each shard the indices of its images, int64
+    window: int  # shards at a time
+
+    @classmethod
+    def of(cls, split: Split, window: int) -> "ShardWindows":
+        """Of a split whose images lie in shards."""
+        places: dict[str, list[int]] = defaultdict(list)
+        for index, path in enumerate(split.paths):
+            places[_place_of(path)[0]].append(index)
+        return cls(tuple(torch.tensor(places[name]) for name in sorted(places)), window)
+
+    def __call__(self, count: int, generator: torch.Generator) -> Tensor:
+        """Indices of all images, each once."""
+        assert count == sum(map(len, self.members)), count
+        groups = torch.randperm(len(self.members), generator=generator).split(self.window)
+        together = (torch.cat([self.members[place] for place in group.tolist()]) for group in groups)
+        return torch.cat([few[torch.randperm(len(few), generator=generator)] for few in together])
+
+
+def shard_cache(cache_gib: float) -> BoundedCache:
+    """The cache of fetched shards: not that of decoded images and features, as these come while shards go."""
+    return BoundedCache(cache_folder() / _CACHE, int(cache_gib * 2**30))
+
+
+def in_shard_order(splits: Splits) -> Splits:
+    """The same splits with their images as they lie in the shards."""
+    test = None if splits.test is None else _as_they_lie(splits.test)
+    return replace(splits, train=_as_they_lie(splits.train), val=_as_they_lie(splits.val), test=test)
+
+
+def list_problems(problems: Sequence[str]) -> str:
+    """The first problems, a line each, and how many more there are."""
+    more = [f"and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
+    return "\n".join(f"  {line}" for line in [*problems[:_LISTED], *more])
+
+
+def _is_sharded(path: Path) -> bool:
     try:
         if not path.is_dir():
             return path.name == INDEX
@@ -56,86 +149,19 @@ def is_sharded(path: Path) -> bool:
     return False
 
 
-class Shards(Source):
-    """The source of images in tar files with an index."""
-
-    def takes(self, query: ImageQuery) -> bool:
-        """See ``is_sharded``."""
-        return query.path is not None and is_sharded(query.place)
-
-    def load_splits(self, query: ImageQuery) -> Splits:
-        """The images of ``shards.json``; paths are ``ShardPath``, below its folder wherever the shards lie.
-
-        Raises:
-            DataError: index or shards are missing, damaged or do not fit together.
-            ConfigError: the source is none, there is too little room for what is fetched, or a setting has no effect.
-        """
-        _require_usual_splits(query)
-        file = query.place / INDEX if query.place.is_dir() else query.place
-        index = read_index(file)
-        store = store_of(file.parent, shard_cache(query.cache_gib))
-        if isinstance(store, LocalShards):
-            require_shards(store, index)
-        else:
-            _require_room(store, index, query.shard_window)
-        where = "" if isinstance(store, LocalShards) else f", fetched {store.kind}"
-        how = f" ({counted(len(index.shards), 'shard')}{where})"
-        train, val, test = (split_of(file.parent, index, part, store) for part in PARTS)
-        if not len(train):
-            raise DataError(f"{str(file)!r} has no image of the split train; there is nothing to train on")
-        is_drawn = not len(val)
-        if is_drawn:
-            if index.label_sets is not None:
-                raise DataError(f"{str(file)!r} has no image of the split val; write the shards anew, with one")
-            train = _as_they_lie(train) if query.shard_window else train
-            train, val = split_off(train.by_class(), query.val_fraction, query.seed)
-            how += ", val split off by seed"
-        splits = describe_splits(train, val, test if len(test) else None, how=how)
-        splits = replace(splits, val_is_drawn=is_drawn)
-        return in_shard_order(splits) if query.shard_window else splits
-
-
-SHARDS = Shards()
-
-
-def shard_cache(cache_gib: float) -> BoundedCache:
-    """The cache of fetched shards: not that of decoded images and features, as these come while shards go."""
-    return BoundedCache(cache_folder() / _CACHE, int(cache_gib * 2**30))
-
-
-def _require_usual_splits(query: ImageQuery) -> None:
-    for name, usual in (("train_split", "train"), ("val_split", "val")):
-        if getattr(query, name) != usual:
-            raise ConfigError(
-                f"{name} = {getattr(query, name)!r}: has no effect on shards, whose index says what is train's and "
-                "val's; leave it out"
-            )
-
-
-def split_of(folder: Path, index: ShardIndex, part: str, store: LocalShards | FetchedShards) -> Split:
+def _split_of(folder: Path, index: ShardIndex, part: str, store: LocalShards | FetchedShards) -> Split:
     """The images of a split, in the order of their names."""
     found = []
-    for entry in index.of_part(part):
-        shard = entry.located(store)
-        found += [(one.name, ShardPath(f"{folder}/{shard.name}/{one.name}", shard, *one[2:]), one.label)
-                  for one in entry.samples]  # fmt: skip
+    for shard, samples in index.of_part(part).items():
+        around = f"{folder}/{shard.name}"
+        found += [(one.name, ShardPath(f"{around}/{one.name}", store, shard, one), one.label) for one in samples]
     found.sort(key=lambda entry: entry[:2])
     paths, labels = tuple(path for _, path, _ in found), tuple(label for _, _, label in found)
     return Split(part, paths, labels, index.class_names, index.label_sets)
 
 
-def in_shard_order(splits: Splits) -> Splits:
-    """The same splits with their images as they lie in the shards."""
-    test = None if splits.test is None else _as_they_lie(splits.test)
-    return replace(splits, train=_as_they_lie(splits.train), val=_as_they_lie(splits.val), test=test)
-
-
-def require_shards(store: LocalShards, index: ShardIndex) -> None:
-    """Check that all shards are there and whole, by their sizes.
-
-    Raises:
-        DataError: some are not; names them.
-    """
+def _require_shards(store: LocalShards, index: ShardIndex) -> None:
+    """Check that all shards are there and whole, by their sizes."""
     problems = [problem for shard in index.shards if (problem := store.why_not_whole(shard))]
     if problems:
         raise DataError(
@@ -143,12 +169,6 @@ def require_shards(store: LocalShards, index: ShardIndex) -> None:
             f"{list_problems(problems)}\nFetch or write them again; where they lie elsewhere, say where with the "
             f"environment variable {SOURCE}"
         )
-
-
-def list_problems(problems: Sequence[str]) -> str:
-    """The first problems, a line each, and how many more there are."""
-    more = [f"and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
-    return "\n".join(f"  {line}" for line in [*problems[:_LISTED], *more])
 
 
 def _require_room(store: FetchedShards, index: ShardIndex, window: int) -> None:
