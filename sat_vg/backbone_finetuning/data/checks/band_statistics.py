@@ -37,33 +37,20 @@ _RESOLUTION = 1e-7  # of float32: a deviation below this share of the mean is ro
 
 @dataclass(frozen=True)
 class Moments:
-    """By band, of the values that are not missing; all float64 ``[C]``.
+    """By band, of the values that are not missing; all float64 ``[C]``."""
 
-    Attributes:
-        count: how many there are.
-        mean: of them.
-        squares: their squared distances from the mean, added up.
-    """
-
-    count: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    squares: NDArray[np.float64]
+    count: NDArray[np.float64]  # how many there are
+    mean: NDArray[np.float64]  # of them
+    squares: NDArray[np.float64]  # their squared distances from the mean, added up
 
 
 class BandStatistics(NamedTuple):
-    """Mean and population deviation by band, in the files' own units.
+    """Mean and population deviation by band, in the files' own units."""
 
-    Attributes:
-        mean: of all values that are not missing.
-        std: of the same.
-        note: a line for the user on what was done.
-        warnings: lines on values that were left out.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    note: str
-    warnings: tuple[str, ...] = ()
+    mean: tuple[float, ...]  # of all values that are not missing
+    std: tuple[float, ...]  # of the same
+    note: str  # a line for the user on what was done
+    warnings: tuple[str, ...] = ()  # lines on values that were left out
 
 
 class _Outlier(NamedTuple):

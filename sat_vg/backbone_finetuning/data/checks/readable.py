@@ -45,51 +45,30 @@ _RECORD_FORMAT = (
 
 @dataclass(frozen=True)
 class BadImage:
-    """An image that cannot be decoded.
+    """An image that cannot be decoded."""
 
-    Attributes:
-        path: the file, as it was given.
-        reason: what is wrong with it, without the path.
-    """
-
-    path: str
-    reason: str
+    path: str  # the file, as it was given
+    reason: str  # what is wrong with it, without the path
 
 
 class Examined(NamedTuple):
-    """What a pass over images found.
+    """What a pass over images found."""
 
-    Attributes:
-        bad: the images that cannot be decoded, in the order of the paths.
-        contents: of every other path a fingerprint of its pixels (see ``fingerprint``).
-        stats: of every other path what ``measure`` gave, if it was given.
-        sizes: of every other path its height and width in pixels.
-        traits: of every other path the traits of its values.
-    """
-
-    bad: list[BadImage]
-    contents: dict[str, int]
-    stats: dict[str, Any]
-    sizes: dict[str, tuple[int, int]]
-    traits: dict[str, Traits]
+    bad: list[BadImage]  # the images that cannot be decoded, in the order of the paths
+    contents: dict[str, int]  # of every other path a fingerprint of its pixels (see ``fingerprint``)
+    stats: dict[str, Any]  # of every other path what ``measure`` gave, if it was given
+    sizes: dict[str, tuple[int, int]]  # of every other path its height and width in pixels
+    traits: dict[str, Traits]  # of every other path the traits of its values
 
 
 class Readable(NamedTuple):
-    """Splits of which every image can be decoded.
+    """Splits of which every image can be decoded."""
 
-    Attributes:
-        splits: the images.
-        left_out: images that could not be decoded.
-        contents: of every path a fingerprint of its pixels.
-        sizes: of every path its height and width in pixels.
-        traits: of every path the traits of its values.
-    """
-
-    splits: Splits
-    left_out: list[BadImage]
-    contents: dict[str, int]
-    sizes: dict[str, tuple[int, int]]
-    traits: dict[str, Traits]
+    splits: Splits  # the images
+    left_out: list[BadImage]  # images that could not be decoded
+    contents: dict[str, int]  # of every path a fingerprint of its pixels
+    sizes: dict[str, tuple[int, int]]  # of every path its height and width in pixels
+    traits: dict[str, Traits]  # of every path the traits of its values
 
 
 class _Remembered(NamedTuple):

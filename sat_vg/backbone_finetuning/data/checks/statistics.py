@@ -16,40 +16,24 @@ _PART = 2**20  # pixels that are counted at a time
 
 
 class ImageStats(NamedTuple):
-    """Measurements of one image.
+    """Measurements of one image."""
 
-    Attributes:
-        size: width and height in pixels.
-        sums: of every band's values, float64 ``[3]``.
-        squares: of every band's squared values, float64 ``[3]``.
-        grey: whether all bands are equal.
-        small: its thumbnail (see ``duplicates.thumbnail``).
-    """
-
-    size: tuple[int, int]
-    sums: NDArray[np.float64]
-    squares: NDArray[np.float64]
-    grey: bool
-    small: NDArray[np.uint8]
+    size: tuple[int, int]  # width and height in pixels
+    sums: NDArray[np.float64]  # of every band's values, float64 ``[3]``
+    squares: NDArray[np.float64]  # of every band's squared values, float64 ``[3]``
+    grey: bool  # whether all bands are equal
+    small: NDArray[np.uint8]  # its thumbnail (see ``duplicates.thumbnail``)
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Numbers on a set of images.
+    """Numbers on a set of images."""
 
-    Attributes:
-        sizes: number of images per width and height, most frequent first.
-        grey: images whose bands are all equal.
-        mean: per band, of all pixels, scaled to [0, 1].
-        std: per band, of all pixels, scaled to [0, 1].
-        warnings: values that were left out of them, in words.
-    """
-
-    sizes: dict[tuple[int, int], int]
-    grey: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    warnings: tuple[str, ...] = ()
+    sizes: dict[tuple[int, int], int]  # number of images per width and height, most frequent first
+    grey: int  # images whose bands are all equal
+    mean: tuple[float, ...]  # per band, of all pixels, scaled to [0, 1]
+    std: tuple[float, ...]  # per band, of all pixels, scaled to [0, 1]
+    warnings: tuple[str, ...] = ()  # values that were left out of them, in words
 
 
 def measure_image(image: Tensor) -> ImageStats:

@@ -29,17 +29,12 @@ class NotKept(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureShape:
-    """What the function gives for one image.
+    """What the function gives for one image."""
 
-    Attributes:
-        shape: of the feature, without the batch.
-        dim_order: its dimensions from the outermost in memory to the innermost; channels-last maps are stored so.
-        dtype: of its numbers.
-    """
-
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of the feature, without the batch
+    # its dimensions from the outermost in memory to the innermost; channels-last maps are stored so
     dim_order: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: torch.dtype  # of its numbers
 
     @classmethod
     def of(cls, features: Tensor) -> "FeatureShape":

@@ -31,22 +31,15 @@ _MAX_ABOUT_BYTES = 10**8  # the limit of safetensors itself
 
 @dataclass(frozen=True)
 class Features:
-    """What a file of features holds.
+    """What a file of features holds."""
 
-    Attributes:
-        columns: ``[N, …]`` each, by name; float32 or float16 (of windows also where they lie); mapped files are not
-            held in memory.
-        paths: N texts.
-        labels: N indices into ``class_names``; None: not labelled.
-        class_names: the classes of the images.
-        about: plain data for JSON; its ``identity`` is what ``identity_of`` gives.
-    """
-
+    # ``[N, …]`` each, by name; float32 or float16 (of windows also where they lie); mapped files are not held in
+    # memory
     columns: Mapping[str, np.ndarray]
-    paths: Sequence[str]
-    labels: Sequence[int] | None
-    class_names: Sequence[str]
-    about: Mapping[str, Any]
+    paths: Sequence[str]  # N texts
+    labels: Sequence[int] | None  # N indices into ``class_names``; None: not labelled
+    class_names: Sequence[str]  # the classes of the images
+    about: Mapping[str, Any]  # plain data for JSON; its ``identity`` is what ``identity_of`` gives
 
 
 def require_format(path: Path) -> None:

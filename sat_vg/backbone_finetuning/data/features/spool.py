@@ -30,18 +30,12 @@ _MOST_PROGRESS_BYTES = 2**30
 
 @dataclass
 class Progress:
-    """How far an extraction is.
+    """How far an extraction is."""
 
-    Attributes:
-        settings: says what decides the numbers: weights, stages, number formats.
-        done: images that were read, from the first on.
-        seen: hash of these images' paths, labels, sizes and times of change.
-        left_out: place and reason of each of them that could not be read; the others are rows of the spool.
-    """
-
-    settings: str
-    done: int = 0
-    seen: str = ""
+    settings: str  # says what decides the numbers: weights, stages, number formats
+    done: int = 0  # images that were read, from the first on
+    seen: str = ""  # hash of these images' paths, labels, sizes and times of change
+    # place and reason of each of them that could not be read; the others are rows of the spool
     left_out: list[tuple[int, str]] = field(default_factory=list)
 
     @property

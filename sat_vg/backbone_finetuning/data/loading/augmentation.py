@@ -80,14 +80,10 @@ def advanced(size: int, interpolation: str) -> nn.Module:
 
 
 class Preset(NamedTuple):
-    """One augmentation.
+    """One augmentation."""
 
-    Attributes:
-        build: image size and interpolation → the transform.
-        any_bands: whether it takes the float32 values of any number of bands; else 8-bit red, green and blue alone.
-    """
-
-    build: Callable[[int, Interpolation], nn.Module]
+    build: Callable[[int, Interpolation], nn.Module]  # image size and interpolation → the transform
+    # whether it takes the float32 values of any number of bands; else 8-bit red, green and blue alone
     any_bands: bool
 
 

@@ -24,17 +24,12 @@ from sat_vg.backbone_finetuning.utils.stop_signals import held_back
 
 
 class Batch(NamedTuple):
-    """A batch as it leaves the loader.
+    """A batch as it leaves the loader."""
 
-    Attributes:
-        images: uint8 ``[B, 3, H, W]``; of GeoTIFFs float32 ``[B, C, H, W]``.
-        targets: float32 ``[B, num_classes]``; each row sums to 1, but where images can have several classes or none.
-        indices: int64 ``[B]``, the images' places in their split.
-    """
-
-    images: Tensor
+    images: Tensor  # uint8 ``[B, 3, H, W]``; of GeoTIFFs float32 ``[B, C, H, W]``
+    # float32 ``[B, num_classes]``; each row sums to 1, but where images can have several classes or none
     targets: Tensor
-    indices: Tensor
+    indices: Tensor  # int64 ``[B]``, the images' places in their split
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on another device."""

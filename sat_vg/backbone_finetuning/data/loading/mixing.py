@@ -16,17 +16,11 @@ from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy
 
 @dataclass(frozen=True)
 class Mixing:
-    """Which mixing is done; with both alphas at 0 it hands everything through.
+    """Which mixing is done; with both alphas at 0 it hands everything through."""
 
-    Attributes:
-        mixup_alpha: Beta parameter of Mixup (Zhang et al., 2018); 0: off.
-        cutmix_alpha: Beta parameter of CutMix (Yun et al., 2019); 0: off. With both on each step draws one.
-        seed: the run's seed.
-    """
-
-    mixup_alpha: float
-    cutmix_alpha: float
-    seed: int
+    mixup_alpha: float  # Beta parameter of Mixup (Zhang et al., 2018); 0: off
+    cutmix_alpha: float  # Beta parameter of CutMix (Yun et al., 2019); 0: off. With both on each step draws one.
+    seed: int  # the run's seed
 
     def __call__(self, images: Tensor, targets: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Mix normalised images ``[B, C, H, W]`` and their targets ``[B, num_classes]``."""

@@ -36,13 +36,9 @@ def shuffled(count: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class WeightedDraw:
-    """Images drawn with replacement, rare classes as often as frequent ones: an epoch repeats some and lacks others.
+    """Images drawn with replacement, rare classes as often as frequent ones: an epoch repeats some and lacks others."""
 
-    Attributes:
-        cumulated: float64 ``[N]``, sums of the images' shares up to each.
-    """
-
-    cumulated: Tensor
+    cumulated: Tensor  # float64 ``[N]``, sums of the images' shares up to each
 
     @classmethod
     def of(cls, split: Split) -> "WeightedDraw":
@@ -67,12 +63,9 @@ class ClassBalanced:
     """Rounds in which every class comes once, in random order, so all batches hold about as many of each class.
 
     The images of a class take turns: none comes again before all others of its class have come.
-
-    Attributes:
-        members: of each class the indices of its images.
     """
 
-    members: tuple[Tensor, ...]
+    members: tuple[Tensor, ...]  # of each class the indices of its images
 
     @classmethod
     def of(cls, split: Split) -> "ClassBalanced":
@@ -113,20 +106,13 @@ class BatchPlan:
     The batches of an epoch differ by one image at the most: nothing is dropped, and no image weighs more than
     another in a short last batch. A batch of one image, which batch norm could not take, comes about only where
     ``batch_size`` or the data set is one.
-
-    Attributes:
-        num_samples: images in the epoch.
-        batch_size: the largest batch (with 2 and an odd number of images, one batch has 3).
-        seed: of the order.
-        order: which images an epoch takes, one after another.
-        share: of every batch, that this process computes.
     """
 
-    num_samples: int
-    batch_size: int
-    seed: int
-    order: Order = shuffled
-    share: Share = WHOLE
+    num_samples: int  # images in the epoch
+    batch_size: int  # the largest batch (with 2 and an odd number of images, one batch has 3)
+    seed: int  # of the order
+    order: Order = shuffled  # which images an epoch takes, one after another
+    share: Share = WHOLE  # of every batch, that this process computes
 
     @property
     def num_batches(self) -> int:

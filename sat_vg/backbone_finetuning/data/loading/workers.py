@@ -14,16 +14,11 @@ from sat_vg.backbone_finetuning.utils.stop_signals import STOP_SIGNALS
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes that decode images.
+    """The processes that decode images."""
 
-    Attributes:
-        count: processes; 0: the training process itself.
-        device: where batches go.
-        timeout: seconds to wait for a batch before RuntimeError, which ``why_loading_failed`` explains; 0: for ever.
-    """
-
-    count: int
-    device: torch.device
+    count: int  # processes; 0: the training process itself
+    device: torch.device  # where batches go
+    # seconds to wait for a batch before RuntimeError, which ``why_loading_failed`` explains; 0: for ever
     timeout: int = 0
 
 

@@ -21,19 +21,12 @@ _LONGEST_NAME = 60  # characters
 
 
 class ChosenBands(NamedTuple):
-    """The bands of a run.
+    """The bands of a run."""
 
-    Attributes:
-        names: what the model calls them.
-        files: where they lie.
-        description: a line for the user.
-        warnings: what in the names and numbers contradicts the files' descriptions, a line each.
-    """
-
-    names: tuple[str, ...]
-    files: BandFiles
-    description: str
-    warnings: tuple[str, ...] = ()
+    names: tuple[str, ...]  # what the model calls them
+    files: BandFiles  # where they lie
+    description: str  # a line for the user
+    warnings: tuple[str, ...] = ()  # what in the names and numbers contradicts the files' descriptions, a line each
 
 
 @dataclass(frozen=True)

@@ -41,17 +41,11 @@ _RESERVE_BYTES = 2 * 2**30  # of the memory; the training needs some too
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each image's pixels lie in the file; copies lie there once.
+    """Where each image's pixels lie in the file; copies lie there once."""
 
-    Attributes:
-        paths: one file for each row of the index.
-        index: int64 ``[N, 4]``: an image's fingerprint, its offset in bytes, its height and width.
-        rows: of every path, copies included, its row in the index.
-    """
-
-    paths: list[str]
-    index: NDArray[np.int64]
-    rows: dict[str, int]
+    paths: list[str]  # one file for each row of the index
+    index: NDArray[np.int64]  # int64 ``[N, 4]``: an image's fingerprint, its offset in bytes, its height and width
+    rows: dict[str, int]  # of every path, copies included, its row in the index
 
     @property
     def num_bytes(self) -> int:
@@ -66,15 +60,10 @@ class Layout:
 
 
 class Reader(NamedTuple):
-    """How images are read.
+    """How images are read."""
 
-    Attributes:
-        read: a file's path → its image, as ``decode_rgb`` gives it.
-        note: a line for the user; None if images are decoded as asked.
-    """
-
-    read: Callable[[str], Tensor]
-    note: str | None
+    read: Callable[[str], Tensor]  # a file's path → its image, as ``decode_rgb`` gives it
+    note: str | None  # a line for the user; None if images are decoded as asked
 
 
 class _NotKeptError(Exception):

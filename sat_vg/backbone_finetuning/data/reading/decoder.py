@@ -15,34 +15,23 @@ Scaling = tuple[tuple[float, float], ...]
 
 
 class Traits(NamedTuple):
-    """Traits of an image's values, by its file.
+    """Traits of an image's values, by its file."""
 
-    Attributes:
-        depth: kind of the values: ``8-bit``, ``16-bit``; of chosen bands their type.
-        alpha: empty: there is none, or it is 0 or full everywhere. ``soft``: it has values in between, by which the
-            colours were made darker. ``ignored``: a band that is marked as alpha, and is none by its values.
-        scaling: scale and offset by band; empty where all are 1 and 0.
-        is_scaled: whether scale and offset were applied.
-        nodata: by chosen band.
-        names: descriptions of the bands that were chosen by their number.
-        levels: how many levels of grey deep pixels have as 8 bits, at most; 0: they are no deep pixels.
-        fills: values that were taken for "no value" without a tag.
-        blank: percentage of the pixels that are 0 in all chosen bands and look like nodata that no tag declares.
-        marks: colours of the bands of a TIFF by its descriptions; empty: it has none, or its bands were chosen.
-        has_more: whether more frames or pages follow the one that was read.
-    """
-
-    depth: str = "8-bit"
+    depth: str = "8-bit"  # kind of the values: ``8-bit``, ``16-bit``; of chosen bands their type
+    # empty: there is none, or it is 0 or full everywhere. ``soft``: it has values in between, by which the colours
+    # were made darker. ``ignored``: a band that is marked as alpha, and is none by its values.
     alpha: str = ""
-    scaling: Scaling = ()
-    is_scaled: bool = False
-    nodata: tuple[float | None, ...] = ()
-    names: tuple[str | None, ...] = ()
-    levels: int = 0
-    fills: tuple[float, ...] = ()
+    scaling: Scaling = ()  # scale and offset by band; empty where all are 1 and 0
+    is_scaled: bool = False  # whether scale and offset were applied
+    nodata: tuple[float | None, ...] = ()  # by chosen band
+    names: tuple[str | None, ...] = ()  # descriptions of the bands that were chosen by their number
+    levels: int = 0  # how many levels of grey deep pixels have as 8 bits, at most; 0: they are no deep pixels
+    fills: tuple[float, ...] = ()  # values that were taken for "no value" without a tag
+    # percentage of the pixels that are 0 in all chosen bands and look like nodata that no tag declares
     blank: int = 0
+    # colours of the bands of a TIFF by its descriptions; empty: it has none, or its bands were chosen
     marks: tuple[str, ...] = ()
-    has_more: bool = False
+    has_more: bool = False  # whether more frames or pages follow the one that was read
 
     @property
     def left_a_choice(self) -> bool:

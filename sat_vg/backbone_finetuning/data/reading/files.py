@@ -24,14 +24,10 @@ T = TypeVar("T")
 
 
 class PathInArchive(str):
-    """The path of an image that lies inside another file; a text, as all other paths are.
-
-    Attributes:
-        size: of the image, in bytes.
-    """
+    """The path of an image that lies inside another file; a text, as all other paths are."""
 
     __slots__ = ("size",)
-    size: int
+    size: int  # of the image, in bytes
 
     def open(self) -> BinaryIO:
         """The image's bytes, in memory. Raises OSError, DataError or Unreadable."""

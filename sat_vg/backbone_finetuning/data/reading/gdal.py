@@ -133,17 +133,11 @@ def scaling_of(source: Any) -> tuple[tuple[float, float], ...]:
 
 
 class Colours(NamedTuple):
-    """The colours of an image as they are stored.
+    """The colours of an image as they are stored."""
 
-    Attributes:
-        values: uint8 or uint16 ``[H, W, 3]``.
-        alpha: of the same type ``[H, W]``; None: there is none.
-        bits: of each value.
-    """
-
-    values: NDArray[Any]
-    alpha: NDArray[Any] | None
-    bits: int
+    values: NDArray[Any]  # uint8 or uint16 ``[H, W, 3]``
+    alpha: NDArray[Any] | None  # of the same type ``[H, W]``; None: there is none
+    bits: int  # of each value
 
     def as_bytes(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         """Colours and alpha as 8 bits: the highest eight, or spread over all."""

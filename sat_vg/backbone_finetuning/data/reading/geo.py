@@ -49,16 +49,11 @@ _BEYOND_ALL = 1e30  # no quantity is as large: -3.4e38, 9.97e36 and the like
 
 @dataclass(frozen=True)
 class GeoReader(Decoder):
-    """Reads the bands of GeoTIFFs as float32 ``[C, H, W]``.
+    """Reads the bands of GeoTIFFs as float32 ``[C, H, W]``."""
 
-    Attributes:
-        files: what the files are like; others are refused.
-        fill: by band, what stands in for missing values; None: they are NaN.
-        reach: by band, how far from ``fill`` a value may be; what is farther counts as missing. None: any.
-    """
-
-    files: BandFiles
-    fill: tuple[float, ...] | None = None
+    files: BandFiles  # what the files are like; others are refused
+    fill: tuple[float, ...] | None = None  # by band, what stands in for missing values; None: they are NaN
+    # by band, how far from ``fill`` a value may be; what is farther counts as missing. None: any.
     reach: tuple[float, ...] | None = None
 
     @property

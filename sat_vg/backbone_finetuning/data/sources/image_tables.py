@@ -22,31 +22,19 @@ _MAX_LIST_BYTES = 2**30
 
 
 class Row(NamedTuple):
-    """An image of a list.
+    """An image of a list."""
 
-    Attributes:
-        line: its number; the last one of a row that goes over several.
-        given: the path as it is written.
-        path: the file to open: the list's folder and what is written.
-        cells: the text of each other column that was asked for and is there.
-    """
-
-    line: int
-    given: str
-    path: str
-    cells: Mapping[str, str]
+    line: int  # its number; the last one of a row that goes over several
+    given: str  # the path as it is written
+    path: str  # the file to open: the list's folder and what is written
+    cells: Mapping[str, str]  # the text of each other column that was asked for and is there
 
 
 class ImageTable(NamedTuple):
-    """What a list holds.
+    """What a list holds."""
 
-    Attributes:
-        columns: all names of its first line; of a text file ``path`` alone.
-        rows: its images, in order; one or more.
-    """
-
-    columns: tuple[str, ...]
-    rows: list[Row]
+    columns: tuple[str, ...]  # all names of its first line; of a text file ``path`` alone
+    rows: list[Row]  # its images, in order; one or more
 
 
 def read_image_table(

@@ -14,17 +14,11 @@ from sat_vg.backbone_finetuning.utils.errors import DataError
 
 
 class ListedImage(NamedTuple):
-    """An image of a list.
+    """An image of a list."""
 
-    Attributes:
-        path: the file to open.
-        classes: by name; one, unless images can have several or none.
-        place: where it is listed, for messages.
-    """
-
-    path: str
-    classes: tuple[str, ...]
-    place: str
+    path: str  # the file to open
+    classes: tuple[str, ...]  # by name; one, unless images can have several or none
+    place: str  # where it is listed, for messages
 
 
 def splits_of(

@@ -15,41 +15,23 @@ _CACHE_GIB = 16.0  # as in the configuration
 
 @dataclass(frozen=True, kw_only=True)
 class ImageQuery:
-    """The settings that say where images come from.
+    """The settings that say where images come from."""
 
-    Attributes:
-        path: a folder, file or glob; None: none was given.
-        dataset: name of a data set that torchvision reads.
-        train_split: name of the train folder, or what a table's column ``split`` calls train.
-        val_split: the same of val.
-        val_fraction: share of each class that becomes val where the source gives none, in (0, 1).
-        seed: of that split, which depends on nothing else but paths and classes.
-        allow_outside: a list or table may name files outside its folder.
-        split: how val is drawn where the source gives none: image by image, or by blocks of ground.
-        block_size: side of such a block in metres.
-        group_column: column of a table whose images stay together where val is drawn.
-        label_separator: text between the classes of an image in a table's column ``labels``.
-        outside_flag: the flag that sets ``allow_outside``, for messages.
-        shard_window: shards whose images are shuffled together; 0: all.
-        cache_gib: the most that the cache of fetched shards takes.
-        tell: called with lines for the user, as a download may take long.
-    """
-
-    path: str | None = None
-    dataset: str | None = None
-    train_split: str = "train"
-    val_split: str = "val"
-    val_fraction: float = 0.2
-    seed: int = 0
-    split: Split = "random"
-    block_size: float | None = None
-    group_column: str | None = None
-    allow_outside: bool = False
-    label_separator: str = SEPARATOR
-    outside_flag: str = "--allow_outside"
-    shard_window: int = 0
-    cache_gib: float = _CACHE_GIB
-    tell: Callable[[str], None] = lambda line: None
+    path: str | None = None  # a folder, file or glob; None: none was given
+    dataset: str | None = None  # name of a data set that torchvision reads
+    train_split: str = "train"  # name of the train folder, or what a table's column ``split`` calls train
+    val_split: str = "val"  # the same of val
+    val_fraction: float = 0.2  # share of each class that becomes val where the source gives none, in (0, 1)
+    seed: int = 0  # of that split, which depends on nothing else but paths and classes
+    split: Split = "random"  # how val is drawn where the source gives none: image by image, or by blocks of ground
+    block_size: float | None = None  # side of such a block in metres
+    group_column: str | None = None  # column of a table whose images stay together where val is drawn
+    allow_outside: bool = False  # a list or table may name files outside its folder
+    label_separator: str = SEPARATOR  # text between the classes of an image in a table's column ``labels``
+    outside_flag: str = "--allow_outside"  # the flag that sets ``allow_outside``, for messages
+    shard_window: int = 0  # shards whose images are shuffled together; 0: all
+    cache_gib: float = _CACHE_GIB  # the most that the cache of fetched shards takes
+    tell: Callable[[str], None] = lambda line: None  # called with lines for the user, as a download may take long
 
     @property
     def place(self) -> Path:
@@ -60,19 +42,12 @@ class ImageQuery:
 
 @dataclass(frozen=True)
 class ImageList:
-    """Images in order, with their classes if these are known.
+    """Images in order, with their classes if these are known."""
 
-    Attributes:
-        paths: files to open: the folder as it was given, and what follows.
-        labels: the class of each image by name; None: they are not labelled.
-        description: one line for the terminal.
-        left_out: files that are no images, in words; begins with its punctuation, empty where there are none.
-    """
-
-    paths: tuple[str, ...]
-    labels: tuple[str, ...] | None
-    description: str
-    left_out: str = ""
+    paths: tuple[str, ...]  # files to open: the folder as it was given, and what follows
+    labels: tuple[str, ...] | None  # the class of each image by name; None: they are not labelled
+    description: str  # one line for the terminal
+    left_out: str = ""  # files that are no images, in words; begins with its punctuation, empty where there are none
 
     def __len__(self) -> int:
         return len(self.paths)

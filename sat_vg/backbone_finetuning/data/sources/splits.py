@@ -39,21 +39,14 @@ from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy
 
 @dataclass(frozen=True)
 class Split:
-    """One of train, val and test.
+    """One of train, val and test."""
 
-    Attributes:
-        name: which of them.
-        paths: image files (``root`` as it was given and what follows), by class and then by path.
-        labels: index into ``class_names`` per image; into ``label_sets`` where there are some.
-        class_names: the classes of train, sorted; the same in all splits.
-        label_sets: where an image can have several classes or none: every combination that occurs, each as sorted
-            indices into ``class_names``; the same in all splits.
-    """
-
-    name: str
-    paths: tuple[str, ...]
-    labels: tuple[int, ...]
-    class_names: tuple[str, ...]
+    name: str  # which of them
+    paths: tuple[str, ...]  # image files (``root`` as it was given and what follows), by class and then by path
+    labels: tuple[int, ...]  # index into ``class_names`` per image; into ``label_sets`` where there are some
+    class_names: tuple[str, ...]  # the classes of train, sorted; the same in all splits
+    # where an image can have several classes or none: every combination that occurs, each as sorted indices into
+    # ``class_names``; the same in all splits
     label_sets: tuple[tuple[int, ...], ...] | None = None
 
     def __len__(self) -> int:
@@ -99,27 +92,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """Train, val and, where there is a test folder, test.
+    """Train, val and, where there is a test folder, test."""
 
-    Attributes:
-        train: training images.
-        val: validation images.
-        test: test images, or None.
-        how: for the description, where the splits come from; begins with its punctuation.
-        val_is_drawn: val was split off train by seed, and not given as a folder.
-        num_left_out: images that were here and cannot be used.
-        others: for the description, files that are no images; begins with its punctuation.
-        notes: warnings about names and layout, a line each.
-    """
-
-    train: Split
-    val: Split
-    test: Split | None
-    how: str
-    val_is_drawn: bool = False
-    notes: tuple[str, ...] = ()
-    num_left_out: int = 0
-    others: str = ""
+    train: Split  # training images
+    val: Split  # validation images
+    test: Split | None  # test images, or None
+    how: str  # for the description, where the splits come from; begins with its punctuation
+    val_is_drawn: bool = False  # val was split off train by seed, and not given as a folder
+    notes: tuple[str, ...] = ()  # warnings about names and layout, a line each
+    num_left_out: int = 0  # images that were here and cannot be used
+    others: str = ""  # for the description, files that are no images; begins with its punctuation
 
     @property
     def description(self) -> str:

@@ -20,35 +20,22 @@ def _own_names(dataset: Any) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class NamedDataset:
-    """A data set that torchvision reads.
+    """A data set that torchvision reads."""
 
-    Attributes:
-        title: its name as its authors write it.
-        kind: torchvision's class.
-        parts: the arguments that give train and, where they are its own, val and test.
-        needs: paths that a complete copy has in its folder.
-        by_hand: what to bring into that folder where it cannot be downloaded.
-        files: path and class of each image of an object of that class; None: they are unpacked.
-        class_names: of all classes, by number, for what is unpacked.
-        can_download: torchvision fetches it, and its terms let a program do that.
-        archives: files in the folder that torchvision unpacks where ``needs`` are missing, though it fetches nothing.
-        needs_scipy: a file of it is MATLAB's.
-        augmentation: what a training image can be changed by and still show its class, unless another is asked for.
-        is_small: its images have fewer pixels than networks are made for.
-    """
-
-    title: str
-    kind: str
-    parts: Mapping[str, Mapping[str, Any]]
-    needs: tuple[str, ...]
-    by_hand: str
-    files: _Files | None = None
-    class_names: Callable[[Any], Sequence[str]] = _own_names
-    can_download: bool = True
+    title: str  # its name as its authors write it
+    kind: str  # torchvision's class
+    parts: Mapping[str, Mapping[str, Any]]  # the arguments that give train and, where they are its own, val and test
+    needs: tuple[str, ...]  # paths that a complete copy has in its folder
+    by_hand: str  # what to bring into that folder where it cannot be downloaded
+    files: _Files | None = None  # path and class of each image of an object of that class; None: they are unpacked
+    class_names: Callable[[Any], Sequence[str]] = _own_names  # of all classes, by number, for what is unpacked
+    can_download: bool = True  # torchvision fetches it, and its terms let a program do that
+    # files in the folder that torchvision unpacks where ``needs`` are missing, though it fetches nothing
     archives: tuple[str, ...] = ()
-    needs_scipy: bool = False
+    needs_scipy: bool = False  # a file of it is MATLAB's
+    # what a training image can be changed by and still show its class, unless another is asked for
     augmentation: str = "basic"  # photographs have an "up", and left and right alike
-    is_small: bool = False
+    is_small: bool = False  # its images have fewer pixels than networks are made for
 
 
 def _samples(dataset: Any) -> Iterable[tuple[str, str]]:

@@ -32,13 +32,9 @@ _CACHE_MIB = 256  # GDAL's own default is a twentieth of the memory
 
 
 class Reader(Protocol):
-    """What reads a scene that is open.
+    """What reads a scene that is open."""
 
-    Attributes:
-        scene: what is known of it.
-    """
-
-    scene: Scene
+    scene: Scene  # what is known of it
 
     def read(self, window: Window, step: int = 1) -> Part:
         """The values; every ``step``-th row and column."""

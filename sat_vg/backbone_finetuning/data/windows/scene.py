@@ -25,31 +25,18 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """What is known of a scene without its pixels.
+    """What is known of a scene without its pixels."""
 
-    Attributes:
-        path: of its file.
-        width: in pixels.
-        height: in pixels.
-        bands: their number.
-        dtype: of its values.
-        crs: rasterio's CRS; None: it has pixel coordinates.
-        transform: ``(a, b, c, d, e, f)`` with x = a * column + b * row + c and y = d * column + e * row + f.
-        can_miss: pixels can be missing: it has a nodata value, a mask, an alpha band or floating-point values.
-        is_picture: it is decoded as a whole.
-        is_rgb: its values are 8-bit RGB as they stand: no mask, scaling or description says more of them.
-    """
-
-    path: str
-    width: int
-    height: int
-    bands: int
-    dtype: str
-    crs: Any
-    transform: Transform
-    can_miss: bool
-    is_picture: bool
-    is_rgb: bool = False
+    path: str  # of its file
+    width: int  # in pixels
+    height: int  # in pixels
+    bands: int  # their number
+    dtype: str  # of its values
+    crs: Any  # rasterio's CRS; None: it has pixel coordinates
+    transform: Transform  # ``(a, b, c, d, e, f)`` with x = a * column + b * row + c and y = d * column + e * row + f
+    can_miss: bool  # pixels can be missing: it has a nodata value, a mask, an alpha band or floating-point values
+    is_picture: bool  # it is decoded as a whole
+    is_rgb: bool = False  # its values are 8-bit RGB as they stand: no mask, scaling or description says more of them
 
     @property
     def whole(self) -> Window:
