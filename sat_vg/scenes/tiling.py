@@ -263,9 +263,8 @@ def _write_folders(target: Path, assigned: Sequence[_Assigned], identity: str) -
             assert content is not None, path  # its share of valid pixels was looked at
             (folder / target_of[path]).write_bytes(content)
 
-        with progress(total=len(names), desc="tiles", unit="tile") as bar:
-            for done in run_in_order(target_of, write):
-                bar.update(len(done))
+        for _ in run_in_order(target_of, write, bar=progress(total=len(names), desc="tiles", unit="tile")):
+            pass
         (folder / TABLE).write_text(_table(assigned, target, is_virtual=False, names=names), encoding="utf-8")
         (folder / _IDENTITY).write_text(json.dumps({"identity": identity}) + "\n")
         if target.is_dir():  # an empty one

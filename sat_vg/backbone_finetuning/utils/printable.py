@@ -29,6 +29,12 @@ def shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def list_lines(lines: Sequence[object], limit: int = 10) -> str:
+    """The first lines, indented, and how many more there are."""
+    more = [f"and {len(lines) - limit} more"] if len(lines) > limit else []
+    return "\n".join(f"  {line}" for line in [*lines[:limit], *more])
+
+
 def counted(number: int, one: str, many: str | None = None) -> str:
     """``1 image``, ``1,200 images``; ``many`` is the plural where it is not ``one`` with an s."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -80,7 +80,7 @@ def test_a_pipe_that_fails_is_told_with_its_last_words(shards, tmp_path, monkeyp
     (away / "train-000000.tar").unlink()
     train = splits_of(shards, shard_window=1).train
     with pytest.raises(DataError) as caught:
-        examine_images(train.paths, threads=2, show_progress=False)
+        examine_images(train.paths, threads=2)
     for part in ("'train-000000.tar'", "exit code 1", "No such file", "3 attempts", SOURCE):
         assert part in str(caught.value), part
     assert str(away) not in str(caught.value).replace("cat: '" + str(away), "")  # no command, which may hold secrets

@@ -16,7 +16,6 @@ from sat_vg.backbone_finetuning.data.checks.duplicates import (
     Copies,
     describe_across,
     find_near,
-    list_copies,
     perceptual_hash,
     with_copies_together,
 )
@@ -29,7 +28,7 @@ from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.training.preparation import choose_bands, choose_levels, computed_cache, load_splits
 from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
-from sat_vg.backbone_finetuning.utils.printable import counted, one_line
+from sat_vg.backbone_finetuning.utils.printable import counted, list_lines, one_line
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 _LISTED = 10
@@ -168,18 +167,18 @@ def _judge_copies(findings: Findings, contents: dict[str, int]) -> None:
     findings.copies = copies
     across = [group for group in copies if group.across]
     if across:
-        findings.errors.append(f"{describe_across(across)}; remove one of each:\n{list_copies(across)}")
+        findings.errors.append(f"{describe_across(across)}; remove one of each:\n{list_lines(across, 5)}")
     conflicts = [group for group in copies if group.conflicting]
     if conflicts:
         findings.errors.append(
             f"{counted(len(conflicts), 'image')} with more than one label; keep the right one:\n"
-            f"{list_copies(conflicts)}"
+            f"{list_lines(conflicts, 5)}"
         )
     within = [group for group in copies if not group.across and not group.conflicting]
     if within:
         extra = sum(len(group.places) - 1 for group in within)
         findings.warnings.append(
-            f"{counted(extra, 'superfluous copy', 'superfluous copies')}:\n{list_copies(within)}"
+            f"{counted(extra, 'superfluous copy', 'superfluous copies')}:\n{list_lines(within, 5)}"
         )
 
 

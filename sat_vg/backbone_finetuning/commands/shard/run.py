@@ -22,7 +22,7 @@ from sat_vg.backbone_finetuning.data.shards.index import (
     read_index,
     write_index,
 )
-from sat_vg.backbone_finetuning.data.shards.source import WRITING, list_problems, shard_cache
+from sat_vg.backbone_finetuning.data.shards.source import WRITING, shard_cache
 from sat_vg.backbone_finetuning.data.shards.tars import (
     PlannedShard,
     TarContent,
@@ -37,7 +37,7 @@ from sat_vg.backbone_finetuning.training.preparation import check_images, decode
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.json_reading import read_json
-from sat_vg.backbone_finetuning.utils.printable import one_line
+from sat_vg.backbone_finetuning.utils.printable import list_lines, one_line
 from sat_vg.backbone_finetuning.utils.safe_files import remove_unfinished, write_text
 from sat_vg.backbone_finetuning.utils.terminal import progress, say
 
@@ -164,7 +164,7 @@ def check_shards(given: str) -> None:
     say(_table(index))
     if problems:
         raise DataError(
-            f"{len(problems)} of {len(index.shards)} shards are not as {INDEX} says:\n{list_problems(problems)}\n"
+            f"{len(problems)} of {len(index.shards)} shards are not as {INDEX} says:\n{list_lines(problems)}\n"
             "Fetch or write them again"
         )
     say(f"all {len(index.shards)} shards are as {INDEX} says")

@@ -110,11 +110,8 @@ def measure_bands(
         mean, std, known = found
         note = f"band statistics of {len(paths)} training images: found in {cache.folder}"
         return BandStatistics(mean, std, note, _about(known, paths, names))
-    measured: list[_ImageValues] = []
-    with progress(total=len(paths), desc="band statistics", unit="image") as bar:
-        for few in run_in_order(paths, lambda path: _measure(decoder.read(path))):
-            measured += few
-            bar.update(len(few))
+    bar = progress(total=len(paths), desc="band statistics", unit="image")
+    measured = list(run_in_order(paths, lambda path: _measure(decoder.read(path)), bar=bar))
     low, high = _bounds(
         np.stack([one.quartiles for one in measured]), np.stack([_deviations(one) for one in measured])
     )

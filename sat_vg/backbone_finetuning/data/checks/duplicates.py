@@ -16,7 +16,7 @@ from torch import Tensor
 from sat_vg.backbone_finetuning.configs.choices import OnDuplicates
 from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits
 from sat_vg.backbone_finetuning.utils.errors import DataError
-from sat_vg.backbone_finetuning.utils.printable import counted
+from sat_vg.backbone_finetuning.utils.printable import counted, list_lines
 
 _LISTED = 5
 _BANDS = 8  # of 16 bits each: hashes that differ in fewer bits than there are bands agree in one
@@ -111,10 +111,12 @@ def resolve_copies(splits: Splits, contents: Mapping[str, int], policy: OnDuplic
         )
     conflicts = [group for group in copies if group.conflicting]
     if conflicts:
-        notes.append(f"warning: {len(conflicts)} images occur with different labels:\n{list_copies(conflicts)}")
+        notes.append(
+            f"warning: {len(conflicts)} images occur with different labels:\n{list_lines(conflicts, _LISTED)}"
+        )
     across = [group for group in copies if group.across]
     if across:
-        message = f"{describe_across(across)}:\n{list_copies(across)}\n"
+        message = f"{describe_across(across)}:\n{list_lines(across, _LISTED)}\n"
         if policy == "error":
             raise DataError(
                 f"{message}The result would flatter the model. Remove one of each (sat-vg check DIR --json lists "
@@ -134,12 +136,6 @@ def describe_across(across: Sequence[Copies]) -> str:
                 pairs[first, second] += 1
     counts = ", ".join(f"{count} in {first} and {second}" for (first, second), count in pairs.items())
     return f"the same images (by their pixels) lie in more than one split, {counts}"
-
-
-def list_copies(groups: Sequence[Copies]) -> str:
-    """The first groups, a line each."""
-    more = [f"  and {len(groups) - _LISTED} more"] if len(groups) > _LISTED else []
-    return "\n".join([*(f"  {group}" for group in groups[:_LISTED]), *more])
 
 
 def keep_together(splits: Splits, copies: Sequence[Copies]) -> Splits:

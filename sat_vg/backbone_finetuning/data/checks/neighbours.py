@@ -19,7 +19,7 @@ def describe_neighbours(splits: Splits) -> list[str]:
     paths = [path for split in splits.parts for path in split.paths if _may_be_placed(path)]
     if not paths:
         return []
-    found = [each for few in run_in_order(paths, footprint_of) for each in few]
+    found = list(run_in_order(paths, footprint_of))
     placed = {path: each for path, each in zip(paths, found, strict=True) if each is not None}
     lines = []
     for held in splits.parts[1:]:

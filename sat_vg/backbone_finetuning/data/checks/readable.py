@@ -27,7 +27,7 @@ from sat_vg.backbone_finetuning.data.reading.files import stamp_of_image
 from sat_vg.backbone_finetuning.data.reading.threads import run_in_order
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.utils.errors import DataError, WriteError
-from sat_vg.backbone_finetuning.utils.printable import one_line
+from sat_vg.backbone_finetuning.utils.printable import list_lines, one_line
 from sat_vg.backbone_finetuning.utils.regular_files import open_regular
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
 from sat_vg.backbone_finetuning.utils.torch_archives import DamagedFileError, RefusedFileError, require_plain_zip
@@ -81,9 +81,8 @@ class _Remembered(NamedTuple):
 class _Checked(NamedTuple):
     path: str
     key: int | None  # under which the record holds an image that decodes
-    image: _Remembered
-    stats: Any
-    bad: BadImage | None
+    seen: _Remembered | str  # or why it does not
+    stats: Any = None
 
 
 def examine_images(
@@ -92,7 +91,6 @@ def examine_images(
     record: Path | None = None,
     measure: Callable[[Tensor], Any] | None = None,
     threads: int | None = None,
-    show_progress: bool = True,
     decoder: Decoder = RGB_DECODER,
 ) -> Examined:
     """Decode every image; report those that cannot be, and fingerprint the others.
@@ -104,26 +102,36 @@ def examine_images(
             be written, the images are decoded. None remembers nothing.
         measure: called with every decoded image, uint8 ``[3, H, W]``, in some thread; the record is then not used.
         threads: images decoded at a time; by default one per available core.
-        show_progress: show a progress bar where stderr is a terminal.
         decoder: how they are decoded; what one could read is no promise for another.
     """
     known = _read_record(record) if record is not None else {}
     before = len(known)
+
+    def check(path: str) -> _Checked:
+        # Taken before decoding: a file that changes meanwhile is then decoded again next time.
+        key = _key(path, decoder)
+        if key is not None and key in known and measure is None:
+            return _Checked(path, key, known[key])
+        picture = decoder.examine(path)
+        if isinstance(picture, str):
+            return _Checked(path, None, picture)
+        image = picture.pixels
+        seen = _Remembered(fingerprint(image), image.shape[1], image.shape[2], picture.traits)
+        return _Checked(path, key, seen, measure(image) if measure else None)
+
     examined = Examined([], {}, {}, {}, {})
-    passed_over = known if measure is None else {}
-    bar = tqdm(total=len(paths), desc="checking images", unit="image", disable=None if show_progress else True)
+    bar = tqdm(total=len(paths), desc="checking images", unit="image", disable=None)
     try:
-        with bar:
-            for results in run_in_order(paths, lambda path: _check(path, passed_over, measure, decoder), threads):
-                known.update({result.key: result.image for result in results if result.key is not None})
-                good = [result for result in results if result.bad is None]
-                examined.contents.update({result.path: result.image.content for result in good})
-                examined.sizes.update({result.path: (result.image.height, result.image.width) for result in good})
-                examined.traits.update({result.path: result.image.traits for result in good})
-                if measure is not None:
-                    examined.stats.update({result.path: result.stats for result in good})
-                examined.bad.extend(result.bad for result in results if result.bad is not None)
-                bar.update(len(results))
+        for path, key, seen, stats in run_in_order(paths, check, threads, bar):
+            if isinstance(seen, str):
+                examined.bad.append(BadImage(path, seen))
+                continue
+            if key is not None:
+                known[key] = seen
+            examined.contents[path], examined.traits[path] = seen.content, seen.traits
+            examined.sizes[path] = seen.height, seen.width
+            if measure is not None:
+                examined.stats[path] = stats
     finally:  # what was checked before Ctrl-C need not be checked again
         if record is not None and (len(known) > before or measure is not None):
             _write_record(record, known)
@@ -136,8 +144,6 @@ def require_readable(
     max_bad_fraction: float = 0.01,
     *,
     record: Path | None = None,
-    threads: int | None = None,
-    show_progress: bool = True,
     decoder: Decoder = RGB_DECODER,
 ) -> Readable:
     """Check all images of the splits and deal with the bad ones.
@@ -147,25 +153,20 @@ def require_readable(
         policy: ``"error"`` raises if any image is bad; ``"skip"`` leaves the bad ones out.
         max_bad_fraction: share of all images that ``"skip"`` may leave out.
         record: see ``examine_images``.
-        threads: see ``examine_images``.
-        show_progress: see ``examine_images``.
         decoder: see ``examine_images``.
-
-    Returns:
-        The splits without bad images, the bad images (empty unless ``policy`` is ``"skip"``), fingerprints and sizes.
 
     Raises:
         DataError: an image is bad and ``policy`` is ``"error"``, or too many are, or leaving the bad ones out
             would empty val or a class of train.
     """
     paths = [path for split in splits.parts for path in split.paths]
-    examined = examine_images(paths, record=record, threads=threads, show_progress=show_progress, decoder=decoder)
-    bad, contents, sizes, traits = examined.bad, examined.contents, examined.sizes, examined.traits
+    bad, contents, _, sizes, traits = examine_images(paths, record=record, decoder=decoder)
     if not bad:
         return Readable(splits, [], contents, sizes, traits)
+    listed = list_lines([f"{image.path!r}: {image.reason}" for image in bad], _LISTED)
     if policy == "error":
         raise DataError(
-            f"{len(bad)} of {len(paths)} images cannot be read:\n{_listing(bad)}\n"
+            f"{len(bad)} of {len(paths)} images cannot be read:\n{listed}\n"
             "Mend or remove them, or leave them out with --on_bad_image skip"
         )
     fraction = len(bad) / len(paths)
@@ -173,7 +174,7 @@ def require_readable(
         enough = math.ceil(1000 * fraction) / 1000
         raise DataError(
             f"{len(bad)} of {len(paths)} images cannot be read, {100 * fraction:.2g} % of them, and at most "
-            f"{100 * max_bad_fraction:g} % may be left out:\n{_listing(bad)}\n"
+            f"{100 * max_bad_fraction:g} % may be left out:\n{listed}\n"
             f"So many point to a damaged copy: mend them, or allow it with --on_bad_image skip:{enough:g}"
         )
     kept = splits.without({image.path for image in bad})
@@ -183,7 +184,7 @@ def require_readable(
         what = "val" if not emptied else f"train's classes {', '.join(map(repr, emptied[:_LISTED]))}"
         raise DataError(
             f"leaving out the {len(bad)} images that cannot be read would leave nothing of {what}:\n"
-            f"{_listing(bad)}\nMend these images or add others"
+            f"{listed}\nMend these images or add others"
         )
     return Readable(kept, bad, contents, sizes, traits)
 
@@ -202,26 +203,6 @@ def write_left_out(path: Path, left_out: Sequence[BadImage]) -> None:
             path.unlink(missing_ok=True)  # of an earlier run in the same folder
     except OSError as error:
         raise WriteError(f"{str(path)!r} cannot be written ({error.strerror or error}); make room there") from error
-
-
-def _listing(bad: Sequence[BadImage]) -> str:
-    lines = [f"  {image.path!r}: {image.reason}" for image in bad[:_LISTED]]
-    return "\n".join(lines + ([f"  and {len(bad) - _LISTED} more"] if len(bad) > _LISTED else []))
-
-
-def _check(
-    path: str, known: Mapping[int, _Remembered], measure: Callable[[Tensor], Any] | None, decoder: Decoder
-) -> _Checked:
-    # Taken before decoding: a file that changes meanwhile is then decoded again next time.
-    key = _key(path, decoder)
-    if key is not None and key in known:
-        return _Checked(path, key, known[key], None, None)
-    picture = decoder.examine(path)
-    if isinstance(picture, str):
-        return _Checked(path, None, _Remembered(0, 0, 0), None, BadImage(path, picture))
-    image = picture.pixels
-    seen = _Remembered(fingerprint(image), image.shape[1], image.shape[2], picture.traits)
-    return _Checked(path, key, seen, measure(image) if measure else None, None)
 
 
 def _key(path: str, decoder: Decoder = RGB_DECODER) -> int | None:
@@ -262,17 +243,15 @@ def _read_record(record: Path) -> dict[int, _Remembered]:
 
 
 def _write_record(record: Path, known: Mapping[int, _Remembered]) -> None:
-    table = np.array([(key, *known[key][:3]) for key in sorted(known)], dtype=np.uint64).reshape(-1, 4)
-    columns = dict(zip(("keys", "contents", "heights", "widths"), table.T, strict=True))
     number_of: dict[Traits, int] = {}  # most images share them
-    kinds = np.array(
-        [number_of.setdefault(known[key].traits, len(number_of)) for key in sorted(known)], dtype=np.uint64
-    )
+    rows = [(key, *known[key][:3], number_of.setdefault(known[key].traits, len(number_of))) for key in sorted(known)]
+    table = np.array(rows, dtype=np.uint64).reshape(-1, 5)
+    columns = dict(zip(("keys", "contents", "heights", "widths", "kinds"), table.T, strict=True))
     traits = np.array([one.to_json() for one in number_of], dtype=np.str_)
     try:
         record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with atomic_write(record) as file:
             Path(file.name).chmod(0o600)
-            np.savez(file, format=np.array(_RECORD_FORMAT), kinds=kinds, traits=traits, **columns)
+            np.savez(file, format=np.array(_RECORD_FORMAT), traits=traits, **columns)
     except OSError:
         return  # a read-only or full disk costs the next check time, nothing more

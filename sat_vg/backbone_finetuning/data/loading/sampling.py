@@ -36,7 +36,7 @@ def shuffled(count: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class WeightedDraw:
-    """Images drawn with replacement, rare classes as often as frequent ones: an epoch repeats some and lacks others."""
+    """Images drawn with replacement, rare classes as often as frequent ones; some come twice, some not at all."""
 
     cumulated: Tensor  # float64 ``[N]``, sums of the images' shares up to each
 

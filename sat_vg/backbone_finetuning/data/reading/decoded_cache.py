@@ -146,10 +146,10 @@ def keep_decoded(mode: Cache, layout: Layout, cache: BoundedCache, *, is_read_on
     try:
         return CACHES[mode](layout, cache, is_read_once)
     except _NotKeptError as problem:
-        return Reader(decode_rgb, f"decoded images: not kept, every epoch decodes them anew ({problem})")
+        reason = str(problem)
     except OSError as error:
         reason = f"{error.strerror or error}; {in_words(layout.num_bytes)} were to be written"
-        return Reader(decode_rgb, f"decoded images: not kept, every epoch decodes them anew ({reason})")
+    return Reader(decode_rgb, f"decoded images: not kept, every epoch decodes them anew ({reason})")
 
 
 def in_words(num_bytes: int) -> str:
@@ -161,17 +161,6 @@ def in_words(num_bytes: int) -> str:
 
 def _bytes_of(index: NDArray[np.int64]) -> NDArray[np.int64]:
     return 3 * index[:, 2] * index[:, 3]
-
-
-def _require_page_cache(num_bytes: int) -> None:
-    # Reading pixels out of memory takes a twentieth of decoding a JPEG, a third of reading a BMP. From a disk it may
-    # take longer than both, as there are five to ten times as many bytes.
-    half = machine_memory().total // 2
-    if num_bytes > half:
-        raise _NotKeptError(
-            f"{in_words(num_bytes)} are more than half of the memory, {in_words(half)}; on a quick disk --cache disk "
-            "may pay all the same"
-        )
 
 
 def _in_memory(layout: Layout) -> Reader:
@@ -193,7 +182,14 @@ def _in_memory(layout: Layout) -> Reader:
 
 
 def _where_quicker(layout: Layout, cache: BoundedCache, is_read_once: bool) -> Reader:
-    _require_page_cache(layout.num_bytes)
+    # Reading pixels out of memory takes a twentieth of decoding a JPEG, a third of reading a BMP. From a disk it may
+    # take longer than both, as there are five to ten times as many bytes.
+    half = machine_memory().total // 2
+    if layout.num_bytes > half:
+        raise _NotKeptError(
+            f"{in_words(layout.num_bytes)} are more than half of the memory, {in_words(half)}; on a quick disk "
+            "--cache disk may pay all the same"
+        )
     return _on_disk("auto", layout, cache, is_read_once)
 
 
@@ -248,11 +244,10 @@ def _find(layout: Layout, cache: BoundedCache) -> DecodedImages | None:
     try:
         with open_regular(folder / _PIXELS) as file:
             index = _read_index(folder / _INDEX, layout)
-            is_sound = os.fstat(file.fileno()).st_size == layout.num_bytes and _fits(index, layout)
-            descriptor = os.dup(file.fileno()) if is_sound else None
+            if os.fstat(file.fileno()).st_size != layout.num_bytes:
+                raise ValueError("it has another length")
+            descriptor = os.dup(file.fileno())
     except (OSError, ValueError, EOFError, MemoryError):  # removed meanwhile, or damaged
-        descriptor = None
-    if descriptor is None:
         cache.remove(layout.key)
         return None
     row_of = {content: row for row, content in enumerate(index[:, 0].tolist())}
@@ -262,21 +257,15 @@ def _find(layout: Layout, cache: BoundedCache) -> DecodedImages | None:
 
 
 def _read_index(path: Path, layout: Layout) -> NDArray[np.int64]:
-    """The index of an entry; raises OSError, ValueError or EOFError where it is none."""
+    """The index of an entry: the images of a layout, in any order; else raises OSError, ValueError or EOFError."""
     index = np.load(io.BytesIO(read_bounded(path, _INDEX_HEADER_BYTES + layout.index.nbytes)), allow_pickle=False)
-    if not isinstance(index, np.ndarray) or index.dtype != np.int64:
+    if not isinstance(index, np.ndarray) or index.dtype != np.int64 or index.shape != layout.index.shape:
         raise ValueError("it is no index")
-    return index
-
-
-def _fits(index: NDArray[np.int64], layout: Layout) -> bool:
-    """Whether an index holds the images of a layout, in any order, without gaps."""
-    if index.shape != layout.index.shape:
-        return False
     ours, theirs = layout.index[layout.index[:, 0].argsort()], index[index[:, 0].argsort()]
-    ends = np.cumsum(_bytes_of(index))
-    same = np.array_equal(ours[:, [0, 2, 3]], theirs[:, [0, 2, 3]])
-    return same and np.array_equal(index[:, 1], ends - _bytes_of(index))
+    has_no_gaps = np.array_equal(index[:, 1], np.cumsum(_bytes_of(index)) - _bytes_of(index))
+    if not has_no_gaps or not np.array_equal(ours[:, [0, 2, 3]], theirs[:, [0, 2, 3]]):
+        raise ValueError("it holds other images")
+    return index
 
 
 def _fill(descriptor: int, layout: Layout) -> None:
@@ -289,23 +278,16 @@ def _fill(descriptor: int, layout: Layout) -> None:
     if hasattr(os, "posix_fallocate"):  # fails at once where there is too little room
         os.posix_fallocate(descriptor, 0, layout.num_bytes)
 
-    def place(path: str) -> str | None:
+    def write(path: str) -> None:
         content, offset, *size = layout.index[layout.rows[path]].tolist()
         image = decode_or_reason(path)
         if isinstance(image, str) or list(image.shape[1:]) != size or fingerprint(image) != content:
-            return f"{path!r} has changed since it was checked"
-        _write(descriptor, image.permute(1, 2, 0).contiguous().numpy(), offset)
-        return None
+            raise _NotKeptError(f"{path!r} has changed since it was checked")
+        rest = image.permute(1, 2, 0).reshape(-1).numpy().data
+        while rest:  # the system takes 2 GiB at a time at the most
+            written = os.pwrite(descriptor, rest, offset)
+            rest, offset = rest[written:], offset + written
 
-    with progress(total=len(layout.paths), desc="decoding images", unit="image") as bar:
-        for problems in run_in_order(layout.paths, place):
-            for problem in filter(None, problems):
-                raise _NotKeptError(problem)
-            bar.update(len(problems))
-
-
-def _write(descriptor: int, pixels: NDArray[np.uint8], offset: int) -> None:
-    rest = pixels.reshape(-1).data
-    while rest:  # the system takes 2 GiB at a time at the most
-        written = os.pwrite(descriptor, rest, offset)
-        rest, offset = rest[written:], offset + written
+    bar = progress(total=len(layout.paths), desc="decoding images", unit="image")
+    for _ in run_in_order(layout.paths, write, bar=bar):
+        pass

@@ -99,12 +99,10 @@ def find_levels(paths: Sequence[str]) -> Levels:
             "leave it out for 8-bit images"
         )
     counts = np.zeros((3, _MOST), np.int64)
-    with progress(total=len(paths), desc="levels", unit="image") as bar:
-        for few in run_in_order(paths, lambda path: _count(path, units)):
-            for bands in few:
-                for band, (values, numbers) in enumerate(bands):
-                    counts[band, values] += numbers
-            bar.update(len(few))
+    bar = progress(total=len(paths), desc="levels", unit="image")
+    for bands in run_in_order(paths, lambda path: _count(path, units), bar=bar):
+        for band, (values, numbers) in enumerate(bands):
+            counts[band, values] += numbers
     return _levels_of(counts, units)
 
 

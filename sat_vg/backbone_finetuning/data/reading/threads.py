@@ -3,10 +3,12 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.data.reading.decoder import Decoder, Traits
 from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER
@@ -17,10 +19,16 @@ _BATCH = 64  # images per task: a task costs some 50 microseconds of bookkeeping
 T = TypeVar("T")
 
 
-def run_in_order(paths: Iterable[str], work: Callable[[str], T], threads: int | None = None) -> Iterator[list[T]]:
-    """What ``work`` makes of each path, in order, in batches; few batches are held at a time."""
+def run_in_order(
+    paths: Iterable[str], work: Callable[[str], T], threads: int | None = None, bar: "tqdm[Any] | None" = None
+) -> Iterator[T]:
+    """What ``work`` makes of each path, in order; few are held at a time. ``bar`` shows how many are done."""
     threads = threads or _usable_threads()
-    return _in_order(paths, lambda batch: [work(path) for path in batch], threads, _BATCH, 2 * threads)
+    with nullcontext() if bar is None else bar:
+        for results in _in_order(paths, lambda batch: [work(path) for path in batch], threads, _BATCH, 2 * threads):
+            yield from results
+            if bar is not None:
+                bar.update(len(results))
 
 
 def read_in_order(

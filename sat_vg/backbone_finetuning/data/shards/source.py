@@ -6,7 +6,6 @@ pass over all of them fetches each shard once.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,11 +21,10 @@ from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits, descri
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache
 from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
-from sat_vg.backbone_finetuning.utils.printable import counted
+from sat_vg.backbone_finetuning.utils.printable import counted, list_lines
 
 _CACHE = "shards"  # in the cache folder
 WRITING = ".writing.json"  # in a folder whose shards are not complete yet
-_LISTED = 10
 
 
 class Shards(Source):
@@ -118,12 +116,6 @@ def in_shard_order(splits: Splits) -> Splits:
     return replace(splits, train=_as_they_lie(splits.train), val=_as_they_lie(splits.val), test=test)
 
 
-def list_problems(problems: Sequence[str]) -> str:
-    """The first problems, a line each, and how many more there are."""
-    more = [f"and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
-    return "\n".join(f"  {line}" for line in [*problems[:_LISTED], *more])
-
-
 def _is_sharded(path: Path) -> bool:
     try:
         if not path.is_dir():
@@ -166,7 +158,7 @@ def _require_shards(store: LocalShards, index: ShardIndex) -> None:
     if problems:
         raise DataError(
             f"{len(problems)} of {len(index.shards)} shards in {str(store.folder)!r} cannot be used:\n"
-            f"{list_problems(problems)}\nFetch or write them again; where they lie elsewhere, say where with the "
+            f"{list_lines(problems)}\nFetch or write them again; where they lie elsewhere, say where with the "
             f"environment variable {SOURCE}"
         )
 

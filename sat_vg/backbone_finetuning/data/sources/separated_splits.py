@@ -73,7 +73,7 @@ def _together(splits: Splits) -> Split:
 
 
 def _footprints(both: Split) -> list[Footprint]:
-    found = [each for few in run_in_order(both.paths, footprint_of) for each in few]
+    found = list(run_in_order(both.paths, footprint_of))
     missing = [path for path, each in zip(both.paths, found, strict=True) if each is None]
     if missing:
         raise DataError(

@@ -34,8 +34,8 @@ from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.data.windows.paths import WindowPath
 from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.backbone_finetuning.utils.printable import list_lines
 
-_LISTED = 10  # names shown in a message
 _SPLIT_COLUMNS = frozenset(
     {"split", "splits", "set", "dataset", "subset", "partition", "fold", "phase", "usage", "is_train", "is_test"}
 )
@@ -209,13 +209,12 @@ def _require_files(path: Path, rows: Sequence[Row]) -> None:
     files = {row.path: row.path.scene if isinstance(row.path, WindowPath) else row.path for row in rows}
     missing = [row for row in rows if not os.path.isfile(files[row.path])]  # noqa: PTH113 - Path raises at long names
     if missing:
-        shown = "\n".join(f"  line {row.line}: {row.given!r}" for row in missing[:_LISTED])
-        more = f"\n  and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
+        shown = list_lines([f"line {row.line}: {row.given!r}" for row in missing])
         verb = "is" if len(missing) == 1 else "are"
         slashes = "; between folders write / in place of \\" if any("\\" in row.given for row in missing) else ""
         raise DataError(
             f"{len(missing)} of the {len(rows)} images of {str(path)!r} {verb} not there:"
-            f"\n{shown}{more}\nPaths are relative to the table's folder, {str(path.parent.absolute())!r}; mend or "
+            f"\n{shown}\nPaths are relative to the table's folder, {str(path.parent.absolute())!r}; mend or "
             f"remove the lines{slashes}"
         )
 
