@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sat_vg.backbone_finetuning.data.reading.threads import run_in_order
-from sat_vg.backbone_finetuning.data.sources.image_files import is_hidden
+from sat_vg.backbone_finetuning.data.sources.class_folders import is_hidden
 from sat_vg.backbone_finetuning.data.sources.spatial_split import LEFT_OUT, TEST, TRAIN, VAL, split_blocks
 from sat_vg.backbone_finetuning.data.windows.opened import encode_window, open_scene
 from sat_vg.backbone_finetuning.data.windows.paths import WindowPath

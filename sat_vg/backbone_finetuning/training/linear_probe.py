@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sat_vg.backbone_finetuning.data.loading.loaders import Pass
-from sat_vg.backbone_finetuning.data.sources.multi_label_split import split_label_sets
+from sat_vg.backbone_finetuning.data.sources.listed_splits import split_label_sets
 from sat_vg.backbone_finetuning.evaluation.metrics import average_precisions, mean_of_known
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.probabilities import TaskName

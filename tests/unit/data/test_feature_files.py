@@ -7,7 +7,7 @@ import pyarrow
 import pytest
 
 from sat_vg.backbone_finetuning.data.features.files import Features, reading_lines, write_features
-from sat_vg.backbone_finetuning.data.features.mapping import map_numbers
+from sat_vg.backbone_finetuning.data.features.spool import map_numbers
 
 
 @pytest.mark.parametrize("ending", ["npz", "safetensors", "parquet"])

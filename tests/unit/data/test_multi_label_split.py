@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sat_vg.backbone_finetuning.data.sources.multi_label_split import split_label_sets
+from sat_vg.backbone_finetuning.data.sources.listed_splits import split_label_sets
 
 
 def drawn(count=3000, num_classes=12, seed=0):

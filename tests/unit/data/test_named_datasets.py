@@ -21,7 +21,7 @@ from tiny_datasets import BUILDERS, class_folder, eurosat, idx, md5, pixels
 
 from sat_vg.backbone_finetuning.configs.choices import DATASETS as DATASET_NAMES
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
-from sat_vg.backbone_finetuning.data.sources import named_datasets
+from sat_vg.backbone_finetuning.data.sources.named_datasets import NAMED_DATASETS
 from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.data.sources.torchvision_datasets import DATASETS
@@ -32,7 +32,7 @@ IN_PROCESSES = multiprocessing.get_context("fork")
 
 def load_named(name: str, folder: Path | None = None, **options: object) -> Splits:
     path = None if folder is None else str(folder)
-    return named_datasets.load_named(ImageQuery(dataset=name, path=path, **options))
+    return NAMED_DATASETS.load_splits(ImageQuery(dataset=name, path=path, **options))
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,7 @@ def shuffled_listings(seed):
         random.Random(seed).shuffle(seen)
         yield iter(seen)
 
-    with mock.patch("sat_vg.backbone_finetuning.data.sources.image_files.os.scandir", scandir):
+    with mock.patch("sat_vg.backbone_finetuning.data.sources.class_folders.os.scandir", scandir):
         yield
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from conftest import write_image
 
-from sat_vg.backbone_finetuning.data.sources import tables
 from sat_vg.backbone_finetuning.data.sources.class_names import check_cells
 from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
 from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits, load_class_folders
@@ -29,7 +28,7 @@ def table(folder: Path, *lines: str, name: str = "images.csv") -> Path:
 
 
 def load_table(path: Path, **options: object) -> Splits:
-    return tables.load_table(ImageQuery(path=str(path), outside_flag="--allow_outside true", **options))
+    return TABLES.load_splits(ImageQuery(path=str(path), outside_flag="--allow_outside true", **options))
 
 
 def is_table(path: Path) -> bool:

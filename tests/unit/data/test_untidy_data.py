@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from conftest import write_image
 
-from sat_vg.backbone_finetuning.data.sources import tables
+from sat_vg.backbone_finetuning.data.sources.class_folders import images_below
 from sat_vg.backbone_finetuning.data.sources.class_names import look_alikes
-from sat_vg.backbone_finetuning.data.sources.image_files import images_below
 from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
 from sat_vg.backbone_finetuning.data.sources.splits import Splits, load_class_folders
+from sat_vg.backbone_finetuning.data.sources.tables import TABLES
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 
@@ -25,7 +25,7 @@ def fill(root: Path, *folders: str) -> Path:
 
 
 def load_table(path: Path) -> Splits:
-    return tables.load_table(ImageQuery(path=str(path), outside_flag="--allow_outside true"))
+    return TABLES.load_splits(ImageQuery(path=str(path), outside_flag="--allow_outside true"))
 
 
 @pytest.fixture

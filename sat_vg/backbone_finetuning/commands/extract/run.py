@@ -31,8 +31,8 @@ from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.reading.threads import read_in_order
 from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery
 from sat_vg.backbone_finetuning.data.sources.table import list_images
-from sat_vg.backbone_finetuning.data.windows.lists import columns_of_windows, list_windows, systems_of
 from sat_vg.backbone_finetuning.data.windows.paths import WindowPath
+from sat_vg.backbone_finetuning.data.windows.places import columns_of_windows, list_windows, systems_of
 from sat_vg.backbone_finetuning.evaluation.nearest_neighbours import knn_accuracy
 from sat_vg.backbone_finetuning.models.artifact import current_versions
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sat_vg.backbone_finetuning.data.features.mapping import map_numbers
+from sat_vg.backbone_finetuning.data.features.spool import map_numbers
 from sat_vg.backbone_finetuning.data.loading.loaders import Batch, Pass
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
 from sat_vg.backbone_finetuning.utils.ranks import Ranks

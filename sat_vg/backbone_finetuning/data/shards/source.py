@@ -15,7 +15,7 @@ from torch import Tensor
 from sat_vg.backbone_finetuning.data.reading.decoded_cache import in_words
 from sat_vg.backbone_finetuning.data.shards.cache import SOURCE, FetchedShards, LocalShards, ShardPath, store_of
 from sat_vg.backbone_finetuning.data.shards.index import INDEX, PARTS, ShardIndex, read_index
-from sat_vg.backbone_finetuning.data.sources.image_files import is_image
+from sat_vg.backbone_finetuning.data.sources.class_folders import is_image
 from sat_vg.backbone_finetuning.data.sources.source import ImageQuery, Source
 from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits, describe_splits, split_off
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache

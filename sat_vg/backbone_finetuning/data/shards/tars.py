@@ -22,7 +22,7 @@ import torch
 from sat_vg.backbone_finetuning.data.reading.files import read_file
 from sat_vg.backbone_finetuning.data.shards.cache import ShardPath
 from sat_vg.backbone_finetuning.data.shards.index import Sample, Shard, is_sample_name
-from sat_vg.backbone_finetuning.data.sources.image_files import IMAGE_ENDINGS
+from sat_vg.backbone_finetuning.data.sources.class_folders import IMAGE_ENDINGS
 from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.file_stamps import sha256_of

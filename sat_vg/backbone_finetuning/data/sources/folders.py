@@ -4,14 +4,14 @@ import glob
 from collections import Counter
 from pathlib import Path
 
-from sat_vg.backbone_finetuning.data.sources.class_names import same_form
-from sat_vg.backbone_finetuning.data.sources.image_files import (
+from sat_vg.backbone_finetuning.data.sources.class_folders import (
     IMAGE_ENDINGS,
     count_left_out,
     describe_left_out,
     images_below,
     is_image,
 )
+from sat_vg.backbone_finetuning.data.sources.class_names import same_form
 from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery, Source, describe_images
 from sat_vg.backbone_finetuning.data.sources.split_folders import role_of
 from sat_vg.backbone_finetuning.data.sources.splits import Splits, load_class_folders

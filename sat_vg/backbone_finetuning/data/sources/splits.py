@@ -13,19 +13,17 @@ from pathlib import Path
 from sat_vg.backbone_finetuning.data.sources.class_folders import (
     LAYOUTS,
     check_forms,
-    describe_runs,
-    require_classes,
-    require_folder,
-    scan_classes,
-)
-from sat_vg.backbone_finetuning.data.sources.class_names import describe_unknown, look_alikes
-from sat_vg.backbone_finetuning.data.sources.image_files import (
     describe_left_out,
+    describe_runs,
     entries_of,
     listing,
     no_images,
+    require_classes,
+    require_folder,
+    scan_classes,
     subfolders,
 )
+from sat_vg.backbone_finetuning.data.sources.class_names import describe_unknown, look_alikes
 from sat_vg.backbone_finetuning.data.sources.split_folders import (
     check_layout,
     describe_folders,

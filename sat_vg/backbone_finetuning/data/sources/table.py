@@ -4,8 +4,8 @@ from sat_vg.backbone_finetuning.data.shards.source import SHARDS
 from sat_vg.backbone_finetuning.data.sources.folders import FOLDERS
 from sat_vg.backbone_finetuning.data.sources.named_datasets import NAMED_DATASETS
 from sat_vg.backbone_finetuning.data.sources.scenes import SCENES
-from sat_vg.backbone_finetuning.data.sources.separated_splits import in_blocks
 from sat_vg.backbone_finetuning.data.sources.source import ImageList, ImageQuery, Source
+from sat_vg.backbone_finetuning.data.sources.spatial_split import in_blocks
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.data.sources.tables import TABLES
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
