@@ -9,11 +9,12 @@ second keeps the images of other classes out of this one.
 import difflib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
 from sat_vg.backbone_finetuning.data.sources.class_names import same_form
 from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.backbone_finetuning.utils.printable import list_some
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".jfif", ".png", ".tif", ".tiff", ".webp", ".bmp", ".jp2")
 # What lies beside images: their geometry and metadata, tables, texts, and what systems leave behind.
@@ -29,6 +30,9 @@ _COMPANIONS = frozenset(
 _SYSTEM_FOLDERS = frozenset(
     {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 )
+_FILES_OF_RUNS = ("metrics.jsonl", "last.pt", "best_model.pt")
+_ARCHIVE_ENDINGS = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".rar", ".7z")
+LAYOUTS = "ROOT/CLASS/image.jpg or ROOT/train/CLASS/image.jpg with ROOT/val/CLASS/image.jpg"
 _LISTED = 10  # names shown in a message
 _LISTED_ENDINGS = 5
 
@@ -69,8 +73,7 @@ def subfolders(folder: Path) -> list[str]:
 
 def listing(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(repr(name) for name in names[:_LISTED]) + more
+    return list_some(list(map(repr, names)), _LISTED)
 
 
 def count_left_out(name: str, left_out: "Counter[str]") -> None:
@@ -96,38 +99,37 @@ def images_below(folder: Path, left_out: "Counter[str]") -> list[str]:
     Raises:
         DataError: there is none, or a folder cannot be listed.
     """
-    found: list[str] = []
-    seen: set[Path] = set()
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=_cannot_list):
-        real = Path(place).resolve()
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        for name in files:
-            if is_image(name) and not is_hidden(name):
-                found.append(str(Path(place, name)))
-            elif not is_hidden(name):
-                count_left_out(name, left_out)
+    found = sorted(str(Path(path)) for _, path in _walk(folder, left_out, set()))
     if not found:
         raise no_images(folder, left_out)
-    return sorted(found)
+    return found
 
 
-def _cannot_list(error: OSError) -> None:
-    raise DataError(f"cannot list the folder {error.filename!r}: {error.strerror}; check its permissions") from error
+def _walk(folder: Path, left_out: "Counter[str]", visited: set[Path]) -> Iterator[tuple[str, str]]:
+    """Of each image at any depth its path from the folder on, and the whole path; visited folders are left out."""
+    pending = [(folder, "")]
+    while pending:
+        current, prefix = pending.pop()
+        real = current.resolve()
+        if real in visited:
+            continue
+        visited.add(real)
+        entries = entries_of(current)
+        for entry in entries:
+            if is_folder(entry):
+                continue
+            if is_image(entry.name):
+                yield prefix + entry.name, entry.path
+            else:
+                count_left_out(entry.name, left_out)
+        # In a fixed order (the last is taken first), as it decides under which name a linked folder is read.
+        pending += [(current / e.name, f"{prefix}{e.name}/") for e in reversed(entries) if is_folder(e)]
 
 
 def no_images(folder: Path, left_out: "Counter[str]") -> DataError:
     """The error of a folder without images."""
     looked_for = " ".join(IMAGE_ENDINGS) + describe_left_out(left_out)
     return DataError(f"{str(folder)!r} holds no images at any depth (looked for {looked_for}); check the path")
-
-
-_FILES_OF_RUNS = ("metrics.jsonl", "last.pt", "best_model.pt")
-_ARCHIVE_ENDINGS = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".rar", ".7z")
-LAYOUTS = "ROOT/CLASS/image.jpg or ROOT/train/CLASS/image.jpg with ROOT/val/CLASS/image.jpg"
 
 
 def scan_classes(folder: Path, left_out: Counter[str]) -> dict[str, list[str]]:
@@ -139,7 +141,11 @@ def scan_classes(folder: Path, left_out: Counter[str]) -> dict[str, list[str]]:
     for name in sorted(subfolders(folder), key=same_form):
         if _is_of_a_run(folder / name):
             continue
-        classes.setdefault(same_form(name), []).extend(_images_within(folder / name, left_out))
+        inner = folder / name
+        # The folders around the class, by the way that leads here and by where it really lies.
+        around = {*inner.resolve().parents, *(parent.resolve() for parent in inner.absolute().parents)}
+        found = sorted((same_form(place), path) for place, path in _walk(inner, left_out, around))
+        classes.setdefault(same_form(name), []).extend(path for _, path in found)
     return classes
 
 
@@ -151,12 +157,10 @@ def _is_of_a_run(folder: Path) -> bool:
 def describe_runs(folder: Path) -> list[str]:
     """A line for folders of runs among the class folders."""
     names = [name for name in subfolders(folder) if _is_of_a_run(folder / name)]
+    if not names:
+        return []
     where = "another place: --log_dir DIR --checkpoint_dir DIR"
-    return (
-        [f"{listing(names)} in {str(folder)!r} is of a run and not read as a class; give runs {where}"]
-        if names
-        else []
-    )
+    return [f"{listing(names)} in {str(folder)!r} is of a run and not read as a class; give runs {where}"]
 
 
 def check_forms(folder: Path) -> list[str]:
@@ -170,36 +174,13 @@ def check_forms(folder: Path) -> list[str]:
     ]
 
 
-def _images_within(folder: Path, left_out: Counter[str]) -> list[str]:
-    """Paths of all images in a class folder, sorted by their POSIX path relative to it."""
-    found: list[tuple[str, str]] = []
-    # The folders around the class, by the way that leads here and by where it really lies.
-    visited: set[Path] = {*folder.resolve().parents, *(parent.resolve() for parent in folder.absolute().parents)}
-    pending = [(folder, "")]
-    while pending:
-        current, prefix = pending.pop()
-        real = current.resolve()
-        if real in visited:
-            continue
-        visited.add(real)
-        entries = entries_of(current)
-        for entry in entries:
-            if is_image(entry.name) and not is_folder(entry):
-                found.append((prefix + entry.name, entry.path))
-            elif not is_folder(entry):
-                count_left_out(entry.name, left_out)
-        # In a fixed order (the last is taken first), as it decides under which name a linked folder is read.
-        pending += [(current / e.name, f"{prefix}{e.name}/") for e in reversed(entries) if is_folder(e)]
-    return [path for _, path in sorted((same_form(name), path) for name, path in found)]
-
-
 def require_folder(root: Path) -> None:
     """Require a folder; else raise an error that names the nearest one that exists."""
     try:
-        exists, is_folder = root.exists(), root.is_dir()
+        exists, is_there = root.exists(), root.is_dir()
     except OSError as error:
         raise DataError(f"cannot open {str(root)!r}: {error.strerror}; check path and permissions") from None
-    if is_folder:
+    if is_there:
         return
     if exists:
         archive = root.name.lower().endswith(_ARCHIVE_ENDINGS)

@@ -12,6 +12,8 @@ from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits, as_spl
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
 
+_NO_CLASS = -1  # images without any class are divided as if that were one more class
+
 
 class ListedImage(NamedTuple):
     """An image of a list."""
@@ -38,7 +40,10 @@ def splits_of(
         DataError: train has fewer than two classes, another part has a class that train lacks, or nothing is left
             for val.
     """
-    parts = {part: [_in_one_form(image) for image in images] for part, images in parts.items()}
+    parts = {
+        part: [image._replace(classes=tuple(map(same_form, image.classes))) for image in images]
+        for part, images in parts.items()
+    }
     names = tuple(sorted({name for image in parts["train"] for name in image.classes}))
     if len(names) < 2:
         held = f"only one class, {names[0]!r}" if names else "no class at all"
@@ -47,16 +52,16 @@ def splits_of(
         )
     for part, images in parts.items():
         _require_known(images, part, names, place)
-    listed = _label_sets(parts, names) if is_multi_label else _single_labels(parts, names)
+    listed = (
+        _label_sets(parts, names)
+        if is_multi_label
+        else {part: as_split(part, _by_class(images, names), names) for part, images in parts.items()}
+    )
     if "val" in parts:
         return describe_splits(listed["train"], listed["val"], listed.get("test"), how=f" ({place})")
     train, val = _draw(listed["train"], query)
     drawn = describe_splits(train, val, listed.get("test"), how=f" ({place}){how}")
     return replace(drawn, val_is_drawn=True)
-
-
-def _in_one_form(image: ListedImage) -> ListedImage:
-    return image._replace(classes=tuple(map(same_form, image.classes)))
 
 
 def _require_known(images: Sequence[ListedImage], part: str, names: Sequence[str], place: str) -> None:
@@ -70,10 +75,6 @@ def _require_known(images: Sequence[ListedImage], part: str, names: Sequence[str
         )
 
 
-def _single_labels(parts: dict[str, list[ListedImage]], names: tuple[str, ...]) -> dict[str, Split]:
-    return {part: as_split(part, _by_class(images, names), names) for part, images in parts.items()}
-
-
 def _by_class(images: Sequence[ListedImage], names: tuple[str, ...]) -> dict[str, list[str]]:
     """Paths by class, both sorted."""
     classes: dict[str, list[str]] = {name: [] for name in names}
@@ -85,10 +86,10 @@ def _by_class(images: Sequence[ListedImage], names: tuple[str, ...]) -> dict[str
 def _label_sets(parts: dict[str, list[ListedImage]], names: tuple[str, ...]) -> dict[str, Split]:
     """Each part with the combinations of classes that occur in any of them."""
     place = {name: index for index, name in enumerate(names)}
-    found: dict[str, list[tuple[tuple[int, ...], str]]] = defaultdict(list)
-    for part, images in parts.items():
-        for image in images:
-            found[part].append((tuple(sorted({place[name] for name in image.classes})), image.path))
+    found = {
+        part: [(tuple(sorted({place[name] for name in image.classes})), image.path) for image in images]
+        for part, images in parts.items()
+    }
     sets = tuple(sorted({classes for entries in found.values() for classes, _ in entries}))
     label_of = {classes: label for label, classes in enumerate(sets)}
     splits = {}
@@ -114,9 +115,6 @@ def _draw(train: Split, query: ImageQuery) -> tuple[Split, Split]:
 
 def _sorting_key(path: str) -> str:
     return path.replace(os.sep, "/")
-
-
-_NO_CLASS = -1  # images without any class are divided as if that were one more class
 
 
 def split_label_sets(

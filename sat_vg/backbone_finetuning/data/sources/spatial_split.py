@@ -5,7 +5,7 @@ an image passes for one that knows its class (Roberts et al., 2017, *Cross-valid
 temporal, spatial, hierarchical, or phylogenetic structure*).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sat_vg.backbone_finetuning.data.reading.threads import run_in_order
 from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
 from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits
-from sat_vg.backbone_finetuning.data.windows.places import Footprint, boxes_in_metres, footprint_of
+from sat_vg.backbone_finetuning.data.windows.places import boxes_in_metres, footprint_of
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
 
@@ -135,12 +135,7 @@ def near_pairs(first: Numbers, second: Numbers, reach: float) -> Iterator[tuple[
         return
     side = reach + float(max((boxes[:, 2:] - boxes[:, :2]).max() for boxes in (first, second)))
     side = side or 1.0
-    cells: dict[tuple[int, int], list[int]] = {}
-    for place, (x, y) in enumerate(np.floor(second[:, :2] / side).astype(np.int64).tolist()):
-        cells.setdefault((x, y), []).append(place)
-    groups: dict[tuple[int, int], list[int]] = {}
-    for place, (x, y) in enumerate(np.floor(first[:, :2] / side).astype(np.int64).tolist()):
-        groups.setdefault((x, y), []).append(place)
+    groups, cells = _by_cell(first, side), _by_cell(second, side)
     for (x, y), own in groups.items():
         around = [cells.get((x + i, y + j), []) for i in (-1, 0, 1) for j in (-1, 0, 1)]
         theirs = np.array([place for cell in around for place in cell], np.intp)
@@ -148,6 +143,13 @@ def near_pairs(first: Numbers, second: Numbers, reach: float) -> Iterator[tuple[
         for start in range(0, len(own) if len(theirs) else 0, at_a_time):
             some = np.array(own[start : start + at_a_time], np.intp)
             yield np.repeat(some, len(theirs)), np.tile(theirs, len(some))
+
+
+def _by_cell(boxes: Numbers, side: float) -> dict[tuple[int, int], list[int]]:
+    cells: dict[tuple[int, int], list[int]] = {}
+    for place, (x, y) in enumerate(np.floor(boxes[:, :2] / side).astype(np.int64).tolist()):
+        cells.setdefault((x, y), []).append(place)
+    return cells
 
 
 def _gaps(first: Numbers, second: Numbers) -> Numbers:
@@ -211,12 +213,22 @@ def in_blocks(splits: Splits, query: ImageQuery) -> Splits:
         ConfigError: val is given, or rasterio is not installed.
         DataError: images have no coordinates, or nothing is left of train or val.
     """
-    assert query.block_size is not None
-    _require_drawn(splits, "split = 'spatial'")
-    both = _together(splits)
-    boxes = boxes_in_metres(_footprints(both))
-    parts = split_blocks(boxes, both.labels, query.block_size, (query.val_fraction, 0.0), query.seed)
-    return _drawn_anew(splits, both, parts, f"in blocks of {query.block_size:g} m by seed {query.seed}")
+    block = query.block_size
+    assert block is not None
+
+    def draw(both: Split) -> tuple[Places, str]:
+        found = list(run_in_order(both.paths, footprint_of))
+        missing = [path for path, each in zip(both.paths, found, strict=True) if each is None]
+        if missing:
+            raise DataError(
+                f"split = 'spatial': {len(missing)} of {len(found)} images have no coordinates (the first: "
+                f"{missing[0]!r}); give GeoTIFFs with a CRS, or a table with --group_column"
+            )
+        boxes = boxes_in_metres([each for each in found if each is not None])
+        parts = split_blocks(boxes, both.labels, block, (query.val_fraction, 0.0), query.seed)
+        return parts, f"in blocks of {block:g} m by seed {query.seed}"
+
+    return _drawn_anew(splits, "split = 'spatial'", draw)
 
 
 def by_groups(splits: Splits, groups: Mapping[str, str], query: ImageQuery) -> Splits:
@@ -231,50 +243,31 @@ def by_groups(splits: Splits, groups: Mapping[str, str], query: ImageQuery) -> S
         ConfigError: val is given.
         DataError: there is one group alone, or train lacks a class.
     """
-    _require_drawn(splits, f"group_column = {query.group_column!r}")
-    both = _together(splits)
-    names = [groups[path] for path in both.paths]
-    parts = split_groups(names, both.labels, query.val_fraction, query.seed)
-    return _drawn_anew(
-        splits, both, parts, f"by {query.group_column!r}, {len(set(names))} groups, by seed {query.seed}"
-    )
+
+    def draw(both: Split) -> tuple[Places, str]:
+        names = [groups[path] for path in both.paths]
+        parts = split_groups(names, both.labels, query.val_fraction, query.seed)
+        return parts, f"by {query.group_column!r}, {len(set(names))} groups, by seed {query.seed}"
+
+    return _drawn_anew(splits, f"group_column = {query.group_column!r}", draw)
 
 
-def _require_drawn(splits: Splits, setting: str) -> None:
+def _drawn_anew(splits: Splits, setting: str, draw: Callable[[Split], tuple[Places, str]]) -> Splits:
+    """The splits with train and val, by class and path, as ``draw`` divides them and describes that."""
     if not splits.val_is_drawn:
         raise ConfigError(f"{setting}: the data say what is val already; leave it out, or give all images as train")
-
-
-def _together(splits: Splits) -> Split:
-    """Train and val as one, by class and path."""
     paths, labels = splits.train.paths + splits.val.paths, splits.train.labels + splits.val.labels
     order = sorted(range(len(paths)), key=lambda place: (labels[place], paths[place]))
-    return replace(splits.train, paths=paths, labels=labels).take(order)
-
-
-def _footprints(both: Split) -> list[Footprint]:
-    found = list(run_in_order(both.paths, footprint_of))
-    missing = [path for path, each in zip(both.paths, found, strict=True) if each is None]
-    if missing:
-        raise DataError(
-            f"split = 'spatial': {len(missing)} of {len(found)} images have no coordinates (the first: "
-            f"{missing[0]!r}); "
-            "give GeoTIFFs with a CRS, or a table with --group_column"
-        )
-    return [each for each in found if each is not None]
-
-
-def _drawn_anew(splits: Splits, both: Split, parts: Places, how: str) -> Splits:
+    both = replace(splits.train, paths=paths, labels=labels).take(order)
+    parts, how = draw(both)
     train, val = (
         both.take(np.flatnonzero(parts == part).tolist(), name) for part, name in ((TRAIN, "train"), (VAL, "val"))
     )
-    counts = train.class_counts()
-    lacking = [name for name, count in zip(both.class_names, counts, strict=True) if not count]
+    lacking = [name for name, count in zip(both.class_names, train.class_counts(), strict=True) if not count]
     if lacking:
         raise DataError(
             f"val drawn {how} leaves train without an image of {lacking[0]!r}: it lies in one place alone; "
-            "use smaller "
-            "blocks or groups, or another --seed"
+            "use smaller blocks or groups, or another --seed"
         )
     left_out = int((parts == LEFT_OUT).sum())
     near = f", {left_out} between them left out" if left_out else ""
