@@ -106,7 +106,9 @@ class Splits:
         """One line for the terminal, with the numbers of images as they are."""
         sizes = ", ".join(f"{len(split)} {split.name}" for split in self.parts)
         left_out = f"; {self.num_left_out} more left out" if self.num_left_out else ""
-        return f"{_count(self)} images in {len(self.class_names)} classes{self.how}: {sizes}{left_out}{self.others}"
+        return (
+            f"{self.num_images} images in {len(self.class_names)} classes{self.how}: {sizes}{left_out}{self.others}"
+        )
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -118,6 +120,11 @@ class Splits:
         """Train, val and, where there is one, test."""
         return (self.train, self.val) if self.test is None else (self.train, self.val, self.test)
 
+    @property
+    def num_images(self) -> int:
+        """Of all parts."""
+        return sum(map(len, self.parts))
+
     def without(self, bad: Collection[str]) -> "Splits":
         """The same splits with the paths in ``bad`` left out; labels and class names stay as they are.
 
@@ -126,10 +133,12 @@ class Splits:
         left_out = frozenset(bad)
         if not left_out:
             return self
-        test = _leave_out(self.test, left_out) if self.test else None
-        train, val = _leave_out(self.train, left_out), _leave_out(self.val, left_out)
-        kept = replace(self, train=train, val=val, test=test or None)
-        return replace(kept, num_left_out=self.num_left_out + _count(self) - _count(kept))
+        train, val, *test = (
+            split.take([index for index, path in enumerate(split.paths) if path not in left_out])
+            for split in self.parts
+        )
+        kept = replace(self, train=train, val=val, test=test[0] if test and len(test[0]) else None)
+        return replace(kept, num_left_out=self.num_left_out + self.num_images - kept.num_images)
 
 
 def load_class_folders(
@@ -137,23 +146,18 @@ def load_class_folders(
     *,
     train_split: str = "train",
     val_split: str = "val",
-    test_split: str = "test",
     val_fraction: float = 0.2,
     seed: int = 0,
 ) -> Splits:
-    """List the images of a data set of class folders.
+    """List the images of a data set of class folders; a label is the place of its class among train's, sorted.
 
     Args:
         root: a folder that holds either split folders or class folders (see the top of this module).
         train_split: name of the train folder.
         val_split: name of the val folder; if it is missing, val is split off train.
-        test_split: name of the test folder, which may be missing.
         val_fraction: share of each class that becomes val where val is split off, in (0, 1). At least one
             image of a class goes to val and at least one stays in train; a class of one image is train's.
         seed: seed of that split, which depends on nothing else but the names of folders and files.
-
-    Returns:
-        The splits; a label is the place of its class among train's class folders, sorted.
 
     Raises:
         DataError: the folder is missing or has no images, an empty class folder or fewer than two classes,
@@ -162,7 +166,7 @@ def load_class_folders(
     root = Path(root)
     require_folder(root)
     left_out: Counter[str] = Counter()
-    asked = {"train": train_split, "val": val_split, "test": test_split}
+    asked = {"train": train_split, "val": val_split, "test": "test"}
     found = find_splits(root, asked)
     unlabelled = ""
     if "test" in found and holds_only_images(found["test"]):  # as in competitions
@@ -181,26 +185,13 @@ def load_class_folders(
         train, val = split_off(classes, val_fraction, seed)
         share = f"{100 * val_fraction:g}% of {found['train'].name!r} by seed {seed}" if found else ""
         how += f", no folder {val_split!r}, so val is {share}" if found else f", split by seed {seed}"
-    how += _describe_unused(root, found) + unlabelled
+    used = {folder.name for folder in found.values()}
+    unused = [name for name in subfolders(root) if name not in used and entries_of(root / name)] if found else []
+    how += (f"; not used: {listing(unused)}" if unused else "") + unlabelled
     splits = describe_splits(train, val, held.get("test"), how=how)
     notes = (*splits.notes, *check_forms(class_root), *describe_runs(class_root))
     notes += () if found else tuple(check_layout(root, names))
     return replace(splits, others=describe_left_out(left_out), notes=notes, val_is_drawn=is_drawn)
-
-
-def _describe_unused(root: Path, found: dict[str, Path]) -> str:
-    """Folders beside those of the splits that hold something."""
-    used = {folder.name for folder in found.values()}
-    unused = [name for name in subfolders(root) if name not in used and entries_of(root / name)] if found else []
-    return f"; not used: {listing(unused)}" if unused else ""
-
-
-def _count(splits: Splits) -> int:
-    return sum(map(len, splits.parts))
-
-
-def _leave_out(split: Split, left_out: frozenset[str]) -> Split:
-    return split.take([index for index, path in enumerate(split.paths) if path not in left_out])
 
 
 def describe_splits(train: Split, val: Split, test: Split | None, *, how: str) -> Splits:
