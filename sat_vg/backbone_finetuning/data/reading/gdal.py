@@ -7,6 +7,7 @@ other files, or hosts to fetch from. What lies beside a file (``.aux.xml``, ``.m
 import importlib
 import io
 import logging
+import math
 import re
 from collections.abc import Callable
 from functools import cache
@@ -130,6 +131,13 @@ def scaling_of(source: Any) -> tuple[tuple[float, float], ...]:
     return tuple(
         (float(scale), float(offset) + 0.0) for scale, offset in zip(source.scales, source.offsets, strict=True)
     )
+
+
+def block_bytes(source: Any) -> int:
+    """What GDAL unpacks at a time of an image."""
+    is_by_pixel = source.interleaving is None or source.interleaving.name == "pixel"
+    num_values = math.prod(source.block_shapes[0]) * (source.count if is_by_pixel else 1)
+    return int(num_values * np.dtype(source.dtypes[0]).itemsize)
 
 
 class Colours(NamedTuple):

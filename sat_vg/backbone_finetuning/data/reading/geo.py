@@ -11,7 +11,6 @@ fill values where they are far from all other values of the image. Pixels that a
 since dark ground may be; check and training name the files in which they look like nodata.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,13 @@ from sat_vg.backbone_finetuning.data.reading.bands import Header, header_of, hol
 from sat_vg.backbone_finetuning.data.reading.decoder import Decoder, Picture, Traits
 from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER
 from sat_vg.backbone_finetuning.data.reading.files import PathInArchive
-from sat_vg.backbone_finetuning.data.reading.gdal import blank_percent, gdal_versions, require_rasterio, with_gdal
+from sat_vg.backbone_finetuning.data.reading.gdal import (
+    blank_percent,
+    block_bytes,
+    gdal_versions,
+    require_rasterio,
+    with_gdal,
+)
 from sat_vg.backbone_finetuning.data.reading.levels import decoder_of_levels
 from sat_vg.backbone_finetuning.data.reading.limits import (
     one_large_at_a_time,
@@ -175,12 +180,11 @@ def _bounded_step(source: Any, header: Header, num_bands: int, num_bytes: int) -
         Unreadable: even listing or unpacking the image would take too much.
     """
     width, height = header.width, header.height
-    item_bytes = np.dtype(header.dtype).itemsize
     shape = f"{width} x {height} pixels in {counted(header.count, 'band')}"
     if width * height * header.count > _MOST_VALUES_IN_FILE:
         raise Unreadable(f"it is too large ({shape})", "cut it into smaller tiles")
-    refuse_hollow(num_bytes, width, height, header.count * item_bytes)
-    block = math.prod(source.block_shapes[0]) * item_bytes * (header.count if _is_by_pixel(source) else 1)
+    refuse_hollow(num_bytes, width, height, header.count * np.dtype(header.dtype).itemsize)
+    block = block_bytes(source)
     if block > _MOST_BLOCK_BYTES:
         raise Unreadable(
             f"it is too large ({shape} in blocks of {block // 2**20} MiB, the limit is {_MOST_BLOCK_BYTES // 2**20})",
@@ -189,10 +193,6 @@ def _bounded_step(source: Any, header: Header, num_bands: int, num_bytes: int) -
     step = step_within(width * height * num_bands, _MOST_VALUES)
     tell_reduced(width, height, step)
     return step
-
-
-def _is_by_pixel(source: Any) -> bool:
-    return source.interleaving is None or source.interleaving.name == "pixel"
 
 
 def _scaling_of(header: Header, files: BandFiles, numbers: Sequence[int]) -> list[tuple[float, float]]:

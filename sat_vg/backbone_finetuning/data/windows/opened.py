@@ -11,7 +11,7 @@ with a handle for each thread every block would be unpacked as many times.
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -128,14 +128,14 @@ def open_scene(path: str) -> Scene:
 
 def read_part(path: str, window: Window, step: int = 1) -> Part:
     """Values of a window, every ``step``-th row and column. Raises DataError where the scene is damaged."""
-    part: Part = _used(path, lambda reader: reader.read(window, step))
-    return part
+    with _OPEN.use(path) as reader:
+        return reader.read(window, step)
 
 
 def valid_pixels(path: str, window: Window) -> NDArray[np.bool_] | None:
     """Where a window has values ``[H, W]``; None: everywhere. Raises DataError where the scene is damaged."""
-    valid: NDArray[np.bool_] | None = _used(path, lambda reader: reader.valid(window))
-    return valid
+    with _OPEN.use(path) as reader:
+        return reader.valid(window)
 
 
 def encode_window(path: str, window: Window, is_compressed: bool = False) -> bytes | None:
@@ -190,24 +190,16 @@ class WindowDataset:
 
     def _of_scene(self, method: str, bands: Any, how: dict[str, Any]) -> NDArray[Any]:
         try:
-            values: NDArray[Any] = _used(
-                self._path, lambda reader: getattr(reader.source, method)(bands, window=self._window, **how)
-            )
+            with _OPEN.use(self._path) as reader, explained(self._path):
+                assert isinstance(reader, Raster), self._path
+                values: NDArray[Any] = getattr(reader.source, method)(bands, window=self._window, **how)
+                return values
         except DataError as error:
             raise Unreadable(str(error), MEND) from None
-        return values
 
 
 def window_dataset(path: str, window: Window) -> WindowDataset | None:
     """A window as rasterio's dataset; None: only an image file shows all of it. Raises DataError."""
     with _OPEN.use(path) as reader:
-        header = reader.header()
+        header = reader.header
     return None if header is None else WindowDataset(path, window, header)
-
-
-def _used(path: str, use: Callable[[Any], Any]) -> Any:
-    with _OPEN.use(path) as reader:
-        if reader.scene.is_picture:
-            return use(reader)
-        with explained(path):
-            return use(reader)

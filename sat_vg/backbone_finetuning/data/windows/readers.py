@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,7 @@ from PIL import Image
 
 from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER
 from sat_vg.backbone_finetuning.data.reading.files import mute_warnings
-from sat_vg.backbone_finetuning.data.reading.gdal import require_rasterio, scaling_of
+from sat_vg.backbone_finetuning.data.reading.gdal import block_bytes, require_rasterio, scaling_of
 from sat_vg.backbone_finetuning.data.reading.limits import refuse_hollow
 from sat_vg.backbone_finetuning.data.windows.scene import PIXELS, Part, Scene, Window, rasterio_window
 from sat_vg.backbone_finetuning.utils.errors import DataError
@@ -31,37 +30,17 @@ _HEADER = (
 _CACHE_MIB = 256  # GDAL's own default is a twentieth of the memory
 
 
-class Reader(Protocol):
-    """What reads a scene that is open."""
-
-    scene: Scene  # what is known of it
-
-    def read(self, window: Window, step: int = 1) -> Part:
-        """The values; every ``step``-th row and column."""
-
-    def valid(self, window: Window) -> NDArray[np.bool_] | None:
-        """Where they are there ``[H, W]``; None: everywhere."""
-
-    def encode(self, part: Part, window: Window, is_compressed: bool) -> bytes:
-        """An image file of a part."""
-
-    def header(self) -> dict[str, Any] | None:
-        """What rasterio says of that image file, by attribute; None: GDAL does not read it, or not all of it."""
-
-    def close(self) -> None:
-        """Let go of the file."""
-
-
 class Picture:
-    """A picture in memory, as 8-bit RGB."""
+    """A picture in memory, as 8-bit RGB; its methods are those of ``Raster``."""
+
+    header = None
 
     def __init__(self, path: str) -> None:
         width, height = _picture_size(path)
         if pixel_step(width, height) > 1:
             raise DataError(
                 f"the scene {path!r} has {width} x {height} pixels, too many for a picture that is decoded as a "
-                "whole "
-                f"(the limit is {Image.MAX_IMAGE_PIXELS} pixels); write it as a tiled GeoTIFF"
+                f"whole (the limit is {Image.MAX_IMAGE_PIXELS} pixels); write it as a tiled GeoTIFF"
             )
         self._pixels = RGB_DECODER.read(path).numpy()
         _, height, width = self._pixels.shape
@@ -70,27 +49,21 @@ class Picture:
         )
 
     def read(self, window: Window, step: int = 1) -> Part:
-        """See ``Reader``."""
+        """The values; every ``step``-th row and column."""
         column, row, width, height = window
         return Part(self._pixels[:, row : row + height : step, column : column + width : step], None)
 
     def valid(self, window: Window) -> None:
-        """See ``Reader``."""
-        return
+        """Everywhere."""
 
     def encode(self, part: Part, window: Window, is_compressed: bool) -> bytes:
-        """See ``Reader``."""
+        """A PNG or BMP of a part."""
         file, pixels = BytesIO(), np.ascontiguousarray(part.values.transpose(1, 2, 0))
         Image.fromarray(pixels).save(file, "PNG" if is_compressed else "BMP")
         return file.getvalue()
 
-    def header(self) -> None:
-        """See ``Reader``."""
-        return
-
     def close(self) -> None:
-        """See ``Reader``."""
-        pass
+        """Nothing is open."""
 
 
 def _picture_size(path: str) -> tuple[int, int]:
@@ -131,26 +104,25 @@ class Raster:
             **({"nodata": source.nodata} if _fits(source.nodata, dtype) else {}),
         }  # fmt: skip
         is_told = source.nodata is None or "nodata" in self._profile  # else the image file will not declare it
-        self._header = {name: getattr(source, name) for name in _HEADER} if is_told else None
+        # What rasterio says of that image file, by attribute; None: not all of it.
+        self.header = {name: getattr(source, name) for name in _HEADER} if is_told else None
 
     def _require_sound(self, path: str, num_bytes: int) -> None:
         source = self.source
         if len(set(source.dtypes)) > 1 or np.dtype(source.dtypes[0]).kind not in "uif":
             kinds = " and ".join(sorted(set(source.dtypes)))
             raise DataError(f"the values of the scene {path!r} are {kinds}; convert it to integers or float32")
-        item_bytes = np.dtype(source.dtypes[0]).itemsize
         try:
-            refuse_hollow(num_bytes, source.width, source.height, source.count * item_bytes)
+            pixel_bytes = source.count * np.dtype(source.dtypes[0]).itemsize
+            refuse_hollow(num_bytes, source.width, source.height, pixel_bytes)
         except Unreadable as problem:
             raise DataError(f"the scene {path!r} cannot be read: {problem.reason}; write it anew") from None
-        rows, columns = source.block_shapes[0]
-        is_by_pixel = source.interleaving is None or source.interleaving.name == "pixel"
-        block = rows * columns * item_bytes * (source.count if is_by_pixel else 1)
+        block = block_bytes(source)
         if block > _MOST_BLOCK_BYTES:
             raise DataError(
                 f"the scene {path!r} lies in blocks of {block // 2**20} MiB, which would be unpacked for every "
-                "window "
-                f"(the limit is {_MOST_BLOCK_BYTES // 2**20}); write it in tiles: rio convert --co tiled=yes IN OUT"
+                f"window (the limit is {_MOST_BLOCK_BYTES // 2**20}); write it in tiles: rio convert --co tiled=yes "
+                "IN OUT"
             )
         a, b, _, d, e, _ = tuple(source.transform)[:6]
         if not np.isfinite(tuple(source.transform)[:6]).all() or a * e - b * d == 0:
@@ -162,26 +134,28 @@ class Raster:
             )
 
     def read(self, window: Window, step: int = 1) -> Part:
-        """See ``Reader``."""
+        """The values; every ``step``-th row and column."""
         _column, _row, width, height = window
         shape = (self.scene.bands, -(-height // step), -(-width // step))
-        values = self.source.read(window=rasterio_window(window), out_shape=shape)
+        with explained(self.scene.path):
+            values = self.source.read(window=rasterio_window(window), out_shape=shape)
         valid = self.valid(window)
         if valid is not None and step > 1:
             valid = valid[::step, ::step]
         return Part(values, valid)
 
     def valid(self, window: Window) -> NDArray[np.bool_] | None:
-        """See ``Reader``."""
+        """Where values are there ``[H, W]``; None: everywhere."""
         if not self.scene.can_miss:
             return None
-        valid = np.asarray(self.source.dataset_mask(window=rasterio_window(window)) > 0, bool)
-        if np.dtype(self.scene.dtype).kind == "f":
-            valid &= np.isfinite(self.source.read(window=rasterio_window(window))).any(axis=0)
+        with explained(self.scene.path):
+            valid = np.asarray(self.source.dataset_mask(window=rasterio_window(window)) > 0, bool)
+            if np.dtype(self.scene.dtype).kind == "f":
+                valid &= np.isfinite(self.source.read(window=rasterio_window(window))).any(axis=0)
         return valid
 
     def encode(self, part: Part, window: Window, is_compressed: bool) -> bytes:
-        """See ``Reader``."""
+        """A GeoTIFF of a part, with its coordinates, bands, nodata and scaling."""
         rasterio = require_rasterio()
         scaling, descriptions = self._tags
         place = rasterio.Affine(*self.scene.transform_of(window))
@@ -203,12 +177,8 @@ class Raster:
             memory.seek(0)
             return bytes(memory.read())
 
-    def header(self) -> dict[str, Any] | None:
-        """See ``Reader``."""
-        return self._header
-
     def close(self) -> None:
-        """See ``Reader``."""
+        """Let go of the file."""
         self.source.close()
 
 
@@ -218,6 +188,9 @@ def _fits(nodata: float | None, dtype: str) -> bool:
         return nodata is not None
     limits = np.iinfo(dtype)
     return bool(np.isfinite(nodata)) and limits.min <= nodata <= limits.max
+
+
+Reader = Picture | Raster
 
 
 @contextmanager
