@@ -24,7 +24,7 @@ from sat_vg.backbone_finetuning.data.reading.decoded_cache import keep_decoded, 
 from sat_vg.backbone_finetuning.data.reading.decoder import Decoder
 from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of, decoder_of_files
-from sat_vg.backbone_finetuning.data.reading.levels import decoder_of_levels, find_levels
+from sat_vg.backbone_finetuning.data.reading.levels import LevelsReader, find_levels
 from sat_vg.backbone_finetuning.data.shards.source import in_shard_order
 from sat_vg.backbone_finetuning.data.sources import table
 from sat_vg.backbone_finetuning.data.sources.source import ImageQuery
@@ -136,7 +136,7 @@ def decoder_of_config(config: FinetuneConfig, splits: Splits) -> Decoder:
     if chosen is not None:
         return decoder_of_files(chosen.files)
     levels = choose_levels(config, splits)
-    return RGB_DECODER if levels is None else decoder_of_levels(levels)
+    return RGB_DECODER if levels is None else LevelsReader(levels)
 
 
 def choose_levels(config: FinetuneConfig, splits: Splits) -> Levels | None:

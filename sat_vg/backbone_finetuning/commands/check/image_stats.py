@@ -19,7 +19,7 @@ from sat_vg.backbone_finetuning.data.reading.bands import ChosenBands
 from sat_vg.backbone_finetuning.data.reading.decoder import Decoder
 from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of_files
-from sat_vg.backbone_finetuning.data.reading.levels import decoder_of_levels
+from sat_vg.backbone_finetuning.data.reading.levels import LevelsReader
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, Levels, Preprocessing
 
@@ -114,5 +114,5 @@ ImageStats: TypeAlias = RgbStats | BandStats
 def stats_of(chosen: ChosenBands | None, levels: Levels | None, cache: BoundedCache) -> ImageStats:
     """Statistics of the bands that a configuration names, of deep RGB by its levels, or of 8-bit RGB."""
     if levels is not None:
-        return RgbStats(decoder=decoder_of_levels(levels))
+        return RgbStats(decoder=LevelsReader(levels))
     return RgbStats() if chosen is None else BandStats(chosen, decoder_of_files(chosen.files), cache)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from torch import Tensor
 
@@ -50,22 +50,16 @@ class Traits(NamedTuple):
             ValueError: it is none.
         """
         try:
-            depth, alpha, scaling, is_scaled, nodata, names, levels, fills, blank, marks, more = json.loads(text)
-            return cls(
-                depth=str(depth),
-                alpha=str(alpha),
-                scaling=tuple((float(scale), float(offset)) for scale, offset in scaling),
-                is_scaled=bool(is_scaled),
-                nodata=tuple(nodata),
-                names=tuple(names),
-                levels=int(levels),
-                fills=tuple(map(float, fills)),
-                blank=int(blank),
-                marks=tuple(map(str, marks)),
-                has_more=bool(more),
-            )
+            values = [_frozen(value) for value in json.loads(text)]
+            if list(map(type, values)) != list(map(type, cls())):
+                raise TypeError(f"{len(values)} values")
+            return cls(*values)
         except (TypeError, RecursionError) as error:
             raise ValueError(f"no traits: {error}") from None
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 class Picture(NamedTuple):

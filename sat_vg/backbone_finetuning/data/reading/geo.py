@@ -31,7 +31,7 @@ from sat_vg.backbone_finetuning.data.reading.gdal import (
     require_rasterio,
     with_gdal,
 )
-from sat_vg.backbone_finetuning.data.reading.levels import decoder_of_levels
+from sat_vg.backbone_finetuning.data.reading.levels import LevelsReader
 from sat_vg.backbone_finetuning.data.reading.limits import (
     one_large_at_a_time,
     refuse_hollow,
@@ -104,7 +104,7 @@ def decoder_of(preprocessing: Preprocessing, marks_missing: bool = False) -> Dec
         ConfigError: it takes GeoTIFFs, and rasterio is not installed.
     """
     if preprocessing.files is None:
-        return RGB_DECODER if preprocessing.levels is None else decoder_of_levels(preprocessing.levels)
+        return RGB_DECODER if preprocessing.levels is None else LevelsReader(preprocessing.levels)
     if marks_missing:
         return decoder_of_files(preprocessing.files)
     fill, reach = (

@@ -49,9 +49,16 @@ class _Deep(NamedTuple):
 
 @dataclass(frozen=True)
 class LevelsReader(Decoder):
-    """Reads deep RGB images as uint8 ``[3, H, W]`` by the levels of a model; missing or transparent is black."""
+    """Reads deep RGB images as uint8 ``[3, H, W]`` by the levels of a model; missing or transparent is black.
+
+    Raises:
+        ConfigError: rasterio is not installed.
+    """
 
     levels: Levels
+
+    def __post_init__(self) -> None:
+        require_rasterio()
 
     @property
     def key(self) -> str:
@@ -66,16 +73,6 @@ class LevelsReader(Decoder):
         pixels = self.levels.spread(values)
         pixels[:, torch.from_numpy(deep.missing)] = 0
         return Picture(pixels, deep.traits)
-
-
-def decoder_of_levels(levels: Levels) -> Decoder:
-    """How images are read by such levels.
-
-    Raises:
-        ConfigError: rasterio is not installed.
-    """
-    require_rasterio()
-    return LevelsReader(levels)
 
 
 def find_levels(paths: Sequence[str]) -> Levels:
