@@ -9,7 +9,8 @@ import pytest
 from conftest import write_image
 from PIL import Image
 
-from sat_vg.backbone_finetuning.data.checks.statistics import measure_image, summarise
+from sat_vg.backbone_finetuning.commands.check.image_stats import RgbStats
+from sat_vg.backbone_finetuning.data.checks.readable import Examined
 from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 
 
@@ -138,7 +139,8 @@ def test_statistics_are_those_of_all_pixels():
     images = [
         generator.integers(0, 256, (3, h, w), dtype=np.uint8) for h, w in ((5, 7), (64, 64), (1, 1), (1100, 1000))
     ]
-    statistics = summarise([measure_image(torch.from_numpy(image)) for image in images])
+    stats = {str(number): RgbStats().measure(torch.from_numpy(image)) for number, image in enumerate(images)}
+    statistics = RgbStats().summarise(list(stats), Examined([], {}, stats, {}, {}))
     pixels = np.concatenate([image.reshape(3, -1) for image in images], axis=1) / 255
     np.testing.assert_allclose(statistics.mean, pixels.mean(axis=1), rtol=1e-6)
     np.testing.assert_allclose(statistics.std, pixels.std(axis=1), rtol=1e-5)

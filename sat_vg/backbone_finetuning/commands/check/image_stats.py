@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from torch.nn import functional
 from sat_vg.backbone_finetuning.data.checks.band_statistics import measure_bands
 from sat_vg.backbone_finetuning.data.checks.duplicates import thumbnail
 from sat_vg.backbone_finetuning.data.checks.readable import Examined
-from sat_vg.backbone_finetuning.data.checks.statistics import Statistics, measure_image, summarise
 from sat_vg.backbone_finetuning.data.reading.bands import ChosenBands
 from sat_vg.backbone_finetuning.data.reading.decoder import Decoder
 from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER
@@ -24,51 +23,73 @@ from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, Levels, Preprocessing
 
 _PARTS = 9  # along each side of a thumbnail
+_PIXELS_AT_A_TIME = 2**20
+
+
+class Statistics(NamedTuple):
+    """Numbers on a set of images."""
+
+    sizes: dict[tuple[int, int], int]  # number of images per width and height, most frequent first
+    grey: int  # images whose bands are all equal
+    mean: tuple[float, ...]  # per band, of all pixels; of 8-bit RGB scaled to [0, 1]
+    std: tuple[float, ...]  # likewise
+    warnings: tuple[str, ...] = ()  # values that were left out of them, in words
+
+
+class _Measured(NamedTuple):
+    size: tuple[int, int]  # width and height in pixels
+    sums: NDArray[np.float64]  # of every band's values, ``[3]``
+    squares: NDArray[np.float64]  # of every band's squared values, ``[3]``
+    grey: bool  # whether all bands are equal
+    small: NDArray[np.uint8]  # its thumbnail
 
 
 @dataclass(frozen=True)
 class RgbStats:
-    """Statistics of 8-bit RGB images.
-
-    Attributes:
-        bands: names of the channels.
-        digits: format of a mean or a deviation in the report.
-        decoder: of the files.
-        warnings: about the choice of bands.
-    """
+    """Statistics of 8-bit RGB images."""
 
     bands: tuple[str, ...] = RGB
-    digits: str = ".3f"
+    digits: str = ".3f"  # format of a mean or a deviation in the report
     decoder: Decoder = RGB_DECODER
     warnings: tuple[str, ...] = ()
 
     def measure(self, image: Tensor) -> Any:
-        """Size, sums and thumbnail."""
-        return measure_image(image)
+        """Size, sums and thumbnail of an image, uint8 ``[3, H, W]``."""
+        pixels = image.permute(1, 2, 0).reshape(-1, 3).numpy()
+        counts = np.zeros((3, 256), np.int64)  # exact, and no slower than sums of floats
+        for start in range(0, len(pixels), _PIXELS_AT_A_TIME):
+            for band in range(3):
+                counts[band] += np.bincount(pixels[start : start + _PIXELS_AT_A_TIME, band], minlength=256)
+        values = np.arange(256)
+        sums, squares = (counts @ values).astype(np.float64), (counts @ values**2).astype(np.float64)
+        grey = bool((counts == counts[0]).all()) and bool((pixels == pixels[:, :1]).all())
+        return _Measured((image.shape[2], image.shape[1]), sums, squares, grey, thumbnail(image))
 
     def summarise(self, paths: Sequence[str], examined: Examined) -> Statistics:
-        """Statistics of all pixels of some images, at least one, scaled to [0, 1]."""
-        return summarise([examined.stats[path] for path in paths])
+        """Statistics of all pixels of some of the images, at least one, scaled to [0, 1]."""
+        stats: list[_Measured] = [examined.stats[path] for path in paths]
+        count = sum(one.size[0] * one.size[1] for one in stats)
+        mean = np.sum([one.sums for one in stats], axis=0) / count
+        variance = np.sum([one.squares for one in stats], axis=0) / count - np.square(mean)
+        return Statistics(
+            sizes=dict(Counter(one.size for one in stats).most_common()),
+            grey=sum(one.grey for one in stats),
+            mean=tuple(map(float, mean / 255)),
+            std=tuple(map(float, np.sqrt(np.maximum(variance, 0)) / 255)),
+        )
 
     def thumbnails(self, looks: Sequence[Any], numbers: Statistics | None) -> NDArray[np.uint8]:
-        """Images as ``duplicates.find_near`` compares them, ``[N, 9, 9]``; ``numbers``: those of train, if any."""
+        """Images as ``duplicates.find_near`` compares them, ``[N, 9, 9]``."""
         return np.stack([look.small for look in looks])
 
 
 @dataclass(frozen=True)
 class BandStats:
-    """As ``RgbStats``, of the bands of GeoTIFFs, whose values are of any scale.
+    """Statistics of the bands of GeoTIFFs, whose values are of any scale; the methods are those of ``RgbStats``."""
 
-    Attributes:
-        chosen: bands that are read.
-        decoder: of the files; missing values are NaN.
-        cache: that a training on them reads their statistics from.
-        digits: see ``RgbStats``.
-    """
-
-    chosen: ChosenBands
-    decoder: Decoder
-    cache: BoundedCache
+    chosen: ChosenBands  # bands that are read
+    decoder: Decoder  # of the files; missing values are NaN
+    cache: BoundedCache  # that a training on them reads their statistics from
     digits: str = ".5g"
 
     @property
@@ -108,7 +129,7 @@ class BandStats:
         return np.stack([thumbnail(image) for image in shown])
 
 
-ImageStats: TypeAlias = RgbStats | BandStats
+ImageStats = RgbStats | BandStats
 
 
 def stats_of(chosen: ChosenBands | None, levels: Levels | None, cache: BoundedCache) -> ImageStats:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sat_vg.backbone_finetuning.commands.check.image_stats import ImageStats, RgbStats, stats_of
+from sat_vg.backbone_finetuning.commands.check.image_stats import ImageStats, RgbStats, Statistics, stats_of
 from sat_vg.backbone_finetuning.commands.check.options import CheckOptions
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.checks.duplicates import (
@@ -22,7 +22,6 @@ from sat_vg.backbone_finetuning.data.checks.duplicates import (
 from sat_vg.backbone_finetuning.data.checks.image_traits import describe_traits
 from sat_vg.backbone_finetuning.data.checks.neighbours import describe_neighbours
 from sat_vg.backbone_finetuning.data.checks.readable import READABLE_IMAGES, BadImage, Examined, examine_images
-from sat_vg.backbone_finetuning.data.checks.statistics import Statistics, class_table
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.training.preparation import choose_bands, choose_levels, computed_cache, load_splits
@@ -67,7 +66,7 @@ class Findings:
         numbers = self.statistics
         return {
             "description": self.splits.description,
-            "classes": {str(name): dict(zip(names, row, strict=True)) for name, *row in class_table(self.splits)},
+            "classes": {str(name): dict(zip(names, row, strict=True)) for name, *row in _class_table(self.splits)},
             "sizes": {f"{w}x{h}": count for (w, h), count in numbers.sizes.items()} if numbers else {},
             "grey": numbers.grey if numbers else 0,
             "bands": list(self.stats.bands),
@@ -234,7 +233,7 @@ def report(findings: Findings) -> str:
     """The findings as text for a person."""
     splits, numbers = findings.splits, findings.statistics
     parts = [split.name for split in splits.parts]
-    rows = [(one_line(str(name)), *counts) for name, *counts in class_table(splits)]
+    rows = [(one_line(str(name)), *counts) for name, *counts in _class_table(splits)]
     lines = [f"data: {splits.description}", "", text_table(("class", *parts), rows)]
     if numbers is not None:
         sizes = [f"{w} x {h} ({count})" for (w, h), count in numbers.sizes.items()]
@@ -250,6 +249,12 @@ def report(findings: Findings) -> str:
     lines += ["", *(f"error: {text}" for text in findings.errors), *(f"warning: {t}" for t in findings.warnings)]
     lines.append(", ".join(counted(kinds[kind], kind) for kind in ("error", "warning")))
     return "\n".join(lines)
+
+
+def _class_table(splits: Splits) -> list[tuple[str | int, ...]]:
+    """Name of every class and its images in train, val and, where there is one, test."""
+    counts = zip(*(split.class_counts() for split in splits.parts), strict=True)
+    return [(name, *row) for name, row in zip(splits.class_names, counts, strict=True)]
 
 
 def _more(number: int, listed: int) -> str:
