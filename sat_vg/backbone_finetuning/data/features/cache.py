@@ -129,7 +129,13 @@ def compute_features(
                 return folder
             stored = StoredFeatures(folder / _FILE, shape, num_images, num_views, writable=True)
             own = [batches.shared(machine.share) for batches in passes]
-            was_stopped = not _fill(stored, own, function, should_stop)
+            was_stopped = False
+            with progress(total=sum(map(len, own)), desc="frozen stages", unit="batch") as bar:
+                for view, batch in ((view, batch) for view, batches in enumerate(own) for batch in batches):
+                    stored.put(view, batch.indices, function(batch))
+                    bar.update()
+                    if was_stopped := should_stop():
+                        break
             if any(machine.all_reduce_max(was_stopped)):
                 raise _Stopped
     except _Stopped:
@@ -146,29 +152,14 @@ def _begin(
             folder = undo.enter_context(building)
             if not isinstance(folder, NoRoom):
                 with (folder / _FILE).open("wb") as file:
-                    # Without this a disk that fills up later would end the process with a bus error.
-                    os.posix_fallocate(file.fileno(), 0, num_bytes)
+                    file.truncate(num_bytes)
+                    if hasattr(os, "posix_fallocate"):  # not on macOS
+                        # Without this a disk that fills up later would end the process with a bus error.
+                        os.posix_fallocate(file.fileno(), 0, num_bytes)
             stack.push(undo.pop_all())
     except OSError as error:
         return NotKept(error.strerror or str(error))
     return folder
-
-
-def _fill(
-    stored: StoredFeatures,
-    passes: Sequence[Pass],
-    function: Callable[[Batch], Tensor],
-    should_stop: Callable[[], bool],
-) -> bool:
-    """Store the results of the function; returns whether it came to the end."""
-    with progress(total=sum(map(len, passes)), desc="frozen stages", unit="batch") as bar:
-        for view, batches in enumerate(passes):
-            for batch in batches:
-                stored.put(view, batch.indices, function(batch))
-                bar.update()
-                if should_stop():
-                    return False
-    return True
 
 
 class _Stopped(Exception):

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +22,10 @@ from sat_vg.backbone_finetuning.data.sources.source import ImageList
 from sat_vg.backbone_finetuning.utils.json_reading import read_json
 from sat_vg.backbone_finetuning.utils.regular_files import open_regular
 from sat_vg.backbone_finetuning.utils.safe_files import remove_unfinished, write_text
+
+PROGRESS = "progress.json"
+_SAVE_EVERY_S = 1.0
+_MOST_PROGRESS_BYTES = 2**30
 
 
 def map_numbers(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], writable: bool = False) -> np.ndarray:
@@ -40,15 +43,10 @@ def map_numbers(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], writab
     """
     with open_regular(path, os.O_RDWR if writable else os.O_RDONLY) as file:
         size = os.fstat(file.fileno()).st_size
-        if size != prod(shape) * dtype.itemsize:
+        if size != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{str(path)!r} has {size} bytes")
         # "c" (copy on write): torch wants memory that could be written to.
         return np.memmap(file, dtype, mode="r+" if writable else "c", shape=shape)
-
-
-PROGRESS = "progress.json"
-_SAVE_EVERY_S = 1.0
-_MOST_PROGRESS_BYTES = 2**30
 
 
 @dataclass
@@ -65,14 +63,6 @@ class Progress:
     def rows(self) -> int:
         """Images in the spool."""
         return self.done - len(self.left_out)
-
-    def advance(self, images: ImageList, reasons: Sequence[str | None]) -> None:
-        """Note the images that were read next, each with the reason if it could not be."""
-        for reason in reasons:
-            if reason is not None:
-                self.left_out.append((self.done, reason))
-            self.seen = _chained(self.seen, images, self.done)
-            self.done += 1
 
 
 def hash_of_images(images: ImageList, count: int | None = None) -> str:
@@ -168,7 +158,12 @@ class Spool:
             rest = memoryview(array.tobytes())
             while rest:  # an unbuffered file may take less than it is given
                 rest = rest[file.write(rest) :]
-        self.progress.advance(images, reasons)
+        progress = self.progress
+        for reason in reasons:
+            if reason is not None:
+                progress.left_out.append((progress.done, reason))
+            progress.seen = _chained(progress.seen, images, progress.done)
+            progress.done += 1
         if time.monotonic() - self._saved_at >= _SAVE_EVERY_S:
             self.save()
 
