@@ -214,6 +214,14 @@ def test_where_the_training_images_do_not_fit_the_validation_images_may(class_fo
     assert "--cache_gib allows" in sources.describe(phase)
 
 
+def test_where_the_system_cannot_reserve_room(class_folders, tmp_path, monkeypatch):
+    monkeypatch.delattr("os.posix_fallocate")  # as on macOS
+    sources = make_sources(class_folders, tmp_path, 1, 1)
+    source, _ = sources.for_phase(Phase("some", 5, sources.model.trainable_stages), NEVER)
+    assert isinstance(source, FeatureSource)
+    assert outputs(sources, source, 0)
+
+
 def test_a_stop_on_the_way_leaves_nothing(class_folders, tmp_path):
     sources = make_sources(class_folders, tmp_path, 1)
     with pytest.raises(StopRequested):
