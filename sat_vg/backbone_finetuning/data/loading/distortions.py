@@ -7,7 +7,6 @@ any number of bands: what a change of place brings in from outside is the mirror
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +15,16 @@ from torchvision.transforms import v2
 
 from sat_vg.backbone_finetuning.configs.choices import AugmentationStep
 from sat_vg.backbone_finetuning.configs.ranges import parse_augmentation_step
-from sat_vg.backbone_finetuning.data.loading.transforms import GaussianNoise, Sometimes
+from sat_vg.backbone_finetuning.data.loading.transforms import GaussianNoise, RandomChange, Sometimes
 
 _PROBABILITY = 0.5  # of each step, for each image
 _CELLS = 5  # of grid distortion, along each side
 _PLACES = 6  # at which elastic distortion is drawn, along each side
 
 
-class Places(Protocol):
-    """Where each pixel of a changed image comes from."""
-
-    def __call__(self, strength: float) -> Tensor | Callable[[Tensor], Tensor]:
-        """Draw a 2 × 3 matrix of an affine map, or a function of places ``[H, W, 2]``, each from -1 to 1."""
+# Strength → where each pixel of a changed image comes from: a 2 × 3 matrix of an affine map, or a function of places
+# ``[H, W, 2]``, each from -1 to 1.
+Places = Callable[[float], Tensor | Callable[[Tensor], Tensor]]
 
 
 class Warp(nn.Module):
@@ -48,18 +45,17 @@ class Warp(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings."""
-        return f"{getattr(self.draw, '__name__')}, strength={self.strength}"  # noqa: B009 - a Protocol has none
+        return f"{getattr(self.draw, '__name__')}, strength={self.strength}"  # noqa: B009 - a callable may have none
 
 
 def warp(image: Tensor, places: Tensor | Callable[[Tensor], Tensor]) -> Tensor:
     """Take each pixel of ``[C, H, W]`` from where a matrix ``[2, 3]`` or a function of ``[H, W, 2]`` says."""
-    is_matrix = isinstance(places, Tensor)
     matrix = places if isinstance(places, Tensor) else torch.eye(2, 3)
     grid = functional.affine_grid(matrix[None], [1, 1, *image.shape[-2:]], align_corners=False)
-    if not is_matrix:
-        grid = places(grid[0])[None]  # type: ignore[operator]
+    if not isinstance(places, Tensor):
+        grid = places(grid[0])[None]
     moved = functional.grid_sample(image[None].float(), grid, padding_mode="reflection", align_corners=False)[0]
-    return moved.round_().clamp_(0, 255).to(torch.uint8) if image.dtype == torch.uint8 else moved
+    return _as_before(moved, image.dtype)
 
 
 def affine(degrees: float, scale: float = 1.0, right: float = 0.0, down: float = 0.0) -> Tensor:
@@ -116,12 +112,14 @@ def optical_distortion(strength: float) -> Callable[[Tensor], Tensor]:
     return lambda places: places * (1 + bend * places.square().sum(-1, keepdim=True) / 2)
 
 
-class GaussianBlur(nn.Module):
-    """Blur with a deviation from 0.1 up to ``strength`` pixels."""
-
+class _Blur(RandomChange):
     def __init__(self, strength: float) -> None:
         super().__init__()
         self.strength = strength
+
+
+class GaussianBlur(_Blur):
+    """Blur with a deviation from 0.1 up to ``strength`` pixels."""
 
     def forward(self, image: Tensor) -> Tensor:
         """uint8 or float32 ``[C, H, W]`` → the same shape and type."""
@@ -130,17 +128,9 @@ class GaussianBlur(nn.Module):
         blurred: Tensor = v2.functional.gaussian_blur(image, [side, side], [sigma, sigma])
         return blurred
 
-    def extra_repr(self) -> str:
-        """The settings."""
-        return f"strength={self.strength}"
 
-
-class MotionBlur(nn.Module):
+class MotionBlur(_Blur):
     """The mean along a line of any direction, 1 to ``strength`` pixels long, as of a moving platform."""
-
-    def __init__(self, strength: float) -> None:
-        super().__init__()
-        self.strength = strength
 
     def forward(self, image: Tensor) -> Tensor:
         """uint8 or float32 ``[C, H, W]`` → the same shape and type."""
@@ -149,11 +139,7 @@ class MotionBlur(nn.Module):
         reach, bands = kernel.shape[0] // 2, image.shape[0]
         padded = functional.pad(image[None].float(), (reach,) * 4, mode="replicate")
         blurred = functional.conv2d(padded, kernel.expand(bands, 1, *kernel.shape), groups=bands)[0]
-        return blurred.round_().clamp_(0, 255).to(torch.uint8) if image.dtype == torch.uint8 else blurred
-
-    def extra_repr(self) -> str:
-        """The settings."""
-        return f"strength={self.strength}"
+        return _as_before(blurred, image.dtype)
 
 
 def line_kernel(length: float, angle: float) -> Tensor:
@@ -166,6 +152,10 @@ def line_kernel(length: float, angle: float) -> Tensor:
     )
     kernel.index_put_((rows, columns), torch.ones(len(steps)), accumulate=True)
     return kernel / kernel.sum()
+
+
+def _as_before(values: Tensor, dtype: torch.dtype) -> Tensor:
+    return values.round_().clamp_(0, 255).to(dtype) if dtype == torch.uint8 else values
 
 
 def _between() -> float:

@@ -16,7 +16,16 @@ _LUMA = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
 _IDENTITY = torch.eye(3)
 
 
-class RandomScaledCrop(nn.Module):
+class RandomChange(nn.Module):
+    """A change of an image whose settings, its public attributes, stand in its repr."""
+
+    def extra_repr(self) -> str:
+        """The settings."""
+        shown = {name: value for name, value in vars(self).items() if not name.startswith("_") and name != "training"}
+        return ", ".join(f"{name}={value}" for name, value in shown.items())
+
+
+class RandomScaledCrop(RandomChange):
     """A part of random size, shape and place, resized to a square (Szegedy et al., 2015).
 
     Args:
@@ -52,7 +61,7 @@ class RandomScaledCrop(nn.Module):
         return f"size={self.size}, interpolation={self.interpolation}, scale={self.scale}, ratio={self.ratio:.4f}"
 
 
-class RandomColours(nn.Module):
+class RandomColours(RandomChange):
     """Brightness, contrast and saturation times factors from ``1 - strength`` to ``1 + strength``.
 
     The three are linear maps of a pixel's colour, so they are done as one, and values are cut to 0 … 255 only at the
@@ -84,10 +93,6 @@ class RandomColours(nn.Module):
         changed: Tensor = (change @ colours).add_(shift).clamp_(0, 255)
         return changed.to(torch.uint8).view(image.shape)
 
-    def extra_repr(self) -> str:
-        """The settings."""
-        return f"strength={self.strength}"
-
 
 class RandomQuarterTurn(nn.Module):
     """One of the eight flips and quarter turns of a square, all equally likely: overhead images have no "up"."""
@@ -100,8 +105,8 @@ class RandomQuarterTurn(nn.Module):
         return turned.flip(dims) if dims else turned
 
 
-class Sometimes(nn.Module):
-    """Does something with a probability.
+class Sometimes(RandomChange):
+    """Does something with a probability, which torchvision's ``RandomApply`` leaves out of its repr.
 
     Args:
         probability: of doing it.
@@ -117,12 +122,8 @@ class Sometimes(nn.Module):
         changed: Tensor = self.change(image) if float(torch.rand(())) < self.probability else image
         return changed
 
-    def extra_repr(self) -> str:
-        """The settings; torchvision's ``RandomApply`` leaves its probability out."""
-        return f"probability={self.probability}"
 
-
-class Elastic(nn.Module):
+class Elastic(RandomChange):
     """Moves pixels by a smooth random field (Simard et al., 2003).
 
     The field is drawn for a few places and interpolated. Torchvision's ``ElasticTransform`` smooths one that is drawn
@@ -145,12 +146,8 @@ class Elastic(nn.Module):
         moved: Tensor = v2.functional.elastic(image, field.permute(0, 2, 3, 1), fill=[float(GREY)])
         return moved
 
-    def extra_repr(self) -> str:
-        """The settings."""
-        return f"shift={self.shift}, places={self.places}"
 
-
-class GaussianNoise(nn.Module):
+class GaussianNoise(RandomChange):
     """Adds noise to every pixel and band by itself; torchvision's takes uint8 in its later versions only.
 
     Args:
@@ -168,7 +165,3 @@ class GaussianNoise(nn.Module):
             return image + torch.randn(image.shape) * self.deviation * image.std((1, 2), keepdim=True, correction=0)
         noise = torch.randn(image.shape).mul_(255 * self.deviation)
         return noise.add_(image).round_().clamp_(0, 255).to(torch.uint8)
-
-    def extra_repr(self) -> str:
-        """The settings."""
-        return f"deviation={self.deviation}"
