@@ -94,16 +94,16 @@ def _choose(choices: Sequence[BandChoice], header: Header, path: str, nodata: fl
         if isinstance(choice.source, int) and choice.source > header.count:
             raise DataError(
                 f"{path!r} has {counted(header.count, 'band')}, so there is none of number {choice.source}; "
-                f"{known_bands(header.descriptions)}"
+                f"{_known_bands(header.descriptions)}"
             )
-    numbers = [_number_of(choice.source, header.descriptions) for choice in choices]
-    if None in numbers:
-        wanted = choices[numbers.index(None)].source
-        raise DataError(f"{path!r} has no single band that is called {wanted!r}; {known_bands(header.descriptions)}")
+    sources = tuple(choice.source for choice in choices)
+    try:
+        numbers = _numbers_of(sources, header)
+    except LookupError as error:
+        raise DataError(f"{path!r} {error.args[0]}") from None
     found = [
         choice.name or _as_name(header.descriptions[number - 1])
         for choice, number in zip(choices, numbers, strict=True)
-        if number is not None
     ]
     names = tuple(
         name if choice.name or (name and found.count(name) == 1) else f"band{number}"
@@ -119,9 +119,8 @@ def _choose(choices: Sequence[BandChoice], header: Header, path: str, nodata: fl
         raise ConfigError(
             f"nodata = {nodata:g}: {path!r} holds {header.dtype}, which has no such value; leave it out"
         )
-    scaling = [header.scaling[number - 1] for number in numbers if number is not None]
+    scaling = [header.scaling[number - 1] for number in numbers]
     is_tagged = any(scale != 1 for scale, _ in scaling)
-    sources = tuple(choice.source for choice in choices)
     files = BandFiles(sources, header.dtype, header.count, nodata, "tagged" if is_tagged else "plain")
     listed = ", ".join(f"{one_line(name)} ({number})" for name, number in zip(names, numbers, strict=True))
     description = (
@@ -171,16 +170,21 @@ def _as_name(description: str | None) -> str:
     return text.lower() if text.lower() in RGB else text
 
 
-def _number_of(source: int | str, descriptions: Sequence[str | None]) -> int | None:
-    """The number of a band that is named by its description; None where there is none, or more than one."""
-    if isinstance(source, int):
-        return source
-    wanted = source.casefold()
-    found = [number for number, one in enumerate(descriptions, 1) if one and one.strip().casefold() == wanted]
-    return found[0] if len(found) == 1 else None
+def _numbers_of(sources: Sequence[int | str], header: Header) -> list[int]:
+    """The numbers of bands that are named by number or description; LookupError where one is not there once."""
+    numbers: list[int] = []
+    for source in sources:
+        if isinstance(source, int):
+            numbers.append(source)
+            continue
+        named = [(text or "").strip().casefold() == source.casefold() for text in header.descriptions]
+        if sum(named) != 1:
+            raise LookupError(f"has no single band that is called {source!r}; {_known_bands(header.descriptions)}")
+        numbers.append(1 + named.index(True))
+    return numbers
 
 
-def known_bands(descriptions: Sequence[str | None]) -> str:
+def _known_bands(descriptions: Sequence[str | None]) -> str:
     """The names of a file's bands, in words."""
     named = [f"{number} {one_line(text)!r}" for number, text in enumerate(descriptions, 1) if text]
     if not named:
@@ -203,13 +207,10 @@ def numbers_in(header: Header, files: BandFiles) -> list[int]:
     if by_number and header.count != files.count:
         reason = f"it has {counted(header.count, 'band')}, and the first image of the training {files.count}"
         raise Unreadable(f"{reason}, so the numbers may mean others", apart)
-    numbers = [_number_of(band, header.descriptions) for band in files.bands]
-    if None in numbers:
-        wanted = files.bands[numbers.index(None)]
-        raise Unreadable(
-            f"it has no single band that is called {wanted!r}; {known_bands(header.descriptions)}", apart
-        )
-    return [number for number in numbers if number is not None]
+    try:
+        return _numbers_of(files.bands, header)
+    except LookupError as error:
+        raise Unreadable(f"it {error.args[0]}", apart) from None
 
 
 def holds(dtype: Any, value: float) -> bool:

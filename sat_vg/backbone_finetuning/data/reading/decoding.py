@@ -46,40 +46,10 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from sat_vg.backbone_finetuning.data.reading import gdal, limits
 from sat_vg.backbone_finetuning.data.reading.decoder import Decoder, Picture, Traits
 from sat_vg.backbone_finetuning.data.reading.files import PathInArchive
-from sat_vg.backbone_finetuning.data.reading.gdal import (
-    INSTALL,
-    JPEG2000_MAGIC,
-    colours_of,
-    has_rasterio,
-    turned,
-    with_gdal,
-)
-from sat_vg.backbone_finetuning.data.reading.limits import (
-    TIFF_MAGIC,
-    one_large_at_a_time,
-    refuse_bomb,
-    refuse_hollow,
-    require_bounded_tiff,
-    tell_reduced,
-    too_large,
-)
-from sat_vg.backbone_finetuning.utils.pil_pixels import (
-    CONVERT,
-    PILLOW_ERRORS,
-    composite,
-    pixel_step,
-    rgb_of,
-    upright,
-)
-from sat_vg.backbone_finetuning.utils.tiff_layouts import (
-    NAME_BANDS,
-    TiffLayout,
-    require_picture,
-    tiff_layout,
-    why_not_pillow,
-)
+from sat_vg.backbone_finetuning.utils import pil_pixels, tiff_layouts
 from sat_vg.backbone_finetuning.utils.unreadable import Unreadable
 
 try:
@@ -111,18 +81,18 @@ class RgbDecoder(Decoder):
             raise Unreadable("the file is empty (0 bytes)")
         if head.startswith(b"\xff\xd8\xff"):
             return _decode_jpeg(bytearray(file.read()))
-        has_pages = require_bounded_tiff(file)
-        layout = tiff_layout(file) if head[:4] in TIFF_MAGIC else None
+        has_pages = limits.require_bounded_tiff(file)
+        layout = tiff_layouts.tiff_layout(file) if head[:4] in limits.TIFF_MAGIC else None
         if layout is not None:
-            require_picture(layout)
-            why = why_not_pillow(layout)
-            if why is not None and not has_rasterio():
+            tiff_layouts.require_picture(layout)
+            why = tiff_layouts.why_not_pillow(layout)
+            if why is not None and not gdal.has_rasterio():
                 raise Unreadable(
-                    f"it is a TIFF with {why}, which Pillow does not read; with rasterio it is read ({INSTALL})",
-                    NAME_BANDS,
+                    f"it is a TIFF with {why}, which Pillow does not read; with rasterio it is read ({gdal.INSTALL})",
+                    tiff_layouts.NAME_BANDS,
                 )
             # Pillow divides the colours by associated alpha, which loses what is dark.
-            if why is not None or (layout.has_associated_alpha and has_rasterio()):
+            if why is not None or (layout.has_associated_alpha and gdal.has_rasterio()):
                 return _decode_with_gdal(file, layout).of_several(has_pages)
         return _decode_with_pillow(file, head, layout).of_several(has_pages)
 
@@ -160,14 +130,14 @@ def _decode_jpeg(data: bytearray) -> Picture:
     header = _jpeg_header(data)
     is_whole = True
     if header is not None:
-        refuse_bomb(header.width, header.height)  # torchvision has no limit of its own
-        is_whole = pixel_step(header.width, header.height) == 1
+        limits.refuse_bomb(header.width, header.height)  # torchvision has no limit of its own
+        is_whole = pil_pixels.pixel_step(header.width, header.height) == 1
         if data.count(b"\xff\xda") > _MAX_SCANS:  # in compressed pixels an ff is never followed by da
             raise Unreadable(f"it is a JPEG of more than {_MAX_SCANS} scans, made to keep decoders busy")
     # Versions of torchvision differ in how they turn CMYK into RGB, hence Pillow's for all.
     if decode_jpeg is not None and header is not None and header.components != 4 and is_whole:
         # Pillow then reads what torchvision refuses, or gives a better reason.
-        with contextlib.suppress(RuntimeError), one_large_at_a_time(header.width * header.height):
+        with contextlib.suppress(RuntimeError), limits.one_large_at_a_time(header.width * header.height):
             encoded = torch.frombuffer(data, dtype=torch.uint8)
             image: Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
             return Picture(image)
@@ -199,36 +169,40 @@ def _jpeg_header(data: bytearray) -> _JpegHeader | None:
     return None
 
 
-def _decode_with_gdal(file: BinaryIO, layout: TiffLayout) -> Picture:
-    colours = with_gdal(file, lambda source, num_bytes: colours_of(source, num_bytes, layout.inverts), ("GTiff",))
+def _decode_with_gdal(file: BinaryIO, layout: tiff_layouts.TiffLayout) -> Picture:
+    colours = gdal.with_gdal(
+        file, lambda source, num_bytes: gdal.colours_of(source, num_bytes, layout.inverts), ("GTiff",)
+    )
     pixels, alpha = colours.as_bytes()
     kind = ""
     if alpha is not None and not layout.has_associated_alpha:
-        pixels, kind = composite(pixels, alpha, layout)
-    return _picture(turned(pixels, layout.orientation), colours.bits, kind, layout)
+        pixels, kind = pil_pixels.composite(pixels, alpha, layout)
+    return _picture(gdal.turned(pixels, layout.orientation), colours.bits, kind, layout)
 
 
-def _decode_with_pillow(file: BinaryIO, head: bytes, layout: TiffLayout | None) -> Picture:
+def _decode_with_pillow(file: BinaryIO, head: bytes, layout: tiff_layouts.TiffLayout | None) -> Picture:
     try:
         with Image.open(file, formats=_FORMATS) as image:
             image_format = image.format
-            refuse_bomb(*image.size)
-            refuse_hollow(file.seek(0, io.SEEK_END), image.width, image.height, len(image.getbands()))
+            limits.refuse_bomb(*image.size)
+            limits.refuse_hollow(file.seek(0, io.SEEK_END), image.width, image.height, len(image.getbands()))
             if head[:4] == b"\x89PNG" and head[24:26] == b"\x10\x02" and any(_colour_key(image)):
                 # Pillow compares the 16-bit colour with the 8-bit pixels; only black comes out right.
-                raise Unreadable("it is a 16-bit RGB PNG with a transparent colour", CONVERT)
-            with one_large_at_a_time(math.prod(image.size)):
+                raise Unreadable("it is a 16-bit RGB PNG with a transparent colour", pil_pixels.CONVERT)
+            with limits.one_large_at_a_time(math.prod(image.size)):
                 bits = _bits_of(image, head, layout)
-                pixels, alpha = rgb_of(_loaded(image), layout, image_format)
+                pixels, alpha = pil_pixels.rgb_of(_loaded(image), layout, image_format)
             has_frames = _has_frames(image)
     except UnidentifiedImageError:
-        if head.startswith(JPEG2000_MAGIC):
-            raise Unreadable("it is a JPEG 2000 of a kind that Pillow does not read", NAME_BANDS) from None
+        if head.startswith(gdal.JPEG2000_MAGIC):
+            raise Unreadable(
+                "it is a JPEG 2000 of a kind that Pillow does not read", tiff_layouts.NAME_BANDS
+            ) from None
         kinds = "JPEG, PNG, TIFF, WebP, BMP, GIF or JPEG 2000"
         raise Unreadable(f"it is no {kinds} image, or its header is cut short or damaged") from None
     except Image.DecompressionBombError as error:
-        raise too_large(str(error)) from None
-    except PILLOW_ERRORS as error:
+        raise limits.too_large(str(error)) from None
+    except pil_pixels.PILLOW_ERRORS as error:
         detail = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise Unreadable(f"it is cut short or damaged ({detail})") from None
     return _picture(pixels, bits, alpha, layout).of_several(has_frames)
@@ -236,12 +210,12 @@ def _decode_with_pillow(file: BinaryIO, head: bytes, layout: TiffLayout | None) 
 
 def _has_frames(image: Image.Image) -> bool:
     """Whether it is an animation; damage behind the first frame, which is read already, does not matter."""
-    with contextlib.suppress(*PILLOW_ERRORS):
+    with contextlib.suppress(*pil_pixels.PILLOW_ERRORS):
         return image.format != "TIFF" and bool(getattr(image, "is_animated", False))
     return False
 
 
-def _picture(pixels: NDArray[np.uint8], bits: int, alpha: str, layout: TiffLayout | None) -> Picture:
+def _picture(pixels: NDArray[np.uint8], bits: int, alpha: str, layout: tiff_layouts.TiffLayout | None) -> Picture:
     """The image ``[H, W, 3]`` with its traits."""
     levels = int(pixels.max()) + 1 if bits > 8 else 0
     scaling, marks = ((), ()) if layout is None else (layout.scaling, layout.marks)
@@ -250,7 +224,7 @@ def _picture(pixels: NDArray[np.uint8], bits: int, alpha: str, layout: TiffLayou
     return Picture(torch.from_numpy(pixels).permute(2, 0, 1), traits)
 
 
-def _bits_of(image: Image.Image, head: bytes, layout: TiffLayout | None) -> int:
+def _bits_of(image: Image.Image, head: bytes, layout: tiff_layouts.TiffLayout | None) -> int:
     if layout is not None:
         return max(layout.bits)
     if head[:4] == b"\x89PNG":
@@ -261,11 +235,11 @@ def _bits_of(image: Image.Image, head: bytes, layout: TiffLayout | None) -> int:
 def _loaded(image: Image.Image) -> Image.Image:
     """The pixels, upright; of images above ``PIL.Image.MAX_IMAGE_PIXELS`` every n-th row and column."""
     width, height = image.size
-    step = pixel_step(width, height)
-    tell_reduced(width, height, step)
+    step = pil_pixels.pixel_step(width, height)
+    limits.tell_reduced(width, height, step)
     if step > 1:
         image.draft(None, (width // step, height // step))  # JPEG's own way; nothing happens for other formats
-    return upright(image)
+    return pil_pixels.upright(image)
 
 
 def _colour_key(image: Image.Image) -> tuple[int, ...]:

@@ -17,14 +17,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sat_vg.backbone_finetuning.data.reading.limits import (
-    TIFF_MAGIC,
-    one_large_at_a_time,
-    refuse_bomb,
-    refuse_hollow,
-    require_bounded_tiff,
-    tell_reduced,
-)
+from sat_vg.backbone_finetuning.data.reading import limits
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.pil_pixels import pixel_step
 from sat_vg.backbone_finetuning.utils.printable import one_line
@@ -96,7 +89,7 @@ def with_gdal(file: BinaryIO, use: Callable[[Any, int], T], drivers: tuple[str, 
         ConfigError: rasterio is not installed.
     """
     rasterio = require_rasterio()
-    require_bounded_tiff(file)
+    limits.require_bounded_tiff(file)
     head, num_bytes = file.read(16), file.seek(0, io.SEEK_END)
     file.seek(0)
     driver = _driver_of(head)
@@ -106,7 +99,7 @@ def with_gdal(file: BinaryIO, use: Callable[[Any, int], T], drivers: tuple[str, 
         )
     try:
         with (
-            one_large_at_a_time(num_bytes),
+            limits.one_large_at_a_time(num_bytes),
             rasterio.io.MemoryFile(file.read()) as memory,
             memory.open(driver=driver) as source,
         ):
@@ -119,7 +112,7 @@ def with_gdal(file: BinaryIO, use: Callable[[Any, int], T], drivers: tuple[str, 
 
 
 def _driver_of(head: bytes) -> str | None:
-    if head[:4] in TIFF_MAGIC:
+    if head[:4] in limits.TIFF_MAGIC:
         return "GTiff"
     if head.startswith(JPEG2000_MAGIC):
         return "JP2OpenJPEG"
@@ -163,11 +156,13 @@ def colours_of(source: Any, num_bytes: int, inverts: bool) -> Colours:
     Raises:
         Unreadable: it is too large, or its values are not unsigned integers of 16 bits at the most.
     """
-    refuse_bomb(source.width, source.height)
-    refuse_hollow(num_bytes, source.width, source.height, sum(np.dtype(kind).itemsize for kind in source.dtypes))
+    limits.refuse_bomb(source.width, source.height)
+    limits.refuse_hollow(
+        num_bytes, source.width, source.height, sum(np.dtype(kind).itemsize for kind in source.dtypes)
+    )
     step = pixel_step(source.width, source.height)
-    tell_reduced(source.width, source.height, step)
-    with one_large_at_a_time(source.width * source.height):
+    limits.tell_reduced(source.width, source.height, step)
+    with limits.one_large_at_a_time(source.width * source.height):
         return _colours(source, inverts, step)
 
 

@@ -20,24 +20,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sat_vg.backbone_finetuning.data.reading import gdal, limits
 from sat_vg.backbone_finetuning.data.reading.bands import Header, header_of, holds, numbers_in
 from sat_vg.backbone_finetuning.data.reading.decoder import Decoder, Picture, Traits
 from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER
 from sat_vg.backbone_finetuning.data.reading.files import PathInArchive
-from sat_vg.backbone_finetuning.data.reading.gdal import (
-    blank_percent,
-    block_bytes,
-    gdal_versions,
-    require_rasterio,
-    with_gdal,
-)
 from sat_vg.backbone_finetuning.data.reading.levels import LevelsReader
-from sat_vg.backbone_finetuning.data.reading.limits import (
-    one_large_at_a_time,
-    refuse_hollow,
-    require_bounded_tiff,
-    tell_reduced,
-)
 from sat_vg.backbone_finetuning.utils.pil_pixels import is_transparency, step_within
 from sat_vg.backbone_finetuning.utils.preprocessing import BandFiles, Preprocessing
 from sat_vg.backbone_finetuning.utils.printable import counted
@@ -64,12 +52,12 @@ class GeoReader(Decoder):
     @property
     def key(self) -> str:
         """See ``Decoder``."""
-        return f"{self.files}, {self.fill}, {self.reach}, {gdal_versions()}"
+        return f"{self.files}, {self.fill}, {self.reach}, {gdal.gdal_versions()}"
 
     def decode(self, file: BinaryIO) -> Picture:
         """See ``Decoder``."""
-        has_pages = require_bounded_tiff(file)
-        found = with_gdal(file, lambda source, num_bytes: _values_of(source, self.files, num_bytes))
+        has_pages = limits.require_bounded_tiff(file)
+        found = gdal.with_gdal(file, lambda source, num_bytes: _values_of(source, self.files, num_bytes))
         return self._picture(*found).of_several(has_pages)
 
     def _read(self, path: str | Path) -> Picture:
@@ -125,7 +113,7 @@ def decoder_of_files(
     Raises:
         ConfigError: rasterio is not installed.
     """
-    require_rasterio()
+    gdal.require_rasterio()
     return GeoReader(files, fill, reach)
 
 
@@ -136,7 +124,7 @@ def _values_of(source: Any, files: BandFiles, num_bytes: int) -> tuple[NDArray[n
     scaling = _scaling_of(header, files, numbers)
     step = _bounded_step(source, header, len(numbers), num_bytes)
     shape = (-(-header.height // step), -(-header.width // step))
-    with one_large_at_a_time(header.width * header.height * len(numbers)):
+    with limits.one_large_at_a_time(header.width * header.height * len(numbers)):
         # GDAL takes the nearest pixels, so that no value is mixed with a missing one, or a file's own overviews.
         stored = source.read(numbers, out_shape=(len(numbers), *shape))
         values = _scaled(stored, scaling)
@@ -148,7 +136,7 @@ def _values_of(source: Any, files: BandFiles, num_bytes: int) -> tuple[NDArray[n
         values[_equals(stored, files.nodata)] = np.nan
     values[~np.isfinite(values)] = np.nan
     fills = _take_out_fills(stored, values) if files.scaling != "ignored" else ()
-    blank = blank_percent(stored, np.isnan(values))
+    blank = gdal.blank_percent(stored, np.isnan(values))
     by_number = [number for number, band in zip(numbers, files.bands, strict=True) if isinstance(band, int)]
     nodata = tuple(header.nodata[number - 1] for number in numbers)
     traits = Traits(
@@ -183,15 +171,15 @@ def _bounded_step(source: Any, header: Header, num_bands: int, num_bytes: int) -
     shape = f"{width} x {height} pixels in {counted(header.count, 'band')}"
     if width * height * header.count > _MOST_VALUES_IN_FILE:
         raise Unreadable(f"it is too large ({shape})", "cut it into smaller tiles")
-    refuse_hollow(num_bytes, width, height, header.count * np.dtype(header.dtype).itemsize)
-    block = block_bytes(source)
+    limits.refuse_hollow(num_bytes, width, height, header.count * np.dtype(header.dtype).itemsize)
+    block = gdal.block_bytes(source)
     if block > _MOST_BLOCK_BYTES:
         raise Unreadable(
             f"it is too large ({shape} in blocks of {block // 2**20} MiB, the limit is {_MOST_BLOCK_BYTES // 2**20})",
             "write it in tiles (gdal_translate -co TILED=YES), or cut it into smaller ones",
         )
     step = step_within(width * height * num_bands, _MOST_VALUES)
-    tell_reduced(width, height, step)
+    limits.tell_reduced(width, height, step)
     return step
 
 

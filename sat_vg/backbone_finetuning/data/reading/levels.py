@@ -13,17 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sat_vg.backbone_finetuning.data.reading import gdal
 from sat_vg.backbone_finetuning.data.reading.decoder import Decoder, Picture, Scaling, Traits
 from sat_vg.backbone_finetuning.data.reading.files import read_file
-from sat_vg.backbone_finetuning.data.reading.gdal import (
-    blank_percent,
-    colours_of,
-    gdal_versions,
-    require_rasterio,
-    scaling_of,
-    turned,
-    with_gdal,
-)
 from sat_vg.backbone_finetuning.data.reading.limits import TIFF_MAGIC, require_bounded_tiff
 from sat_vg.backbone_finetuning.data.reading.threads import run_in_order
 from sat_vg.backbone_finetuning.utils.errors import DataError
@@ -58,12 +50,12 @@ class LevelsReader(Decoder):
     levels: Levels
 
     def __post_init__(self) -> None:
-        require_rasterio()
+        gdal.require_rasterio()
 
     @property
     def key(self) -> str:
         """See ``Decoder``."""
-        return f"{self.levels}, {gdal_versions()}"
+        return f"{self.levels}, {gdal.gdal_versions()}"
 
     def decode(self, file: BinaryIO) -> Picture:
         """See ``Decoder``."""
@@ -82,7 +74,7 @@ def find_levels(paths: Sequence[str]) -> Levels:
         ConfigError: rasterio is not installed.
         DataError: none of them has values of more than 8 bits, or a band is the same everywhere.
     """
-    require_rasterio()
+    gdal.require_rasterio()
     units, reason = None, ""
     for path in paths:
         try:
@@ -141,14 +133,14 @@ def _read(file: BinaryIO) -> _Deep:
     layout = tiff_layout(file) if head in TIFF_MAGIC else None
     if layout is not None:
         require_picture(layout)
-    deep = with_gdal(file, lambda source, num_bytes: _deep_of(source, num_bytes, layout), _DRIVERS)
+    deep = gdal.with_gdal(file, lambda source, num_bytes: _deep_of(source, num_bytes, layout), _DRIVERS)
     return deep._replace(traits=deep.traits._replace(has_more=has_pages))
 
 
 def _deep_of(source: Any, num_bytes: int, layout: TiffLayout | None) -> _Deep:
     if set(source.dtypes) != {"uint16"}:
         raise _shallow()
-    colours = colours_of(source, num_bytes, inverts=layout is not None and layout.inverts)
+    colours = gdal.colours_of(source, num_bytes, inverts=layout is not None and layout.inverts)
     if colours.bits <= 8:
         raise _shallow()
     missing = np.zeros(colours.values.shape[:2], bool)
@@ -161,14 +153,14 @@ def _deep_of(source: Any, num_bytes: int, layout: TiffLayout | None) -> _Deep:
             kind = "ignored"
     if source.nodata is not None:
         missing |= (colours.values == source.nodata).all(axis=-1)
-    scaling = scaling_of(source)
+    scaling = gdal.scaling_of(source)
     scaling = scaling[:3] if len(scaling) >= 3 else scaling[:1] * 3
     if not np.isfinite(scaling).all() or any(scale == 0 for scale, _ in scaling):
         raise Unreadable("its scale and offset tags are no numbers to scale with", "correct these tags")
     listed = scaling if set(scaling) != {(1.0, 0.0)} else ()
     orientation = layout.orientation if layout is not None else 1
-    both = turned(np.concatenate([colours.values, missing[..., None]], axis=-1), orientation)
-    blank = blank_percent(colours.values.transpose(2, 0, 1), missing[None])
+    both = gdal.turned(np.concatenate([colours.values, missing[..., None]], axis=-1), orientation)
+    blank = gdal.blank_percent(colours.values.transpose(2, 0, 1), missing[None])
     marks = layout.marks if layout is not None else ()
     traits = Traits(f"{colours.bits}-bit", kind, listed, is_scaled=True, blank=blank, marks=marks)
     return _Deep(both[..., :3], both[..., 3].astype(bool), scaling, traits)
