@@ -91,14 +91,10 @@ def combined(first: Moments, second: Moments) -> Moments:
 def measure_bands(
     paths: Sequence[str], contents: Mapping[str, int], names: Sequence[str], decoder: Decoder, cache: BoundedCache
 ) -> BandStatistics:
-    """Mean and deviation of each band, out of the cache or measured in one pass over the images.
+    """Mean and deviation of each band of training images, out of the cache or measured in one pass over them.
 
-    Args:
-        paths: training images.
-        contents: fingerprints of their values by path.
-        names: of the bands, for messages.
-        decoder: gives float32 ``[C, H, W]``, NaN where a value is missing.
-        cache: where they are remembered.
+    ``contents`` are fingerprints of the images by path, ``names`` those of the bands, for messages. The decoder gives
+    float32 ``[C, H, W]``, NaN where a value is missing.
 
     Raises:
         DataError: a band has no value, or only one, in all images; or an image cannot be read any more.

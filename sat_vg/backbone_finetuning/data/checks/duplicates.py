@@ -59,12 +59,7 @@ class Copies:
 
 
 def find_copies(splits: Splits, contents: Mapping[str, int]) -> list[Copies]:
-    """All groups of images with the same pixels.
-
-    Args:
-        splits: the images.
-        contents: fingerprints of their pixels by path.
-    """
+    """All groups of images with the same pixels, whose fingerprints are ``contents`` by path."""
     by_content: dict[int, list[Place]] = defaultdict(list)
     for split in splits.parts:
         for path, label in zip(split.paths, split.labels, strict=True):
@@ -87,16 +82,10 @@ def with_copies_together(splits: Splits, contents: Mapping[str, int]) -> tuple[S
 
 
 def resolve_copies(splits: Splits, contents: Mapping[str, int], policy: OnDuplicates) -> tuple[Splits, list[str]]:
-    """Keep copies from lying on both sides of a split.
+    """Keep copies from lying on both sides of a split; returns the splits, nothing left out, and lines for the user.
 
-    Args:
-        splits: the images.
-        contents: fingerprints of their pixels by path.
-        policy: of copies across splits that the folders give: ``"error"`` raises, ``"warn"`` tells. With
-            both, a val that was drawn by seed gets no copies of train's images. ``"ignore"`` does nothing.
-
-    Returns:
-        The splits, nothing left out, and lines for the user.
+    A val that was drawn by seed gets no copies of train's images. Copies across splits that the folders give are an
+    error, or with ``"warn"`` a line. ``"ignore"`` does nothing. ``contents`` are fingerprints of the pixels by path.
 
     Raises:
         DataError: there are copies across the splits, and ``policy`` is ``"error"``.
@@ -182,7 +171,7 @@ def _take(like: Split, name: str, side: Mapping[str, str], label_of: Mapping[str
 def find_near(
     hashes: NDArray[np.uint8], thumbnails: NDArray[np.uint8], skip: NDArray[np.bool_] | None = None
 ) -> list[tuple[int, int]]:
-    """Pairs of images that look alike: hashes differ in ``NEAR_BITS`` bits at most, thumbnails little.
+    """Pairs of images ``(i, j)``, ``i < j``, sorted: hashes differ in ``NEAR_BITS`` bits at most, thumbnails little.
 
     Hashes are compared only where one of eight parts of 16 bits agrees, which no near pair can avoid: time grows with
     the number of images and not with its square. Where thousands share a part (flat images), each is compared with
@@ -192,9 +181,6 @@ def find_near(
         hashes: ``[N, 16]``, of ``perceptual_hash``.
         thumbnails: ``[N, 9, 9]``.
         skip: ``[N]``, images that are compared with none, such as exact copies or flat ones.
-
-    Returns:
-        Pairs ``(i, j)`` with ``i < j``, sorted.
     """
     compared = np.arange(len(hashes)) if skip is None else np.flatnonzero(~skip)
     words = np.ascontiguousarray(hashes).view(_WORD)
@@ -224,14 +210,7 @@ def _near_within(
 
 
 def thumbnail(image: Tensor) -> NDArray[np.uint8]:
-    """The mean grey of 9 x 9 parts of an image.
-
-    Args:
-        image: uint8 ``[3, H, W]``; of a large one, every k-th pixel is used.
-
-    Returns:
-        uint8 ``[9, 9]``.
-    """
+    """Mean grey ``[9, 9]`` of parts of an image, uint8 ``[3, H, W]``; of a large one, every k-th pixel is used."""
     pixels = image.permute(1, 2, 0).numpy()
     pixels = pixels[:: max(1, pixels.shape[0] // 64), :: max(1, pixels.shape[1] // 64)]
     grey = pixels.astype(np.float32) @ np.array((0.299, 0.587, 0.114), np.float32)
@@ -246,14 +225,7 @@ def thumbnail(image: Tensor) -> NDArray[np.uint8]:
 
 
 def perceptual_hash(small: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """128 bits: whether each part of a thumbnail is darker than the next to its right, and the next below (dHash).
-
-    Args:
-        small: ``[9, 9]``.
-
-    Returns:
-        uint8 ``[16]``.
-    """
+    """128 bits (dHash) as uint8 ``[16]``: whether each part of a thumbnail is darker than its right and lower one."""
     right = small[:8, :-1] < small[:8, 1:]
     below = small[:-1, :8] < small[1:, :8]
     return np.packbits(np.concatenate([right.ravel(), below.ravel()]))

@@ -146,14 +146,9 @@ def require_readable(
     record: Path | None = None,
     decoder: Decoder = RGB_DECODER,
 ) -> Readable:
-    """Check all images of the splits and deal with the bad ones.
+    """Check all images of the splits and deal with the bad ones; ``record`` and ``decoder`` as in ``examine_images``.
 
-    Args:
-        splits: the images.
-        policy: ``"error"`` raises if any image is bad; ``"skip"`` leaves the bad ones out.
-        max_bad_fraction: share of all images that ``"skip"`` may leave out.
-        record: see ``examine_images``.
-        decoder: see ``examine_images``.
+    With the policy ``"error"`` any bad image raises; ``"skip"`` leaves out up to ``max_bad_fraction`` of all images.
 
     Raises:
         DataError: an image is bad and ``policy`` is ``"error"``, or too many are, or leaving the bad ones out

@@ -50,14 +50,9 @@ class FeatureShape:
 
 
 class StoredFeatures:
-    """Features of images in one or more views, in a mapped file.
+    """Features of images in one or more views, each augmented in another way, in a mapped file.
 
-    Args:
-        file: of all numbers; it may be unlinked later.
-        shape: of one image's features.
-        num_images: how many images.
-        num_views: how often each is augmented in another way.
-        writable: whether ``put`` may be called.
+    The file may be unlinked later. Where it is ``writable``, ``put`` may be called.
     """
 
     def __init__(
@@ -110,11 +105,8 @@ def compute_features(
         shape: of one image's features.
         passes: one over all images for each view.
         function: a batch of images → features ``[B, ...]``.
-        should_stop: asked after every batch.
+        should_stop: asked after every batch; then the result is None.
         machine: the processes that build this entry together, on one disk.
-
-    Returns:
-        The features; or why they cannot be kept; or None where it was stopped.
 
     Raises:
         OSError: the cache's folder cannot be written to any more.

@@ -29,13 +29,7 @@ _MOST_PROGRESS_BYTES = 2**30
 
 
 def map_numbers(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], writable: bool = False) -> np.ndarray:
-    """Map a file into memory, which may be larger than the memory.
-
-    Args:
-        path: of the file; it may be unlinked later.
-        dtype: of its numbers.
-        shape: of the array that they form.
-        writable: whether changes of the array go into the file; else they stay in memory.
+    """Map a file of numbers, which may be larger than the memory and be unlinked; changes go into a writable one.
 
     Raises:
         OSError: it is not there, or no regular file.
@@ -168,11 +162,7 @@ class Spool:
             self.save()
 
     def save(self) -> None:
-        """Bring the rows, and then the progress, to the disk.
-
-        Raises:
-            OSError: the disk is full.
-        """
+        """Bring the rows, and then the progress, to the disk. Raises OSError where the disk is full."""
         for file in self._files.values():
             os.fsync(file.fileno())
         write_text(self.folder / PROGRESS, json.dumps(asdict(self.progress)))

@@ -103,12 +103,7 @@ PRESETS: dict[Augmentation, Preset] = {
 
 
 def augmentation_of(name: Augmentation, preprocessing: Preprocessing, crop_scale: float | None = None) -> nn.Module:
-    """Build the preset of a name for images that are preprocessed so.
-
-    Args:
-        name: of the preset.
-        preprocessing: of the model.
-        crop_scale: smallest share of the area that random crops keep; None: the preset's own.
+    """Build a preset for images that are preprocessed so; ``crop_scale``: another least share of area for its crops.
 
     Raises:
         ConfigError: it has operations on red, green and blue in 256 steps, and the images hold something else.

@@ -28,12 +28,7 @@ Places = Callable[[float], Tensor | Callable[[Tensor], Tensor]]
 
 
 class Warp(nn.Module):
-    """Takes each pixel from another place, with bilinear interpolation; beyond the border the image is mirrored.
-
-    Args:
-        draw: ``strength → `` where pixels come from; called for each image.
-        strength: of the change.
-    """
+    """Takes each pixel from the place that ``draw(strength)`` says, bilinear; the image is mirrored at its border."""
 
     def __init__(self, draw: Places, strength: float) -> None:
         super().__init__()

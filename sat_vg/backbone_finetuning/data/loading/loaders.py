@@ -81,15 +81,9 @@ class _Parts(Dataset[tuple[Tensor, int, int]]):
 
 
 class ImageBatches:
-    """All passes over a run's images, by one set of workers that lives through them.
+    """All passes over a run's images, by one set of workers that lives through them; one pass is under way at a time.
 
-    Only one pass can be under way at a time.
-
-    Args:
-        parts: the datasets.
-        plan: of the training batches.
-        in_order_size: images in a batch of the other passes.
-        workers: who decodes.
+    Training batches follow ``plan``; other passes take ``in_order_size`` images at a time.
     """
 
     def __init__(

@@ -31,11 +31,7 @@ class OwnTransform(nn.Module):
         self.change = change
 
     def forward(self, image: Tensor) -> Tensor:
-        """The changed image.
-
-        Raises:
-            UserError: it is no tensor of the same shape and type.
-        """
+        """The changed image. Raises UserError where it is no tensor of the same shape and type."""
         seed = int(torch.randint(1 << 31, ()))  # of torch's default generator, which is the sample's
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - the global one is what a user's function may draw from

@@ -106,12 +106,7 @@ class RandomQuarterTurn(nn.Module):
 
 
 class Sometimes(RandomChange):
-    """Does something with a probability, which torchvision's ``RandomApply`` leaves out of its repr.
-
-    Args:
-        probability: of doing it.
-        change: ``[C, H, W]`` → the same shape.
-    """
+    """Does something with a probability, which torchvision's ``RandomApply`` leaves out of its repr."""
 
     def __init__(self, probability: float, change: nn.Module) -> None:
         super().__init__()

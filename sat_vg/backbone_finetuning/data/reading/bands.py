@@ -65,10 +65,7 @@ def header_of(source: Any) -> Header:
 def find_bands(bands: Sequence[int | str], paths: Sequence[str], nodata: float | None = None) -> ChosenBands:
     """The bands that a configuration names, as the first of the files that can be read has them.
 
-    Args:
-        bands: as in the configuration.
-        paths: GeoTIFFs.
-        nodata: a value that stands for none, beside those that the files name.
+    ``nodata`` is a value that stands for none, beside those that the files name.
 
     Raises:
         ConfigError: rasterio is not installed, or the files cannot hold ``nodata``.
@@ -193,11 +190,7 @@ def _known_bands(descriptions: Sequence[str | None]) -> str:
 
 
 def numbers_in(header: Header, files: BandFiles) -> list[int]:
-    """The numbers of the chosen bands in a file.
-
-    Raises:
-        Unreadable: it is of another kind than the others.
-    """
+    """The numbers of the chosen bands in a file. Raises Unreadable where it is of another kind than the others."""
     apart = "keep images of different kinds apart, or convert them"
     if header.dtype != files.dtype:
         raise Unreadable(

@@ -71,13 +71,7 @@ class _NotKeptError(Exception):
 
 
 def lay_out(paths: Sequence[str], contents: Mapping[str, int], sizes: Mapping[str, tuple[int, int]]) -> Layout:
-    """Put images into a file, in the order of their paths.
-
-    Args:
-        paths: image files.
-        contents: fingerprints of their pixels (see ``checks.fingerprint``).
-        sizes: their heights and widths.
-    """
+    """Put images into a file in the order of their paths, by their fingerprints, and their heights and widths."""
     row_of: dict[int, int] = {}
     rows: dict[str, int] = {}
     first: list[str] = []
@@ -95,15 +89,10 @@ def lay_out(paths: Sequence[str], contents: Mapping[str, int], sizes: Mapping[st
 
 
 class DecodedImages:
-    """Reads images from a file of their pixels. Worker processes get the open file, not its path.
+    """Reads images from an open file of their pixels, which it closes. Worker processes get that file, not its path.
 
     The mapping is private: writing into an image changes it for this process, never in the file. Images that the
-    file does not hold are decoded.
-
-    Args:
-        descriptor: of the open file, which this object closes.
-        index: see ``Layout``.
-        rows: see ``Layout``.
+    file does not hold are decoded. For ``index`` and ``rows`` see ``Layout``.
     """
 
     def __init__(self, descriptor: int, index: NDArray[np.int64], rows: Mapping[str, int]) -> None:

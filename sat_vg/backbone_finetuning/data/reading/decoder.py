@@ -44,11 +44,7 @@ class Traits(NamedTuple):
 
     @classmethod
     def from_json(cls, text: str) -> "Traits":
-        """Restore what ``to_json`` gave.
-
-        Raises:
-            ValueError: it is none.
-        """
+        """Restore what ``to_json`` gave. Raises ValueError where it is none."""
         try:
             values = [_frozen(value) for value in json.loads(text)]
             if list(map(type, values)) != list(map(type, cls())):

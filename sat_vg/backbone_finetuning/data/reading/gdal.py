@@ -46,11 +46,7 @@ T = TypeVar("T")
 
 @cache
 def require_rasterio() -> ModuleType:
-    """rasterio, imported.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
+    """rasterio, imported. Raises ConfigError where it is not installed."""
     try:
         rasterio = importlib.import_module("rasterio")
     except ImportError as error:
@@ -72,11 +68,7 @@ def has_rasterio() -> bool:
 
 
 def gdal_versions() -> str:
-    """What the values of an image depend on beside its file.
-
-    Raises:
-        ConfigError: rasterio is not installed.
-    """
+    """What the values of an image depend on beside its file. Raises ConfigError where rasterio is not installed."""
     rasterio = require_rasterio()
     return f"rasterio {rasterio.__version__}, GDAL {rasterio.__gdal_version__}"
 
@@ -148,10 +140,7 @@ class Colours(NamedTuple):
 def colours_of(source: Any, num_bytes: int, inverts: bool) -> Colours:
     """Red, green and blue of an image that rasterio has opened; grey is repeated, a palette gives its colours.
 
-    Args:
-        source: it.
-        num_bytes: of its file.
-        inverts: whether its largest value is black.
+    ``num_bytes`` is the size of its file; with ``inverts`` its largest value is black.
 
     Raises:
         Unreadable: it is too large, or its values are not unsigned integers of 16 bits at the most.

@@ -83,10 +83,8 @@ class GeoReader(Decoder):
 def decoder_of(preprocessing: Preprocessing, marks_missing: bool = False) -> Decoder:
     """How the images are read that go with a model.
 
-    Args:
-        preprocessing: of the model.
-        marks_missing: missing values of GeoTIFFs are NaN; else they are the mean of their band, which
-            normalisation turns into 0.
+    With ``marks_missing`` missing values of GeoTIFFs are NaN; else they are the mean of their band, which
+    normalisation turns into 0.
 
     Raises:
         ConfigError: it takes GeoTIFFs, and rasterio is not installed.
@@ -108,11 +106,7 @@ def decoder_of(preprocessing: Preprocessing, marks_missing: bool = False) -> Dec
 def decoder_of_files(
     files: BandFiles, fill: tuple[float, ...] | None = None, reach: tuple[float, ...] | None = None
 ) -> Decoder:
-    """How such GeoTIFFs are read; see ``GeoReader``.
-
-    Raises:
-        ConfigError: rasterio is not installed.
-    """
+    """How such GeoTIFFs are read; see ``GeoReader``. Raises ConfigError where rasterio is not installed."""
     gdal.require_rasterio()
     return GeoReader(files, fill, reach)
 

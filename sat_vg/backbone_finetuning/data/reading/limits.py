@@ -47,11 +47,7 @@ def refuse_bomb(width: int, height: int) -> None:
 def refuse_hollow(num_bytes: int, width: int, height: int, pixel_bytes: int) -> None:
     """Refuse a large image whose file is too short to hold anything but one value: sparse, or a bomb.
 
-    Args:
-        num_bytes: of the file.
-        width: in pixels.
-        height: in pixels.
-        pixel_bytes: of one decoded pixel in all bands of the file.
+    ``pixel_bytes`` are those of one decoded pixel in all bands.
 
     Raises:
         Unreadable: names both sizes.

@@ -38,7 +38,7 @@ def read_in_order(
     decoder: Decoder = RGB_DECODER,
     traits: dict[str, Traits] | None = None,
 ) -> Iterator[Tensor | str]:
-    """Decode and transform images.
+    """Decode and transform images: of each path its image ``[C, H, W]``, or the reason why the file cannot be read.
 
     Args:
         paths: image files.
@@ -46,9 +46,6 @@ def read_in_order(
         ahead: images that are held at the most, 1 or more.
         decoder: how they are decoded.
         traits: where those of images that left a choice are put, by path; of endless input nothing else is kept.
-
-    Yields:
-        For each path its image as ``transform`` gives it, or the reason why the file cannot be read.
     """
 
     def read(batch: list[str]) -> Tensor | str:

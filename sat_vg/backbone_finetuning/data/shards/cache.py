@@ -75,11 +75,9 @@ class LocalShards:
 
 
 class FetchedShards:
-    """Shards that are fetched when they are needed, and kept as long as there is room.
+    """Shards that are fetched when they are needed, and kept in a cache as long as there is room.
 
-    Args:
-        source: ``pipe:COMMAND`` or an address that webdataset opens, in which ``{name}`` stands for the shard's name.
-        cache: where they are kept.
+    The source is ``pipe:COMMAND`` or an address that webdataset opens, with ``{name}`` for the shard's name.
     """
 
     def __init__(self, source: str, cache: BoundedCache) -> None:
@@ -200,11 +198,7 @@ class ShardPath(PathInArchive):
 
 
 def store_of(folder: Path, cache: BoundedCache) -> LocalShards | FetchedShards:
-    """Where the shards of an index are read from, as the environment says: else from the folder of the index.
-
-    Args:
-        folder: of the index.
-        cache: where fetched ones are kept.
+    """Where shards are read from, as the environment says, else the index's folder; ``cache`` keeps fetched ones.
 
     Raises:
         ConfigError: the environment variable is no folder, command or address, or webdataset is not installed.

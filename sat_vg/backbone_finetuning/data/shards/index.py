@@ -65,11 +65,7 @@ class _UnsoundError(Exception):
 
 
 def write_index(path: Path, index: ShardIndex) -> None:
-    """Write an index, atomically, one line for each shard.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write an index, atomically, one line for each shard. Raises OSError where it cannot be written."""
     head = {"format": _FORMAT, "version": _VERSION, **index._asdict()}
     del head["shards"]
     names = ("name", "split", "bytes", "sha256", "samples")

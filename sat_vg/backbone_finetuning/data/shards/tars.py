@@ -190,13 +190,7 @@ class PlannedShard(NamedTuple):
 
 
 def plan_shards(splits: Splits, most_images: int | None, most_bytes: int | None, seed: int) -> list[PlannedShard]:
-    """Shuffle the images of each split into shards.
-
-    Args:
-        splits: the images.
-        most_images: in a shard; None: no limit.
-        most_bytes: of a shard, where a single image may be larger; None: no limit.
-        seed: of the order.
+    """Shuffle the images of each split into shards of so many images or bytes at the most; None: no limit.
 
     Raises:
         DataError: an image cannot be read.
@@ -262,11 +256,7 @@ def _stamp(path: str) -> str:
 
 
 def _explained(path: str, read: Callable[[str], T]) -> T:
-    """The result of ``read`` for an image.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """The result of ``read`` for an image. Raises DataError where it cannot be read."""
     try:
         return read(path)
     except Unreadable as problem:

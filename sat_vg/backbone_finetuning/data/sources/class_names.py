@@ -56,12 +56,7 @@ def missing_values(names: Iterable[str]) -> list[str]:
 
 
 def describe_unknown(places: Mapping[str, str], known: Iterable[str]) -> str:
-    """Names that are not known, each with its place and the known one that it may stand for.
-
-    Args:
-        places: where each is, by name; may be empty.
-        known: the names that are known.
-    """
+    """Names that are not known, each with its place, which may be empty, and the known one that it may stand for."""
     meant = {alike(name): name for name in known}
     shown = []
     for name, place in list(places.items())[:_LISTED]:

@@ -214,9 +214,7 @@ def trees(canvas: Canvas, pitch: tuple[float, float], radius: float, disorder: f
 def fields(canvas: Canvas, smallest: float) -> None:
     """A patchwork of fields, each with its own crop, tone and direction of tillage.
 
-    Args:
-        canvas: the tile.
-        smallest: strips narrower than twice this many units are not split again.
+    Strips narrower than twice ``smallest`` units are not split again.
     """
     rng = canvas.rng
     plots = split_plots(rng, smallest)

@@ -163,15 +163,12 @@ SCENE_CLASSES: tuple[str, ...] = tuple(sorted(_PAINTERS))
 
 
 def draw_scene(class_name: str, seed: int, size: int = 64) -> npt.NDArray[np.uint8]:
-    """Draw one tile, a pure function of its arguments.
+    """Draw one tile, uint8 RGB ``[size, size, 3]``, a pure function of its arguments.
 
     Args:
         class_name: one of ``SCENE_CLASSES``.
         seed: which of the class's tiles; any integer.
         size: height and width in pixels, at least 16.
-
-    Returns:
-        uint8 ``[size, size, 3]``, RGB.
 
     Raises:
         ValueError: there is no such class, or the tile is too small to show anything.
@@ -243,18 +240,8 @@ def scenes_folder(
     """The data set's folder with ``train/`` and ``val/``, drawn the first time it is asked for.
 
     The folder is whole or not there, also when several processes ask at once. It is readable by its owner
-    only, as is the cache folder where it has to be made.
-
-    Args:
-        cache_root: folder for caches; by default ``$SAT_VG_CACHE``, else ``$XDG_CACHE_HOME/sat_vg``, else
-            ``~/.cache/sat_vg``.
-        seed: which data set; any integer.
-        train_per_class: training tiles in each class.
-        val_per_class: validation tiles in each class.
-        size: height and width of a tile in pixels.
-
-    Returns:
-        The folder that holds ``train/<class>/*.jpg`` and ``val/<class>/*.jpg``.
+    only, as is the cache folder where it has to be made: ``cache_root``, or that of ``cache_folder``. The other
+    arguments are those of ``write_scenes``.
 
     Raises:
         DataError: the cache folder cannot be written to.

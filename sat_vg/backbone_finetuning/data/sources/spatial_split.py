@@ -166,16 +166,8 @@ def are_touching(first: Numbers, second: Numbers) -> NDArray[np.bool_]:
 def split_groups(groups: Sequence[str], labels: Sequence[int], share: float, seed: int) -> Places:
     """Assign images to train and val, each group of them (a scene, a flight, a region) as a whole.
 
-    Of many random choices the one is taken that leaves both parts the most classes and is the nearest to ``share``.
-
-    Args:
-        groups: of each image.
-        labels: its class.
-        share: of the images that become val, in (0, 1).
-        seed: of the draw.
-
-    Returns:
-        ``[N]`` of ``TRAIN`` and ``VAL``.
+    Of many random choices the one is taken that leaves both parts the most classes and is the nearest to ``share``,
+    that of the images that become val, in (0, 1). Returns ``[N]`` of ``TRAIN`` and ``VAL``.
 
     Raises:
         DataError: there is one group alone.
@@ -203,11 +195,7 @@ def split_groups(groups: Sequence[str], labels: Sequence[int], share: float, see
 
 
 def in_blocks(splits: Splits, query: ImageQuery) -> Splits:
-    """The splits with val drawn by blocks of ground, a block away from train.
-
-    Args:
-        splits: with val drawn by seed.
-        query: with the side of a block in metres.
+    """The splits, whose val was drawn by seed, with val drawn by blocks of ground, a block away from train.
 
     Raises:
         ConfigError: val is given, or rasterio is not installed.
@@ -232,12 +220,7 @@ def in_blocks(splits: Splits, query: ImageQuery) -> Splits:
 
 
 def by_groups(splits: Splits, groups: Mapping[str, str], query: ImageQuery) -> Splits:
-    """The splits with val drawn by groups, each of them on one side.
-
-    Args:
-        splits: with val drawn by seed.
-        groups: of each image, by path.
-        query: with the column that names them.
+    """The splits, whose val was drawn by seed, with val drawn by groups of paths, each of them on one side.
 
     Raises:
         ConfigError: val is given.

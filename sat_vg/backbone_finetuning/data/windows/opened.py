@@ -141,11 +141,6 @@ def valid_pixels(path: str, window: Window) -> NDArray[np.bool_] | None:
 def encode_window(path: str, window: Window, is_compressed: bool = False) -> bytes | None:
     """A window as an image file with its coordinates, bands, nodata and scaling; None where it has no valid pixel.
 
-    Args:
-        path: of the scene.
-        window: in its pixels.
-        is_compressed: without loss; the pixels are the same.
-
     Raises:
         DataError: the scene is damaged.
     """

@@ -35,12 +35,7 @@ T = TypeVar("T")
 
 
 class WindowPath(PathInArchive):
-    """The path of a window.
-
-    Args:
-        scene: path of the scene.
-        window: in its pixels.
-    """
+    """The path of a window of a scene, in its pixels."""
 
     __slots__ = ("scene", "window")
     scene: str

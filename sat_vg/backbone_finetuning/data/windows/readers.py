@@ -195,11 +195,7 @@ Reader = Picture | Raster
 
 @contextmanager
 def explained(path: str) -> Iterator[None]:
-    """Turn rasterio's errors on a damaged scene into one for the user.
-
-    Raises:
-        DataError: in place of them.
-    """
+    """Turn rasterio's errors on a damaged scene into one for the user. Raises DataError in place of them."""
     rasterio = require_rasterio()
     try:
         mute_warnings()
