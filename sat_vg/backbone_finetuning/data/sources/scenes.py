@@ -147,17 +147,11 @@ def _water(canvas: Canvas) -> None:
 
 
 _PAINTERS: dict[str, Callable[[Canvas], None]] = {
-    "bare_soil": _bare_soil,
-    "cropland": _cropland,
-    "forest": _forest,
-    "harbor": _harbor,
-    "highway": _highway,
-    "industrial": _industrial,
-    "orchard": _orchard,
-    "residential": _residential,
-    "river": _river,
-    "water": _water,
-}
+    painter.__name__.removeprefix("_"): painter
+    for painter in (
+        _bare_soil, _cropland, _forest, _harbor, _highway, _industrial, _orchard, _residential, _river, _water
+    )
+}  # fmt: skip
 
 SCENE_CLASSES: tuple[str, ...] = tuple(sorted(_PAINTERS))
 
@@ -249,30 +243,24 @@ def scenes_folder(
     """
     cache = cache_folder() if cache_root is None else cache_root
     folder = cache / f"scenes-v{_VERSION}-seed{seed}-{size}px-{train_per_class}train-{val_per_class}val"
+    parts = (folder / "train", folder / "val")
     try:
-        if _is_there(folder):
+        if all(part.is_dir() for part in parts):
             return folder
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         with folder_aside(folder) as temporary:  # its mode is 0o700, and the rename keeps that
-            counts = {"train_per_class": train_per_class, "val_per_class": val_per_class}
-            write_scenes(temporary, **counts, size=size, seed=seed)
-            _publish(temporary, folder)
+            write_scenes(
+                temporary, train_per_class=train_per_class, val_per_class=val_per_class, size=size, seed=seed
+            )
+            try:
+                temporary.rename(folder)
+            except OSError:
+                # A rename onto a folder with content fails: another process was first, and its folder is as good.
+                if not all(part.is_dir() for part in parts):
+                    raise
     except OSError as error:
         raise DataError(
             f"the built-in scenes cannot be kept in the cache folder {str(cache)!r}: {error.strerror or error}. "
             "Set SAT_VG_CACHE to a folder that can be written to and has some 10 MB free"
         ) from error
     return folder
-
-
-def _publish(temporary: Path, folder: Path) -> None:
-    try:
-        temporary.rename(folder)
-    except OSError:
-        # A rename onto a folder with content fails: another process was first, and its folder is as good.
-        if not _is_there(folder):
-            raise
-
-
-def _is_there(folder: Path) -> bool:
-    return (folder / "train").is_dir() and (folder / "val").is_dir()
