@@ -62,13 +62,6 @@ class _Outlier(NamedTuple):
     images: int
 
 
-class _ImageValues(NamedTuple):
-    """Of one image: the moments, and by band smallest value, quartiles and largest value ``[C, 5]``."""
-
-    moments: Moments
-    quartiles: NDArray[np.float64]
-
-
 def moments_of(image: Tensor) -> Moments:
     """Of one image, float32 ``[C, H, W]``; NaN is missing. In double precision."""
     rows = []
@@ -108,55 +101,55 @@ def measure_bands(
         return BandStatistics(mean, std, note, _about(known, paths, names))
     bar = progress(total=len(paths), desc="band statistics", unit="image")
     measured = list(run_in_order(paths, lambda path: _measure(decoder.read(path)), bar=bar))
-    low, high = _bounds(
-        np.stack([one.quartiles for one in measured]), np.stack([_deviations(one) for one in measured])
-    )
+    low, high = _bounds(measured)
     outliers: list[_Outlier] = []
     total: Moments | None = None
-    for place, one in enumerate(measured):  # in the order of the paths, so that rounding does not depend on threads
-        smallest, largest = one.quartiles[:, 0], one.quartiles[:, -1]
-        moments, is_out = one.moments, (smallest < low) | (largest > high)
+    # In the order of the paths, so that rounding does not depend on threads.
+    for place, (moments, quartiles) in enumerate(measured):
+        smallest, largest = quartiles[:, 0], quartiles[:, -1]
+        is_out = (smallest < low) | (largest > high)
         for band in np.flatnonzero(is_out):
             value = largest[band] if largest[band] > high[band] else smallest[band]
             outliers.append(_Outlier(int(band), float(value), place, 1))
         if is_out.any():
-            moments = moments_of(_within(decoder.read(paths[place]), low, high))
+            image = decoder.read(paths[place])
+            bottom, top = (torch.from_numpy(bound).to(torch.float32)[:, None, None] for bound in (low, high))
+            moments = moments_of(image.where((image >= bottom) & (image <= top), torch.nan))
         total = moments if total is None else combined(total, moments)
     assert total is not None, "a training has images"
     _require_values(total, names)
     mean, std = (tuple(map(float, values)) for values in (total.mean, np.sqrt(total.squares / total.count)))
     few_outliers = _first_of(outliers)
-    _keep(cache, key, mean, std, few_outliers)
+    try:
+        with cache.building(key, _FILE_BYTES) as folder:
+            if not isinstance(folder, NoRoom):
+                (folder / _FILE).write_text(json.dumps({"mean": mean, "std": std, "outliers": few_outliers}))
+    except OSError:
+        pass  # a read-only or full disk costs the next run time, nothing more
     seconds = time.monotonic() - began
     note = f"band statistics of {len(paths)} training images: made in {seconds:.1f} s"
     return BandStatistics(mean, std, note, _about(few_outliers, paths, names))
 
 
-def _measure(image: Tensor) -> _ImageValues:
+def _measure(image: Tensor) -> tuple[Moments, NDArray[np.float64]]:
+    """The moments of an image, and by band smallest value, quartiles and largest value ``[C, 5]``."""
     rows = []
     for band in image.flatten(1).numpy():
         values = band[~np.isnan(band)]
         rows.append(np.quantile(values, (0, 0.25, 0.5, 0.75, 1)) if len(values) else np.full(5, np.nan))
-    return _ImageValues(moments_of(image), np.array(rows, np.float64))
+    return moments_of(image), np.array(rows, np.float64)
 
 
-def _deviations(values: _ImageValues) -> NDArray[np.float64]:
-    """Of each band of an image; NaN where it is constant."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        std = np.sqrt(values.moments.squares / values.moments.count)
-    return np.where(std > 0, std, np.nan)
-
-
-def _bounds(quartiles: NDArray[np.float64], std: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+def _bounds(measured: Sequence[tuple[Moments, NDArray[np.float64]]]) -> tuple[NDArray[np.float64], ...]:
     """By band what lies ``_FARTHEST`` robust deviations below and above the median of the images' medians.
 
     Such a deviation is the median of the images' interquartile ranges, or that range of their medians where it is
     larger; of bands in which both are 0, as of sparse ones, the median of the images' deviations.
-
-    Args:
-        quartiles: smallest value, quartiles, largest value ``[N, C, 5]``; NaN where an image has no value.
-        std: ``[N, C]``, NaN where there is none.
     """
+    quartiles = np.stack([own for _, own in measured])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        std = np.stack([np.sqrt(moments.squares / moments.count) for moments, _ in measured])
+    std[~(std > 0)] = np.nan
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of bands without values, which are refused later
         middle = np.nanmedian(quartiles[..., 2], axis=0)
@@ -167,12 +160,6 @@ def _bounds(quartiles: NDArray[np.float64], std: NDArray[np.float64]) -> tuple[N
     spread = np.where(spread > 0, spread, fallback)
     reach = _FARTHEST * np.where(np.isfinite(spread), spread, np.inf)
     return middle - reach, middle + reach
-
-
-def _within(image: Tensor, low: NDArray[np.float64], high: NDArray[np.float64]) -> Tensor:
-    """The image with NaN for what lies outside of the bounds."""
-    bottom, top = (torch.from_numpy(values).to(torch.float32)[:, None, None] for values in (low, high))
-    return image.where((image >= bottom) & (image <= top), torch.nan)
 
 
 def _first_of(outliers: Sequence[_Outlier]) -> list[_Outlier]:
@@ -228,20 +215,10 @@ def _find(
         content = read_json(folder / _FILE, _FILE_BYTES)
         mean, std = (tuple(map(float, content[name])) for name in ("mean", "std"))
         outliers = [_Outlier(int(b), float(v), int(i), int(n)) for b, v, i, n in content["outliers"]]
+        is_sound = len(mean) == len(std) == bands and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
+        if not is_sound or not all(0 <= one.band < bands and 0 <= one.image < images for one in outliers):
+            raise ValueError("these are no statistics of such images")
     except (OSError, ValueError, KeyError, TypeError):
         cache.remove(key)
         return None
-    sound = len(mean) == len(std) == bands and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
-    sound = sound and all(0 <= one.band < bands and 0 <= one.image < images for one in outliers)
-    return (mean, std, outliers) if sound else None
-
-
-def _keep(
-    cache: BoundedCache, key: str, mean: Sequence[float], std: Sequence[float], outliers: Sequence[_Outlier]
-) -> None:
-    try:
-        with cache.building(key, _FILE_BYTES) as folder:
-            if not isinstance(folder, NoRoom):
-                (folder / _FILE).write_text(json.dumps({"mean": mean, "std": std, "outliers": outliers}))
-    except OSError:
-        return  # a read-only or full disk costs the next run time, nothing more
+    return mean, std, outliers

@@ -16,7 +16,13 @@ _ENDINGS = (".tif", ".tiff", ".jp2")
 
 def describe_neighbours(splits: Splits) -> list[str]:
     """A line where images with coordinates overlap or touch images of another split; none without coordinates."""
-    paths = [path for split in splits.parts for path in split.paths if _may_be_placed(path)]
+    has_places = has_rasterio()
+    paths = [
+        path
+        for split in splits.parts
+        for path in split.paths
+        if isinstance(path, WindowPath) or (has_places and path.lower().endswith(_ENDINGS))
+    ]
     if not paths:
         return []
     found = list(run_in_order(paths, footprint_of))
@@ -31,16 +37,10 @@ def describe_neighbours(splits: Splits) -> list[str]:
             one, other = next(iter(touching.items()))
             lines.append(
                 f"{pairs} of {held.name} ({100 * len(touching) / len(held):.0f} %) overlap or touch images of "
-                "train on "
-                f"the ground, such as {one!r} and {other!r}: neighbours look alike, so the accuracy flatters; "
-                "split by "
-                "--split spatial --block_size METRES, or by --group_column"
+                f"train on the ground, such as {one!r} and {other!r}: neighbours look alike, so the accuracy flatters; "
+                "split by --split spatial --block_size METRES, or by --group_column"
             )
     return lines
-
-
-def _may_be_placed(path: str) -> bool:
-    return isinstance(path, WindowPath) or (path.lower().endswith(_ENDINGS) and has_rasterio())
 
 
 def _touching(mine: list[str], theirs: list[str], placed: dict[str, Footprint]) -> dict[str, str]:

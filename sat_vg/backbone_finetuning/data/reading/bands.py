@@ -98,10 +98,10 @@ def _choose(choices: Sequence[BandChoice], header: Header, path: str, nodata: fl
         numbers = _numbers_of(sources, header)
     except LookupError as error:
         raise DataError(f"{path!r} {error.args[0]}") from None
-    found = [
-        choice.name or _as_name(header.descriptions[number - 1])
-        for choice, number in zip(choices, numbers, strict=True)
-    ]
+    found = []
+    for choice, number in zip(choices, numbers, strict=True):
+        text = one_line((header.descriptions[number - 1] or "").strip())[:_LONGEST_NAME]
+        found.append(choice.name or (text.lower() if text.lower() in RGB else text))  # Red is red
     names = tuple(
         name if choice.name or (name and found.count(name) == 1) else f"band{number}"
         for choice, name, number in zip(choices, found, numbers, strict=True)
@@ -159,12 +159,6 @@ def _contradictions(choices: Sequence[BandChoice], header: Header, path: str) ->
                 f"{one_line(own)!r}{where}; check the numbers"
             )
     return found
-
-
-def _as_name(description: str | None) -> str:
-    """A band's description as the model's name of it (Red is red); empty where it has none."""
-    text = one_line((description or "").strip())[:_LONGEST_NAME]
-    return text.lower() if text.lower() in RGB else text
 
 
 def _numbers_of(sources: Sequence[int | str], header: Header) -> list[int]:

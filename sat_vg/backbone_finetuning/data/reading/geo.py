@@ -127,7 +127,9 @@ def _values_of(source: Any, files: BandFiles, num_bytes: int) -> tuple[NDArray[n
             if number in masked:
                 values[place][source.read_masks(number, out_shape=shape) == 0] = np.nan
     if files.nodata is not None:
-        values[_equals(stored, files.nodata)] = np.nan
+        # Floating-point ones to five digits, as a value that was typed has no more.
+        is_float = stored.dtype.kind == "f"
+        values[np.isclose(stored, files.nodata, rtol=1e-5, atol=0) if is_float else stored == files.nodata] = np.nan
     values[~np.isfinite(values)] = np.nan
     fills = _take_out_fills(stored, values) if files.scaling != "ignored" else ()
     blank = gdal.blank_percent(stored, np.isnan(values))
@@ -221,13 +223,6 @@ def _masked(source: Any, numbers: Sequence[int], shape: tuple[int, int]) -> tupl
     full = 1 if alpha.dtype.kind == "f" else np.iinfo(alpha.dtype).max
     is_lossy = str(source.profile.get("compress", "")).lower() in ("jpeg", "ycbcr jpeg", "webp")
     return (masked, "") if is_transparency(alpha, full, is_lossy) else (others, "ignored")
-
-
-def _equals(stored: NDArray[Any], value: float) -> NDArray[np.bool_]:
-    """Where values are ``value``; floating-point ones to five digits, as a value that was typed has no more."""
-    if stored.dtype.kind == "f":
-        return np.asarray(np.isclose(stored, value, rtol=1e-5, atol=0), bool)
-    return np.asarray(stored == value, bool)
 
 
 def _take_out_fills(stored: NDArray[Any], values: NDArray[np.float32]) -> tuple[float, ...]:
