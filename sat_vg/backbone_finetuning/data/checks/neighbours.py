@@ -37,8 +37,8 @@ def describe_neighbours(splits: Splits) -> list[str]:
             one, other = next(iter(touching.items()))
             lines.append(
                 f"{pairs} of {held.name} ({100 * len(touching) / len(held):.0f} %) overlap or touch images of "
-                f"train on the ground, such as {one!r} and {other!r}: neighbours look alike, so the accuracy flatters; "
-                "split by --split spatial --block_size METRES, or by --group_column"
+                f"train on the ground, such as {one!r} and {other!r}: neighbours look alike, so the accuracy "
+                "flatters; split by --split spatial --block_size METRES, or by --group_column"
             )
     return lines
 
