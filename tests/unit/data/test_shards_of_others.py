@@ -5,11 +5,15 @@ from collections import Counter
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from conftest import COLOURS, write_image
 from tar_shards import splits_of
 
-from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
+from sat_vg.backbone_finetuning.data.reading.bands import find_bands
+from sat_vg.backbone_finetuning.data.reading.decoding import RGB_DECODER, decode_rgb
+from sat_vg.backbone_finetuning.data.reading.geo import decoder_of_files
 from sat_vg.backbone_finetuning.utils.errors import DataError
 
 pytest.importorskip("webdataset", reason="shards are written with webdataset, which is not installed")
@@ -108,6 +112,26 @@ def test_several_classes_an_image(tmp_path, shard_command):
     for one, other in zip(ours.parts, theirs.parts, strict=True):
         assert one.labels == other.labels
         assert [path.open().read() for path in one.paths] == [Path(path).read_bytes() for path in other.paths]
+
+
+def test_shards_out_of_windows_of_scenes(tmp_path, shard_command):
+    from geotiffs import write_geotiff
+
+    write_geotiff(tmp_path / "deep.tif", np.arange(4 * 32 * 64, dtype=np.uint16).reshape(4, 32, 64))
+    write_image(tmp_path / "picture.png", COLOURS["sea"], 0, size=64)
+    for scene, flags in (("deep.tif", ("--bands", "1,4")), ("picture.png", ())):
+        rows = [f"{scene},{16 * x} {16 * y} 16 16,{'ab'[x % 2]}" for x in range(4) for y in range(2)]
+        (tmp_path / "windows.csv").write_text("\n".join(["scene,window,label", *rows]))
+        shards = tmp_path / f"shards of {scene}"
+        code, _, err = shard_command(tmp_path / "windows.csv", "--out", shards, *flags)
+        assert code == 0, err
+        ours, theirs = splits_of(shards), splits_of(tmp_path / "windows.csv")
+        decoder = RGB_DECODER if not flags else decoder_of_files(find_bands((1, 4), theirs.train.paths).files)
+        assert len(ours.train) == len(theirs.train) == 6
+        assert ours.train.labels == theirs.train.labels
+        for one, other in zip(ours.train.paths, theirs.train.paths, strict=True):
+            assert torch.equal(decoder.read(one), decoder.read(other))
+            assert one.endswith("tif" if flags else "bmp")
 
 
 def test_shards_out_of_shards(shards, shard_command, tmp_path):

@@ -19,11 +19,13 @@ from typing import BinaryIO, NamedTuple, TypeVar
 
 import torch
 
-from sat_vg.backbone_finetuning.data.reading.files import read_file
+from sat_vg.backbone_finetuning.data.reading.files import PathInArchive, read_file
 from sat_vg.backbone_finetuning.data.shards.cache import ShardPath
 from sat_vg.backbone_finetuning.data.shards.index import Sample, Shard, is_sample_name
 from sat_vg.backbone_finetuning.data.sources.class_folders import IMAGE_ENDINGS
 from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits
+from sat_vg.backbone_finetuning.data.windows.opened import open_scene
+from sat_vg.backbone_finetuning.data.windows.paths import WindowPath
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.file_stamps import sha256_of
 from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, parse_json
@@ -166,7 +168,7 @@ class PlannedShard(NamedTuple):
         with atomic_write(folder / self.name) as file:
             writer = webdataset.TarWriter(file, user="", group="", mode=0o644, encoder=False, mtime=0)
             for image in self.images:
-                content = _explained(image.path, lambda path: read_file(path, lambda file: file.read()))
+                content = _explained(image.path, _bytes_of)
                 writer.write({"__key__": image.key, image.ending: content, self.label_ending: image.label.encode()})
                 tell()
             writer.close()
@@ -241,15 +243,24 @@ def _planned(split: Split, index: int, number: int) -> PlannedImage:
     words = unicodedata.normalize("NFC", f"{split.name_of(label)}_{Path(path).stem}")
     clean = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in words)
     key = f"{number:08d}_{clean}".encode()[:_LONGEST_KEY].decode("utf-8", "ignore")
-    return PlannedImage(key, path, Path(path).suffix[1:].lower(), text)
+    ending = Path(path).suffix[1:].lower()
+    if isinstance(path, WindowPath):  # as ``encode_window`` writes it
+        ending = "bmp" if open_scene(path.scene).is_picture else "tif"
+    return PlannedImage(key, path, ending, text)
+
+
+def _bytes_of(path: str) -> bytes:
+    return read_file(path, lambda file: file.read())
 
 
 def _size(path: str) -> int:
-    return path.size if isinstance(path, ShardPath) else Path(path).stat().st_size
+    if isinstance(path, ShardPath):
+        return path.size
+    return len(_bytes_of(path)) if isinstance(path, WindowPath) else Path(path).stat().st_size
 
 
 def _stamp(path: str) -> str:
-    if isinstance(path, ShardPath):
+    if isinstance(path, PathInArchive):
         return path.stamp()
     status = Path(path).stat()
     return f"{status.st_size} {status.st_mtime_ns}"
