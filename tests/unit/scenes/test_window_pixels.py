@@ -113,6 +113,14 @@ def test_a_scene_that_is_cut_short_is_named_by_either_way(tmp_path):
     assert all("is cut short or damaged" in answer and str(scene) in answer for answer in answers), answers
 
 
+@pytest.mark.parametrize("content", [b"", b"II*\0\x08\0\0\0", b"no scene"])
+def test_a_scene_that_cannot_even_be_opened_is_an_image_that_cannot_be_read(tmp_path, content):
+    (tmp_path / "scene.tif").write_bytes(content)  # not an error that ends the check of all others
+    reason = RGB_DECODER.examine(WindowPath(str(tmp_path / "scene.tif"), WINDOW))
+    assert isinstance(reason, str)
+    assert "scene.tif" in reason
+
+
 def test_bands_that_are_not_marked_as_rgb_are_none(tmp_path):
     scene = write_scene(tmp_path / "scene.tif", photometric="MINISBLACK")
     assert WindowPath(str(scene), WINDOW).rgb() is None

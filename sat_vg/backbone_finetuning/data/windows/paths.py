@@ -65,7 +65,8 @@ class WindowPath(PathInArchive):
         Raises:
             Unreadable: as ``open``.
         """
-        return self._there(self._of_scene(rgb_window)) if open_scene(self.scene).is_rgb else None
+        is_rgb = self._of_scene(lambda scene, _: open_scene(scene).is_rgb)
+        return self._there(self._of_scene(rgb_window)) if is_rgb else None
 
     def dataset(self) -> WindowDataset | None:
         """The window as rasterio shows its image file; None: only that file tells all of it.
