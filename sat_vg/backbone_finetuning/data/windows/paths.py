@@ -14,15 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sat_vg.backbone_finetuning.data.reading.files import PathInArchive
-from sat_vg.backbone_finetuning.data.windows.opened import (
-    MEND,
-    WindowDataset,
-    encode_window,
-    open_scene,
-    rgb_window,
-    valid_pixels,
-    window_dataset,
-)
+from sat_vg.backbone_finetuning.data.windows import opened
 from sat_vg.backbone_finetuning.data.windows.scene import Scene, Window
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
@@ -57,7 +49,7 @@ class WindowPath(PathInArchive):
         Raises:
             Unreadable: it lies beyond the scene, has no valid pixel, or the scene is damaged.
         """
-        return io.BytesIO(self._there(self._of_scene(encode_window)))
+        return io.BytesIO(self._there(self._of_scene(opened.encode_window)))
 
     def rgb(self) -> NDArray[np.uint8] | None:
         """The window's pixels ``[H, W, 3]``, where the scene's values are 8-bit RGB as they stand.
@@ -65,23 +57,23 @@ class WindowPath(PathInArchive):
         Raises:
             Unreadable: as ``open``.
         """
-        is_rgb = self._of_scene(lambda scene, _: open_scene(scene).is_rgb)
-        return self._there(self._of_scene(rgb_window)) if is_rgb else None
+        is_rgb = self._of_scene(lambda scene, _: opened.open_scene(scene).is_rgb)
+        return self._there(self._of_scene(opened.rgb_window)) if is_rgb else None
 
-    def dataset(self) -> WindowDataset | None:
+    def dataset(self) -> opened.WindowDataset | None:
         """The window as rasterio shows its image file; None: only that file tells all of it.
 
         Raises:
             Unreadable: it lies beyond the scene, or the scene is damaged.
         """
-        return self._of_scene(window_dataset)
+        return self._of_scene(opened.window_dataset)
 
     def _of_scene(self, read: Callable[[str, Window], T]) -> T:
         try:
-            require_inside(open_scene(self.scene), self.window)
+            require_inside(opened.open_scene(self.scene), self.window)
             return read(self.scene, self.window)
         except DataError as error:
-            raise Unreadable(str(error), MEND) from None
+            raise Unreadable(str(error), opened.MEND) from None
 
     @staticmethod
     def _there(content: T | None) -> T:
@@ -158,7 +150,7 @@ def valid_shares(scene: Scene, windows: Sequence[Window]) -> NDArray[np.float64]
         return shares
     places = sorted(range(len(windows)), key=lambda place: windows[place].row)
     for (row, height), same in groupby(places, key=lambda place: (windows[place].row, windows[place].height)):
-        strip = valid_pixels(scene.path, Window(0, row, scene.width, height))
+        strip = opened.valid_pixels(scene.path, Window(0, row, scene.width, height))
         assert strip is not None
         below = np.concatenate([[0], np.cumsum(strip.sum(axis=0))])
         for place in same:
