@@ -84,7 +84,8 @@ def with_gdal(file: BinaryIO, use: Callable[[Any, int], T], drivers: tuple[str, 
     limits.require_bounded_tiff(file)
     head, num_bytes = file.read(16), file.seek(0, io.SEEK_END)
     file.seek(0)
-    driver = _driver_of(head)
+    magics = {"GTiff": limits.TIFF_MAGIC, "JP2OpenJPEG": JPEG2000_MAGIC, "PNG": (_PNG_MAGIC,)}
+    driver = next((name for name, magic in magics.items() if head.startswith(magic)), None)
     if driver not in drivers:
         raise Unreadable(
             "it is no TIFF" if head else "the file is empty (0 bytes)", "convert it to GeoTIFF, or remove it"
@@ -101,14 +102,6 @@ def with_gdal(file: BinaryIO, use: Callable[[Any, int], T], drivers: tuple[str, 
     except Exception as error:  # noqa: BLE001 - GDAL's have no class in common; hostile files bring about many
         detail = _MEMORY_FILE.sub("", (str(error).splitlines() or [""])[0]) or type(error).__name__
         raise Unreadable(f"it is cut short or damaged ({one_line(detail)})", COPY_AGAIN) from None
-
-
-def _driver_of(head: bytes) -> str | None:
-    if head[:4] in limits.TIFF_MAGIC:
-        return "GTiff"
-    if head.startswith(JPEG2000_MAGIC):
-        return "JP2OpenJPEG"
-    return "PNG" if head.startswith(_PNG_MAGIC) else None
 
 
 def scaling_of(source: Any) -> tuple[tuple[float, float], ...]:

@@ -92,10 +92,6 @@ def find_levels(paths: Sequence[str]) -> Levels:
     for bands in run_in_order(paths, lambda path: _count(path, units), bar=bar):
         for band, (values, numbers) in enumerate(bands):
             counts[band, values] += numbers
-    return _levels_of(counts, units)
-
-
-def _levels_of(counts: NDArray[np.int64], units: Scaling) -> Levels:
     bounds = []
     for name, row, (scale, offset) in zip(RGB, counts, units, strict=True):
         below = np.cumsum(row)

@@ -79,9 +79,12 @@ def scan_tar(path: Path) -> TarContent:
         ) from error
     if not images and not labels:
         raise DataError(f"{str(path)!r} holds no images (endings looked for: {' '.join(IMAGE_ENDINGS)}); remove it")
-    texts = [_label_in(labels.get(key, {})) for key in images]
-    for (key, image), text in zip(images.items(), texts, strict=True):
-        if not text:
+    texts = []
+    for key, image in images.items():
+        own = labels.get(key, {})
+        several = own.get(_LABELS, "")
+        texts.append(own.get(_LABEL, "") or (several if label_set_of(several) is not None else ""))
+        if not texts[-1]:
             raise DataError(
                 f"{str(path)!r} has no label for {image.name!r}; it needs a {key}.{_LABEL} with the number or name "
                 "of its class"
@@ -125,11 +128,6 @@ def _bytes_at(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
     if len(content) < member.size:
         raise tarfile.ReadError(f"{member.name} ends early")
     return content
-
-
-def _label_in(labels: dict[str, str]) -> str:
-    several = labels.get(_LABELS, "")
-    return labels.get(_LABEL, "") or (several if label_set_of(several) is not None else "")
 
 
 def label_set_of(text: str) -> tuple[int, ...] | None:

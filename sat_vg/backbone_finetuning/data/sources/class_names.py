@@ -36,13 +36,12 @@ def look_alikes(names: Iterable[str]) -> list[str]:
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         groups[alike(name)].append(name)
-    return [_describe_alike(group) for group in groups.values() if len(group) > 1]
-
-
-def _describe_alike(names: Sequence[str]) -> str:
-    only_case_or_spaces = len({" ".join(same_form(name).casefold().split()) for name in names}) == 1
-    how = "differ only in case or spaces" if only_case_or_spaces else "look alike"
-    return f"the classes {' and '.join(map(repr, names))} {how}; if they are one, rename them"
+    lines = []
+    for group in (group for group in groups.values() if len(group) > 1):
+        only_case_or_spaces = len({" ".join(same_form(name).casefold().split()) for name in group}) == 1
+        how = "differ only in case or spaces" if only_case_or_spaces else "look alike"
+        lines.append(f"the classes {' and '.join(map(repr, group))} {how}; if they are one, rename them")
+    return lines
 
 
 def missing_values(names: Iterable[str]) -> list[str]:
@@ -103,7 +102,9 @@ def check_cells(cells: Sequence[str], separator: str, column: str) -> list[str]:
     for mark in (*sure, *maybe):
         if column == "labels" and (mark == separator or (mark == "[" and separator != SEPARATOR)):
             continue
-        found = [cell for cell in cells if _is_marked(cell, mark)]
+        found = [
+            cell for cell in cells if (cell[:1] + cell[-1:] in ("[]", "()", "{}") if mark == "[" else mark in cell)
+        ]
         if mark in maybe:
             recurring = _recurring({name for cell in cells for name in names_in(cell, separator)}, mark)
             found = [cell for cell in found if recurring.intersection(names_in(cell, separator))]
@@ -119,10 +120,6 @@ def _are_indicators(cells: Sequence[str]) -> bool:
     if any(_INDICATOR.sub("", cell).strip(_AROUND_INDICATORS) for cell in filled):
         return False
     return len({len(row) for row in rows}) == 1 and any(len(set(row)) < len(row) for row in rows)
-
-
-def _is_marked(cell: str, mark: str) -> bool:
-    return cell[:1] + cell[-1:] in ("[]", "()", "{}") if mark == "[" else mark in cell
 
 
 def _recurring(names: set[str], mark: str) -> set[str]:

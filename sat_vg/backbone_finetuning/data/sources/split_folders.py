@@ -64,8 +64,13 @@ def find_splits(root: Path, names: dict[str, str]) -> dict[str, Path]:
     seeming = [name for name in folders if name not in names.values() and _holds_only_folders(root / name)]
     for role, name in names.items():
         if role not in found and name == role:
-            only = _only_one(root, role, _folders_for(role, seeming))
-            found |= {} if only is None else {role: root / only}
+            several = _folders_for(role, seeming)
+            if len(several) > 1 and role != "test":  # of train or val nobody could tell which is meant
+                raise DataError(
+                    f"{str(root)!r} has {len(several)} folders that could be {role}: {listing(several)}; name the "
+                    f"one that is meant with --{role}_split"
+                )
+            found |= {role: root / several[0]} if len(several) == 1 else {}
     others_are_splits = all(name in names.values() or role_of(name) for name in folders)
     is_sure = names["train"] in folders or len(found) > 1 or others_are_splits
     if "train" in found and is_sure:
@@ -117,16 +122,6 @@ def check_layout(root: Path, class_names: Sequence[str]) -> list[str]:
         f"no images directly. If these are the classes, give one of the folders ({str(root / first)!r}), or say "
         f"which is train and which val: --train_split {first} --val_split {second}"
     ]
-
-
-def _only_one(root: Path, role: str, folders: Sequence[str]) -> str | None:
-    """The folder for a split, if there is one; of several for train or val nobody could tell which is meant."""
-    if len(folders) > 1 and role != "test":
-        raise DataError(
-            f"{str(root)!r} has {len(folders)} folders that could be {role}: {listing(folders)}; name the one that "
-            f"is meant with --{role}_split"
-        )
-    return folders[0] if len(folders) == 1 else None
 
 
 def holds_only_images(folder: Path) -> bool:

@@ -7,15 +7,11 @@ here, is unpacked into PNG files first.
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 _Files = Callable[[Any], Iterable[tuple[str, str]]]
-
-
-def _own_names(dataset: Any) -> Sequence[str]:
-    names: Sequence[str] = dataset.classes
-    return names
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,9 @@ class NamedDataset:
     needs: tuple[str, ...]  # paths that a complete copy has in its folder
     by_hand: str  # what to bring into that folder where it cannot be downloaded
     files: _Files | None = None  # path and class of each image of an object of that class; None: they are unpacked
-    class_names: Callable[[Any], Sequence[str]] = _own_names  # of all classes, by number, for what is unpacked
+    class_names: Callable[[Any], Sequence[str]] = attrgetter(
+        "classes"
+    )  # of all classes, by number, for what is unpacked
     can_download: bool = True  # torchvision fetches it, and its terms let a program do that
     # files in the folder that torchvision unpacks where ``needs`` are missing, though it fetches nothing
     archives: tuple[str, ...] = ()
@@ -36,11 +34,6 @@ class NamedDataset:
     # what a training image can be changed by and still show its class, unless another is asked for
     augmentation: str = "basic"  # photographs have an "up", and left and right alike
     is_small: bool = False  # its images have fewer pixels than networks are made for
-
-
-def _samples(dataset: Any) -> Iterable[tuple[str, str]]:
-    """Of class folders."""
-    return ((path, dataset.classes[label]) for path, label in dataset.samples)
 
 
 def _imagenet(dataset: Any) -> Iterable[tuple[str, str]]:
@@ -55,11 +48,8 @@ def _image_files(dataset: Any) -> Iterable[tuple[str, str]]:
     """Of a list of files and one of labels."""
     # Flowers102 has its names since torchvision 0.22 only.
     names = getattr(dataset, "classes", None) or [f"{number:03d}" for number in range(1, 1 + max(dataset._labels))]
-    return ((str(path), names[label]) for path, label in zip(dataset._image_files, dataset._labels, strict=True))
-
-
-def _pets(dataset: Any) -> Iterable[tuple[str, str]]:
-    return ((str(path), dataset.classes[label]) for path, label in zip(dataset._images, dataset._labels, strict=True))
+    files = dataset._images if hasattr(dataset, "_images") else dataset._image_files
+    return ((str(path), names[label]) for path, label in zip(files, dataset._labels, strict=True))
 
 
 def _caltech101(dataset: Any) -> Iterable[tuple[str, str]]:
@@ -84,15 +74,6 @@ def _inaturalist(dataset: Any) -> Iterable[tuple[str, str]]:
         yield str(root / name / file), name
 
 
-def _digits(dataset: Any) -> list[str]:
-    return [str(digit) for digit in range(10)]
-
-
-def _sign_numbers(dataset: Any) -> list[str]:
-    """As the folders of GTSRB are called; it gives its signs no names."""
-    return [f"{number:05d}" for number in range(43)]
-
-
 _ALL: Mapping[str, Mapping[str, Any]] = {"train": {}}
 _FLAG: Mapping[str, Mapping[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
 _TRAIN_TEST: Mapping[str, Mapping[str, Any]] = {part: {"split": part} for part in ("train", "test")}
@@ -112,7 +93,7 @@ DATASETS: Mapping[str, NamedDataset] = {
     "eurosat": NamedDataset(
         "EuroSAT", "EuroSAT", _ALL, ("eurosat/2750",),
         "EuroSAT.zip, unpacked in eurosat/ (which gives eurosat/2750/)",
-        files=_samples, augmentation="satellite", is_small=True,
+        files=lambda dataset: ((path, dataset.classes[label]) for path, label in dataset.samples), augmentation="satellite", is_small=True,
     ),
     "mnist": _idx("MNIST", "MNIST", "crops"),
     "fashion_mnist": _idx("Fashion-MNIST", "FashionMNIST", "basic"),
@@ -129,7 +110,7 @@ DATASETS: Mapping[str, NamedDataset] = {
     ),
     "svhn": NamedDataset(
         "SVHN", "SVHN", _TRAIN_TEST, ("train_32x32.mat", "test_32x32.mat"), "train_32x32.mat and test_32x32.mat",
-        class_names=_digits, needs_scipy=True, augmentation="crops", is_small=True,
+        class_names=lambda _: [str(digit) for digit in range(10)], needs_scipy=True, augmentation="crops", is_small=True,
     ),
     "stl10": NamedDataset(
         "STL-10", "STL10", _TRAIN_TEST, ("stl10_binary",),
@@ -178,7 +159,7 @@ DATASETS: Mapping[str, NamedDataset] = {
         {"train": {"split": "trainval"}, "test": {"split": "test"}},
         ("oxford-iiit-pet/images", "oxford-iiit-pet/annotations"),
         "images.tar.gz and annotations.tar.gz, unpacked in oxford-iiit-pet/",
-        files=_pets,
+        files=_image_files,
     ),
     "dtd": NamedDataset(
         "DTD", "DTD", _ALL_THREE, ("dtd/dtd/images", "dtd/dtd/labels"),
@@ -189,6 +170,6 @@ DATASETS: Mapping[str, NamedDataset] = {
         "GTSRB", "GTSRB", _TRAIN_TEST,
         ("gtsrb/GTSRB/Training", "gtsrb/GTSRB/Final_Test/Images", "gtsrb/GT-final_test.csv"),
         "GTSRB-Training_fixed.zip, GTSRB_Final_Test_Images.zip and GTSRB_Final_Test_GT.zip, unpacked in gtsrb/",
-        class_names=_sign_numbers, augmentation="crops", is_small=True,  # a sign mirrored is another sign
+        class_names=lambda _: [f"{number:05d}" for number in range(43)], augmentation="crops", is_small=True,  # a sign mirrored is another sign
     ),
 }  # fmt: skip

@@ -44,18 +44,18 @@ def footprint_of(path: str) -> Footprint | None:
     if isinstance(path, WindowPath):
         scene = open_scene(path.scene)
         return Footprint(scene.crs, corners_of(scene, path.window))
+
+    def footprint(source: Any, _: int) -> Footprint | None:
+        if source.crs is None:
+            return None
+        place = tuple(source.transform)[:6]
+        scene = Scene("", source.width, source.height, 1, "", source.crs, place, can_miss=False, is_picture=False)
+        return Footprint(source.crs, corners_of(scene, scene.whole))
+
     try:
-        return read_file(path, lambda file: with_gdal(file, lambda source, _: _footprint(source)))
+        return read_file(path, lambda file: with_gdal(file, footprint))
     except Unreadable:
         return None
-
-
-def _footprint(source: Any) -> Footprint | None:
-    if source.crs is None:
-        return None
-    place = tuple(source.transform)[:6]
-    scene = Scene("", source.width, source.height, 1, "", source.crs, place, can_miss=False, is_picture=False)
-    return Footprint(source.crs, corners_of(scene, scene.whole))
 
 
 def boxes_in_metres(footprints: Sequence[Footprint]) -> NDArray[np.float64]:
