@@ -36,6 +36,11 @@ class NamedDataset:
     is_small: bool = False  # its images have fewer pixels than networks are made for
 
 
+def _samples(dataset: Any) -> Iterable[tuple[str, str]]:
+    """Of class folders."""
+    return ((path, dataset.classes[label]) for path, label in dataset.samples)
+
+
 def _imagenet(dataset: Any) -> Iterable[tuple[str, str]]:
     """With the words of each class; where two classes have the same ones ("crane"), with its WordNet id."""
     words = [", ".join(each) for each in dataset.classes]
@@ -93,7 +98,7 @@ DATASETS: Mapping[str, NamedDataset] = {
     "eurosat": NamedDataset(
         "EuroSAT", "EuroSAT", _ALL, ("eurosat/2750",),
         "EuroSAT.zip, unpacked in eurosat/ (which gives eurosat/2750/)",
-        files=lambda dataset: ((path, dataset.classes[label]) for path, label in dataset.samples), augmentation="satellite", is_small=True,
+        files=_samples, augmentation="satellite", is_small=True,
     ),
     "mnist": _idx("MNIST", "MNIST", "crops"),
     "fashion_mnist": _idx("Fashion-MNIST", "FashionMNIST", "basic"),
@@ -110,7 +115,7 @@ DATASETS: Mapping[str, NamedDataset] = {
     ),
     "svhn": NamedDataset(
         "SVHN", "SVHN", _TRAIN_TEST, ("train_32x32.mat", "test_32x32.mat"), "train_32x32.mat and test_32x32.mat",
-        class_names=lambda _: [str(digit) for digit in range(10)], needs_scipy=True, augmentation="crops", is_small=True,
+        class_names=lambda _: list("0123456789"), needs_scipy=True, augmentation="crops", is_small=True,
     ),
     "stl10": NamedDataset(
         "STL-10", "STL10", _TRAIN_TEST, ("stl10_binary",),
@@ -170,6 +175,7 @@ DATASETS: Mapping[str, NamedDataset] = {
         "GTSRB", "GTSRB", _TRAIN_TEST,
         ("gtsrb/GTSRB/Training", "gtsrb/GTSRB/Final_Test/Images", "gtsrb/GT-final_test.csv"),
         "GTSRB-Training_fixed.zip, GTSRB_Final_Test_Images.zip and GTSRB_Final_Test_GT.zip, unpacked in gtsrb/",
-        class_names=lambda _: [f"{number:05d}" for number in range(43)], augmentation="crops", is_small=True,  # a sign mirrored is another sign
+        class_names=lambda _: [f"{number:05d}" for number in range(43)],  # as its folders are called
+        augmentation="crops", is_small=True,  # a sign mirrored is another sign
     ),
 }  # fmt: skip
