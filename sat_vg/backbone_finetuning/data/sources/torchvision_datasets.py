@@ -24,9 +24,7 @@ class NamedDataset:
     needs: tuple[str, ...]  # paths that a complete copy has in its folder
     by_hand: str  # what to bring into that folder where it cannot be downloaded
     files: _Files | None = None  # path and class of each image of an object of that class; None: they are unpacked
-    class_names: Callable[[Any], Sequence[str]] = attrgetter(
-        "classes"
-    )  # of all classes, by number, for what is unpacked
+    class_names: Callable[[Any], Sequence[str]] = attrgetter("classes")  # by number, for what is unpacked
     can_download: bool = True  # torchvision fetches it, and its terms let a program do that
     # files in the folder that torchvision unpacks where ``needs`` are missing, though it fetches nothing
     archives: tuple[str, ...] = ()
