@@ -12,7 +12,7 @@ from conftest import REPOSITORY, environment, train_command, write_image
 from lives import Life, none_left
 from PIL import Image
 
-from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, ClassBalanced
+from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, class_balanced
 from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 
 pytestmark = pytest.mark.recipe
@@ -64,7 +64,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(sampler, uneven_folders, train
     assert losses[0] == losses[1]
     if sampler == "class_balanced":
         split = load_class_folders(uneven_folders).train
-        plan = BatchPlan(len(split), 6, 0, ClassBalanced.of(split))
+        plan = BatchPlan(len(split), 6, 0, class_balanced(split))
         counts = [Counter(split.labels[place] for place in batch) for batch in plan.batches(1)]
         assert all(abs(count[0] - count[1]) <= 1 for count in counts)
 

@@ -18,7 +18,7 @@ from sat_vg.backbone_finetuning.data.loading.mixing import Mixing
 from sat_vg.backbone_finetuning.data.loading.own_transform import OwnTransform
 from sat_vg.backbone_finetuning.data.loading.sampling import SAMPLERS, BatchPlan, Part
 from sat_vg.backbone_finetuning.data.loading.workers import Workers
-from sat_vg.backbone_finetuning.data.shards.source import ShardWindows
+from sat_vg.backbone_finetuning.data.shards.source import shard_windows
 from sat_vg.backbone_finetuning.data.sources.splits import Split
 from sat_vg.backbone_finetuning.evaluation.tasks import task_of
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
@@ -208,7 +208,7 @@ def batch_plan(config: FinetuneConfig, split: Split, ranks: Ranks) -> BatchPlan:
             "sampler = 'class_balanced': the classes cannot take turns where an image can have several of them or "
             "none; use weighted, or class_weights = 'balanced'"
         )
-    order = ShardWindows.of(split, config.shard_window) if config.shard_window else SAMPLERS[config.sampler](split)
+    order = shard_windows(split, config.shard_window) if config.shard_window else SAMPLERS[config.sampler](split)
     plan = BatchPlan(len(split), config.batch_size, config.seed, order, ranks.share)
     if plan.fewest_images == 0:
         raise ConfigError(

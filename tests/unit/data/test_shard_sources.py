@@ -12,7 +12,7 @@ from sat_vg.backbone_finetuning.data.checks.readable import examine_images
 from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_or_reason, decode_rgb
 from sat_vg.backbone_finetuning.data.shards.cache import SOURCE
-from sat_vg.backbone_finetuning.data.shards.source import ShardWindows
+from sat_vg.backbone_finetuning.data.shards.source import shard_windows
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 
 pytest.importorskip("webdataset", reason="shards are written with webdataset, which is not installed")
@@ -43,7 +43,7 @@ def test_a_pipe_is_read_shard_by_shard_through_a_small_disk(shards, tmp_path, mo
     kept = tmp_path / "cache/shards"
     for epoch in range(2):
         before = len(log.read_text().split()) if log.exists() else 0
-        for batch in BatchPlan(len(train), 6, 0, ShardWindows.of(train, 2)).batches(epoch):
+        for batch in BatchPlan(len(train), 6, 0, shard_windows(train, 2)).batches(epoch):
             for index in batch:
                 assert train.paths[index].open().read() == local[train.paths[index]]
                 held = sum(path.stat().st_size for path in kept.rglob("shard.tar"))

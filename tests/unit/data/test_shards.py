@@ -21,7 +21,7 @@ from sat_vg.backbone_finetuning.data.loading.loaders import ImageDataset
 from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_or_reason, decode_rgb
 from sat_vg.backbone_finetuning.data.shards.cache import SOURCE, ShardPath
-from sat_vg.backbone_finetuning.data.shards.source import ShardWindows
+from sat_vg.backbone_finetuning.data.shards.source import shard_windows
 from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.seeding import torch_generator
@@ -63,19 +63,19 @@ def test_every_epoch_reads_the_same_images_as_from_folders(shards, class_folders
     ours, theirs = splits_of(shards, shard_window=2).train, load_class_folders(class_folders).train
     orders = []
     for epoch in range(3):
-        windowed = BatchPlan(len(ours), 6, 0, ShardWindows.of(ours, 2)).batches(epoch)
+        windowed = BatchPlan(len(ours), 6, 0, shard_windows(ours, 2)).batches(epoch)
         plain = BatchPlan(len(theirs), 6, 0).batches(epoch)
         read = [ours.paths[index].open().read() for batch in windowed for index in batch]
         assert Counter(read) == Counter(Path(theirs.paths[i]).read_bytes() for batch in plain for i in batch)
         orders.append(windowed)
     assert orders[0] != orders[1] != orders[2]
-    assert orders[1] == BatchPlan(len(ours), 6, 0, ShardWindows.of(ours, 2)).batches(1)
+    assert orders[1] == BatchPlan(len(ours), 6, 0, shard_windows(ours, 2)).batches(1)
 
 
 @pytest.mark.parametrize("window", [1, 2, 4, 9, 50])
 def test_a_window_needs_few_shards_at_a_time(shards, window):
     train = splits_of(shards, shard_window=window).train
-    order = ShardWindows.of(train, window)(len(train), torch_generator(5)).tolist()
+    order = shard_windows(train, window)(len(train), torch_generator(5)).tolist()
     assert sorted(order) == list(range(27))
     seen = [train.paths[index].shard.name for index in order]
     for start in range(0, 27, 3 * window):

@@ -34,61 +34,53 @@ def shuffled(count: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
-@dataclass(frozen=True, eq=False)
-class WeightedDraw:
-    """Images drawn with replacement, rare classes as often as frequent ones; some come twice, some not at all."""
+def weighted_draw(split: Split) -> Order:
+    """Images drawn with replacement, rare classes as often as frequent ones; some come twice, some not at all.
 
-    cumulated: Tensor  # float64 ``[N]``, sums of the images' shares up to each
+    By the inverse size of an image's class; of several classes the rarest counts, none counts as one more.
+    """
+    sizes = split.class_counts()
+    without = sum(not split.classes_of(label) for label in split.labels)
+    of_label = {
+        label: 1 / min((sizes[index] for index in split.classes_of(label)), default=without)
+        for label in set(split.labels)
+    }
+    weights = torch.tensor([of_label[label] for label in split.labels], dtype=torch.float64)
+    cumulated = (weights / weights.sum()).cumsum(0)
 
-    @classmethod
-    def of(cls, split: Split) -> "WeightedDraw":
-        """By the inverse size of an image's class; of several classes the rarest counts, none counts as one more."""
-        sizes = split.class_counts()
-        without = sum(not split.classes_of(label) for label in split.labels)
-        of_label = {
-            label: 1 / min((sizes[index] for index in split.classes_of(label)), default=without)
-            for label in set(split.labels)
-        }
-        weights = torch.tensor([of_label[label] for label in split.labels], dtype=torch.float64)
-        return cls((weights / weights.sum()).cumsum(0))
-
-    def __call__(self, count: int, generator: torch.Generator) -> Tensor:
-        """Indices of so many images."""
+    def order(count: int, generator: torch.Generator) -> Tensor:
         drawn = torch.rand(count, dtype=torch.float64, generator=generator)
-        return torch.searchsorted(self.cumulated, drawn).clamp_(max=len(self.cumulated) - 1)
+        return torch.searchsorted(cumulated, drawn).clamp_(max=len(cumulated) - 1)
+
+    return order
 
 
-@dataclass(frozen=True, eq=False)
-class ClassBalanced:
+def class_balanced(split: Split) -> Order:
     """Rounds in which every class comes once, in random order, so all batches hold about as many of each class.
 
-    The images of a class take turns: none comes again before all others of its class have come.
+    The images of a class take turns: none comes again before all others of its class have come. An image has one
+    class; classes without images take no turns.
     """
+    labels = torch.tensor(split.labels)
+    places = (torch.nonzero(labels == label).flatten() for label in range(len(split.class_names)))
+    members = [few for few in places if len(few)]
 
-    members: tuple[Tensor, ...]  # of each class the indices of its images
-
-    @classmethod
-    def of(cls, split: Split) -> "ClassBalanced":
-        """Of a split with one class an image; classes without images take no turns."""
-        labels = torch.tensor(split.labels)
-        places = (torch.nonzero(labels == label).flatten() for label in range(len(split.class_names)))
-        return cls(tuple(few for few in places if len(few)))
-
-    def __call__(self, count: int, generator: torch.Generator) -> Tensor:
-        """Indices of so many images."""
-        rounds = -(-count // len(self.members))
-        order = torch.rand(rounds, len(self.members), generator=generator).argsort(1)
+    def order(count: int, generator: torch.Generator) -> Tensor:
+        rounds = -(-count // len(members))
+        order = torch.rand(rounds, len(members), generator=generator).argsort(1)
         found = torch.empty_like(order)
-        for place, few in enumerate(self.members):
+        for place, few in enumerate(members):
             turns = [few[torch.randperm(len(few), generator=generator)] for _ in range(-(-rounds // len(few)))]
             found[order == place] = torch.cat(turns)[:rounds]
         return found.flatten()[:count]
 
+    return order
+
 
 SAMPLERS: dict[SamplerName, Callable[[Split], Order]] = {
     "uniform": lambda split: shuffled,
-    "weighted": WeightedDraw.of,
-    "class_balanced": ClassBalanced.of,
+    "weighted": weighted_draw,
+    "class_balanced": class_balanced,
 }
 
 

@@ -6,7 +6,8 @@ pass over all of them fetches each shard once.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -77,32 +78,25 @@ class Shards(Source):
 SHARDS = Shards()
 
 
-@dataclass(frozen=True, eq=False)
-class ShardWindows:
+def shard_windows(split: Split, window: int) -> Callable[[int, torch.Generator], Tensor]:
     """The order of a run that fetches its shards: shards at random, the images of so many at a time shuffled.
 
     Two images of one shard are never further apart than a window is long, so a shard is fetched once an epoch where
     the disk holds a window and a shard more. How well an epoch is mixed depends on the window, and on how the shards
     were filled: ``sat-vg shard`` shuffles all images into them.
     """
+    places: dict[str, list[int]] = defaultdict(list)
+    for index, path in enumerate(split.paths):
+        places[_place_of(path)[0]].append(index)
+    members = [torch.tensor(places[name]) for name in sorted(places)]
 
-    members: tuple[Tensor, ...]  # of each shard the indices of its images, int64
-    window: int  # shards at a time
-
-    @classmethod
-    def of(cls, split: Split, window: int) -> "ShardWindows":
-        """Of a split whose images lie in shards."""
-        places: dict[str, list[int]] = defaultdict(list)
-        for index, path in enumerate(split.paths):
-            places[_place_of(path)[0]].append(index)
-        return cls(tuple(torch.tensor(places[name]) for name in sorted(places)), window)
-
-    def __call__(self, count: int, generator: torch.Generator) -> Tensor:
-        """Indices of all images, each once."""
-        assert count == sum(map(len, self.members)), count
-        groups = torch.randperm(len(self.members), generator=generator).split(self.window)
-        together = (torch.cat([self.members[place] for place in group.tolist()]) for group in groups)
+    def order(count: int, generator: torch.Generator) -> Tensor:
+        assert count == len(split), count
+        groups = torch.randperm(len(members), generator=generator).split(window)
+        together = (torch.cat([members[place] for place in group.tolist()]) for group in groups)
         return torch.cat([few[torch.randperm(len(few), generator=generator)] for few in together])
+
+    return order
 
 
 def shard_cache(cache_gib: float) -> BoundedCache:
