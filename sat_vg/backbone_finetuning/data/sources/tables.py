@@ -37,6 +37,11 @@ from sat_vg.backbone_finetuning.utils.printable import list_lines
 TABLE_ENDING = ".csv"
 LIST_ENDINGS = (TABLE_ENDING, ".txt")
 _MAX_LIST_BYTES = 2**30
+_SPLIT_COLUMNS = frozenset(
+    {"split", "splits", "set", "dataset", "subset", "partition", "fold", "phase", "usage", "is_train", "is_test"}
+)
+
+_Entries = Iterator[tuple[int, str, dict[str, str]]]  # line, path and cells
 
 
 class Row(NamedTuple):
@@ -48,45 +53,40 @@ class Row(NamedTuple):
     cells: Mapping[str, str]  # the text of each other column that was asked for and is there
 
 
-def _read(
-    path: Path, columns: Sequence[str] = (), refuse_outside: str | None = None, hint: str = ""
-) -> tuple[tuple[str, ...], list[Row]]:
-    """Read a list of images; none of them is opened.
+def _read(query: ImageQuery, columns: Sequence[str], hint: str = "") -> tuple[tuple[str, ...], list[Row]]:
+    """All names of a list's first line, of a text file ``path`` alone; and its images, in order, none opened.
 
     Args:
-        path: a ``.csv`` file with a line of column names, or a text file.
+        query: whose path is a ``.csv`` file with a line of column names, or a text file.
         columns: which columns of a table to read besides ``path``, if they are there; text in them is stripped.
-        refuse_outside: the flag that allows paths that lead out of the list's folder, for the message; None: they
-            are allowed.
         hint: what else can be done about an empty label, for the message; begins with its punctuation.
-
-    Returns:
-        All names of its first line, of a text file ``path`` alone; and its images, in order, one or more.
 
     Raises:
         DataError: it cannot be read, names no image or what it may not, or a cell is empty.
     """
+    path = query.place
     if not path.is_file() or path.stat().st_size > _MAX_LIST_BYTES:
         raise DataError(f"{str(path)!r} is no file of up to {_MAX_LIST_BYTES / 2**30:g} GiB: give a list of paths")
     within, folders = path.parent.resolve(), dict[Path, Path]()
     rows: list[Row] = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            header, entries = (
-                _table(path, file, columns, hint) if path.suffix.lower() == TABLE_ENDING else _text(file)
-            )
+            header: tuple[str, ...] = ("path",)
+            entries: _Entries = ((n, line.rstrip("\r\n"), {}) for n, line in enumerate(file, 1) if line.strip())
+            if path.suffix.lower() == TABLE_ENDING:
+                header, entries = _table(path, file, columns, hint)
             for line, given, found in entries:
                 cells = {name: found[name] for name in columns if name in found}
-                window = found["window"] if "path" not in header else None
                 if "\0" in "".join((given, *cells.values())):
                     raise DataError(f"{str(path)!r}, line {line}: holds a NUL character; write the list anew")
                 image = path.parent / given
-                if refuse_outside is not None and not _real(image, folders).is_relative_to(within):
+                if not query.allow_outside and not _real(image, folders).is_relative_to(within):
                     raise DataError(
                         f"{str(path)!r}, line {line}: {given!r} leads out of the list's folder. If you trust the "
-                        f"list, add {refuse_outside}"
+                        f"list, add {query.outside_flag}"
                     )
-                rows.append(Row(line, given, _in_scene(path, line, str(image), window), cells))
+                whole = str(image) if "path" in header else _window_of(path, line, str(image), found["window"])
+                rows.append(Row(line, given, whole, cells))
     except (OSError, UnicodeError, csv.Error, RuntimeError) as error:  # RuntimeError: links that lead to each other
         raise DataError(f"the list {str(path)!r} cannot be read ({error}); it must be text in UTF-8") from error
     if not rows:
@@ -94,10 +94,7 @@ def _read(
     return header, rows
 
 
-def _in_scene(path: Path, line: int, image: str, window: str | None) -> str:
-    """The path of a window of a scene; of the image itself where there is no window."""
-    if window is None:
-        return image
+def _window_of(path: Path, line: int, image: str, window: str) -> WindowPath:
     try:
         return WindowPath(image, parse_window(window))
     except ValueError as error:
@@ -114,9 +111,6 @@ def _real(image: Path, folders: dict[Path, Path]) -> Path:
     if image.parent not in folders:
         folders[image.parent] = image.parent.resolve()
     return folders[image.parent] / image.name
-
-
-_Entries = Iterator[tuple[int, str, dict[str, str]]]
 
 
 def _rows(path: Path, file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
@@ -138,17 +132,6 @@ def _rows(path: Path, file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
                 "lines too, until the next one: close or remove them"
             ) from None
         yield reader.line_num, row
-
-
-def _text(file: Iterator[str]) -> tuple[tuple[str, ...], _Entries]:
-    """Line number and path of each line that is not blank."""
-
-    def entries() -> _Entries:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, line.rstrip("\r\n"), {}
-
-    return ("path",), entries()
 
 
 def _table(path: Path, file: Iterator[str], columns: Sequence[str], hint: str) -> tuple[tuple[str, ...], _Entries]:
@@ -187,11 +170,6 @@ def _table(path: Path, file: Iterator[str], columns: Sequence[str], hint: str) -
     return header, entries()
 
 
-_SPLIT_COLUMNS = frozenset(
-    {"split", "splits", "set", "dataset", "subset", "partition", "fold", "phase", "usage", "is_train", "is_test"}
-)
-
-
 class Tables(Source):
     """The source of images that are listed in a file."""
 
@@ -216,9 +194,8 @@ class Tables(Source):
                 f"{query.path!r} is a list of paths, without classes; give a table (.csv) with the columns path and "
                 "label, or the folder of the class folders"
             )
-        refuse_outside = None if query.allow_outside else query.outside_flag
         grouped = () if query.group_column is None else (query.group_column,)
-        columns, rows = _read(path, ("label", "labels", "split", *grouped), refuse_outside)
+        columns, rows = _read(query, ("label", "labels", "split", *grouped))
         if query.group_column is not None and query.group_column not in columns:
             known = ", ".join(map(repr, columns))
             raise DataError(f"{str(path)!r} has no column {query.group_column!r} (group_column); there are {known}")
@@ -260,8 +237,7 @@ class Tables(Source):
         """Images of a text file are not labelled, nor those of a table without a column of labels."""
         if not query.place.exists():
             return FOLDERS.list_images(query)  # a glob such as *.csv, or a name that is not there
-        refuse_outside = None if query.allow_outside else query.outside_flag
-        rows = _read(query.place, ("label", "labels"), refuse_outside, _NO_LABELS)[1]
+        rows = _read(query, ("label", "labels"), _NO_LABELS)[1]
         labels = tuple(_label_of(row.cells, query.label_separator) for row in rows if row.cells) or None
         how = f" (by {query.place.name})" if labels else ""
         return ImageList(tuple(row.path for row in rows), labels, describe_images(labels, len(rows), how))
