@@ -20,8 +20,8 @@ from sat_vg.backbone_finetuning.data.checks.duplicates import (
     with_copies_together,
 )
 from sat_vg.backbone_finetuning.data.checks.image_traits import describe_traits
-from sat_vg.backbone_finetuning.data.checks.neighbours import describe_neighbours
 from sat_vg.backbone_finetuning.data.checks.readable import READABLE_IMAGES, BadImage, Examined, examine_images
+from sat_vg.backbone_finetuning.data.sources.spatial_split import describe_neighbours
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.training.preparation import choose_bands, choose_levels, computed_cache, load_splits
