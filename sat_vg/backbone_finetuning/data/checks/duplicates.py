@@ -8,6 +8,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,9 +121,8 @@ def describe_across(across: Sequence[Copies]) -> str:
     pairs: dict[tuple[str, str], int] = defaultdict(int)
     for group in across:
         names = sorted({place.split for place in group.places}, key=("train", "val", "test").index)
-        for position, first in enumerate(names):
-            for second in names[position + 1 :]:
-                pairs[first, second] += 1
+        for first, second in combinations(names, 2):
+            pairs[first, second] += 1
     counts = ", ".join(f"{count} in {first} and {second}" for (first, second), count in pairs.items())
     return f"the same images (by their pixels) lie in more than one split, {counts}"
 

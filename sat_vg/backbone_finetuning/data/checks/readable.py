@@ -98,7 +98,7 @@ def examine_images(
     Args:
         paths: image files.
         record: file that remembers which images decoded well, by path, size, inode and times, and their fingerprints,
-            so that a later check passes over them. It is a cache: if it is damaged, of another version or cannot
+            so that a later check passes over them. It is a cache: where it is damaged, of another version or cannot
             be written, the images are decoded. None remembers nothing.
         measure: called with every decoded image, uint8 ``[3, H, W]``, in some thread; the record is then not used.
         threads: images decoded at a time; by default one per available core.

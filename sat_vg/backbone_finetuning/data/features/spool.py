@@ -80,11 +80,8 @@ def _chained(before: str, images: ImageList, place: int) -> str:
 class Spool:
     """Rows of arrays on the disk, and how many of them count.
 
-    Args:
-        folder: where; it must exist when the spool is opened.
-        columns: the shape of one image's entry, by name.
-        dtype: of all numbers.
-        settings: what decides the numbers; rows that were made with others are dropped.
+    The folder must exist when the spool is opened. ``columns`` are the shapes of one image's entry, by name;
+    ``settings`` are what decides the numbers: rows that were made with others are dropped.
     """
 
     def __init__(self, folder: Path, columns: Mapping[str, tuple[int, ...]], dtype: str, settings: str) -> None:
@@ -136,15 +133,10 @@ class Spool:
         return found if is_sound and found.settings == self.progress.settings and found.rows >= 0 else None
 
     def append(self, arrays: Mapping[str, np.ndarray], images: ImageList, reasons: Sequence[str | None]) -> None:
-        """Append the rows of the images that were read next; now and then the progress is saved.
+        """Append the rows ``[rows, *columns[name]]`` of the images that were read next; now and then save progress.
 
-        Args:
-            arrays: ``[rows, *columns[name]]`` by name, of those that could be read.
-            images: all images.
-            reasons: for each of those read next, why it could not be, or None.
-
-        Raises:
-            OSError: the disk is full.
+        ``reasons`` say of each of these images why it could not be read, or None. Raises OSError where the disk is
+        full.
         """
         for name, file in self._files.items():
             array = np.ascontiguousarray(arrays[name], dtype=self.dtype)

@@ -47,11 +47,7 @@ class Batch(NamedTuple):
 class ImageDataset(Dataset[tuple[Tensor, int, int]]):
     """Decoded and transformed images of a split; the transform's random numbers depend on the key alone.
 
-    Args:
-        split: the images.
-        transform: uint8 ``[3, height, width]`` → uint8 ``[3, H, W]``.
-        seed: the run's.
-        read: a file's path → its image, uint8 ``[3, height, width]``.
+    ``read`` gives a file's image, and ``transform`` makes uint8 ``[3, H, W]`` of it.
     """
 
     def __init__(

@@ -118,13 +118,10 @@ class Decoder:
 
 
 def fingerprint(image: Tensor) -> int:
-    """A fingerprint of size and pixels of an image: 63 bits of a hash.
+    """A fingerprint of size and pixels of an image, uint8 or float32 ``[C, H, W]``: 63 bits of a hash.
 
     Of the pixels and not of the file, so that a copy with other metadata or in another lossless format is one.
     Two different images in a million share one with a chance of 1 in 10**7.
-
-    Args:
-        image: uint8 ``[3, H, W]``, or float32 ``[C, H, W]`` in which NaN is a missing value.
     """
     pixels = image.permute(1, 2, 0).contiguous().numpy()
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=8)

@@ -188,9 +188,8 @@ def _eight_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
 def blank_percent(stored: NDArray[Any], missing: NDArray[np.bool_]) -> int:
     """Percentage of the pixels that are 0 in all bands, where nodata is more likely than dark ground; else 0.
 
-    Args:
-        stored: values as they stand in the file ``[C, H, W]``.
-        missing: where they are known to be missing ``[C, H, W]`` or ``[1, H, W]``.
+    ``stored`` are the values as they stand in the file ``[C, H, W]``, ``missing`` says where they are known to be
+    missing ``[C, H, W]`` or ``[1, H, W]``.
     """
     blank: NDArray[np.bool_] = ((stored == 0) & ~missing).all(axis=0)
     count = int(np.count_nonzero(blank))

@@ -226,14 +226,10 @@ def _masked(source: Any, numbers: Sequence[int], shape: tuple[int, int]) -> tupl
 
 
 def _take_out_fills(stored: NDArray[Any], values: NDArray[np.float32]) -> tuple[float, ...]:
-    """Make fill values that no tag declares NaN in ``values``; returns which they are.
+    """Make fill values that no tag declares NaN in ``values``, which are ``stored`` scaled; returns which they are.
 
     These are magnitudes of 1e30 and above, and the usual ones (-9999, -32768 …, the highest of deep integers) where
     nothing else in the band is even half as far from 0 on their side.
-
-    Args:
-        stored: values as they stand in the file ``[C, H, W]``.
-        values: the same, scaled; NaN where they are missing already.
     """
     found: set[float] = set()
     highest = (float(np.iinfo(stored.dtype).max),) if stored.dtype.name in _HIGHEST else ()

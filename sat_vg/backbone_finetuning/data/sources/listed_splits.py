@@ -26,15 +26,10 @@ class ListedImage(NamedTuple):
 def splits_of(
     parts: dict[str, list[ListedImage]], place: str, query: ImageQuery, how: str, *, is_multi_label: bool = False
 ) -> Splits:
-    """Splits with the listed images, whatever order they are listed in.
+    """Splits with the listed images of ``train``, ``val`` and ``test``, whatever order they are listed in.
 
-    Args:
-        parts: images of ``train``, ``val`` and ``test``; with no key ``val``, val is split off train by the query's
-            share and seed.
-        place: where they are listed, for messages and the description.
-        query: where they come from.
-        how: for the description, why val is split off; begins with its punctuation.
-        is_multi_label: an image can have several classes, or none.
+    With no key ``val``, val is split off train by the query's share and seed, for the reason ``how``, which begins
+    with its punctuation. ``place`` says in messages where the images are listed.
 
     Raises:
         DataError: train has fewer than two classes, another part has a class that train lacks, or nothing is left
@@ -120,7 +115,7 @@ def _sorting_key(path: str) -> str:
 def split_label_sets(
     labels: Sequence[int], label_sets: Sequence[Sequence[int]], fraction: float, seed: int
 ) -> list[int]:
-    """Choose the images of val by iterative stratification (Sechidis et al., 2011).
+    """Choose the images of val by iterative stratification (Sechidis et al., 2011); returns their sorted indices.
 
     The class that has the fewest images left is divided first, as it leaves the least choice: each of its images goes
     to the side that still wants more of the class; where both want as many, to the one that wants more images at all.
@@ -131,9 +126,6 @@ def split_label_sets(
         fraction: share of each class that becomes val, in (0, 1). At least one image of a class is wanted on either
             side; a class of one image is train's.
         seed: of the order in which images are taken; the split depends on nothing else.
-
-    Returns:
-        Sorted indices of the images of val.
     """
     classes_of = [tuple(label_sets[label]) or (_NO_CLASS,) for label in labels]
     members: dict[int, list[int]] = defaultdict(list)

@@ -189,14 +189,10 @@ def water(canvas: Canvas, mask: Array | None = None) -> None:
 
 
 def trees(canvas: Canvas, pitch: tuple[float, float], radius: float, disorder: float, presence: float) -> None:
-    """Single trees with their shadows, one per cell of a grid of ``pitch`` units.
+    """Single trees with their shadows, in a share ``presence`` of the cells of a grid of ``pitch`` units.
 
-    Args:
-        canvas: the tile.
-        pitch: cell size in units.
-        radius: mean crown radius in units.
-        disorder: how far a tree stands from its cell's centre, as a share of the room in the cell.
-        presence: share of cells with a tree.
+    Crowns have a mean radius in units. ``disorder`` is how far a tree stands from its cell's centre, as a share of
+    the room in the cell.
     """
     rng = canvas.rng
     u, v = (part.ravel() for part in np.meshgrid(*(np.arange(-REACH, REACH, step) for step in pitch)))

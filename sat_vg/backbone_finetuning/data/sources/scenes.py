@@ -182,14 +182,8 @@ def write_scenes(
 ) -> None:
     """Write the data set as JPEG class folders: ``root/train/<class>/<class>_0000.jpg``, ``root/val/...``.
 
-    A tile depends on the seed, its split, class and number only, so a smaller set is a part of a larger one.
-
-    Args:
-        root: folder to write to; made where it is missing.
-        train_per_class: training tiles in each class.
-        val_per_class: validation tiles in each class; none of them is a training tile.
-        size: height and width of a tile in pixels.
-        seed: which data set; any integer.
+    A tile depends on the seed, its split, class and number only, so a smaller set is a part of a larger one. No tile
+    of val is a training tile. Tiles have ``size`` pixels along each side; the seed is any integer.
 
     Raises:
         ValueError: the tiles are too small to show anything.

@@ -45,12 +45,10 @@ def _words_of(name: str) -> list[str]:
 
 
 def find_splits(root: Path, names: dict[str, str]) -> dict[str, Path]:
-    """The folders of train, val and test; none where ``root`` holds classes.
+    """The folders of train, val and test in ``root``, which ``names`` calls so; none where ``root`` holds classes.
 
-    Args:
-        root: what was given.
-        names: what these folders are called. Where one has its usual name (``train``) and is not there, another one
-            with a usual name for it is taken (``Training``), if it holds folders and no images.
+    Where one has its usual name (``train``) and is not there, another one with a usual name for it is taken
+    (``Training``), if it holds folders and no images.
     """
     folders = subfolders(root)
     found = {role: root / name for role, name in names.items() if (root / name).is_dir()}
