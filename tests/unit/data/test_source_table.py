@@ -54,6 +54,11 @@ def test_class_names_of_a_foreign_index_are_in_one_form(shards):
     assert names[1] == unicodedata.normalize("NFC", "me\u0301r") == "m\u00e9r"
 
 
+def test_train_and_val_of_one_name_are_refused(class_folders):
+    with pytest.raises(ConfigError, match="train_split and val_split are both 'train'"):
+        table.load_splits(ImageQuery(path=str(class_folders), val_split="train"))
+
+
 def test_archives_beside_images_are_no_shards(tmp_path):
     write_image(tmp_path / "a.png", (1, 2, 3), 0, size=4)
     (tmp_path / "backup.tar").write_bytes(b"x")

@@ -104,6 +104,12 @@ class TestSplitFolders:
         splits = load_class_folders(tmp_path, train_split="learn", val_split="check")
         assert (len(splits.train), len(splits.val), splits.val.name) == (2, 1, "val")
 
+    def test_the_test_folder_as_val(self, tmp_path):
+        fill(tmp_path, train__a=2, train__b=2, test__a=1, test__b=1)
+        splits = load_class_folders(tmp_path, val_split="test")
+        assert [len(split) for split in splits.parts] == [4, 2]
+        assert not splits.val_is_drawn
+
     def test_without_val_it_is_split_off_train(self, tmp_path):
         fill(tmp_path, train__a=10, train__b=10, test__a=4, more__a=1)
         splits = load_class_folders(tmp_path, val_fraction=0.125, seed=5)

@@ -122,6 +122,14 @@ def test_splits_by_other_names(tmp_path):
         load_table(path)
 
 
+def test_the_test_images_as_val(tmp_path):
+    images(tmp_path, "a.png", "b.png", "c.png", "d.png")
+    path = table(tmp_path, "path,label,split", "a.png,x,train", "b.png,y,train", "c.png,x,test", "d.png,y,test")
+    splits = load_table(path, val_split="test")
+    assert [len(split) for split in splits.parts] == [2, 2]
+    assert not splits.val_is_drawn
+
+
 def test_as_spreadsheets_and_people_write_it(tmp_path):
     names = ["a, b.png", "two words.png", "grün/été 日本.png", 'say "so".png']
     images(tmp_path, *names)

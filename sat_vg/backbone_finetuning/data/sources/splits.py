@@ -166,7 +166,9 @@ def load_class_folders(
     root = Path(root)
     require_folder(root)
     left_out: Counter[str] = Counter()
-    asked = {"train": train_split, "val": val_split, "test": "test"}
+    asked = {"train": train_split, "val": val_split}
+    if "test" not in asked.values():  # else that folder is val, as asked for
+        asked["test"] = "test"
     found = find_splits(root, asked)
     unlabelled = ""
     if "test" in found and holds_only_images(found["test"]):  # as in competitions

@@ -21,6 +21,10 @@ def load_splits(query: ImageQuery) -> Splits:
         DataError: there are none, or their classes do not fit together.
         ConfigError: a setting is for shards and there are none, or the other way round.
     """
+    if query.train_split == query.val_split:
+        raise ConfigError(
+            f"train_split and val_split are both {query.train_split!r}; name two, or leave val_split out"
+        )
     source = _source_of(query)
     if query.shard_window and source is not SHARDS:
         raise ConfigError(

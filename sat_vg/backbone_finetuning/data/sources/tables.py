@@ -287,7 +287,7 @@ def _by_part(path: Path, rows: Sequence[Row], query: ImageQuery) -> dict[str, li
     given = [row.cells.get("split", "") for row in rows]
     if not any(given):
         return {"train": list(range(len(rows)))}
-    part_of = {query.train_split: "train", query.val_split: "val", "test": "test"}
+    part_of = {"test": "test", query.val_split: "val", query.train_split: "train"}  # val may be called test
     parts: dict[str, list[int]] = {}
     for index, (row, split) in enumerate(zip(rows, given, strict=True)):
         if not split:
@@ -297,7 +297,7 @@ def _by_part(path: Path, rows: Sequence[Row], query: ImageQuery) -> dict[str, li
             )
         if split not in part_of:
             raise DataError(
-                f"{str(path)!r}, line {row.line}: there is no split {split!r}, only {', '.join(part_of)}; write one "
+                f"{str(path)!r}, line {row.line}: there is no split {split!r}, only {', '.join(reversed(part_of))}; write one "
                 "of these, or name yours with --train_split and --val_split"
             )
         parts.setdefault(part_of[split], []).append(index)
