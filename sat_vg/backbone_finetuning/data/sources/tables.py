@@ -296,9 +296,10 @@ def _by_part(path: Path, rows: Sequence[Row], query: ImageQuery) -> dict[str, li
                 "column split for a split by seed"
             )
         if split not in part_of:
+            known = ", ".join(reversed(part_of))
             raise DataError(
-                f"{str(path)!r}, line {row.line}: there is no split {split!r}, only {', '.join(reversed(part_of))}; write one "
-                "of these, or name yours with --train_split and --val_split"
+                f"{str(path)!r}, line {row.line}: there is no split {split!r}, only {known}; write one of these, or "
+                "name yours with --train_split and --val_split"
             )
         parts.setdefault(part_of[split], []).append(index)
     if "train" not in parts:
