@@ -13,10 +13,10 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from sat_vg.backbone_finetuning.utils.file_locks import alone_with
 from sat_vg.backbone_finetuning.utils.regular_files import read_bounded
@@ -28,6 +28,8 @@ _LOCK = ".lock"
 _RESERVED = ".reserved"  # in an unfinished entry: the bytes that it will take
 _RESERVE_BYTES = 2 * 2**30  # of the disk's free space; other programs must not fail for a cache
 _SMALL_SHARE = 100  # what takes up to a hundredth of the free space makes nothing else fail
+
+T = TypeVar("T")
 
 
 class NoRoom(NamedTuple):
@@ -81,6 +83,17 @@ class BoundedCache:
         with suppress(OSError):  # a cache that may only be read is of use all the same
             os.utime(path)
         return path
+
+    def load(self, key: str, read: Callable[[Path], T]) -> T | None:
+        """What ``read`` makes of an entry; None where there is none, or a damaged one, which is removed."""
+        folder = self.find(key)
+        if folder is None:
+            return None
+        try:
+            return read(folder)
+        except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError):
+            self.remove(key)
+            return None
 
     def remove(self, key: str) -> None:
         """Remove an entry, if there is one, such as one that turned out to be damaged."""

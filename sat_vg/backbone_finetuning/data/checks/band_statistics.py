@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -94,7 +95,7 @@ def measure_bands(
     """
     began = time.monotonic()
     key = _key(paths, contents, decoder)
-    found = _find(cache, key, len(names), len(paths))
+    found = cache.load(key, lambda folder: _read(folder, len(names), len(paths)))
     if found is not None:
         mean, std, known = found
         note = f"band statistics of {len(paths)} training images: found in {cache.folder}"
@@ -205,20 +206,12 @@ def _key(paths: Sequence[str], contents: Mapping[str, int], decoder: Decoder) ->
     return digest.hexdigest()
 
 
-def _find(
-    cache: BoundedCache, key: str, bands: int, images: int
-) -> tuple[tuple[float, ...], tuple[float, ...], list[_Outlier]] | None:
-    folder = cache.find(key)
-    if folder is None:
-        return None
-    try:
-        content = read_json(folder / _FILE, _FILE_BYTES)
-        mean, std = (tuple(map(float, content[name])) for name in ("mean", "std"))
-        outliers = [_Outlier(int(b), float(v), int(i), int(n)) for b, v, i, n in content["outliers"]]
-        is_sound = len(mean) == len(std) == bands and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
-        if not is_sound or not all(0 <= one.band < bands and 0 <= one.image < images for one in outliers):
-            raise ValueError("these are no statistics of such images")
-    except (OSError, ValueError, KeyError, TypeError):
-        cache.remove(key)
-        return None
+def _read(folder: Path, bands: int, images: int) -> tuple[tuple[float, ...], tuple[float, ...], list[_Outlier]]:
+    """Statistics of so many bands and images; raises as ``BoundedCache.load`` expects where they are none."""
+    content = read_json(folder / _FILE, _FILE_BYTES)
+    mean, std = (tuple(map(float, content[name])) for name in ("mean", "std"))
+    outliers = [_Outlier(int(b), float(v), int(i), int(n)) for b, v, i, n in content["outliers"]]
+    is_sound = len(mean) == len(std) == bands and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
+    if not is_sound or not all(0 <= one.band < bands and 0 <= one.image < images for one in outliers):
+        raise ValueError("these are no statistics of such images")
     return mean, std, outliers

@@ -78,14 +78,7 @@ def find_features(
     cache: BoundedCache, key: str, shape: FeatureShape, num_images: int, num_views: int
 ) -> StoredFeatures | None:
     """Features that an earlier run has stored; None if there are none. A damaged file is removed."""
-    folder = cache.find(key)
-    if folder is None:
-        return None
-    try:
-        return StoredFeatures(folder / _FILE, shape, num_images, num_views)
-    except (OSError, ValueError):
-        cache.remove(key)
-        return None
+    return cache.load(key, lambda folder: StoredFeatures(folder / _FILE, shape, num_images, num_views))
 
 
 def compute_features(

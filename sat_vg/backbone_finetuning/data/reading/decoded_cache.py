@@ -184,7 +184,7 @@ def _where_quicker(layout: Layout, cache: BoundedCache, is_read_once: bool) -> R
 
 def _on_disk(mode: Literal["auto", "disk"], layout: Layout, cache: BoundedCache, is_read_once: bool) -> Reader:
     where = f"decoded images: {in_words(layout.num_bytes)} in {cache.folder}"
-    found = _find(layout, cache)
+    found = cache.load(layout.key, lambda folder: _open_entry(folder, layout))
     if found is not None:
         return Reader(found, f"{where}, found")
     if mode == "auto" and is_read_once:
@@ -225,36 +225,23 @@ def _refuse(mode: Literal["auto", "disk"], no_room: NoRoom, cache: BoundedCache)
     )
 
 
-def _find(layout: Layout, cache: BoundedCache) -> DecodedImages | None:
-    """The images in the cache; None if they are not there, or damaged and therefore removed."""
-    folder = cache.find(layout.key)
-    if folder is None:
-        return None
-    try:
-        with open_regular(folder / _PIXELS) as file:
-            index = _read_index(folder / _INDEX, layout)
-            if os.fstat(file.fileno()).st_size != layout.num_bytes:
-                raise ValueError("it has another length")
-            descriptor = os.dup(file.fileno())
-    except (OSError, ValueError, EOFError, MemoryError):  # removed meanwhile, or damaged
-        cache.remove(layout.key)
-        return None
-    row_of = {content: row for row, content in enumerate(index[:, 0].tolist())}
-    contents = layout.index[:, 0].tolist()
-    rows = {path: row_of[contents[row]] for path, row in layout.rows.items()}
-    return DecodedImages(descriptor, index, rows)
-
-
-def _read_index(path: Path, layout: Layout) -> NDArray[np.int64]:
-    """The index of an entry: the images of a layout, in any order; else raises OSError, ValueError or EOFError."""
-    index = np.load(io.BytesIO(read_bounded(path, _INDEX_HEADER_BYTES + layout.index.nbytes)), allow_pickle=False)
+def _open_entry(folder: Path, layout: Layout) -> DecodedImages:
+    """The images of a layout, in any order; raises as ``BoundedCache.load`` expects where they are others."""
+    content = read_bounded(folder / _INDEX, _INDEX_HEADER_BYTES + layout.index.nbytes)
+    index = np.load(io.BytesIO(content), allow_pickle=False)
     if not isinstance(index, np.ndarray) or index.dtype != np.int64 or index.shape != layout.index.shape:
         raise ValueError("it is no index")
     ours, theirs = layout.index[layout.index[:, 0].argsort()], index[index[:, 0].argsort()]
     has_no_gaps = np.array_equal(index[:, 1], np.cumsum(_bytes_of(index)) - _bytes_of(index))
     if not has_no_gaps or not np.array_equal(ours[:, [0, 2, 3]], theirs[:, [0, 2, 3]]):
         raise ValueError("it holds other images")
-    return index
+    row_of = {content: row for row, content in enumerate(index[:, 0].tolist())}
+    contents = layout.index[:, 0].tolist()
+    rows = {path: row_of[contents[row]] for path, row in layout.rows.items()}
+    with open_regular(folder / _PIXELS) as file:
+        if os.fstat(file.fileno()).st_size != layout.num_bytes:
+            raise ValueError("it has another length")
+        return DecodedImages(os.dup(file.fileno()), index, rows)
 
 
 def _fill(descriptor: int, layout: Layout) -> None:

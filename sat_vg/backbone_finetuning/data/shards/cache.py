@@ -102,12 +102,7 @@ class FetchedShards:
         self.cache.remove(shard.sha256)
 
     def _open_kept(self, shard: Shard) -> BinaryIO | None:
-        folder = self.cache.find(shard.sha256)
-        try:
-            return None if folder is None else open_regular(folder / _FILE)
-        except OSError:  # removed meanwhile, or no file
-            self.cache.remove(shard.sha256)
-            return None
+        return self.cache.load(shard.sha256, lambda folder: open_regular(folder / _FILE))
 
     def _fetched(self, shard: Shard) -> BinaryIO:
         self.cache.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
