@@ -7,6 +7,7 @@ key alone, so the batches are the same with any number of workers.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -99,31 +100,23 @@ class ImageBatches:
         return Pass(self._loader, self._running, part, view, batches)
 
 
+@dataclass(frozen=True)
 class Pass:
-    """One pass over images; may be iterated again once an iteration has ended.
+    """One pass over images; may be iterated again once an iteration has ended."""
 
-    Attributes:
-        indices: of the images, batch by batch.
-    """
-
-    def __init__(
-        self,
-        loader: DataLoader[Batch],
-        running: RunningPass,
-        part: Part,
-        view: int,
-        indices: Sequence[Sequence[int]],
-    ) -> None:
-        self._loader, self._running, self._part, self._view = loader, running, part, view
-        self.indices = indices
+    loader: DataLoader[Batch]
+    running: RunningPass
+    part: Part
+    view: int
+    indices: Sequence[Sequence[int]]  # of the images, batch by batch
 
     def shared(self, share: Share) -> "Pass":
         """The batches of one of several processes."""
-        return Pass(self._loader, self._running, self._part, self._view, share.of_many(self.indices))
+        return replace(self, indices=share.of_many(self.indices))
 
     def __iter__(self) -> Iterator[Batch]:
-        self._running.begin(self._part, self._view, self.indices)
-        return iter(self._loader)
+        self.running.begin(self.part, self.view, self.indices)
+        return iter(self.loader)
 
     def __len__(self) -> int:
         return len(self.indices)
