@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,15 @@ def test_a_kept_shard_that_rots_is_fetched_anew(shards, tmp_path, monkeypatch):
     assert isinstance(decode_or_reason(path), str)
     decode_rgb(path)
     assert log.read_text().split() == [path.shard.name] * 2
+
+
+def test_a_check_reads_the_kept_shards_too(shards, tmp_path, monkeypatch, shard_command):
+    _, log = pipe(tmp_path, monkeypatch, shards)
+    decode_rgb(splits_of(shards).train.paths[0])
+    kept = next((tmp_path / "cache").rglob("shard.tar"))
+    kept.write_bytes(kept.read_bytes()[:-1] + b"x")
+    assert shard_command("--check", shards)[0] == 0
+    assert max(Counter(log.read_text().split()).values()) == 2  # the one that had rotted, fetched anew
 
 
 def test_a_window_that_does_not_fit_is_refused_with_one_that_does(shards, tmp_path, monkeypatch):

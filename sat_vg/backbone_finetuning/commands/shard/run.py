@@ -158,7 +158,7 @@ def check_shards(given: str) -> None:
             if isinstance(store, LocalShards):
                 _require_as_listed(store, shard)
             else:
-                store.open(shard).close()
+                store.check(shard)
         except DataError as error:
             problems.append(str(error))
     say(_table(index))

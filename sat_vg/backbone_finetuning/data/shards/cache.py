@@ -93,6 +93,16 @@ class FetchedShards:
         """The shard, open for reading. Raises DataError where it cannot be fetched or kept."""
         return self._open_kept(shard) or self._fetched(shard)
 
+    def check(self, shard: Shard) -> None:
+        """Read a shard and compare it; one that was kept and has rotted since is fetched anew. Raises as ``open``."""
+        digest = hashlib.sha256()
+        with self.open(shard) as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+        if digest.hexdigest() != shard.sha256:
+            self.give_up(shard)
+            self.open(shard).close()  # which compares what it fetches
+
     def stamp(self, shard: Shard) -> str:
         """What differs once the shard's content does; nothing else than these bytes is ever kept."""
         return shard.sha256
