@@ -45,16 +45,17 @@ class Batch(NamedTuple):
         return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.indices)
 
 
+@dataclass(eq=False)
 class ImageDataset(Dataset[tuple[Tensor, int, int]]):
     """Decoded and transformed images of a split; the transform's random numbers depend on the key alone.
 
     ``read`` gives a file's image, and ``transform`` makes uint8 ``[3, H, W]`` of it.
     """
 
-    def __init__(
-        self, split: Split, transform: nn.Module, seed: int, read: Callable[[str], Tensor] = decode_rgb
-    ) -> None:
-        self.split, self.transform, self.seed, self.read = split, transform, seed, read
+    split: Split
+    transform: nn.Module
+    seed: int
+    read: Callable[[str], Tensor] = decode_rgb
 
     def __len__(self) -> int:
         return len(self.split)
@@ -66,11 +67,11 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         return self.transform(self.read(self.split.paths[index])), self.split.labels[index], index
 
 
+@dataclass(eq=False)
 class _Parts(Dataset[tuple[Tensor, int, int]]):
     """The datasets of a run as one, so that one set of worker processes serves all of them."""
 
-    def __init__(self, parts: Mapping[Part, ImageDataset]) -> None:
-        self.parts = parts
+    parts: Mapping[Part, ImageDataset]
 
     def __getitem__(self, key: PartKey) -> tuple[Tensor, int, int]:
         part, view, index = key
@@ -100,7 +101,7 @@ class ImageBatches:
         return Pass(self._loader, self._running, part, view, batches)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pass:
     """One pass over images; may be iterated again once an iteration has ended."""
 

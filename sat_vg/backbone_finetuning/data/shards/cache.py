@@ -20,6 +20,7 @@ import stat
 import time
 import zlib
 from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -44,11 +45,11 @@ _LONGEST_WAIT_FOR_ROOM_S = 600.0
 _BLOCK = 2**20
 
 
+@dataclass(frozen=True)
 class LocalShards:
     """Shards in a folder, read where they lie."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path
 
     def why_not_whole(self, shard: Shard) -> str | None:
         """Why a shard cannot be the one of the index, by its size; None where it can."""
