@@ -1,6 +1,6 @@
 """Pictures in the record: training images at its start; at its end curves, mistakes and vectors of the best model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -121,9 +121,8 @@ def complete(thumbnails: Thumbnails, batches: ImageBatches) -> None:
 
 
 def _images_at(places: Tensor, batches: ImageBatches) -> Pass:
-    images = batches.in_order(Part.VALIDATION)
-    images.indices = [few.tolist() for few in places.split(batches.in_order_size)]
-    return images
+    indices = [few.tolist() for few in places.split(batches.in_order_size)]
+    return replace(batches.in_order(Part.VALIDATION), indices=indices)
 
 
 def validation_snapshot(task: Task, outputs: ImageOutputs) -> ValidationSnapshot:
