@@ -10,27 +10,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sat_vg.backbone_finetuning.data.sources.class_folders import (
-    LAYOUTS,
-    check_forms,
-    describe_left_out,
-    describe_runs,
-    entries_of,
-    listing,
-    no_images,
-    require_classes,
-    require_folder,
-    scan_classes,
-    subfolders,
-)
+from sat_vg.backbone_finetuning.data.sources import class_folders, split_folders
 from sat_vg.backbone_finetuning.data.sources.class_names import describe_unknown, look_alikes
-from sat_vg.backbone_finetuning.data.sources.split_folders import (
-    check_layout,
-    describe_folders,
-    find_splits,
-    holds_only_images,
-    unpacked,
-)
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
 
@@ -164,36 +145,37 @@ def load_class_folders(
             or val or test has a class that train lacks.
     """
     root = Path(root)
-    require_folder(root)
+    class_folders.require_folder(root)
     left_out: Counter[str] = Counter()
     asked = {"train": train_split, "val": val_split}
     if "test" not in asked.values():  # else that folder is val, as asked for
         asked["test"] = "test"
-    found = find_splits(root, asked)
+    found = split_folders.find_splits(root, asked)
     unlabelled = ""
-    if "test" in found and holds_only_images(found["test"]):  # as in competitions
+    if "test" in found and split_folders.holds_only_images(found["test"]):  # as in competitions
         unlabelled = f" ({found.pop('test').name!r} has no class folders, so its images are not labelled)"
-    class_root = unpacked(found["train"], ()) if found else root
-    classes = require_classes(class_root, scan_classes(class_root, left_out), left_out)
+    class_root = split_folders.unpacked(found["train"], ()) if found else root
+    classes = class_folders.require_classes(class_root, class_folders.scan_classes(class_root, left_out), left_out)
     names = tuple(classes)
     held = {
-        part: _read_held_out(unpacked(found[part], names), part, names, found["train"].name, left_out)
+        part: _read_held_out(split_folders.unpacked(found[part], names), part, names, found["train"].name, left_out)
         for part in ("val", "test")
         if part in found
     }
     train, val = as_split("train", classes, names), held.get("val")
-    how, is_drawn = describe_folders(found, asked), val is None
+    how, is_drawn = split_folders.describe_folders(found, asked), val is None
     if val is None:
         train, val = split_off(classes, val_fraction, seed)
         share = f"{100 * val_fraction:g}% of {found['train'].name!r} by seed {seed}" if found else ""
         how += f", no folder {val_split!r}, so val is {share}" if found else f", split by seed {seed}"
     used = {folder.name for folder in found.values()}
-    unused = [name for name in subfolders(root) if name not in used and entries_of(root / name)] if found else []
-    how += (f"; not used: {listing(unused)}" if unused else "") + unlabelled
+    beside = class_folders.subfolders(root) if found else []
+    unused = [name for name in beside if name not in used and class_folders.entries_of(root / name)]
+    how += (f"; not used: {class_folders.listing(unused)}" if unused else "") + unlabelled
     splits = describe_splits(train, val, held.get("test"), how=how)
-    notes = (*splits.notes, *check_forms(class_root), *describe_runs(class_root))
-    notes += () if found else tuple(check_layout(root, names))
-    return replace(splits, others=describe_left_out(left_out), notes=notes, val_is_drawn=is_drawn)
+    notes = (*splits.notes, *class_folders.check_forms(class_root), *class_folders.describe_runs(class_root))
+    notes += () if found else tuple(split_folders.check_layout(root, names))
+    return replace(splits, others=class_folders.describe_left_out(left_out), notes=notes, val_is_drawn=is_drawn)
 
 
 def describe_splits(train: Split, val: Split, test: Split | None, *, how: str) -> Splits:
@@ -229,7 +211,7 @@ def _read_held_out(
     folder: Path, name: str, class_names: tuple[str, ...], train_split: str, left_out: "Counter[str]"
 ) -> Split:
     """Read val or test, labelled by train's classes; a class that is missing here is no error."""
-    classes = scan_classes(folder, left_out)
+    classes = class_folders.scan_classes(folder, left_out)
     unknown = [key for key in classes if key not in class_names]
     if unknown:
         shown = describe_unknown(dict.fromkeys(unknown, ""), class_names)
@@ -239,7 +221,9 @@ def _read_held_out(
         )
     split = as_split(name, classes, class_names)
     if not len(split):
-        if holds_only_images(folder):
-            raise DataError(f"{str(folder)!r} holds images but no class folders; sort them as {LAYOUTS}")
-        raise no_images(folder, left_out)
+        if split_folders.holds_only_images(folder):
+            raise DataError(
+                f"{str(folder)!r} holds images but no class folders; sort them as {class_folders.LAYOUTS}"
+            )
+        raise class_folders.no_images(folder, left_out)
     return split
