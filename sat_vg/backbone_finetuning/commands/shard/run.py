@@ -11,7 +11,7 @@ from types import ModuleType
 from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing, lock_output
 from sat_vg.backbone_finetuning.commands.shard.options import ShardOptions
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.data.shards.cache import LocalShards, require_webdataset, store_of
+from sat_vg.backbone_finetuning.data.shards.cache import require_webdataset, store_of
 from sat_vg.backbone_finetuning.data.shards.index import (
     INDEX,
     PARTS,
@@ -155,10 +155,7 @@ def check_shards(given: str) -> None:
     problems = []
     for shard in progress(index.shards, desc="reading shards", unit="shard"):
         try:
-            if isinstance(store, LocalShards):
-                _require_as_listed(store, shard)
-            else:
-                store.check(shard)
+            store.check(shard)
         except DataError as error:
             problems.append(str(error))
     say(_table(index))
@@ -170,18 +167,9 @@ def check_shards(given: str) -> None:
     say(f"all {len(index.shards)} shards are as {INDEX} says")
 
 
-def _require_as_listed(store: LocalShards, shard: Shard) -> None:
-    problem = store.why_not_whole(shard)
-    if problem is None and scan_tar(store.folder / shard.name).sha256 != shard.sha256:
-        problem = f"shard {shard.name!r} has other bytes than its index says, as many of them: it was altered"
-    if problem is not None:
-        raise DataError(problem)
-
-
 def _require_outside(folder: Path, data: Path) -> None:
     """Refuse to write into the data set itself, where shards would be taken for a class."""
-    root = data.parent if data.is_file() else data
-    if not data.is_file() and folder.absolute().resolve().is_relative_to(root.absolute().resolve()):
+    if not data.is_file() and folder.absolute().resolve().is_relative_to(data.absolute().resolve()):
         raise ConfigError(f"--out {str(folder)!r} lies in the data set {str(data)!r}; choose one outside it")
 
 

@@ -30,7 +30,7 @@ from sat_vg.backbone_finetuning.data.shards.index import Sample, Shard
 from sat_vg.backbone_finetuning.utils.bounded_cache import BoundedCache, NoRoom
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.file_locks import alone_with
-from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
+from sat_vg.backbone_finetuning.utils.file_stamps import sha256_of, stamp_of
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.regular_files import open_regular
 from sat_vg.backbone_finetuning.utils.unreadable import Unreadable
@@ -62,6 +62,17 @@ class LocalShards:
         if status.st_size != shard.num_bytes:
             return f"shard {shard.name!r} has {status.st_size} bytes, its index says {shard.num_bytes}"
         return None
+
+    def check(self, shard: Shard) -> None:
+        """Read a shard and compare it. Raises DataError where it is not there, or has other bytes."""
+        problem = self.why_not_whole(shard)
+        try:
+            if problem is None and sha256_of(self.folder / shard.name).hexdigest() != shard.sha256:
+                problem = f"shard {shard.name!r} has other bytes than its index says, as many of them: it was altered"
+        except OSError as error:
+            problem = f"shard {shard.name!r} cannot be read ({error.strerror or error})"
+        if problem is not None:
+            raise DataError(problem)
 
     def open(self, shard: Shard) -> BinaryIO:
         """The shard, open for reading. Raises OSError where it is not there."""
