@@ -4,13 +4,7 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from sat_vg.backbone_finetuning.data.sources.class_folders import (
-    entries_of,
-    is_folder,
-    is_image,
-    listing,
-    subfolders,
-)
+from sat_vg.backbone_finetuning.data.sources.class_folders import entries_of, is_folder, is_image, listing, subfolders
 from sat_vg.backbone_finetuning.data.sources.class_names import same_form
 from sat_vg.backbone_finetuning.utils.errors import DataError
 

@@ -123,12 +123,7 @@ class Splits:
 
 
 def load_class_folders(
-    root: Path,
-    *,
-    train_split: str = "train",
-    val_split: str = "val",
-    val_fraction: float = 0.2,
-    seed: int = 0,
+    root: Path, *, train_split: str = "train", val_split: str = "val", val_fraction: float = 0.2, seed: int = 0
 ) -> Splits:
     """List the images of a data set of class folders; a label is the place of its class among train's, sorted.
 
