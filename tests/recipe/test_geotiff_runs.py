@@ -179,10 +179,10 @@ class TestMessages:
         assert len((run.folder / "logs/skipped_images.txt").read_text().splitlines()) == 2
 
     def test_without_rasterio(self, train_here, tiles, monkeypatch):
-        from sat_vg.backbone_finetuning.data.reading import geo
+        from sat_vg.backbone_finetuning.data.reading import gdal
 
         monkeypatch.setitem(sys.modules, "rasterio", None)  # as importing it fails where it is not installed
-        geo.require_rasterio.cache_clear()
+        gdal.require_rasterio.cache_clear()
         message = self.refused(train_here, "--dataset_path", tiles, "--bands", FOUR)
         assert "pip install 'sat_vg[geo]'" in message
 

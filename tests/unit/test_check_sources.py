@@ -110,10 +110,10 @@ def test_bands_that_cannot_be(check, tiles, class_folders, monkeypatch):
         code, out, err = check(*arguments)
         assert code == 2, arguments
         assert message in out + err, arguments
-    from sat_vg.backbone_finetuning.data.reading import geo
+    from sat_vg.backbone_finetuning.data.reading import gdal
 
     monkeypatch.setitem(sys.modules, "rasterio", None)  # as importing it fails where it is not installed
-    geo.require_rasterio.cache_clear()
+    gdal.require_rasterio.cache_clear()
     code, _, err = check(tiles, "--bands", FOUR)
     assert code == 2
     assert "pip install 'sat_vg[geo]'" in err
