@@ -11,10 +11,11 @@ import sat_vg
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.configs.ranges import parse_phase_stages
 from sat_vg.backbone_finetuning.data.checks.readable import Readable
-from sat_vg.backbone_finetuning.data.loading.augmentation import OwnTransform, augmentation_of
+from sat_vg.backbone_finetuning.data.loading.augmentation import augmentation_of
 from sat_vg.backbone_finetuning.data.loading.distortions import with_steps
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageDataset
 from sat_vg.backbone_finetuning.data.loading.mixing import Mixing
+from sat_vg.backbone_finetuning.data.loading.own_transform import OwnTransform
 from sat_vg.backbone_finetuning.data.loading.sampling import SAMPLERS, BatchPlan, Part
 from sat_vg.backbone_finetuning.data.loading.workers import Workers
 from sat_vg.backbone_finetuning.data.shards.source import shard_windows

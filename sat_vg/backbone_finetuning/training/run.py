@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.checks.readable import LEFT_OUT, Readable, write_left_out
-from sat_vg.backbone_finetuning.data.loading.augmentation import Change, OwnTransform, digest_of
+from sat_vg.backbone_finetuning.data.loading.own_transform import Change, OwnTransform, digest_of
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.evaluation.tasks import task_of

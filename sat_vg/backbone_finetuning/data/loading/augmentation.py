@@ -7,14 +7,10 @@ NumPy's a run would depend on its workers. Every setting has to show in the modu
 stored features.
 """
 
-import hashlib
-import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.transforms import v2
 
 from sat_vg.backbone_finetuning.configs.choices import Augmentation
@@ -27,12 +23,8 @@ from sat_vg.backbone_finetuning.data.loading.transforms import (
     RandomScaledCrop,
     Sometimes,
 )
-from sat_vg.backbone_finetuning.utils.errors import ConfigError, UserError
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, Interpolation, Preprocessing
-from sat_vg.backbone_finetuning.utils.seeding import seed_default_generator, torch_generator
-
-_NUM_PROBES = 3
-Change = Callable[[Tensor], Tensor]  # a user's own, after all others; see ``finetune(config, transform)``
 
 
 def crops(size: int, interpolation: str) -> nn.Module:
@@ -128,45 +120,3 @@ def augmentation_of(name: Augmentation, preprocessing: Preprocessing, crop_scale
         if isinstance(module, RandomScaledCrop) and crop_scale is not None:
             module.scale = (crop_scale, 1.0)
     return built
-
-
-class OwnTransform(nn.Module):
-    """``change`` with the random numbers of the sample, and its result checked.
-
-    The global generators of torch, NumPy and Python are seeded by the sample, so a change that draws from any of them
-    does not depend on the number of workers.
-
-    Args:
-        change: ``[C, size, size]`` → the same shape and type: uint8, or float32 of GeoTIFFs.
-    """
-
-    def __init__(self, change: Change) -> None:
-        super().__init__()
-        self.change = change
-
-    def forward(self, image: Tensor) -> Tensor:
-        """The changed image. Raises UserError where it is no tensor of the same shape and type."""
-        seed = int(torch.randint(1 << 31, ()))  # of torch's default generator, which is the sample's
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 - the global one is what a user's function may draw from
-        changed = self.change(image)
-        if not isinstance(changed, Tensor) or (changed.shape, changed.dtype) != (image.shape, image.dtype):
-            found = f"{changed.dtype} {list(changed.shape)}" if isinstance(changed, Tensor) else repr(type(changed))
-            raise UserError(
-                f"transform gave {found} for an image {image.dtype} {list(image.shape)}: return a tensor of the same "
-                "type and shape"
-            )
-        return changed
-
-
-def digest_of(transform: OwnTransform, preprocessing: Preprocessing) -> str:
-    """A hash of what a transform makes of fixed images, by which a resumed run tells another one."""
-    digest, size = hashlib.sha256(), preprocessing.image_size
-    with torch.random.fork_rng(devices=[]):
-        for number in range(_NUM_PROBES):
-            generator = torch_generator(number)
-            image = torch.randint(256, (len(preprocessing.bands), size, size), dtype=torch.uint8, generator=generator)
-            seed_default_generator(number)
-            changed = transform(image if preprocessing.files is None else image.float())
-            digest.update(changed.contiguous().numpy().tobytes())
-    return digest.hexdigest()
