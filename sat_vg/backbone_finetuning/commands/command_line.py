@@ -1,8 +1,9 @@
 """The ``main`` of a command: its options are read, then it is run; and the packages that some commands need."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from sat_vg.backbone_finetuning.configs.option_parser import parse_options
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
@@ -17,8 +18,8 @@ def main_of(
     run: str,
     description: str,
     positionals: Mapping[str, str],
-    renamed: Mapping[str, str] | None = None,
-    usage: str | None = None,
+    extra: Sequence[str] = (),
+    **more: Any,
 ) -> Callable[..., int]:
     """``main(arguments, prog)`` of a command, which returns its exit code.
 
@@ -29,16 +30,17 @@ def main_of(
         command: the name of its folder, with the modules ``options`` and ``run``.
         options: the class of its options.
         run: the function that is called with them.
-        description: for these and the following see ``parse_options``.
+        description: for the help.
         positionals: fields by position.
-        renamed: earlier spellings.
-        usage: first line of the help.
+        extra: modules that the extra of the command's name brings.
+        more: ``renamed`` and ``usage`` of ``parse_options``.
     """
 
     def main(arguments: list[str] | None = None, prog: str = f"sat-vg {command}") -> int:
         def action() -> None:
             kind = getattr(import_module(f"{_COMMANDS}.{command}.options"), options)
-            given = parse_options(kind, arguments, prog, description, positionals, renamed, usage)
+            given = parse_options(kind, arguments, prog, description, positionals, **more)
+            require_extra(command, *extra)
             getattr(import_module(f"{_COMMANDS}.{command}.run"), run)(given)
 
         return run_command(action)

@@ -19,5 +19,5 @@ main = main_of(
     "evaluate_checkpoint",
     _DESCRIPTION,
     {"checkpoint": "CHECKPOINT", "data": "DATA"},
-    {"output_dir": "out"},
+    renamed={"output_dir": "out"},
 )

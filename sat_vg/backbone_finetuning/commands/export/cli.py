@@ -20,5 +20,5 @@ main = main_of(
     "export_or_verify",
     _DESCRIPTION,
     {"checkpoint": "CHECKPOINT"},
-    {"without_head": "with_head=false"},
+    renamed={"without_head": "with_head=false"},
 )

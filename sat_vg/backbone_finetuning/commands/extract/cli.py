@@ -19,5 +19,5 @@ main = main_of(
     "extract_features",
     _DESCRIPTION,
     {"checkpoint": "CHECKPOINT", "images": "IMAGES"},
-    {"knn=yes": "knn=true", "knn=no": "knn=false", "knn=auto": "knn=null"},
+    renamed={"knn=yes": "knn=true", "knn=no": "knn=false", "knn=auto": "knn=null"},
 )

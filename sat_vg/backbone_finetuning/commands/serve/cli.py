@@ -1,7 +1,6 @@
 """``sat-vg serve MODEL``: answer requests over HTTP with a best_model.pt."""
 
-from sat_vg.backbone_finetuning.configs.option_parser import parse_options
-from sat_vg.backbone_finetuning.utils.exit_codes import run_command
+from sat_vg.backbone_finetuning.commands.command_line import main_of
 
 _DESCRIPTION = """\
 Serve a best_model.pt over HTTP, on this machine alone unless --host says otherwise.
@@ -14,20 +13,11 @@ Serve a best_model.pt over HTTP, on this machine alone unless --host says otherw
 
 Images that wait, of whichever request, go through the model together. Needs pip install 'sat_vg[serve]'. Ctrl-C or
 SIGTERM end it, once the requests that it has begun are answered."""
-
-
-def main(arguments: list[str] | None = None, prog: str = "sat-vg serve") -> int:
-    """Run the command; returns its exit code."""
-
-    def action() -> None:
-        from sat_vg.backbone_finetuning.commands.command_line import require_extra
-        from sat_vg.backbone_finetuning.commands.serve.options import ServeOptions
-
-        options = parse_options(ServeOptions, arguments, prog, _DESCRIPTION, {"checkpoint": "MODEL"})
-        require_extra("serve", "fastapi", "uvicorn", "python_multipart")
-        # Imported only now: torch takes seconds, and --help or a mistyped flag should be answered at once.
-        from sat_vg.backbone_finetuning.commands.serve.run import serve
-
-        serve(options)
-
-    return run_command(action)
+main = main_of(
+    "serve",
+    "ServeOptions",
+    "serve",
+    _DESCRIPTION,
+    {"checkpoint": "MODEL"},
+    extra=("fastapi", "uvicorn", "python_multipart"),
+)

@@ -18,6 +18,6 @@ main = main_of(
     "shard",
     _DESCRIPTION,
     {"data": "DATA"},
-    {"output_dir": "out"},
-    "%(prog)s (DATA --out OUT | --index DIR | --check DIR) [--OPTION VALUE ...]",
+    renamed={"output_dir": "out"},
+    usage="%(prog)s (DATA --out OUT | --index DIR | --check DIR) [--OPTION VALUE ...]",
 )
