@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sat_vg.backbone_finetuning.evaluation.assessment import MISTAKES_SHOWN, assessment
 from sat_vg.backbone_finetuning.evaluation.bootstrap import bootstrap_intervals_of_sets
 from sat_vg.backbone_finetuning.evaluation.metrics import SCORES, Validation, mean_of_known
 from sat_vg.backbone_finetuning.evaluation.mistakes import most_confident_mistakes
-from sat_vg.backbone_finetuning.evaluation.predictions import Mistake, Predictions
+from sat_vg.backbone_finetuning.evaluation.predictions import MISTAKES_SHOWN, Mistake, Predictions, assessment
 from sat_vg.backbone_finetuning.reports.prediction_table import SetPrediction
 from sat_vg.backbone_finetuning.utils.printable import one_line
 

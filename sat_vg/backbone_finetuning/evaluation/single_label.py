@@ -7,11 +7,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from sat_vg.backbone_finetuning.evaluation.assessment import MISTAKES_SHOWN, assessment, names_of_set
 from sat_vg.backbone_finetuning.evaluation.bootstrap import bootstrap_intervals
 from sat_vg.backbone_finetuning.evaluation.metrics import Validation, averages, share_of_true_class
 from sat_vg.backbone_finetuning.evaluation.mistakes import most_confident_mistakes
-from sat_vg.backbone_finetuning.evaluation.predictions import Mistake, Predictions
+from sat_vg.backbone_finetuning.evaluation.predictions import (
+    MISTAKES_SHOWN,
+    Mistake,
+    Predictions,
+    assessment,
+    names_of_set,
+)
 from sat_vg.backbone_finetuning.reports.prediction_table import Prediction
 from sat_vg.backbone_finetuning.reports.record_pictures import draw_confusion
 

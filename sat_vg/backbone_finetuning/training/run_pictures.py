@@ -9,8 +9,8 @@ from torch import Tensor
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, Pass
 from sat_vg.backbone_finetuning.data.loading.sampling import Part
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
-from sat_vg.backbone_finetuning.evaluation.assessment import names_of_set
 from sat_vg.backbone_finetuning.evaluation.mistakes import most_confident_mistakes
+from sat_vg.backbone_finetuning.evaluation.predictions import names_of_set
 from sat_vg.backbone_finetuning.evaluation.tasks import TASKS, Task
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.projector import Embedding, principal_components

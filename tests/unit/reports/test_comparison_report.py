@@ -8,8 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from sat_vg.backbone_finetuning.reports.comparison_figures import draw_comparison
-from sat_vg.backbone_finetuning.reports.comparison_page import as_html
+from sat_vg.backbone_finetuning.reports.comparison_page import as_html, draw_comparison
 from sat_vg.backbone_finetuning.reports.comparison_report import (
     Comparison,
     Failure,

@@ -9,7 +9,7 @@ from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageD
 from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, Part
 from sat_vg.backbone_finetuning.data.loading.workers import Workers
 from sat_vg.backbone_finetuning.data.sources.splits import load_class_folders
-from sat_vg.backbone_finetuning.evaluation.assessment import names_of_set
+from sat_vg.backbone_finetuning.evaluation.predictions import names_of_set
 from sat_vg.backbone_finetuning.evaluation.tasks import TASKS
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training import image_outputs

@@ -29,8 +29,7 @@ from sat_vg.backbone_finetuning.evaluation.costs import (
 )
 from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL, current_versions
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
-from sat_vg.backbone_finetuning.reports.comparison_figures import draw_comparison
-from sat_vg.backbone_finetuning.reports.comparison_page import as_html
+from sat_vg.backbone_finetuning.reports.comparison_page import as_html, draw_comparison
 from sat_vg.backbone_finetuning.reports.comparison_report import (
     OPTIONAL,
     Comparison,

@@ -6,9 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sat_vg.backbone_finetuning.commands.evaluate.files import epochs_of_run, write_results
+from sat_vg.backbone_finetuning.commands.evaluate.files import epochs_of_run, summary_of, write_results
 from sat_vg.backbone_finetuning.commands.evaluate.options import EvaluateOptions
-from sat_vg.backbone_finetuning.commands.evaluate.terminal_summary import summary_of
 from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_ensemble, model_file
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageDataset, validation_loader

@@ -19,8 +19,7 @@ from torch import Tensor
 from sat_vg import __version__
 from sat_vg.backbone_finetuning.commands.predict.run import Answer, likeliest
 from sat_vg.backbone_finetuning.commands.serve.batching import Batches
-from sat_vg.backbone_finetuning.commands.serve.forms import HOW, read_form
-from sat_vg.backbone_finetuning.commands.serve.limits import LimitedRequests, Limits, RefusedRequest
+from sat_vg.backbone_finetuning.commands.serve.limits import HOW, LimitedRequests, Limits, RefusedRequest, read_form
 from sat_vg.backbone_finetuning.data.reading.files import PathInArchive
 from sat_vg.backbone_finetuning.data.reading.gdal import has_rasterio, with_gdal
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of

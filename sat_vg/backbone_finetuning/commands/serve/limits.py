@@ -1,14 +1,19 @@
-"""What a request may cost: its size, its time, and how many there are at once; and clients that hang."""
+"""What a request may cost: its size, its time, how many there are at once, its files; and clients that hang."""
 
 import asyncio
 from dataclasses import dataclass
 from typing import Any
 
 import h11
-from starlette.datastructures import Headers
+from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HOW = "send images as multipart/form-data, as in curl -F images=@a.jpg"
+_MOST_FIELDS = 8  # that are no files
 
 
 @dataclass(frozen=True)
@@ -159,3 +164,37 @@ class ImpatientProtocol(H11Protocol):
         self._timer = None
         if not self._is_answering():
             self.transport.close()
+
+
+class _Form(MultiPartParser):
+    """Knows whether the form ended with its last boundary; without it, the last file would be left out unsaid."""
+
+    has_end = False
+
+    def on_end(self) -> None:
+        """See ``MultiPartParser``."""
+        self.has_end = True
+
+
+async def read_form(request: Request, most_files: int) -> tuple[FormData, list[UploadFile]]:
+    """The form of a request, to be closed by the caller, and its files in their order.
+
+    Raises:
+        RefusedRequest: it is no form, holds no file or too many, or is cut short.
+    """
+    kind = request.headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() != "multipart/form-data":
+        raise RefusedRequest(400, f"the request holds no image; {HOW}")
+    parser = _Form(request.headers, request.stream(), max_files=most_files, max_fields=_MOST_FIELDS)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise RefusedRequest(400, f"{error.message.rstrip('.')}; {HOW}") from error
+    except UnicodeError as error:
+        raise RefusedRequest(400, f"the charset that Content-Type names cannot be read; {HOW}") from error
+    files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+    if files and parser.has_end:
+        return form, files
+    await form.close()
+    reason = "the request holds no image" if parser.has_end else "the form is cut short: its last boundary is missing"
+    raise RefusedRequest(400, f"{reason}; {HOW}")
