@@ -83,7 +83,7 @@ class _DepthwiseConv(torch.autograd.Function):
     """A depthwise convolution with dilation 1, input ``[B, C, H, W]``, weight ``[C, 1, KH, KW]``."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: tuple[int, int]
     ) -> Tensor:
         ctx.save_for_backward(input, weight)
@@ -91,7 +91,7 @@ class _DepthwiseConv(torch.autograd.Function):
         return F.conv2d(input, weight, bias, stride, padding, 1, weight.shape[0])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
         needs_input, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         grad = grad.contiguous(memory_format=torch.channels_last)
