@@ -8,7 +8,7 @@ from sat_vg.backbone_finetuning.configs.band_choice import repeated_band
 from sat_vg.backbone_finetuning.configs.choices import AUGMENTATIONS_OF_ANY_BANDS
 
 # Of lp_ft, whose second phase takes 0.3 of the learning rate. docs/adr/0034 has the measurements.
-_LP_FT_DEFAULTS = {"learning_rate": 1e-3, "label_smoothing": 0.1}
+LP_FT_DEFAULTS = {"learning_rate": 1e-3, "label_smoothing": 0.1}
 
 
 class Settings:
@@ -91,7 +91,7 @@ def _freezing(s: Settings) -> None:
 
 
 def _strategy(s: Settings) -> None:
-    for field, value in _LP_FT_DEFAULTS.items():
+    for field, value in LP_FT_DEFAULTS.items():
         if s["strategy"] == "lp_ft" and field not in s.given:
             s.values[field] = value
             s.notes.append(f"{field}: {value}, as strategy = lp_ft")

@@ -13,6 +13,7 @@ from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RE
 from sat_vg.backbone_finetuning.data.checks.readable import LEFT_OUT
 from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL
 from sat_vg.backbone_finetuning.training.checkpoint import LAST, RunState, read_newest_sound, read_run
+from sat_vg.backbone_finetuning.training.run_identity import as_begun, config_of_run
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, WriteError
 from sat_vg.backbone_finetuning.utils.folder_lock import lock_folder
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
@@ -125,8 +126,7 @@ def _goes_on(config: FinetuneConfig, folder: Path) -> bool:
     if found is None or found[1]["state"].get("finished"):
         return False
     # Fields that are unset until the images are known are whatever that run found; defaults follow its strategy.
-    if not config.says_what_is_trained:
-        config = config.replace(strategy=found[1]["config"].get("strategy"))
+    config = as_begun(config, config_of_run(found[1], folder))
     asked = {name: value for name, value in config.to_dict().items() if value not in (None, "auto")}
     return all(found[1]["config"].get(name) == asked[name] for name in asked.keys() - FIELDS_FREE_ON_RESUME)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sat_vg.backbone_finetuning.configs.combinations import LP_FT_DEFAULTS
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.configs.retired import RETIRED
 from sat_vg.backbone_finetuning.data.checks.readable import Readable
@@ -139,6 +140,15 @@ def config_of_run(content: Mapping[str, Any], path: object) -> FinetuneConfig:
         return FinetuneConfig.from_dict(known)
     except ConfigError as error:
         raise CheckpointError(f"{str(path)!r} holds settings that no run can have: {error}") from error
+
+
+def as_begun(config: FinetuneConfig, of_run: FinetuneConfig) -> FinetuneConfig:
+    """``config`` with the strategy of an earlier run, and what ``lp_ft`` set there, where nobody set them."""
+    if not config.says_what_is_trained:
+        config = config.replace(strategy=of_run.strategy)
+    if config.strategy == of_run.strategy == "lp_ft":
+        config = config.replace(**{n: getattr(of_run, n) for n in LP_FT_DEFAULTS if n not in config.given})
+    return config
 
 
 def changed_course(

@@ -11,6 +11,7 @@ from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.networks.table import TIMM_PREFIX, find_backbone, takes_image_size, usual_size
 from sat_vg.backbone_finetuning.training.batch_size import largest_batch
 from sat_vg.backbone_finetuning.training.run_folder import EarlierRun
+from sat_vg.backbone_finetuning.training.run_identity import as_begun, config_of_run
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 from sat_vg.backbone_finetuning.utils.precision import Precision
 from sat_vg.backbone_finetuning.utils.printable import counted
@@ -100,10 +101,10 @@ def resolve_strategy(
         needs_head: the backbone is pre-trained, and the head starts at random.
         earlier: run to go on with, whose strategy stays.
     """
+    if earlier is not None:
+        return as_begun(config, config_of_run(earlier.content, earlier.path))
     if config.says_what_is_trained:
         return config
-    if earlier is not None:
-        return config.replace(strategy=earlier.content["config"].get("strategy"))
     batch_size = _USUAL_BATCH if config.batch_size == "auto" else config.batch_size
     num_steps = config.num_epochs * math.ceil(num_images / batch_size)
     if not needs_head or num_steps > _FEW_STEPS or config.shard_weights:

@@ -47,6 +47,15 @@ def test_a_run_goes_on_with_the_strategy_that_it_began_with(of_run, capsys):
     assert "strategy" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("given", [{}, {"strategy": "lp_ft"}])
+def test_a_run_of_lp_ft_goes_on_with_the_defaults_that_it_began_with(given):
+    of_run = {"strategy": "lp_ft", "learning_rate": 3e-4, "label_smoothing": 0.0}
+    earlier = EarlierRun(Path("last.pt"), {"config": of_run})
+    for more, rate in (({}, 3e-4), ({"learning_rate": 2e-3}, 2e-3)):
+        config = resolve_strategy(FinetuneConfig(**OWN, **given, **more), 100, needs_head=False, earlier=earlier)
+        assert (config.strategy, config.learning_rate, config.label_smoothing) == ("lp_ft", rate, 0.0)
+
+
 @pytest.mark.parametrize(
     ("given", "size", "told"),
     [
