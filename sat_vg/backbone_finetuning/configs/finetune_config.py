@@ -185,7 +185,7 @@ class FinetuneConfig(Settings):
     optimizer: choices.Optimizer = "adamw"
     """AdamW (Loshchilov & Hutter, 2019), Adam with L2 (Kingma & Ba, 2015), or SGD with Nesterov momentum."""
     learning_rate: PositiveFloat = 3e-4
-    """Learning rate after the warm-up; 1e-3 with lp_ft, whose second phase takes 0.3 of it."""
+    """Learning rate after the warm-up; 1e-3 with lp_ft in 5 epochs or more, whose second phase takes 0.3 of it."""
     layer_decay: LearningRateFactor = 1.0
     """Factor on the learning rate from each stage to the one before it (Clark et al., 2020); 1: none."""
     head_lr_scale: PositiveFloat = 1.0
@@ -224,7 +224,8 @@ class FinetuneConfig(Settings):
     """Seed of the split, the order of images, augmentation, the head's initial weights and dropout."""
 
     label_smoothing: Probability = 0.0
-    """Share of the target that is spread over all classes (Szegedy et al., 2016); 0.1 with lp_ft."""
+    """Share of the target that is spread over all classes (Szegedy et al., 2016); 0.1 with lp_ft in 5 epochs
+    or more."""
     class_weights: choices.ClassWeights = "none"
     """Factors on the classes' losses. balanced: the inverse of their number of images (King & Zeng, 2001). effective:
     the inverse of the effective number (Cui et al., 2019), milder for large classes."""

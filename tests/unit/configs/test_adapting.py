@@ -29,6 +29,7 @@ CASES = [
     ({"strategy": "linear_probe", "train_image_size": (96,)}, {"probe_solver": "sgd"}, "exact"),
     ({"strategy": "linear_probe", "shard_weights": True}, {"probe_solver": "sgd"}, "exact"),
     ({"strategy": "lp_ft", "shard_weights": True}, {"probe_solver": "sgd", **LP_FT}, "exact"),
+    ({"strategy": "lp_ft", "shard_weights": True, "num_epochs": 4}, {"probe_solver": "sgd"}, "exact"),
     ({"train_image_size": tuple(range(32, 64))}, {"num_epochs": 32}, 20),
 ]
 
