@@ -46,7 +46,7 @@ class _DepthwiseMode(TorchFunctionMode):
         self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Any = None
     ) -> Any:
         result = None
-        if func is torch.conv2d and torch.is_grad_enabled():
+        if func is torch.conv2d and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu"):
             result = _conv2d(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {})) if result is None else result
 

@@ -95,6 +95,22 @@ def test_other_convolutions_are_torchs(conv: nn.Conv2d) -> None:
     assert OWN not in {node.name() for node in behind}
 
 
+class InFloat32(nn.Conv2d):
+    """A layer that keeps itself out of autocast."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(input.float())
+
+
+def test_a_layer_that_switches_autocast_off_stays_in_float32() -> None:
+    network = nn.Sequential(InFloat32(6, 6, 5, groups=6))
+    with BF16.autocast():
+        result = with_fast_depthwise(network, network, BF16)(torch.randn(2, 6, 12, 12))
+    assert result.dtype is torch.float32
+    assert OWN not in nodes(result)
+
+
 def test_only_where_it_is_needed() -> None:
     depthwise, plain = (nn.Sequential(nn.Conv2d(4, 4, 3, 2, groups=groups)) for groups in (4, 1))
     assert with_fast_depthwise(depthwise, depthwise, Precision(CPU, torch.float32)) is depthwise
