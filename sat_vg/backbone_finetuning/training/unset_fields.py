@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from sat_vg.backbone_finetuning.configs.combinations import LP_FT_DEFAULTS
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.data.sources.torchvision_datasets import DATASETS
@@ -19,6 +20,7 @@ from sat_vg.backbone_finetuning.utils.terminal import say
 
 _ENOUGH_FOR_SMALL_IMAGES = 224
 _FEW_STEPS = 500  # up to which a probe first was better, on two data sets; see docs/adr/0034
+_ENOUGH_STEPS = 100  # for lp_ft's own learning rate; fewer lose the probe by it, and 140 gained
 _USUAL_BATCH = 32  # where the batch size is measured later
 
 
@@ -113,7 +115,8 @@ def resolve_strategy(
         f"strategy: lp_ft, a linear probe first, as {counted(num_steps, 'step')} are few to train a new head and the "
         "backbone at once; --strategy full does"
     )
-    resolved = config.replace(strategy="lp_ft")
+    as_usual = {} if num_steps >= _ENOUGH_STEPS else {name: getattr(config, name) for name in LP_FT_DEFAULTS}
+    resolved = config.replace(strategy="lp_ft", **as_usual)
     for note in resolved.notes:
         if note not in config.notes:
             say(note)

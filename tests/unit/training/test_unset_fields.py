@@ -40,6 +40,14 @@ def test_few_steps_begin_with_a_probe_unless_something_says_what_is_trained(caps
     assert resolve_strategy(FinetuneConfig(**OWN), count, needs_head=False, earlier=None).strategy is None
 
 
+@pytest.mark.parametrize(("count", "rate", "smoothing"), [(160, 1e-3, 0.1), (128, 3e-4, 0.0)])
+def test_very_few_steps_keep_the_usual_learning_rate(count, rate, smoothing):
+    config = resolve_strategy(FinetuneConfig(**OWN), count, needs_head=True, earlier=None)  # 100 and 80 steps
+    assert (config.strategy, config.learning_rate, config.label_smoothing) == ("lp_ft", rate, smoothing)
+    of_user = resolve_strategy(FinetuneConfig(**OWN, learning_rate=7e-4), count, needs_head=True, earlier=None)
+    assert of_user.learning_rate == 7e-4
+
+
 @pytest.mark.parametrize("of_run", [None, "full", "lp_ft"])
 def test_a_run_goes_on_with_the_strategy_that_it_began_with(of_run, capsys):
     earlier = EarlierRun(Path("last.pt"), {"config": {"strategy": of_run}})
