@@ -18,7 +18,7 @@ from sat_vg.backbone_finetuning.data.sources.spatial_split import (
     split_groups,
 )
 from sat_vg.backbone_finetuning.data.sources.table import load_splits
-from sat_vg.backbone_finetuning.data.windows.places import Footprint, boxes_in_metres
+from sat_vg.backbone_finetuning.data.windows.places import Footprint, boxes_in_metres, reproject
 
 
 def gaps(first, second):
@@ -74,6 +74,56 @@ def test_metres_of_any_crs(crs, metres):
     assert top - bottom == pytest.approx(side * metres, rel=0.02)
     if crs == "EPSG:4326":
         assert right - left == pytest.approx((top - bottom) * np.cos(np.radians(48)), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "degrees"),
+    [
+        (("EPSG:4326", 179.98), ("EPSG:4326", -179.99), 0.02),  # between the edges of two chips, each 0.01 wide
+        (("EPSG:4326", 179.98), ("EPSG:4326", 180.01), 0.02),
+        (("EPSG:4326", 179.995), ("EPSG:4326", -179.98), 0.015),  # the first lies across
+        (("EPSG:32660", 179.98), ("EPSG:32601", -179.99), 0.02),
+        (("EPSG:32660", 179.995), ("EPSG:32601", -179.98), 0.015),
+        (("EPSG:3857", 179.98), ("EPSG:3857", -179.99), 0.02),
+        (("EPSG:4326", -70.02), ("EPSG:4269", -69.99), 0.02),
+        (("EPSG:4326", -0.02), ("EPSG:4326", 0.01), 0.02),
+        (("EPSG:4326", -179.0), ("EPSG:4326", 1.0), 179.99),
+    ],
+)
+def test_neighbours_across_the_antimeridian_are_near(first, second, degrees):
+    """A chip on each side, and others around the earth that lead the eye astray; both near the equator."""
+    prints = []
+    for name, longitude in (first, second, ("EPSG:4326", -140.0), ("EPSG:4326", 175.0)):
+        ring = np.array([(longitude, 0.5), (longitude + 0.01, 0.5), (longitude + 0.01, 0.51), (longitude, 0.51)])
+        crs = rasterio.CRS.from_user_input(name)
+        prints.append(Footprint(crs, ring if crs.is_geographic else reproject("EPSG:4326", crs, ring)))
+        if name == "EPSG:3857" and longitude > 179.99:
+            prints[-1].corners[:, 0] %= 2 * 20037508.342789244
+    boxes = boxes_in_metres(prints)
+    assert np.ptp(boxes[:, ::2], axis=1) == pytest.approx(np.full(4, 0.01 * 110_574), rel=0.01)
+    assert gaps(boxes[:1], boxes[1:2])[0, 0] == pytest.approx(degrees * 110_574, rel=0.01)
+
+
+def test_blocks_and_touching_chips_across_the_antimeridian(tmp_path, command):
+    """A row of chips from 179.9 to -179.9 degrees: parts are a block apart there, too, and neighbours are told."""
+    for number in range(40):
+        longitude = (179.9 + 0.005 * number + 180) % 360 - 180
+        path = tmp_path / "chips" / "ab"[number // 2 % 2] / f"{number:02d}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        place = rasterio.Affine(0.005 / 32, 0, longitude, 0, -0.005 / 32, 0.1)
+        write_scene(path, pixels(32, 32, seed=number), crs="EPSG:4326", transform=place, tiled=False)
+    for seed in range(6):
+        query = ImageQuery(path=str(tmp_path / "chips"), split="spatial", block_size=1500.0, seed=seed)
+        train, val = ([int(path[-6:-4]) for path in split.paths] for split in load_splits(query).parts)
+        assert min(abs(one - other) for one in train for other in val) >= 4  # chips of 553 m
+    for part, numbers in (("train", range(20)), ("val", range(20, 40))):
+        for number in numbers:
+            name = f"{'ab'[number // 2 % 2]}/{number:02d}.tif"
+            (tmp_path / "parts" / part / name[0]).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "parts" / part / name).hardlink_to(tmp_path / "chips" / name)
+    _, out, _ = command("check", tmp_path / "parts", "--json")
+    (line,) = (each for each in json.loads(out)["warnings"] if "overlap or touch" in each)
+    assert line.startswith("1 image of val (5 %)")
 
 
 def test_many_blocks_take_seconds():

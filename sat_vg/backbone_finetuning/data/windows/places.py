@@ -63,6 +63,7 @@ def boxes_in_metres(footprints: Sequence[Footprint]) -> NDArray[np.float64]:
 
     Of one projected CRS, its own metres. Of degrees, of Mercator's projections, and of several CRS, metres of a plane
     whose scale along a parallel is that of the highest latitude: no two places are nearer on the ground than here.
+    It is cut where the images leave the widest gap between west and east, not at the antimeridian.
 
     Raises:
         DataError: some have coordinates and others do not, or coordinates cannot be placed on the earth.
@@ -80,11 +81,25 @@ def boxes_in_metres(footprints: Sequence[Footprint]) -> NDArray[np.float64]:
     degrees = np.empty_like(corners)
     for name, system in systems.items():
         of_it = [place for place, footprint in enumerate(footprints) if str(footprint.crs) == name]
-        degrees[of_it] = reproject(system, _LONGITUDES, corners[of_it].reshape(-1, 2)).reshape(-1, 4, 2)
-    if not np.isfinite(degrees).all():
-        raise DataError("the coordinates of some images lie outside their CRS; check it")
+        found = reproject(system, _LONGITUDES, corners[of_it].reshape(-1, 2)).reshape(-1, 4, 2)
+        if not np.isfinite(found).all():
+            raise DataError("the coordinates of some images lie outside their CRS; check it")
+        # Each image stays whole: -179.9 beside 179.9 is 180.1.
+        near = corners[of_it, :, 0] if system.is_geographic else found[:, :1, 0]
+        found[..., 0] += 360 * np.round((near - found[..., 0]) / 360)
+        degrees[of_it] = found
+    degrees[..., 0] += 360 * _turns(degrees[..., 0].mean(axis=1))[:, None]
     scale = np.cos(np.radians(np.abs(degrees[..., 1]).max()))
     return _boxes(degrees * _METRES_OF_A_DEGREE * (scale, 1.0))
+
+
+def _turns(longitudes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Whole turns, 0 or more, that bring longitudes ``[N]`` into one circle which begins behind their widest gap."""
+    around = longitudes % 360
+    ordered = np.sort(around)
+    first = ordered[np.diff(ordered, prepend=ordered[-1] - 360).argmax()]
+    turns = np.round(((around - first) % 360 + first - longitudes) / 360)
+    return np.asarray(turns - turns.min())
 
 
 def reproject(source: Any, target: Any, places: NDArray[np.float64]) -> NDArray[np.float64]:
