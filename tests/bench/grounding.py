@@ -36,16 +36,24 @@ from sat_vg.grounding.network import Sizes, best_boxes, grounding_loss
 from sat_vg.grounding.training import build_optimizer, learning_rate
 from sat_vg.grounding.words import Vocabulary, tokens_of
 
-STARTS = ("random", "imagenet", "full", "wise_ft", "last_layers")
+STARTS = ("random", "imagenet", "full", "wise_ft", "last_layers", "coarse")
 TRAINABLE = ("imagenet", "full")
 FINETUNING = {  # flags of the fine-tuning by start; wise_ft is half way between imagenet and full
     "full": ["--strategy", "full"],
     "last_layers": ["--strategy", "last_layers", "--last_layers", "3"],
+    "coarse": ["--strategy", "full"],
+}
+# The classes of "coarse", which are not what phrases name: EuroSAT's, by the kind of ground.
+COARSE = {
+    **dict.fromkeys(("AnnualCrop", "Forest", "HerbaceousVegetation", "Pasture", "PermanentCrop"), "plants"),
+    **dict.fromkeys(("Highway", "Industrial", "Residential"), "built"),
+    **dict.fromkeys(("River", "SeaLake"), "water"),
 }
 EPOCHS_OF_FINETUNING = {"eurosat": 4, "ucmerced": 12}
 CONFIG = GroundingConfig(
     data="mosaics", image_size=SIDE, width=64, num_heads=2, fusion_layers=2, num_epochs=6, learning_rate=1e-3
 )
+PRECISION = choose_precision(choose_device("cpu"), mixed_precision=True)  # bf16 where the processor has it
 SIZES = Sizes(SIDE, 20, CONFIG.width, 1, CONFIG.fusion_layers, CONFIG.num_heads, CONFIG.dropout)
 
 
@@ -64,7 +72,8 @@ def all_cells(data_sets: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
     compared, others, trainable = [], [], []
     for data in data_sets:
         for seed in seeds:
-            compared += [Cell(data, start, "frozen", seed) for start in STARTS if start != "random"]
+            starts = [start for start in STARTS if start != "random" and (start != "coarse" or data == "eurosat")]
+            compared += [Cell(data, start, "frozen", seed) for start in starts]
             others += [Cell(data, "random", "frozen", seed)]
             others += [Cell(data, "no image", "frozen", seed)] if seed == seeds[0] else []
             trainable += [Cell(data, start, "trainable", seed) for start in TRAINABLE] if data == data_sets[0] else []
@@ -108,8 +117,9 @@ class Study:
             shutil.rmtree(folder, ignore_errors=True)
             for kind, files in self.tiles["finetune"].items():
                 held_out = len(files) // 10
-                link_images(files[:held_out], folder / "data/val" / kind)
-                link_images(files[held_out:], folder / "data/train" / kind)
+                label = COARSE[kind] if start == "coarse" else kind
+                link_images(files[:held_out], folder / "data/val" / label)
+                link_images(files[held_out:], folder / "data/train" / label)
             flags = flags_of(
                 dataset_path=folder / "data", backbone="mobilenet_v2", weights=self.weights, image_size=64,
                 num_epochs=EPOCHS_OF_FINETUNING[self.name], batch_size=32, learning_rate=1e-3, seed=seed,
@@ -150,16 +160,16 @@ class Split:
         """Compute the backbone's maps once for all images."""
         parts = []
         for images in self.mosaics.images.split(50):
-            with torch.autocast("cpu", torch.bfloat16):
+            with PRECISION.autocast():
                 found = model.network.maps_of(model.preprocessing.normalise(images), _no_padding(len(images)))
-            parts.append([one.bfloat16() * (0 if is_blind else 1) for one in found])
+            parts.append([one.to(PRECISION.autocast_dtype) * (0 if is_blind else 1) for one in found])
         self.maps = [torch.cat(few) for few in zip(*parts, strict=True)]
 
     def answers(self, model: GroundingModel, places: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and boxes of the phrases at ``places``."""
         images, image_of = self.image_of[places].unique(return_inverse=True)
         masks, words = _no_padding(len(images)), self.words[places]
-        with torch.autocast("cpu", torch.bfloat16):
+        with PRECISION.autocast():
             if self.maps is None:
                 scores, boxes = model(self.mosaics.images[images], masks, image_of, words)
             else:
@@ -187,7 +197,7 @@ def run_cell(cell: Cell, study: Study) -> dict[str, Any]:
     model = GroundingModel(
         source, vocabulary, SIZES, freeze_backbone=cell.backbone == "frozen", freeze_norm=cell.start != "random"
     )
-    choose_precision(choose_device("cpu"), mixed_precision=True).place_model(model)
+    PRECISION.place_model(model)
     splits = {name: Split(mosaics, vocabulary) for name, mosaics in study.splits.items()}
     if cell.backbone == "frozen":
         for split in splits.values():
