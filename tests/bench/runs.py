@@ -61,6 +61,7 @@ class Run:
 
 
 Measure = Callable[[Path], dict[str, float]]
+RUN = "run.json"  # row, seed and flags of the run, for what measures it
 
 
 class Record:
@@ -141,6 +142,7 @@ def _run_once(run: Run, work: Path, measure: Measure) -> tuple[dict[str, float] 
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     own = ["--seed", str(run.seed), "--log_dir", f"{folder}/logs", "--checkpoint_dir", f"{folder}/checkpoints"]
+    (folder / RUN).write_text(json.dumps({"row": run.row, "seed": run.seed, "flags": run.flags}))
     began = time.perf_counter()
     with (folder / "out.txt").open("w") as out:
         process = subprocess.Popen(
@@ -151,7 +153,9 @@ def _run_once(run: Run, work: Path, measure: Measure) -> tuple[dict[str, float] 
     if process.returncode:
         return None, (folder / "out.txt").read_text()[-2000:]
     seconds, cpu_seconds = time.perf_counter() - began, usage.ru_utime + usage.ru_stime
-    figures = {**measure(folder), "seconds": seconds, "cpu_seconds": cpu_seconds}
+    figures = measure(folder)
+    cpu_seconds += figures.pop("more_cpu_seconds", 0)
+    figures |= {"seconds": seconds, "cpu_seconds": cpu_seconds}
     shutil.rmtree(folder)
     return figures, ""
 
