@@ -168,7 +168,7 @@ def print_help(
             continue
         if topics and field.name in topics:
             group = parser.add_argument_group(topics[field.name])
-        shown = "" if default in (None, MISSING) else f" (default: {as_argument(default)})".replace("%", "%%")
+        shown = "" if default in (None, MISSING, ()) else f" (default: {as_argument(default)})".replace("%", "%%")
         group.add_argument(f"--{field.name}", metavar=_placeholder(types[field.name]), help=text + shown)
     parser.print_help()
     raise SystemExit(0)

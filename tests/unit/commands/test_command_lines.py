@@ -55,6 +55,7 @@ assert "torch" not in sys.modules
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("usage: ") == len(COMMANDS) == 16
+    assert "(default: )" not in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize(
