@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
@@ -21,13 +22,11 @@ from sat_vg.backbone_finetuning.utils.safe_files import write_text
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
 from sat_vg.backbone_finetuning.utils.terminal import say
 from sat_vg.grounding.checks import check_records
-from sat_vg.grounding.config import GroundingConfig
+from sat_vg.grounding.config import SPLITS, GroundingConfig
 from sat_vg.grounding.images import ImageStore, turn_boxes, turn_images
 from sat_vg.grounding.readers import Record, read_listing, split_records
 from sat_vg.grounding.tiles import drawn_tiles
-from sat_vg.grounding.words import IDENTITY, PADDING, SYMMETRIES, Symmetry, Vocabulary, tokens_of, turn_words
-
-Encode = Callable[[Sequence[str], int], list[int]]  # words and max_words → numbers
+from sat_vg.grounding.words import IDENTITY, PADDING, SYMMETRIES, Symmetry, tokens_of, turn_words
 
 
 class GroundingBatch(NamedTuple):
@@ -42,8 +41,7 @@ class GroundingBatch(NamedTuple):
 
     def to(self, device: torch.device) -> "GroundingBatch":
         """The same on a device."""
-        tensors = (self.images, self.masks, self.image_of, self.words, self.boxes)
-        images, masks, image_of, words, boxes = (tensor.to(device) for tensor in tensors)
+        images, masks, image_of, words, boxes = (tensor.to(device) for tensor in self[:5])
         return GroundingBatch(images, masks, image_of, words, boxes, self.places)
 
 
@@ -53,9 +51,7 @@ class Phrases:
 
     records: Sequence[Record]
     store: ImageStore
-    vocabulary: Vocabulary
-    max_words: int  # of a phrase; further ones are cut off
-    encode: Encode | None = None  # of a pre-trained text encoder; None: that of the vocabulary
+    encode: Callable[[Sequence[str]], list[int]]  # words → numbers
 
     def __len__(self) -> int:
         return len(self.records)
@@ -103,11 +99,11 @@ class Phrases:
         records = [self.records[place] for place in places]
         turns = {record.image: symmetries.get(record.image, IDENTITY) for record in records}
         number = {image: place for place, image in enumerate(turns)}
-        letterboxes, encode = self.store.boxes, self.encode or self.vocabulary.encode
+        letterboxes = self.store.boxes
         words, boxes = [], []
         for record in records:
             turn, box = turns[record.image], letterboxes[record.image].to_canvas(torch.tensor(record.box))
-            words.append(encode(turn_words(tokens_of(record.phrase), turn), self.max_words))
+            words.append(self.encode(turn_words(tokens_of(record.phrase), turn)))
             boxes.append(turn_boxes(box, turn))
         return GroundingBatch(
             images=torch.stack([turn_images(self.store.canvas(image), turn) for image, turn in turns.items()]),
@@ -119,68 +115,72 @@ class Phrases:
         )
 
 
-def pad_words(phrases: Sequence[Sequence[int]]) -> Tensor:
+def pad_words(phrases: Iterable[Sequence[int]]) -> Tensor:
     """Numbers of words as int64 ``[P, T]``, padded to the longest phrase."""
-    longest = max(map(len, phrases))
-    return torch.tensor([[*numbers, *[PADDING] * (longest - len(numbers))] for numbers in phrases])
+    rows = [torch.tensor(numbers, dtype=torch.int64) for numbers in phrases]
+    return pad_sequence(rows, batch_first=True, padding_value=PADDING)
 
 
-def load_splits(
-    config: GroundingConfig,
-    vocabulary: Vocabulary | None,
-    needed: Sequence[str],
-    also: Iterable[str] = (),
-    encode: Encode | None = None,
-) -> tuple[dict[str, Phrases], list[str]]:
-    """Checked phrases of the splits that are needed, and of others where there are some; all images are decoded.
+@dataclass(frozen=True)
+class Data:
+    """Sound records by split, their decoded images, and a line for each record that was left out."""
 
-    Without a ``vocabulary`` it is made from the training phrases; for ``encode`` see ``Phrases``.
+    splits: Mapping[str, Sequence[Record]]
+    store: ImageStore
+    left_out: Sequence[str]
 
-    Returns:
-        The phrases by split, and the records that were left out, a line each.
+    def fingerprint(self) -> str:
+        """A hash of all images, boxes and phrases."""
+        digest = hashlib.sha256()
+        for split, records in self.splits.items():
+            for record in records:
+                digest.update(repr((split, Path(record.image).name, record.phrase, record.box)).encode())
+            for image in sorted({record.image for record in records}):
+                digest.update(self.store.digests[image])
+        return digest.hexdigest()
+
+    def list_left_out(self, folder: Path) -> None:
+        """Write what was left out into ``skipped_records.txt``; remove the list of an earlier run."""
+        path = folder / "skipped_records.txt"
+        path.unlink(missing_ok=True)
+        if self.left_out:
+            write_text(path, "\n".join([*self.left_out, ""]))
+            say(f"left out: {counted(len(self.left_out), 'record')}, listed in {path}")
+
+
+def load_data(config: GroundingConfig, needed: Sequence[str], also: Sequence[str] = ()) -> Data:
+    """Check the splits that are needed, and others where there are some; all their images are decoded.
 
     Raises:
-        DataError: the data cannot be read, a record is bad, or a needed split is missing.
+        DataError: the data cannot be read, a record of these splits is bad, or a needed split is missing.
     """
     path = drawn_tiles(cache_folder()) if config.data is None else expand_home(config.data)
     if config.data is None:
         say(f"no --data given: built-in drawn tiles in {path}. Your own: --data DIR")
     listing = read_listing(path, config.box_format)
     found, notes = split_records(listing, config.val_fraction, config.seed)
-    splits = {split: records for split, records in found.items() if split in {*needed, *also}}
+    wanted = {*needed, *also}
+    splits = {split: records for split, records in found.items() if split in wanted}
+    if "val" in wanted and "val" not in listing.splits:
+        wanted |= {"train"}  # of which val was drawn
+    problems = []
+    for split, lines in listing.problems.items():
+        if (split or "train") in wanted or split not in ("", *SPLITS):
+            problems += lines
+        else:
+            bad = counted(len(lines), "record")
+            notes.append(f"not used here: {bad} of {split or 'train'} cannot be used, such as {lines[0]}")
     images = list(dict.fromkeys(record.image for records in splits.values() for record in records))
     store = ImageStore(images, config.canvas_size, decode_rgb, cache_folder())
-    checked = check_records(splits, store, listing.problems, config.on_bad_record)
+    checked = check_records(splits, store, problems, config.on_bad_record)
     for split in needed:
         if split not in checked.splits:
             raise DataError(f"data = {str(path)!r}: has no records of {split}, only of {', '.join(found) or 'none'}")
     for note in (*notes, *checked.notes):
         say(f"data: {note}")
-    vocabulary = vocabulary or Vocabulary.of(record.phrase for record in checked.splits["train"])
-    phrases, told = dict[str, Phrases](), []
+    told = []
     for split, records in checked.splits.items():
-        phrases[split] = Phrases(records, store, vocabulary, config.max_words, encode)
-        num_images = len(phrases[split].by_image)
+        num_images = len({record.image for record in records})
         told.append(f"{split} {counted(len(records), 'phrase')} about {counted(num_images, 'image')}")
     say(f"data: {', '.join(told)}")
-    return phrases, checked.left_out
-
-
-def fingerprint_of(splits: Mapping[str, Phrases]) -> str:
-    """A hash of all images, boxes and phrases."""
-    digest = hashlib.sha256()
-    for split, phrases in splits.items():
-        for record in phrases.records:
-            digest.update(repr((split, Path(record.image).name, record.phrase, record.box)).encode())
-        for image in phrases.by_image:
-            digest.update(phrases.store.digests[image])
-    return digest.hexdigest()
-
-
-def list_left_out(left_out: Sequence[str], folder: Path) -> None:
-    """Write the records that were left out into ``skipped_records.txt``; remove the list of an earlier run."""
-    path = folder / "skipped_records.txt"
-    path.unlink(missing_ok=True)
-    if left_out:
-        write_text(path, "\n".join([*left_out, ""]))
-        say(f"left out: {counted(len(left_out), 'record')}, listed in {path}")
+    return Data(checked.splits, store, checked.left_out)

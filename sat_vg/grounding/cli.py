@@ -1,13 +1,10 @@
 """``sat-vg ground train|evaluate|predict``."""
 
 import sys
-from importlib import import_module
-from typing import Any
 
-from sat_vg.backbone_finetuning.configs.option_parser import parse_options
-from sat_vg.backbone_finetuning.utils.exit_codes import run_command
-from sat_vg.grounding.config import EvaluateOptions, GroundingConfig, PredictOptions
+from sat_vg.backbone_finetuning.commands.command_line import main_of
 
+_PACKAGE = "sat_vg.grounding"
 _USAGE = """\
 usage: sat-vg ground train [--OPTION VALUE ...]
        sat-vg ground evaluate CHECKPOINT [DATA] [--OPTION VALUE ...]
@@ -39,31 +36,25 @@ Find a phrase in an image.
   %(prog)s best_model.pt image.jpg "the large ship on the left" --out found.png"""
 
 
-# By name: its options, the function that takes them, its help, and the options that are given by position.
-_COMMANDS: dict[str, tuple[Any, str, str, tuple[str, ...]]] = {
-    "train": (GroundingConfig, "training.train_grounding", _TRAIN, ()),
-    "evaluate": (EvaluateOptions, "evaluation.evaluate", _EVALUATE, ("checkpoint", "data")),
-    "predict": (PredictOptions, "evaluation.predict", _PREDICT, ("checkpoint", "image", "phrase")),
-}
-
-
-def run(name: str, arguments: list[str] | None, prog: str) -> int:
-    """Run a command; returns its exit code."""
-    kind, place, description, positionals = _COMMANDS[name]
-
-    def action() -> None:
-        options = parse_options(kind, arguments, prog, description, {one: one.upper() for one in positionals})
-        module, function = place.split(".")  # imported only now: torch takes seconds, a mistyped flag needs none
-        getattr(import_module(f"sat_vg.grounding.{module}"), function)(options)
-
-    return run_command(action)
+train = main_of("ground train", "config.GroundingConfig", "training.train_grounding", _TRAIN, {}, package=_PACKAGE)
+_COMMANDS = {
+    "train": train,
+    "evaluate": main_of(
+        "ground evaluate", "config.EvaluateOptions", "evaluation.evaluate", _EVALUATE,
+        {"checkpoint": "CHECKPOINT", "data": "DATA"}, package=_PACKAGE,
+    ),
+    "predict": main_of(
+        "ground predict", "config.PredictOptions", "evaluation.predict", _PREDICT,
+        {"checkpoint": "CHECKPOINT", "image": "IMAGE", "phrase": "PHRASE"}, package=_PACKAGE,
+    ),
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None, prog: str = "sat-vg ground") -> int:
     """Run the command that the first argument names; returns the exit code."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in _COMMANDS:
-        return run(name, rest, f"{prog} {name}")
+        return _COMMANDS[name](rest, f"{prog} {name}")
     if name in ("-h", "--help", "help"):
         print(_USAGE)
         return 0

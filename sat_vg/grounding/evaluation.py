@@ -13,17 +13,17 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 from torchvision.utils import draw_bounding_boxes
 
-from sat_vg.backbone_finetuning.commands.output_folder import lock_output
+from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing, lock_output
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.reports.pages import image_url, render_page
-from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision
 from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
 from sat_vg.backbone_finetuning.utils.terminal import progress, say
 from sat_vg.grounding import metrics
-from sat_vg.grounding.batches import Phrases, list_left_out, load_splits
+from sat_vg.grounding.batches import Phrases, load_data
 from sat_vg.grounding.config import EvaluateOptions, GroundingConfig, PredictOptions
 from sat_vg.grounding.images import letterbox
 from sat_vg.grounding.model import GroundingModel, Prediction
@@ -70,8 +70,8 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     chosen = {name: getattr(options, name) for name in ("data", "box_format", "on_bad_record")}
     config = GroundingConfig(**{**model.config, **asdict(model.sizes), **chosen})
     with lock_output(out):
-        splits, left_out = load_splits(config, model.vocabulary, (options.split,), encode=model.encode)
-        phrases = splits[options.split]
+        data = load_data(config, (options.split,))
+        phrases = Phrases(data.splits[options.split], data.store, model.encode)
         unknown = model.vocabulary.unknown(record.phrase for record in phrases.records)
         if unknown:
             say(f"data: {counted(unknown, 'phrase has', 'phrases have')} words that the model does not know")
@@ -81,7 +81,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         write_text(out / "metrics.json", json.dumps(content, indent=1))
         write_text(out / "predictions.json", json.dumps(rows, indent=1))
         write_text(out / "report.html", page_of(content, worst))
-        list_left_out(left_out, out)
+        data.list_left_out(out)
     _print(content)
     say(f"{out / 'report.html'}: open it in a browser")
     return content
@@ -109,11 +109,8 @@ def predict(options: PredictOptions) -> Prediction:
     if out is not None:
         width = max(2, max(pixels.shape) // 200)
         picture = draw_bounding_boxes(pixels, torch.tensor([found.box]), colors=(255, 0, 255), width=width)
-        try:
-            with atomic_write(out) as file:
-                functional.to_pil_image(picture).save(file, "PNG")
-        except OSError as error:
-            raise WriteError(f"{options.out!r} cannot be written ({error.strerror or error})") from error
+        with explaining_writing(f"{options.out!r} cannot be written", ""), atomic_write(out) as file:
+            functional.to_pil_image(picture).save(file, "PNG")
         say(f"{options.out}: the image with the box")
     return found
 

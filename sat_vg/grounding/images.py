@@ -5,7 +5,6 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from sat_vg.backbone_finetuning.utils.cores import usable_cores
+from sat_vg.backbone_finetuning.data.reading.threads import run_in_order
 from sat_vg.backbone_finetuning.utils.errors import DataError, UserError
 from sat_vg.backbone_finetuning.utils.terminal import progress
 from sat_vg.grounding.words import Symmetry
@@ -100,8 +99,8 @@ class ImageStore:
                 self._canvases[self._places[path]] = canvas.numpy()
                 self.digests[path] = hashlib.blake2b(canvas.numpy().tobytes(), digest_size=16).digest()
 
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            list(progress(pool.map(store, self._places), total=len(paths), desc="decoding", unit="img"))
+        for _ in run_in_order(paths, store, bar=progress(total=len(paths), desc="decoding", unit="img")):
+            pass
 
     def canvas(self, path: str) -> Tensor:
         """The letterboxed image uint8 ``[3, size, size]``."""

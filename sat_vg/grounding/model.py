@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,33 +40,17 @@ ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 
 @dataclass(frozen=True)
 class Prediction:
-    """Where a phrase is in an image.
+    """Where a phrase is in an image."""
 
-    Attributes:
-        box: corners ``(x1, y1, x2, y2)`` in pixels of the image.
-        score: probability that the network gives to the box's place, 0 to 1.
-    """
-
-    box: Box
-    score: float
+    box: Box  # corners (x1, y1, x2, y2) in pixels of the image
+    score: float  # probability that the network gives to the box's place, 0 to 1
 
 
 class GroundingModel(nn.Module):
-    """An image and a phrase → a box.
+    """An image and a phrase → a box, by the backbone, weights and preprocessing of another model, ``source``.
 
-    Args:
-        source: a model whose backbone, weights and preprocessing are used.
-        vocabulary: the words that it knows.
-        sizes: sizes of the network.
-        freeze_backbone: keep the backbone as it is.
-        freeze_norm: keep batch norms of the backbone as they are.
-        text: a pre-trained encoder of phrases; None: own words.
-
-    Attributes:
-        network: the network with its backbone.
-        metrics: of these weights on the validation phrases, plain numbers.
-        config: of the run that trained it, plain data; empty where there was none.
-        baselines: boxes without the image, see ``metrics.fit_baselines``; by name.
+    ``freeze_norm`` keeps batch norms of a backbone that is trained as they are; ``text`` is a pre-trained encoder of
+    phrases in place of own words.
     """
 
     def __init__(
@@ -86,14 +71,13 @@ class GroundingModel(nn.Module):
         self.backbone, self.preprocessing = source.backbone, source.preprocessing
         self.vocabulary, self.sizes = vocabulary, sizes
         self.freeze_norm = freeze_norm or freeze_backbone
-        extractor = source.get_feature_extractor(
-            trainable_stages=() if freeze_backbone else None, freeze_norm=self.freeze_norm
-        )
+        trained = () if freeze_backbone else None
+        extractor = source.get_feature_extractor(trainable_stages=trained, freeze_norm=self.freeze_norm)
         self.network = GroundingNetwork(extractor, len(vocabulary), sizes, text)
-        self.encode = vocabulary.encode if text is None else text.encode
-        self.metrics: dict[str, float] = {}
-        self.config: dict[str, Any] = {}
-        self.baselines: dict[str, Tensor] = {}
+        self.encode = partial((text or vocabulary).encode, max_words=sizes.max_words)  # words → numbers
+        self.metrics: dict[str, float] = {}  # of these weights on the validation phrases
+        self.config: dict[str, Any] = {}  # of the run that trained it; empty where there was none
+        self.baselines: dict[str, Tensor] = {}  # boxes without the image, see metrics.fit_baselines
 
     def forward(self, images: Tensor, masks: Tensor, image_of: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
         """Scores ``[P, N]`` and corners ``[P, N, 4]`` of uint8 images ``[I, 3, S, S]``; see ``GroundingNetwork``."""
@@ -117,14 +101,13 @@ class GroundingModel(nn.Module):
             raise DataError(f"the phrase {phrases[0] if phrases else ''!r} has no words; write what to look for")
         canvas, box = letterbox(_pixels_of(image, self.preprocessing), self.sizes.image_size)
         device = next(self.parameters()).device
-        encoded = [self.encode(few, self.sizes.max_words) for few in words]
         was_training = self.training
         self.eval()
         scores, boxes = self(
             canvas[None].to(device),
             box.mask[None].to(device),
             torch.zeros(len(phrases), dtype=torch.int64, device=device),
-            pad_words(encoded).to(device),
+            pad_words(map(self.encode, words)).to(device),
         )
         self.train(was_training)
         chosen, found = best_boxes(scores, boxes)
@@ -174,14 +157,17 @@ class GroundingModel(nn.Module):
                 f"{str(path)!r} has schema {content.get('schema')!r}; this version of sat_vg reads {SCHEMA}"
             )
         try:
-            _require_none(_faults(content))
+            for fault in _faults(content):
+                raise CheckpointError(f"it is altered: {fault}; use another file")
             preprocessing = Preprocessing.from_dict(content["preprocessing"])
             source = FineTuneModel(
                 content["backbone"], 2, pretrained=False, weights="none", image_size=preprocessing.image_size
             )
             source.preprocessing = preprocessing
             with torch.device("meta"):  # what is larger than the file shall take no memory
-                _require_none(_wrong_tensors(content, cls._of(content, source)))
+                empty = cls._of(content, source)
+            for fault in _wrong_tensors(content, empty):
+                raise CheckpointError(f"it is altered: {fault}; use another file")
             model = cls._of(content, source)
         except UserError as error:
             raise CheckpointError(f"{str(path)!r} cannot be used: {error}") from error
@@ -197,13 +183,8 @@ class GroundingModel(nn.Module):
         vocabulary = Vocabulary(tuple(content["vocabulary"]))
         try:
             return cls(source, vocabulary, sizes, freeze_norm=content["freeze_norm"], text=text)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             raise CheckpointError(f"its sizes are those of no network ({error})") from error
-
-
-def _require_none(faults: Iterator[str]) -> None:
-    for fault in faults:
-        raise CheckpointError(f"it is altered: {fault}; use another file")
 
 
 def _faults(content: Mapping[str, Any]) -> Iterator[str]:
@@ -216,10 +197,8 @@ def _faults(content: Mapping[str, Any]) -> Iterator[str]:
     if not all(isinstance(name, str) and type(one) in (int, float) for name, one in content["metrics"].items()):
         yield "its metrics are no numbers"
     sizes, num_weights = content["sizes"], len(content["state_dict"])
-    if set(sizes) != {one.name for one in fields(Sizes)}:
-        yield "its sizes are not those of a network"
     try:  # the ranges of the settings
-        GroundingConfig(data="any", **sizes)
+        GroundingConfig(**asdict(Sizes(**sizes)))
         GroundingConfig(**content["config"])
         text = json.loads(content["text"]["config"]) if content.get("text") else {}
         num_layers = max(sizes["text_layers"] + sizes["fusion_layers"], text.get("num_hidden_layers", 0))

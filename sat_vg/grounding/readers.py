@@ -1,7 +1,6 @@
 """Readers of grounding data: DIOR-RSVG folders, lines, JSON, CSV and the .pth lists of TransVG.
 
-A reader is a generator of rows: mappings with ``image``, ``phrase``, ``box`` and maybe ``id``, ``split`` and
-``box_format``, each with its place; a ``_BadRow`` stands for what is none. One function makes records of all rows.
+A reader is a generator of rows; one function makes records of them.
 """
 
 import csv
@@ -10,22 +9,24 @@ import math
 import os
 import random
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, parse_json
+from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.backbone_finetuning.utils.regular_files import read_bounded
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors
 from sat_vg.grounding.config import BOX_FORMATS, SPLITS, BoxFormat
 from sat_vg.grounding.words import tokens_of
 
 Box = tuple[float, float, float, float]
-_Rows = Iterator[tuple[str, Any]]
 
 _SIDES = ("x1", "y1", "x2", "y2")
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "image", ".")
@@ -52,10 +53,20 @@ class Record:
 
 
 class Listing(NamedTuple):
-    """The records of a data set by split (``""`` where the data do not say), and a line for each that is none."""
+    """By split (``""`` where the data do not say): the records, and a line for each row that is none."""
 
     splits: dict[str, list[Record]]
-    problems: list[str]
+    problems: dict[str, list[str]]
+
+
+class _Row(NamedTuple):
+    source: str
+    content: Any = None  # a mapping with image, phrase, box and maybe id, split and box_format, if it is sound
+    split: str = ""  # what the file says of it
+    problem: str = ""  # why it is no record
+
+
+_Rows = Iterator[_Row]
 
 
 class _BadRow(ValueError):
@@ -77,14 +88,16 @@ def read_listing(path: Path, box_format: BoxFormat | None = None) -> Listing:
     else:
         files = _files_of(path) if path.is_dir() else {"": path}
         parts = [(split, file.parent, _reader_of(file)(file)) for split, file in files.items()]
-    listing = Listing({split: [] for split, *_ in parts}, [])
+    listing = Listing(defaultdict(list), defaultdict(list))
     for part, folder, rows in parts:
-        for source, row in rows:
+        for row in rows:
+            said = row.content.get("split") if isinstance(row.content, Mapping) else None
+            split = str(said or "").strip().lower() or row.split or part
             try:
-                split, record = _record_of(row, source, folder, box_format)
-                listing.splits.setdefault(split or part, []).append(record)
+                record = _record_of(row, split, folder, box_format)
+                listing.splits[split].append(record)
             except _BadRow as problem:
-                listing.problems.append(f"{source}: {problem}")
+                listing.problems[split].append(f"{row.source}: {problem}")
     return listing
 
 
@@ -101,6 +114,11 @@ def split_records(listing: Listing, val_fraction: float, seed: int) -> tuple[dic
         splits["val"] = [record for record in splits["train"] if record.image in held]
         splits["train"] = [record for record in splits["train"] if record.image not in held]
         notes.append(f"val: {len(held)} of {len(images)} training images, drawn by seed {seed}")
+    keys = {name: {record.key for record in records if record.key} for name, records in splits.items()}
+    for one, other in combinations(keys, 2):
+        if shared := sorted(keys[one] & keys[other]):
+            ids = counted(len(shared), "id is", "ids are")
+            notes.append(f"{ids} in {one} and in {other}, such as {shared[0]!r}")
     return {name: records for name, records in splits.items() if records}, notes
 
 
@@ -120,30 +138,30 @@ def _files_of(folder: Path) -> dict[str, Path]:
     return {split: first for split, (first,) in files.items()}
 
 
-def _record_of(row: Any, source: str, folder: Path, box_format: BoxFormat | None) -> tuple[str, Record]:
-    """The split that a row names, or ``""``, and its record. Raises _BadRow where it is none."""
-    if isinstance(row, _BadRow):
-        raise row
-    if not isinstance(row, Mapping):
-        raise _BadRow(f"{row!r} is no object with image, phrase and box")
+def _record_of(row: _Row, split: str, folder: Path, box_format: BoxFormat | None) -> Record:
+    """The record of a row that is of ``split``. Raises _BadRow where it is none."""
+    content = row.content
+    if row.problem:
+        raise _BadRow(row.problem)
+    if not isinstance(content, Mapping):
+        raise _BadRow(f"{content!r} is no object with image, phrase and box")
     for name in ("image", "phrase", "box"):
-        if row.get(name) is None:
+        if content.get(name) is None:
             raise _BadRow(f"has no {name}")
-    image, phrase, box = _image_of(row["image"], folder), row["phrase"], _numbers_of(row["box"])
+    image, phrase, box = _image_of(content["image"], folder), content["phrase"], _numbers_of(content["box"])
     if not _is_text(phrase):
         raise _BadRow(f"the phrase is {phrase!r}, no text")
     if not tokens_of(phrase):
         raise _BadRow(f"the phrase {phrase!r} has no words" if phrase.strip() else "the phrase is empty")
     if box is None:
-        raise _BadRow(f"the box is {row['box']!r}, but has to be four numbers")
-    said = row.get("box_format") or box_format
+        raise _BadRow(f"the box is {content['box']!r}, but has to be four numbers")
+    said = content.get("box_format") or box_format
     if said not in (None, *BOX_FORMATS):
         raise _BadRow(f"box_format is {said!r}, but may be {', '.join(BOX_FORMATS)}")
-    split = str(row.get("split") or "").strip().lower()
     if split not in ("", *SPLITS):
         raise _BadRow(f"split is {split!r}, but may be {', '.join(SPLITS)}")
-    key = None if row.get("id") is None else str(row["id"])
-    return split, Record(image, " ".join(phrase.split()), box, source, key, said)
+    key = None if content.get("id") is None else str(content["id"])
+    return Record(image, " ".join(phrase.split()), box, row.source, key, said)
 
 
 def _is_text(value: object) -> bool:
@@ -208,13 +226,15 @@ def _read_voc(root: Path) -> _Rows:
     for index in indices:
         with _text_of(index) as text:
             entries = text.split()
+        first: dict[int, int] = {}
         for number, entry in enumerate(entries, start=1):
-            if entry.isdecimal() and len(entry) <= 12 and int(entry) < len(objects):
-                source, row = objects[int(entry)]
-                yield source, {**row, "split": index.stem}
+            source = f"{index.name}, entry {number}"
+            if not (entry.isdecimal() and len(entry) <= 12 and int(entry) < len(objects)):
+                yield _Row(source, None, index.stem, f"{entry!r} is no index of the {len(objects)} objects")
+            elif first.setdefault(int(entry), number) < number:
+                yield _Row(source, None, index.stem, f"object {entry} is that of entry {first[int(entry)]} already")
             else:
-                problem = _BadRow(f"{entry!r} is no index of the {len(objects)} objects")
-                yield f"{index.name}, entry {number}", problem
+                yield objects[int(entry)]._replace(split=index.stem)
 
 
 def _read_xml(file: Path) -> _Rows:
@@ -226,7 +246,7 @@ def _read_xml(file: Path) -> _Rows:
     for number, entry in enumerate(tree.iter("object"), start=1):
         box = [entry.findtext(f"bndbox/{side}", "").strip() for side in ("xmin", "ymin", "xmax", "ymax")]
         row = {"image": image, "phrase": entry.findtext("description"), "box": box, "box_format": "xyxy"}
-        yield f"{file.name}, object {number}", row | {"id": f"{file.stem}/{number}"}
+        yield _Row(f"{file.name}, object {number}", row | {"id": f"{file.stem}/{number}"})
 
 
 def _read_json(file: Path) -> _Rows:
@@ -234,20 +254,19 @@ def _read_json(file: Path) -> _Rows:
     with _text_of(file) as text:
         entries = parse_json(text)
     if isinstance(entries, Mapping) and set(entries) <= set(SPLITS):
-        entries = [
-            {"split": name, **entry} if isinstance(entry, Mapping) else entry
-            for name, part in entries.items()
-            for entry in (part if isinstance(part, list) else [part])
-        ]
-    if not isinstance(entries, list):
+        parts = {split: part if isinstance(part, list) else [part] for split, part in entries.items()}
+    elif isinstance(entries, list):
+        parts = {"": entries}
+    else:
         raise DataError(f"{str(file)!r} has to hold a list of objects with image, phrase and box")
-    yield from ((f"{file.name}, entry {number}", entry) for number, entry in enumerate(entries, start=1))
+    rows = [(split, entry) for split, part in parts.items() for entry in part]
+    yield from (_Row(f"{file.name}, entry {n}", entry, split) for n, (split, entry) in enumerate(rows, start=1))
 
 
 def _read_json_lines(file: Path) -> _Rows:
     """One JSON object a line."""
     with _text_of(file) as text:
-        yield from ((place, parse_json(line)) for place, line in _lines_of(file.name, text))
+        yield from (_Row(place, parse_json(line)) for place, line in _lines_of(file.name, text))
 
 
 def _read_csv(file: Path) -> _Rows:
@@ -263,8 +282,8 @@ def _read_csv(file: Path) -> _Rows:
         for row in reader:
             box = {} if "box" in columns else {"box": [row[side] for side in _SIDES]}
             has_more = any(cell.strip() for cell in row.pop(None, ()))
-            problem = _BadRow(f"has more than {len(columns)} cells; put a cell with commas between double quotes")
-            yield f"{file.name}, line {reader.line_num}", problem if has_more else row | box
+            problem = f"has more than {len(columns)} cells; put a cell with commas between double quotes"
+            yield _Row(f"{file.name}, line {reader.line_num}", row | box, problem=problem if has_more else "")
 
 
 def _read_rsvg_lines(file: Path) -> _Rows:
@@ -272,7 +291,7 @@ def _read_rsvg_lines(file: Path) -> _Rows:
     with _text_of(file) as text:
         for place, line in _lines_of(file.name, text):
             image, *box, phrase = [*(part.strip() for part in line.split(",", 5)), "", ""][:6]
-            yield place, {"image": image, "box": box, "phrase": phrase}
+            yield _Row(place, {"image": image, "box": box, "phrase": phrase})
 
 
 def _read_pth(file: Path) -> _Rows:
@@ -283,7 +302,7 @@ def _read_pth(file: Path) -> _Rows:
     for number, entry in enumerate(entries, start=1):
         is_row = isinstance(entry, (list, tuple)) and len(entry) >= 4
         row = {"image": entry[0], "box": entry[2], "phrase": entry[3]} if is_row else {}
-        yield f"{file.name}, entry {number}", row
+        yield _Row(f"{file.name}, entry {number}", row)
 
 
 _READERS: dict[str, Callable[[Path], _Rows]] = {

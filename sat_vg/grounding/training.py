@@ -19,7 +19,7 @@ from sat_vg.backbone_finetuning.training.run_folder import adopt_best_model, cle
 from sat_vg.backbone_finetuning.training.run_identity import RunIdentity
 from sat_vg.backbone_finetuning.training.step_results import PendingSteps, StepResult
 from sat_vg.backbone_finetuning.training.tracking import FileTracker, Tracker
-from sat_vg.backbone_finetuning.utils.errors import CheckpointError, InterruptedRun
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, InterruptedRun
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision, set_up_process
 from sat_vg.backbone_finetuning.utils.printable import counted
@@ -27,7 +27,7 @@ from sat_vg.backbone_finetuning.utils.ranks import SingleProcess
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, seed_default_generator
 from sat_vg.backbone_finetuning.utils.stop_signals import InterruptRequest
 from sat_vg.backbone_finetuning.utils.terminal import progress, say
-from sat_vg.grounding.batches import Phrases, fingerprint_of, list_left_out, load_splits
+from sat_vg.grounding.batches import Phrases, load_data
 from sat_vg.grounding.config import FREE_ON_RESUME, SPLITS, GroundingConfig
 from sat_vg.grounding.evaluation import answer
 from sat_vg.grounding.metrics import baseline_metrics, fit_baselines, metrics_of
@@ -54,7 +54,8 @@ class Run:
     config: GroundingConfig
     folder: Path
     identity: RunIdentity
-    splits: dict[str, Phrases]
+    train: Phrases
+    val: Phrases
     model: GroundingModel
     precision: Precision
     tensors: RunTensors
@@ -93,36 +94,39 @@ def train_grounding(config: GroundingConfig) -> GroundingResult:
     with ExitStack() as stack:
         stack.enter_context(own_folders(folder, log_dir))
         text = load_text(config)
-        splits, left_out = load_splits(config, None, ("train", "val"), also=SPLITS, encode=text and text.encode)
-        model = build_model(config, source, splits["train"].vocabulary, is_random, text)
+        data = load_data(config, ("train", "val"), also=SPLITS)
+        vocabulary = Vocabulary.of(record.phrase for record in data.splits["train"])
+        model = build_model(config, source, vocabulary, is_random, text)
+        train, val = (Phrases(data.splits[split], data.store, model.encode) for split in ("train", "val"))
+        require_enough_images(config, model, train)
         precision.place_model(model)
         optimizer = build_optimizer(config, model, config.backbone_lr_scale or (1.0 if is_random else 0.1))
         tensors = RunTensors(model.network, optimizer, precision.scaler())
-        identity = RunIdentity(config.to_dict(), fingerprint_of(splits), model.preprocessing.to_dict())
-        earlier = resume(config, folder, identity, tensors, splits["train"])
+        identity = RunIdentity(config.to_dict(), data.fingerprint(), model.preprocessing.to_dict())
+        earlier = resume(config, folder, identity, tensors, train)
         state = earlier or RunState()
         if state.finished:
             another = "another one: --checkpoint_dir DIR --log_dir DIR, or --resume never"
             say(f"the run in {folder} has finished; {another}")
-            return summarise(folder, log_dir, splits["val"])
+            return summarise(folder, log_dir, val)
         clear_folders(folder, log_dir, begins_anew=earlier is None)
-        list_left_out(left_out, log_dir)
+        data.list_left_out(log_dir)
         tracker = stack.enter_context(FileTracker(log_dir, state, in_every_epoch="val_mean_iou"))
         saves = SaveSchedule(0, 60 * config.save_every_minutes)
-        run = Run(config, folder, identity, splits, model, precision, tensors, state, tracker, saves)
+        run = Run(config, folder, identity, train, val, model, precision, tensors, state, tracker, saves)
         fit(run, stack.enter_context(InterruptRequest()))
-    return summarise(folder, log_dir, splits["val"])
+    return summarise(folder, log_dir, val)
 
 
 def fit(run: Run, interrupt: InterruptRequest) -> None:
     """Train, validate and save, epoch by epoch, from where ``run.state`` stands."""
-    config, model, state, train = run.config, run.model, run.state, run.splits["train"]
+    config, model, state, train = run.config, run.model, run.state, run.train
     texts, targets, sizes = train.arrays()
     baselines = fit_baselines(texts, targets / sizes, model.vocabulary)
     model.baselines = {name: torch.from_numpy(weights) for name, weights in baselines.items()}
     while state.epoch < config.total_epochs:
         train_epoch(run, interrupt)
-        metrics = metrics_of(answer(model, run.splits["val"], config.batch_size, run.precision).overlaps)
+        metrics = metrics_of(answer(model, run.val, config.batch_size, run.precision).overlaps)
         # Of two equal values of Pr@0.5 the higher mean IoU is the better one.
         is_best = state.note_validation(metrics["pr@0.5"], 1 - metrics["mean_iou"], True, min_delta=0.0)
         mean_loss = state.train_loss_sum / state.train_images
@@ -142,7 +146,7 @@ def fit(run: Run, interrupt: InterruptRequest) -> None:
 
 def train_epoch(run: Run, interrupt: InterruptRequest) -> None:
     """Train the rest of an epoch; raises NonFiniteLossError, and behind a signal InterruptedRun."""
-    config, model, state, phrases = run.config, run.model, run.state, run.splits["train"]
+    config, model, state, phrases = run.config, run.model, run.state, run.train
     optimizer, scaler, device = run.tensors.optimizer, run.tensors.scaler, run.precision.device
     num_batches = phrases.num_batches(config.batch_size)
     model.train()
@@ -288,6 +292,31 @@ def build_model(
         f"{counted(len(vocabulary.words), 'word')}; grid of {side} x {side} places at stride {model.network.stride}"
     )
     return model
+
+
+def require_enough_images(config: GroundingConfig, model: GroundingModel, phrases: Phrases) -> None:
+    """Refuse images so small that a batch norm which is trained gets one value a channel from a single one.
+
+    Raises:
+        ConfigError: a batch may hold a single image.
+    """
+    smallest = len(phrases) % config.batch_size or config.batch_size
+    if smallest > max(map(len, phrases.by_image.values())):
+        return  # phrases of two images at least
+    model.train()
+    norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm) and one.training]
+    sizes: list[int] = []
+    hooks = [norm.register_forward_pre_hook(lambda _, given: sizes.append(given[0][:, 0].numel())) for norm in norms]
+    with torch.no_grad():
+        model.eval().network.backbone(torch.zeros(1, 3, config.canvas_size, config.canvas_size))
+    for hook in hooks:
+        hook.remove()
+    if 1 in sizes:
+        raise ConfigError(
+            f"image_size = {config.image_size}: a batch may hold one image, and of one of that size a batch norm of "
+            f"{model.backbone} gets a single value a channel, from which nothing can be trained; use image_size = "
+            f"{2 * config.canvas_size} or more, trained weights, or --freeze_backbone true"
+        )
 
 
 def build_optimizer(config: GroundingConfig, model: GroundingModel, backbone_scale: float) -> torch.optim.Optimizer:

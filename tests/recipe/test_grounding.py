@@ -251,6 +251,48 @@ def test_bad_records_end_with_file_and_place_or_are_left_out(damage, problem, di
     assert f"train {16 - count} phrases" in out
 
 
+def test_a_bad_record_matters_in_its_own_split_alone(whole, dior, ground, tmp_path):
+    """That of train is told in a line where test is evaluated, and not listed among those left out."""
+    data = shutil.copytree(dior, tmp_path / "data")
+    xml = data / "Annotations/00003.xml"
+    xml.write_text(xml.read_text().replace("a red square on the left", " "))
+    (data / "val.txt").write_text("16\n17\n18\n99\n")
+    checkpoint = whole / "ckpt/best_model.pt"
+    for policy in ("error", "skip"):
+        code, out, err = ground("evaluate", checkpoint, data, "--out", "found", "--on_bad_record", policy)
+        assert code == 0, err
+        assert (
+            "data: not used here: 1 record of train cannot be used, such as 00003.xml, object 1: the phrase is empty"
+            in out
+        )
+        assert (
+            "data: not used here: 1 record of val cannot be used, such as val.txt, entry 4: '99' is no index of the"
+            in out
+        )
+        assert not (tmp_path / "found/skipped_records.txt").exists()
+    code, _, err = ground("evaluate", checkpoint, data, "--split", "val", "--out", "found")
+    assert code == 2 and "1 record cannot be used:\n  val.txt, entry 4: '99' is no index" in err
+
+
+def test_one_image_at_a_time_is_too_few_for_a_batch_norm_of_one_place(dior, ground, tmp_path):
+    """Statistics of one value are none: torch has no sentence for it. Maps of several places can be trained on."""
+    for number in range(2):
+        shutil.copy(dior / f"JPEGImages/0000{number}.jpg", tmp_path / f"{number}.jpg")
+    for split, number in (("train", 0), ("val", 1)):
+        (tmp_path / f"{split}.txt").write_text(f"{number}.jpg,1,1,20,20,the square\n")
+    flags = ("train", *SMALL, "--data", tmp_path, "--num_epochs", 1, "--resume", "never")
+    for size in (32, 16):
+        code, _, err = ground(*flags, *RANDOM, "--image_size", size)
+        assert code == 2 and f"image_size = {size}: a batch may hold one image" in err and err.count("\n") <= 2, err
+        assert not (tmp_path / "ckpt/last.pt").exists()
+    for more in ((*RANDOM, "--image_size", 32, "--freeze_backbone", "true"), (*RANDOM, "--image_size", 64)):
+        code, _, err = ground(*flags, *more)
+        assert code == 0, err
+    (tmp_path / "train.txt").write_text("".join(f"{n}.jpg,1,1,20,20,the square\n" for n in range(2)))
+    code, _, err = ground(*flags, *RANDOM, "--image_size", 32)  # two images in the only batch
+    assert code == 0, err
+
+
 def test_a_fine_tuned_backbone_is_the_start_and_stays_if_frozen(dior, tmp_path, monkeypatch):
     monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
     source = FineTuneModel("resnet18", 3, pretrained=False, image_size=64, seed=7)

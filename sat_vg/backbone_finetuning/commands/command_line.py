@@ -19,6 +19,7 @@ def main_of(
     description: str,
     positionals: Mapping[str, str],
     extra: Sequence[str] = (),
+    package: str | None = None,
     **more: Any,
 ) -> Callable[..., int]:
     """``main(arguments, prog)`` of a command, which returns its exit code.
@@ -27,21 +28,26 @@ def main_of(
     at once; and options have defaults of the settings file, which users edit: an error in it becomes a message.
 
     Args:
-        command: the name of its folder, with the modules ``options`` and ``run``.
-        options: the class of its options.
-        run: the function that is called with them.
+        command: its name.
+        options: the class of its options; in the module ``options``, unless it says ``module.Class``.
+        run: the function that is called with them; in the module ``run``, unless it says ``module.function``.
         description: for the help.
         positionals: fields by position.
         extra: modules that the extra of the command's name brings.
+        package: of the two modules; unset: the command's own folder.
         more: ``renamed`` and ``usage`` of ``parse_options``.
     """
 
+    def found(name: str, usual: str) -> Any:
+        module, _, member = name.rpartition(".")
+        return getattr(import_module(f"{package or f'{_COMMANDS}.{command}'}.{module or usual}"), member)
+
     def main(arguments: list[str] | None = None, prog: str = f"sat-vg {command}") -> int:
         def action() -> None:
-            kind = getattr(import_module(f"{_COMMANDS}.{command}.options"), options)
+            kind = found(options, "options")
             given = parse_options(kind, arguments, prog, description, positionals, **more)
             require_extra(command, *extra)
-            getattr(import_module(f"{_COMMANDS}.{command}.run"), run)(given)
+            found(run, "run")(given)
 
         return run_command(action)
 

@@ -70,12 +70,35 @@ def test_dior_rsvg_counts_objects_over_sorted_names(tmp_path):
     listing = read_listing(tmp_path)
     assert [record.phrase for record in listing.splits["train"]] == ["first", "third"]
     assert [record.phrase for record in listing.splits["test"]] == ["second"]
-    assert listing.problems.pop().startswith("test.txt, entry 4: '9999")
-    assert listing.problems == [
+    assert list(listing.problems) == ["test"]
+    assert listing.problems["test"].pop().startswith("test.txt, entry 4: '9999")
+    assert listing.problems["test"] == [
         "test.txt, entry 2: '7' is no index of the 3 objects",
         "test.txt, entry 3: 'x' is no index of the 3 objects",
     ]
     assert listing.splits["train"][1].image.endswith("00010.jpg")
+
+
+def test_an_object_that_is_listed_twice_is_told(tmp_path):
+    """In one split it is no second record; in two it is a record of both, and a line says so."""
+    dior(tmp_path, {"1": [((1, 1, 9, 9), "first"), ((2, 2, 8, 8), "second"), ((3, 3, 7, 7), "third")]})
+    (tmp_path / "train.txt").write_text("0 1 0\n00")
+    (tmp_path / "val.txt").write_text("2")
+    (tmp_path / "test.txt").write_text("2 1")
+    listing = read_listing(tmp_path)
+    assert [record.phrase for record in listing.splits["train"]] == ["first", "second"]
+    assert listing.problems == {
+        "train": [
+            "train.txt, entry 3: object 0 is that of entry 1 already",
+            "train.txt, entry 4: object 00 is that of entry 1 already",
+        ]
+    }
+    splits, notes = split_records(listing, 0.1, 0)
+    assert {name: len(records) for name, records in splits.items()} == {"train": 2, "val": 1, "test": 2}
+    assert notes == [
+        "1 id is in train and in test, such as '1/2'",
+        "1 id is in val and in test, such as '1/3'",
+    ]
 
 
 def test_an_object_without_a_phrase_keeps_its_number(tmp_path):
@@ -83,7 +106,7 @@ def test_an_object_without_a_phrase_keeps_its_number(tmp_path):
     (tmp_path / "train.txt").write_text("0 1")
     listing = read_listing(tmp_path)
     assert [record.phrase for record in listing.splits["train"]] == ["second"]
-    assert listing.problems == ["1.xml, object 1: the phrase is empty"]
+    assert listing.problems == {"train": ["1.xml, object 1: the phrase is empty"]}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +159,7 @@ def test_code_in_a_pth_is_not_run(tmp_path, monkeypatch):
 def test_what_is_wrong_with_a_record_is_named_with_its_place(entry, problem, tmp_path):
     (tmp_path / "all.json").write_text(json.dumps([{"image": "b.png", "phrase": "b", "box": [1, 2, 3, 4]}, entry]))
     listing = read_listing(tmp_path / "all.json")
-    (line,) = listing.problems
+    ((line,),) = listing.problems.values()
     assert line.startswith("all.json, entry 2:") and problem in line
     assert len(listing.splits[""]) == 1
 
@@ -160,8 +183,8 @@ def test_files_that_cannot_be_read(name, text, message, tmp_path):
 def test_a_cell_with_commas_and_no_quotes_is_told_and_not_cut(tmp_path):
     (tmp_path / "a.csv").write_text("image,x1,y1,x2,y2,phrase\na.png,1,2,3,4,the ship, on the left\n")
     listing = read_listing(tmp_path / "a.csv")
-    (line,) = listing.problems
-    assert line.startswith("a.csv, line 2: has more than 6 cells") and not listing.splits[""]
+    (line,) = listing.problems[""]
+    assert line.startswith("a.csv, line 2: has more than 6 cells") and not listing.splits
 
 
 @pytest.mark.parametrize("end", ["\r", "\r\n"])
@@ -188,7 +211,7 @@ def test_names_that_are_too_long_are_told_like_missing_ones(tmp_path):
 @pytest.mark.parametrize("part", [[7], 7, "text"])
 def test_splits_in_one_json_file_that_hold_no_objects(part, tmp_path):
     (tmp_path / "all.json").write_text(json.dumps({"train": part}))
-    (line,) = read_listing(tmp_path / "all.json").problems
+    (line,) = read_listing(tmp_path / "all.json").problems["train"]
     assert "is no object with image, phrase and box" in line
 
 

@@ -1,5 +1,7 @@
 """Image, box, mask and words are flipped and turned together, exactly."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -45,14 +47,15 @@ def phrases(tmp_path, records):
         return image
 
     store = ImageStore(sorted({record.image for record in records}), 40, decode, tmp_path)
-    return Phrases(records, store, Vocabulary.of(record.phrase for record in records), 10)
+    vocabulary = Vocabulary.of(record.phrase for record in records)
+    return Phrases(records, store, partial(vocabulary.encode, max_words=10))
 
 
 def test_augmented_samples_are_consistent(tmp_path):
     """Wherever the bright square is after flips and turns, the box is around it and the words name that corner."""
     records = [Record(f"{number}", "the upper left square", (5, 5, 15, 15), f"line {number}") for number in range(64)]
     data = phrases(tmp_path, records)
-    words = dict(enumerate(data.vocabulary.words, start=2))
+    words = dict(enumerate(data.encode.func.__self__.words, start=2))
     seen = set()
     for batch in data.shuffled(16, seed=0, epoch=0, first=0, augment=True):
         for image, box, numbers in zip(batch.images[batch.image_of], batch.boxes, batch.words, strict=True):
@@ -77,7 +80,7 @@ def test_turned_data_are_the_data_turned(symmetry, tmp_path):
         Record("turned", turned_phrase, turned_box, "line 2"),
     ]
     store = ImageStore(list(images), 40, images.__getitem__, tmp_path)
-    data = Phrases(records, store, Vocabulary.of([phrase]), 20)
+    data = Phrases(records, store, partial(Vocabulary.of([phrase]).encode, max_words=20))
     one, two = data._batch([0], {"image": symmetry}), data._batch([1], {})
     for name in ("images", "masks", "words"):
         assert torch.equal(getattr(one, name), getattr(two, name)), name
