@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from sklearn.metrics import (
 )
 
 from sat_vg.backbone_finetuning.commands.evaluate import cli as evaluate
+from sat_vg.backbone_finetuning.commands.evaluate.options import EvaluateOptions
+from sat_vg.backbone_finetuning.commands.evaluate.run import tell_of_seen_images
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 
@@ -226,12 +229,34 @@ def test_views_and_checkpoints_are_averaged(simple, class_folders, tmp_path, cap
     line = next(line for line in out.splitlines() if line.startswith("averaged over 8 views and 2 checkpoints"))
     assert f"accuracy {100 * alone / 9:.2f} -> {100 * content['accuracy']:.2f} %" in line
     assert "16 passes an image in place of 1" in line
-    assert "other.pt' was trained with seed = 7 and CHECKPOINT with None: it may have been trained on these" in out
     assert "16 passes an image" in (tmp_path / "out/report.html").read_text()
     # One view of one checkpoint is no average.
     _, out, _, content = evaluation(tmp_path, capfd, simple)
     assert "averaged" not in content
     assert "averaged" not in out
+
+
+@pytest.mark.parametrize(
+    ("others", "val_is_drawn", "warned"),
+    [
+        ({}, True, None),
+        ({"seed": 7}, True, "seed = 7 and CHECKPOINT with 0"),
+        ({"seed": 7}, False, None),  # train is the same folder
+        ({"split": "spatial", "block_size": 50.0}, True, "split = 'spatial' and CHECKPOINT with 'random'"),
+        ({"group_column": "flight"}, False, "group_column = 'flight' and CHECKPOINT with None"),
+        ({"seed": 1, "dataset_path": "elsewhere/../images"}, True, "seed = 1 and CHECKPOINT with 0"),
+        ({"seed": 1, "dataset_path": "elsewhere"}, True, None),
+        ({"seed": 1, "dataset_path": "\0"}, True, None),
+    ],
+)
+def test_a_checkpoint_that_was_split_otherwise_is_told(others, val_is_drawn, warned, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    first = {"dataset_path": "images"}
+    models = [SimpleNamespace(provenance={"config": config}) for config in (first, first | others)]
+    options = EvaluateOptions(checkpoint="a.pt", data=str(tmp_path / "images"), ensemble=("b.pt",))
+    tell_of_seen_images(options, SimpleNamespace(models=models), val_is_drawn)
+    out = capsys.readouterr().out
+    assert (f"warning: 'b.pt' was trained with {warned}" in out) if warned else not out
 
 
 def test_what_cannot_be_averaged(simple, tmp_path, capfd):

@@ -24,6 +24,30 @@ def test_a_run_begins_where_another_ended_head_included(train_here, class_folder
     assert "the file holds a squeezenet1_1, and backbone = 'resnet18'" in other.err
 
 
+def test_weights_that_were_trained_on_what_is_val_now_are_warned_of(train_here, class_folders, tmp_path):
+    model = FineTuneModel("squeezenet1_1", 3, pretrained=False, image_size=32)
+    drawn = class_folders / "train"  # without a val of its own
+    for images, trained_with, warned in (
+        (
+            drawn,
+            {"dataset_path": f"{drawn}/../train", "seed": 3},
+            "with seed = 3, here it is 0: they were trained on",
+        ),
+        (drawn, {"dataset_path": str(drawn), "split": "spatial"}, "with split = 'spatial', here it is 'random'"),
+        (drawn, {"dataset_path": str(drawn)}, ""),
+        (drawn, {"dataset_path": "elsewhere", "seed": 3}, ""),
+        (class_folders, {"dataset_path": str(class_folders), "seed": 3}, ""),
+        (drawn, {}, ""),
+    ):
+        model.save_checkpoint(tmp_path / "w.pt", config=trained_with)
+        found = train_here(
+            "--dataset_path", images, *TINY, "--pretrained", "true", "--weights", tmp_path / "w.pt", "--dry_run"
+        )
+        assert found.code == 0, found.err
+        line = next((one for one in found.out.splitlines() if "warning: the starting weights" in one), "")
+        assert (warned in line) if warned else not line
+
+
 def test_no_phase_brings_the_learning_rate_below_min_lr(train_here, class_folders):
     first = train_here("--dataset_path", class_folders, *TINY, "--num_epochs", 1)
     assert first.code == 0, first.err

@@ -165,6 +165,11 @@ def test_a_grid_from_its_images_to_the_command_of_the_best(images, tmp_path, her
         folder = tmp_path / f"out/trials/{trial['number']:04d}"
         lines = [json.loads(line) for line in (folder / "logs/metrics.jsonl").read_text().splitlines()]
         assert trial["epochs"] == 2
+        # The training of the command below resolves the same unset fields.
+        set_here = FinetuneConfig.from_yaml(folder / "config.yaml").given - {"checkpoint_dir", "log_dir"}
+        assert set_here == {name.removeprefix("--") for name in QUICK[::2]} | {
+            "dataset_path", "learning_rate", "num_epochs"
+        }  # fmt: skip
         assert trial["score"] == max(line["val_accuracy"] for line in lines if "val_accuracy" in line)
         assert (folder / "checkpoints/best_model.pt").exists() == (trial["number"] == found["best"]["number"])
     assert found["best"]["score"] == max(trial["score"] for trial in found["trials"])

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from sat_vg.backbone_finetuning.configs import choices
 from sat_vg.backbone_finetuning.configs.band_choice import Bands
+from sat_vg.backbone_finetuning.configs.combinations import LP_FT_DEFAULTS
 from sat_vg.backbone_finetuning.configs.plain_values import as_argument
 from sat_vg.backbone_finetuning.configs.ranges import (
     AreaShare,
@@ -340,6 +341,8 @@ class FinetuneConfig(Settings):
         """What was set and is no default, as arguments of the training command."""
         has_images = self.dataset_path is not None or self.dataset is not None
         usual = self.defaults() if has_images else {}
+        # Left out, these would be what lp_ft sets, also where the training chooses it by itself.
+        usual = {name: value for name, value in usual.items() if name not in LP_FT_DEFAULTS}
         flags: list[str] = []
         for name, value in self.to_dict().items():
             if name not in self.given or name in leave_out or (name in usual and usual[name] == getattr(self, name)):

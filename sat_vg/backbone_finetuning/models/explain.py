@@ -14,7 +14,6 @@ from torch.nn import functional
 from sat_vg.backbone_finetuning.models.attention import attention_on_grid
 from sat_vg.backbone_finetuning.models.freezing import check_stage_names, in_eval_mode
 from sat_vg.backbone_finetuning.models.image_batches import require_batch
-from sat_vg.backbone_finetuning.models.probabilities import PROBABILITIES
 from sat_vg.backbone_finetuning.models.staged_classifier import StagedClassifier
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
@@ -235,11 +234,9 @@ def _as_the_model(model: StagedClassifier, images: Tensor) -> Tensor:
     return images.to(device=reference.device, dtype=reference.dtype)
 
 
-@torch.no_grad()
 def _titles(model: StagedClassifier, images: Tensor, explained: Tensor | None) -> list[str]:
     """What was predicted, with its probability, and on a second line what is explained, where it was chosen."""
-    with in_eval_mode(model):
-        shares = PROBABILITIES[model.task](model(_as_the_model(model, images)).float())
+    shares = model.predict_probabilities(_as_the_model(model, images))
     titles, names = [], [shortened(name, _LONGEST) for name in model.class_names]
     for number, (share, index) in enumerate(zip(*(tensor.tolist() for tensor in shares.max(1)), strict=True)):
         title = f"{names[index]} {100 * share:.0f} %"

@@ -70,6 +70,7 @@ class FineTuneModel(StagedClassifier):
         trainable_stages: names of those that are trained now.
         preprocessing: steps that images go through before the model.
         weights_report: report of the loaded weights, in one line.
+        trained_with: configuration of the training that the best_model.pt in ``weights`` comes from; else empty.
         needs_head: weights were loaded for the backbone, and the head starts at random.
         provenance: origin of the weights, plain data; handed on to the extractor.
         temperature: divisor of the logits in ``predict_probabilities``; 1 unless the model was calibrated.
@@ -137,6 +138,7 @@ class FineTuneModel(StagedClassifier):
         names = tuple(class_names or (str(index) for index in range(num_classes)))
         super().__init__(row, network, loaded.preprocessing, names, dropout, task)
         self.weights_report = str(loaded)
+        self.trained_with = loaded.trained_with
         self.needs_head = loaded.loaded > 0 and not loaded.keeps_head
         self.provenance: dict[str, Any] = {"weights": self.weights_report}
         self.set_trainable(choose_trainable(self.stages, freeze_early_layers, unfreeze_layers, freeze_layers))

@@ -4,8 +4,8 @@ import difflib
 import unicodedata
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 from urllib.error import URLError
 
 from torch import Tensor, nn
@@ -70,6 +70,7 @@ class LoadedWeights:
         preprocessing: that of the source; for a plain file that of the backbone's best published weights.
         notes: decisions that were made, in words.
         keeps_head: whether the classifier was taken over, too.
+        trained_with: configuration of the training that a best_model.pt comes from; empty for others.
     """
 
     source: str
@@ -79,6 +80,7 @@ class LoadedWeights:
     preprocessing: Preprocessing
     notes: tuple[str, ...] = ()
     keeps_head: bool = False
+    trained_with: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         if not self.loaded:
@@ -140,9 +142,10 @@ def load_initial_weights(network: nn.Module, row: BackboneRow, request: StartReq
     stored = _of_artifact(file, request)
     preprocessing = stored or _for_bands(row, published.get("DEFAULT"), request)
     is_of_bands = stored is not None and tuple(file.facts["preprocessing"].get("bands", RGB)) == request.bands
-    return _apply(
-        network, row, _Candidate(str(path), chosen, preprocessing, head, is_of_bands), request.allow_missing
-    )
+    candidate = _Candidate(str(path), chosen, preprocessing, head, is_of_bands)
+    loaded = _apply(network, row, candidate, request.allow_missing)
+    trained_with = file.facts.get("config")
+    return replace(loaded, trained_with=trained_with) if isinstance(trained_with, Mapping) else loaded
 
 
 def _explain_unknown(wanted: str, row: BackboneRow, published: Mapping[str, PublishedWeights]) -> str:

@@ -1,8 +1,9 @@
 """What all commands that run a model share: hardware, data, and explanations of lost images or memory."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -41,11 +42,14 @@ from sat_vg.backbone_finetuning.utils.errors import (
     LoadingError,
     LostImageError,
 )
+from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision, set_up_process
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, BandFiles, Levels, Preprocessing
 from sat_vg.backbone_finetuning.utils.ranks import Ranks
 from sat_vg.backbone_finetuning.utils.terminal import say
 
+# What decides which images are train where they are not listed as such.
+_DRAWING = ("val_split", "val_fraction", "seed", "split", "block_size", "group_column")
 COMPUTED = "computed"  # in the cache folder: what cache_gib bounds, as it bounds the fetched shards
 
 
@@ -80,6 +84,54 @@ def find_images(config: FinetuneConfig) -> Splits:
             f"num_classes = {config.num_classes}: the images have {len(splits.class_names)} classes; leave it out"
         )
     return splits
+
+
+def split_otherwise(config: Mapping[str, Any], other: Mapping[str, Any], val_is_drawn: bool) -> str | None:
+    """The first setting by which two trainings on the same images train on others of them, if there is one.
+
+    Args:
+        config: settings of a training as plain data; what is left out has its default.
+        other: those of another one.
+        val_is_drawn: whether the images' val is split off train, image by image.
+    """
+    first, second = ({**FinetuneConfig.defaults(), **one} for one in (config, other))
+    is_drawn = val_is_drawn or any(one["split"] != "random" or one["group_column"] for one in (first, second))
+    names = ("train_split", *(_DRAWING if is_drawn else ()))
+    return next((name for name in names if first[name] != second[name]), None)
+
+
+def are_same_images(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether the settings of two trainings name the same images, however their path is written."""
+    if first.get("dataset") != second.get("dataset"):
+        return False
+    places = []
+    for config in (first, second):
+        path = config.get("dataset_path")
+        with suppress(ConfigError, OSError, ValueError, RuntimeError):  # of a foreign checkpoint
+            path = expand_home(path).resolve() if isinstance(path, str) else path
+        places.append(path)
+    return bool(places[0] == places[1])
+
+
+def tell_of_seen_images(config: FinetuneConfig, trained_with: Mapping[str, Any], splits: Splits) -> None:
+    """Warn of starting weights that were trained on images which are val now.
+
+    Args:
+        config: of the training that begins.
+        trained_with: configuration of the training that the weights come from; empty: not known.
+        splits: of the images.
+    """
+    now = config.to_dict()
+    if not trained_with or not are_same_images(now, trained_with):
+        return
+    name = split_otherwise(now, trained_with, splits.val_is_drawn)
+    if name is not None:
+        before = trained_with.get(name, FinetuneConfig.defaults()[name])
+        say(
+            f"warning: the starting weights were trained on these images with {name} = {before!r}, here it is "
+            f"{now[name]!r}: they were trained on images that are val now, which flatters the result; use the same, "
+            "or other weights"
+        )
 
 
 def tell_data(splits: Splits) -> None:

@@ -23,6 +23,7 @@ from sat_vg.backbone_finetuning.training.preparation import (
     find_images,
     for_bands,
     image_reader,
+    tell_of_seen_images,
     with_band_statistics,
     with_levels,
 )
@@ -301,6 +302,7 @@ def build_model(config: FinetuneConfig, splits: Splits, earlier: EarlierRun | No
         say(f"without its auxiliary head {lacking[0]}, which needs images of {usual_size(model.row)} pixels")
     if earlier is None:
         say(model.weights_report)
+        tell_of_seen_images(config, model.trained_with, splits)
     return model
 
 

@@ -126,9 +126,9 @@ def _goes_on(config: FinetuneConfig, folder: Path) -> bool:
     if found is None or found[1]["state"].get("finished"):
         return False
     # Fields that are unset until the images are known are whatever that run found; defaults follow its strategy.
-    config = as_begun(config, config_of_run(found[1], folder))
-    asked = {name: value for name, value in config.to_dict().items() if value not in (None, "auto")}
-    return all(found[1]["config"].get(name) == asked[name] for name in asked.keys() - FIELDS_FREE_ON_RESUME)
+    of_run = config_of_run(found[1], folder)
+    asked = {name: value for name, value in as_begun(config, of_run).to_dict().items() if value not in (None, "auto")}
+    return all(of_run.to_dict()[name] == asked[name] for name in asked.keys() - FIELDS_FREE_ON_RESUME)
 
 
 @contextmanager

@@ -1,12 +1,16 @@
 """What a comparison plans: flags over the recipe over defaults, and what it refuses."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from sat_vg.backbone_finetuning.commands.compare.cells import make_cells, parse_count, parse_weights
+from sat_vg.backbone_finetuning.commands.compare.cells import Cell, make_cells, parse_count, parse_weights
 from sat_vg.backbone_finetuning.commands.compare.options import CompareOptions
+from sat_vg.backbone_finetuning.commands.compare.results import _notes
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits
+from sat_vg.backbone_finetuning.evaluation.costs import Timing
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[3]
@@ -123,3 +127,18 @@ def test_values_of_options():
             parse_count(text)
     with pytest.raises(ConfigError, match="--weights a: must be pairs; for example resnet18="):
         parse_weights(("a",))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "The 9 validation images of the data set's own split are the same for all seeds."),
+        ({"split": "spatial", "block_size": 50}, "The seed draws the 9 validation images by blocks of ground:"),
+        ({"group_column": "flight"}, "The seed draws the 9 validation images by groups of 'flight':"),
+    ],
+)
+def test_the_notes_say_whether_the_seed_draws_val(settings, said):
+    config = FinetuneConfig(dataset_path="images", image_size=64, **settings)
+    finished = SimpleNamespace(cell=Cell(config, Path("cell")), result=SimpleNamespace(val_images=9))
+    images = Split("train", (), (), ("a", "b"))
+    assert said in _notes([finished], Splits(images, images, None, ""), "cpu", Timing())[0]

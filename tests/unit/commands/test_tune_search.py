@@ -140,6 +140,11 @@ def test_the_best_rows_of_a_comparison(tmp_path):
         0.01,
     )
     assert (second.backbone, second.weights, second.num_epochs) == ("mobilenet_v2", None, 7)
+    # What lp_ft sets by itself does not replace what it was compared with.
+    usual = {"backbone": "resnet18", "strategy": "lp_ft", "learning_rate": 3e-4, "label_smoothing": 0.0}
+    search = read("weight_decay=0,1", from_compare=comparison(tmp_path / "usual.json", usual, rows[1]), data=None)
+    first = search.checked_configs()[0]
+    assert (first.strategy, first.learning_rate, first.label_smoothing) == ("lp_ft", 3e-4, 0)
     # What all rows have in common of the images holds for the search, which looks at these images as well.
     of_images = {"split": "spatial", "block_size": 50.0, "rescale": "percentile"}
     in_blocks = comparison(tmp_path / "c.json", *(row | of_images for row in rows))

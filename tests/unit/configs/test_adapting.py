@@ -82,3 +82,11 @@ def test_what_is_taken_for_the_shipped_defaults_is_what_is_shipped():
     assert shipped_defaults() == FinetuneConfig.defaults(), "the recorded defaults are old: run make defaults"
     assert set(SCENES_DEFAULTS) <= set(shipped_defaults())
     assert FinetuneConfig.edited_defaults() == {}
+
+
+@pytest.mark.parametrize("strategy", ["lp_ft", None])  # None: the training may choose lp_ft by itself
+def test_a_command_keeps_a_rate_that_was_set_to_the_default_of_other_strategies(strategy):
+    config = FinetuneConfig(dataset_path="images", strategy=strategy, learning_rate=3e-4, label_smoothing=0.0)
+    flags = config.as_flags()
+    assert flags[flags.index("--learning_rate") + 1] == "0.0003"
+    assert flags[flags.index("--label_smoothing") + 1] == "0.0"

@@ -205,6 +205,9 @@ def _notes(finished: Sequence[Finished], splits: Splits, device: str, timing: Ti
             f"The seed draws the {images} ({100 * config.val_fraction:g} % of each class): the same in all rows for "
             "one seed, others for another."
         )
+    elif config.split == "spatial" or config.group_column is not None:
+        unit = "blocks of ground" if config.group_column is None else f"groups of {config.group_column!r}"
+        split = f"The seed draws the {images} by {unit}: the same in all rows for one seed, others for another."
     else:
         split = f"The {images} of the data set's own split are the same for all seeds."
     sizes = sorted({one.cell.image_size for one in finished})

@@ -33,7 +33,7 @@ from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 _BETWEEN = ":"  # the hashes of what a cell was trained on
-_SHOWN_LINES = ("epoch ", "exact linear probe", "stopped early", "going on with")
+_SHOWN_LINES = ("warning: the starting weights", "epoch ", "exact linear probe", "stopped early", "going on with")
 
 
 def compare(options: CompareOptions, flags: Sequence[str] = ()) -> None:

@@ -26,10 +26,12 @@ from sat_vg.backbone_finetuning.models.ensemble import Ensemble
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.reports.prediction_table import predictions_csv
 from sat_vg.backbone_finetuning.training.preparation import (
+    are_same_images,
     choose_hardware,
     explained_losses,
     find_images,
     require_images,
+    split_otherwise,
 )
 from sat_vg.backbone_finetuning.utils.cores import usable_cores
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, DataError, UserError
@@ -66,7 +68,7 @@ def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
         data = config.dataset or config.dataset_path
         raise ConfigError(f"--split test: {data!r} has no folder test, and names no such images; use val or train")
     split = with_labels_of(model, split)
-    tell_of_seen_images(options, ensemble)
+    tell_of_seen_images(options, ensemble, splits.val_is_drawn)
     dataset = dataset_for(model, split, config)
     predictions, averaged = predict_all(ensemble, split, config, precision, options)
     temperature = model.temperature if averaged is None else 1.0  # the averaged probabilities have theirs in them
@@ -91,22 +93,24 @@ def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
     return content
 
 
-def tell_of_seen_images(options: EvaluateOptions, ensemble: Ensemble) -> None:
+def tell_of_seen_images(options: EvaluateOptions, ensemble: Ensemble, val_is_drawn: bool) -> None:
     """Warn of models that may have been trained on the images that are now held out for the first one."""
     if options.split != "val":
         return
-    names = ("dataset", "dataset_path", "train_split", "val_split", "val_fraction", "seed")
     first, *others = (model.provenance["config"] for model in ensemble.models)
     for path, config in zip(options.ensemble, others, strict=True):
-        if options.data not in (None, config.get("dataset_path")):
+        own = {**config, "dataset": None, "dataset_path": options.data}
+        if options.data is not None and not are_same_images(config, own):
             continue
-        for name in names:
-            if config.get(name) != first.get(name):
-                say(
-                    f"warning: {path!r} was trained with {name} = {config.get(name)!r} and CHECKPOINT with "
-                    f"{first.get(name)!r}: it may have been trained on these images, which would flatter the result"
-                )
-                break
+        name = split_otherwise(first, config, val_is_drawn)
+        if not are_same_images(first, config):
+            name = "dataset_path" if first.get("dataset") == config.get("dataset") else "dataset"
+        if name is not None:
+            before, now = (one.get(name, FinetuneConfig.defaults()[name]) for one in (config, first))
+            say(
+                f"warning: {path!r} was trained with {name} = {before!r} and CHECKPOINT with {now!r}: it may have "
+                "been trained on these images, which would flatter the result"
+            )
 
 
 def calibrated_path(options: EvaluateOptions, source: Path) -> Path:

@@ -204,7 +204,9 @@ def _train(trial: RunningTrial, config: FinetuneConfig, metric: str) -> EndedTra
     folder = trial.folder
     own = {"checkpoint_dir": str(folder / "checkpoints"), "log_dir": str(folder / "logs")}
     with explaining_writing(f"{str(folder)!r} cannot be written to", ": make room"):
-        config.replace(**own).to_yaml(folder / CONFIG)
+        placed = config.replace(**own)
+        # No more than was set: a default may still make room for a strategy that the training chooses.
+        write_text(folder / CONFIG, placed.as_yaml(placed.given))
         if trial.is_below_median(_scores(folder, metric, config.num_epochs)):
             return None
         process = TrainingProcess(["--config", str(folder / CONFIG)], folder / OUTPUT)

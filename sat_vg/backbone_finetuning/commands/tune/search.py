@@ -9,6 +9,7 @@ from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
+from sat_vg.backbone_finetuning.configs.combinations import LP_FT_DEFAULTS
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.configs.option_parser import typed_value
 from sat_vg.backbone_finetuning.configs.plain_values import plain_value
@@ -288,7 +289,9 @@ def _changed(
     known = {
         name: plain_value(value) for name, value in settings.items() if name in defaults and name not in leave_out
     }
-    return {name: value for name, value in known.items() if value != defaults[name]}
+    # Of lp_ft what equals a default was chosen: left out, it would be what the strategy sets.
+    chosen = LP_FT_DEFAULTS if settings.get("strategy") == "lp_ft" else {}
+    return {name: value for name, value in known.items() if name in chosen or value != defaults[name]}
 
 
 def choice_of_rows(rows: Sequence[tuple[str, Mapping[str, Any]]], given: Collection[str]) -> Choice:

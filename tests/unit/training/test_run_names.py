@@ -1,0 +1,32 @@
+"""Under which name a run lies: its own while it is unfinished, or the next that is free."""
+
+import pytest
+
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.training import run_folder
+
+CONFIG = FinetuneConfig(dataset_path="x", name="a", num_epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("of_run", "now", "name"),
+    [
+        ({}, {}, "a"),
+        ({}, {"dropout": 0.5}, "a_2"),
+        ({"dropout": None}, {}, "a"),
+        ({"dropout": None}, {"dropout": 0.5}, "a_2"),
+    ],
+)
+def test_an_unfinished_run_keeps_its_name_also_where_a_field_came_with_a_later_version(
+    of_run, now, name, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    begun = tmp_path / CONFIG.checkpoint_dir
+    begun.mkdir(parents=True)
+    (begun / "last.pt").touch()
+    saved = {
+        key: value for key, value in (CONFIG.to_dict() | of_run).items() if key != "dropout" or value is not None
+    }
+    content = {"config": saved, "state": {"finished": False}}
+    monkeypatch.setattr(run_folder, "read_newest_sound", lambda folder: (folder / "last.pt", content))
+    assert run_folder.free_name(CONFIG.replace(**now)).name == name
