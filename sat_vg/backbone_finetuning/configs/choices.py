@@ -17,6 +17,7 @@ Rescale = Literal["none", "percentile"]
 Cache = Literal["auto", "ram", "disk", "off"]
 
 Strategy = Literal["full", "linear_probe", "last_layers", "progressive", "lp_ft"]
+STRATEGIES_OF_SEVERAL_PHASES: tuple[Strategy, ...] = ("progressive", "lp_ft")
 ProbeSolver = Literal["exact", "sgd"]
 Optimizer = Literal["adamw", "adam", "sgd"]
 Scheduler = Literal["cosine", "step", "plateau"]
@@ -31,10 +32,13 @@ Augmentation = Literal[
 # The other augmentations change colours in ways that are defined for 8-bit red, green and blue only.
 AUGMENTATIONS_OF_ANY_BANDS = ("satellite", "turns", "crops", "basic")
 
-# The flips and quarter turns of an image that predictions can be averaged over. These augmentations show images in
-# fewer ways than the eight, as what they were made for has an "up": as it is, and flipped from left to right.
+# The flips and quarter turns of an image that predictions can be averaged over, by augmentation. What some were made
+# for has an "up": they show images as they are, or these and flipped from left to right.
 MOST_VIEWS = 8
-VIEWS_OF_AUGMENTATION: dict[str, int] = {"basic": 2, "crops": 1}
+VIEWS_OF_AUGMENTATION: dict[Augmentation, int] = {
+    "satellite": 8, "none": 8, "turns": 8, "basic": 2, "randaugment": 8, "trivialaugment": 8, "autoaugment": 8,
+    "advanced": 8, "crops": 1,
+}  # fmt: skip
 
 # What can be added to an augmentation; the strength that it has unless one is given, and the largest.
 AugmentationStep = Literal[

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from sat_vg.backbone_finetuning.configs.band_choice import repeated_band
-from sat_vg.backbone_finetuning.configs.choices import AUGMENTATIONS_OF_ANY_BANDS
+from sat_vg.backbone_finetuning.configs.choices import AUGMENTATIONS_OF_ANY_BANDS, STRATEGIES_OF_SEVERAL_PHASES
 
 # Of lp_ft, whose second phase takes 0.3 of the learning rate. docs/adr/0034 has the measurements. In fewer epochs the
 # network does not make up for what so high a rate does to the probe at first.
@@ -109,11 +109,11 @@ def _strategy(s: Settings) -> None:
             "probe_solver",
             f"has no effect with {s.show('strategy')}; leave it out, or set strategy to linear_probe or lp_ft",
         )
-    if s["phase_epochs"] is not None and s["strategy"] not in ("progressive", "lp_ft"):
+    if s["phase_epochs"] is not None and s["strategy"] not in STRATEGIES_OF_SEVERAL_PHASES:
         s.refuse(
             "phase_epochs",
             f"has no effect with {s.show('strategy')}, which has one phase; leave it out, or set "
-            "strategy to progressive or lp_ft",
+            f"strategy to {' or '.join(STRATEGIES_OF_SEVERAL_PHASES)}",
         )
 
 
@@ -150,7 +150,7 @@ def _exact_probe(s: Settings) -> None:
 
 def _epochs(s: Settings) -> None:
     phases, sizes = s["phase_epochs"], s["train_image_size"]
-    if phases is not None and s["strategy"] in ("progressive", "lp_ft") and sum(phases) != s["num_epochs"]:
+    if phases is not None and s["strategy"] in STRATEGIES_OF_SEVERAL_PHASES and sum(phases) != s["num_epochs"]:
         s.adapt_or_refuse(
             "phase_epochs",
             f"add up to {sum(phases)}, but {s.show('num_epochs')}; change one of the two",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sat_vg.backbone_finetuning.configs.choices import AUGMENTATIONS_OF_ANY_BANDS
+from sat_vg.backbone_finetuning.configs.choices import AUGMENTATIONS_OF_ANY_BANDS, VIEWS_OF_AUGMENTATION
 from sat_vg.backbone_finetuning.data.loading.augmentation import PRESETS, augmentation_of
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageBatches, ImageDataset
 from sat_vg.backbone_finetuning.data.loading.sampling import BatchPlan, Part
@@ -48,7 +48,19 @@ def depends_on_the_generator_alone(transform):
 
 
 def test_the_configuration_knows_which_rows_take_any_bands():
-    assert list(AUGMENTATIONS_OF_ANY_BANDS) == ANY_BANDS
+    assert set(AUGMENTATIONS_OF_ANY_BANDS) == set(ANY_BANDS)
+
+
+@pytest.mark.parametrize("name", ANY_BANDS)
+def test_the_configuration_knows_in_how_many_ways_images_are_shown(name):
+    corners = torch.tensor([[40, 90], [150, 220]], dtype=torch.uint8)
+    image = corners.repeat_interleave(24, 0).repeat_interleave(24, 1).expand(3, 48, 48).contiguous()
+    build, seen = PRESETS[name].build(48, "bilinear"), set()
+    for seed in range(120):
+        torch.manual_seed(seed)
+        shown = build(image)[0]
+        seen.add(tuple(torch.stack([shown[y, x] for y in (2, -3) for x in (2, -3)]).float().argsort().tolist()))
+    assert len(seen) == VIEWS_OF_AUGMENTATION[name]
 
 
 @pytest.mark.parametrize("name", PRESETS)

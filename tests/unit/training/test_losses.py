@@ -151,6 +151,8 @@ def test_none_is_no_weights():
 def test_every_loss_is_in_the_table_and_gets_every_setting_of_its_own():
     found = [one for _, one in inspect.getmembers(losses, inspect.isclass) if one.__module__ == losses.__name__]
     assert {one for one in found if is_dataclass(one)} == set(LOSSES.values()), "add it to LOSSES in losses.py"
+    names = {task: [entry.name for entry in fields(loss)] for task, loss in LOSSES.items()}
+    assert names["single_label"] == names["multi_label"], "a setting would have no effect on images of the other task"
     several = Split("train", ("a.png", "b.png", "c.png"), (0, 1, 1), ("x", "y"), label_sets=((0,), (1,)))
     single = Split("train", ("a.png", "b.png", "c.png"), (0, 1, 1), ("x", "y"))
     changed = {"label_smoothing": 0.25, "focal_gamma": 1.5, "class_weights": "balanced"}
@@ -159,6 +161,7 @@ def test_every_loss_is_in_the_table_and_gets_every_setting_of_its_own():
         assert type(loss) is kind
         for entry in fields(kind):  # a new one needs a value here that is not its default
             default, value = entry.default, getattr(loss, entry.name)
-            assert value is not default and not (isinstance(value, float) and value == default), entry.name
+            is_other = value is not default and not (isinstance(value, float) and value == default)
+            assert is_other, f"{entry.name}: give it a value in `changed` above"
         assert (loss.label_smoothing, loss.focal_gamma) == (0.25, 1.5)
         assert loss.class_weights.shape == (2,)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sat_vg.backbone_finetuning.configs.choices import STRATEGIES_OF_SEVERAL_PHASES
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.training.phases import (
     STRATEGIES,
@@ -30,6 +31,10 @@ def test_the_epochs_of_all_phases_are_known_without_a_backbone(strategy, is_exac
     found = phases(strategy, probe_is_exact=is_exact)
     assert total_epochs(strategy, 10, is_exact, False) == sum(phase.epochs for phase in found)
     assert total_epochs(strategy, 10, is_exact, True) == sum(phase.epochs for phase in then_mixed(found))
+
+
+def test_the_configuration_knows_which_strategies_have_several_phases():
+    assert [name for name in STRATEGIES if len(phases(name)) > 1] == list(STRATEGIES_OF_SEVERAL_PHASES)
 
 
 def test_one_phase_strategies():
