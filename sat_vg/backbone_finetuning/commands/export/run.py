@@ -11,12 +11,13 @@ from typing import Any
 from sat_vg.backbone_finetuning.commands.export.options import ExportCommandOptions
 from sat_vg.backbone_finetuning.commands.trained_models import model_file
 from sat_vg.backbone_finetuning.models.exports import FORMATS
-from sat_vg.backbone_finetuning.models.exports.comparing import Difference, compare
 from sat_vg.backbone_finetuning.models.exports.contract import (
     Contract,
+    Difference,
     ExportFailedError,
     ExportOptions,
     Format,
+    compare,
     load_format,
 )
 from sat_vg.backbone_finetuning.models.exports.model_card import HUB_HEAD, NOT_SET, build_card, markdown
@@ -79,7 +80,13 @@ def export_checkpoint(options: ExportCommandOptions) -> dict[str, Any]:
             write_text(aside.with_name(name), text)
         sync(aside)  # not every format's own writer does so
         _put_in_place(aside, out, list(cards))
-    _print_summary(card, out, list(cards))
+    inputs, outputs = card["input"], card["outputs"]
+    say(f"difference from the checkpoint on random images (tolerance {options.tolerance:.0e}):")
+    say(_table_of(differences))
+    say(f"input    {inputs['dtype']} [B, {len(inputs['channels'])}, H, W], {inputs['sizes']}")
+    say(f"outputs  {', '.join(outputs['names'])}: {outputs['kind']}")
+    say(f"licence  {options.license or NOT_SET}")
+    say(f"written: {out} ({card['file']['bytes'] / 1e6:.1f} MB), {', '.join(cards)}")
     return card
 
 
@@ -156,18 +163,18 @@ def make_export(
     Raises:
         CheckpointError: neither way gives the model's numbers.
     """
+    is_traced = "fixed_size" in exporter.options
     attempts = [(options, "asked for with --fixed_size" if options.fixed_size else "")]
-    if "fixed_size" in exporter.options and options.fixed_size is None:
+    if is_traced and options.fixed_size is None:
         trained = replace(options, fixed_size=model.preprocessing.image_size)
-        reason = exporter.why_fixed(model)
+        reason = model.row.family.why_traced_at_one_size
         attempts = [(trained, reason)] if reason else [*attempts, (trained, "")]
     failure = ""
     for attempt, reason in attempts:
         note = reason or failure
-        sizes = (
-            "all sizes" if attempt.fixed_size is None else f"{attempt.fixed_size} × {attempt.fixed_size} pixels only"
-        )
-        if "fixed_size" in exporter.options:
+        size = attempt.fixed_size
+        if is_traced:
+            sizes = "all sizes" if size is None else f"{size} × {size} pixels only"
             say(f"tracing the {attempt.part} for {sizes}" + (f": {note}" if note else ""))
         try:
             contract = exporter.write(model, attempt, path)
@@ -241,13 +248,3 @@ def _table_of(differences: Sequence[Difference]) -> str:
         for one in differences
     ]
     return text_table(("batch × height × width", "absolute", "relative"), rows)
-
-
-def _print_summary(card: dict[str, Any], out: Path, cards: Sequence[str]) -> None:
-    differences = [Difference(**one) for one in card["differences"]]
-    say(f"difference from the checkpoint on random images (tolerance {card['tolerance']:.0e}):")
-    say(_table_of(differences))
-    say(f"input    {card['input']['dtype']} [B, {len(card['input']['channels'])}, H, W], {card['input']['sizes']}")
-    say(f"outputs  {', '.join(card['outputs']['names'])}: {card['outputs']['kind']}")
-    say(f"licence  {card['license'] or NOT_SET}")
-    say(f"written: {out} ({card['file']['bytes'] / 1e6:.1f} MB), {', '.join(cards)}")

@@ -1,13 +1,16 @@
-"""What an exported file takes and gives, and what a format has to offer."""
+"""What an exported file takes and gives, what a format has to offer, and how far a file is from its model."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from sat_vg.backbone_finetuning.models.exports import FORMATS
@@ -20,6 +23,8 @@ OUTPUT_KINDS = {
     "extractor": "[B, channels, h, w], the feature maps by stage",
     "vector": "[B, D], what the classifier saw",
 }
+# What torch's tracer and converters raise on a network that they cannot take.
+REFUSALS = (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError, LookupError, AttributeError)
 
 
 class ExportFailedError(Exception):
@@ -28,41 +33,24 @@ class ExportFailedError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What an export is to be like.
+    """What an export is to be like."""
 
-    Attributes:
-        part: ``classifier`` or ``extractor``; of formats that hold a computation.
-        with_normalisation: whether the file takes uint8 images and normalises them itself.
-        with_head: whether a file of weights holds the classifier too; None: where it can.
-        fixed_size: only height and width that it takes, in pixels; None: any.
-    """
-
-    part: str = "classifier"
-    with_normalisation: bool = False
-    with_head: bool | None = None
-    fixed_size: int | None = None
+    part: str = "classifier"  # or extractor; of formats that hold a computation
+    with_normalisation: bool = False  # the file takes uint8 images and normalises them itself
+    with_head: bool | None = None  # whether a file of weights holds the classifier too; None: where it can
+    fixed_size: int | None = None  # the only height and width that it takes, in pixels; None: any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
-    """What an exported file takes and gives; files that hold a computation carry it with them.
-
-    Attributes:
-        format: name of the format.
-        part: ``classifier``, ``extractor`` or ``vector``.
-        dtype: number type of the images: ``float32``, normalised, or ``uint8``.
-        fixed_size: only height and width, in pixels; None: any from ``smallest`` on.
-        smallest: fewest pixels a side.
-        multiple: number that height and width must be multiples of.
-        outputs: names of the outputs, in order.
-    """
+    """What an exported file takes and gives; files that hold a computation carry it with them."""
 
     format: str
-    part: str
-    dtype: str = "float32"
-    fixed_size: int | None = None
+    part: str  # classifier, extractor or vector
+    dtype: str = "float32"  # of the images: float32, normalised, or uint8
+    fixed_size: int | None = None  # the only height and width, in pixels; None: any from ``smallest`` on
     smallest: int = 1
-    multiple: int = 1
+    multiple: int = 1  # of height and width
     outputs: tuple[str, ...] = ("logits",)
 
     @property
@@ -73,6 +61,42 @@ class Contract:
         multiples = "" if self.multiple == 1 else f", multiples of {self.multiple}"
         smallest = "" if self.smallest == 1 else f" from {self.smallest} pixels on"
         return f"any height and width{smallest}{multiples}"
+
+
+class LoadedExport(NamedTuple):
+    """An exported file, read back: images as the contract says → outputs by name."""
+
+    contract: Contract
+    run: Callable[[Tensor], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One format of files."""
+
+    endings: tuple[str, ...]
+    """Of file names, the usual one first."""
+    options: frozenset[str] = frozenset()
+    """Names of the fields of ``ExportOptions`` that it uses."""
+    write: Callable[[FineTuneModel, ExportOptions, Path], Contract]
+    """Raises ``ExportFailedError`` where the model cannot be written so, ``ConfigError`` where it never can."""
+    read: Callable[[Path, FineTuneModel], LoadedExport]
+    """Raises ``CheckpointError`` where the file is damaged or foreign."""
+    usage: Callable[[FineTuneModel, Contract, str], str]
+    """``(model, contract, file name) ->`` lines of Python that use the file."""
+    packages: tuple[str, ...] = ()
+    """Whose versions matter beside torch's."""
+    is_own: Callable[[Path], bool] = lambda path: True
+    """Whether a file of one of these endings is of this format."""
+    require_own: Callable[[Path, FineTuneModel], None] = lambda path, model: None
+    """Run before a file that was not written just now is read. Raises ``CheckpointError`` or ``ExportFailedError``
+    where reading it could run foreign code."""
+
+
+def load_format(name: str) -> Format:
+    """The format of that name; its module is imported only now."""
+    found: Format = import_module(f"{__package__}.{FORMATS[name]}").FORMAT
+    return found
 
 
 def describe(model: FineTuneModel, contract: Contract) -> str:
@@ -115,20 +139,23 @@ def read_description(path: Path, text: str | bytes | None) -> Contract:
     return contract
 
 
-def trained_size_only(model: FineTuneModel) -> int | None:
-    """The size of the training in pixels, where the network itself takes no other; else None."""
+def weights_contract(model: FineTuneModel, format_name: str, part: str = "classifier") -> Contract:
+    """That of a file of weights; it takes one size alone where the network itself does."""
     size, family = model.preprocessing.image_size, model.row.family
     is_built_for_size = not {"image_size", "input_size"}.isdisjoint(family.builder_options(size))
-    return size if is_built_for_size or family.fixed_image_size(model.network) else None
+    return Contract(
+        format=format_name,
+        part=part,
+        fixed_size=size if is_built_for_size or family.fixed_image_size(model.network) else None,
+        smallest=family.smallest_image,
+        outputs=("logits",) if part == "classifier" else ("vector",),
+    )
 
 
 def put_weights(
     network: nn.Module, state: Mapping[str, Tensor], path: Path, backbone: str, strict: bool = True
 ) -> list[str]:
-    """Load the weights of a file into a network.
-
-    Returns:
-        Names that one of the two has and the other not; empty where it is ``strict``.
+    """Load the weights of a file into a network; gives the names that one of the two has and the other not.
 
     Raises:
         CheckpointError: they do not fit.
@@ -140,50 +167,80 @@ def put_weights(
     return [*missing, *unexpected]
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 @dataclass(frozen=True)
-class LoadedExport:
-    """An exported file, read back.
+class Difference:
+    """Largest differences between the file's and the model's outputs on one batch of random images."""
 
-    Attributes:
-        contract: description of inputs and outputs.
-        run: function from images as the contract says to outputs by name.
+    batch: int
+    height: int
+    width: int
+    absolute: float
+    relative: float  # as a share of the largest number of its output
+    deviation: float  # absolute where an output stays within ±1, else relative; the tolerance is for this one
+
+
+def compare(model: FineTuneModel, loaded: LoadedExport) -> list[Difference]:
+    """Run the file and the model on random images of two batch sizes and, where it takes them, two sizes.
+
+    Raises:
+        ExportFailedError: the file does not run, or gives other outputs.
     """
-
-    contract: Contract
-    run: Callable[[Tensor], Mapping[str, Tensor]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Format:
-    """One format of files.
-
-    Attributes:
-        endings: endings of file names, the usual one first.
-        options: names of the fields of ``ExportOptions`` that it uses.
-        write: ``(model, options, path) ->`` contract. Raises ``ExportFailedError`` where the model cannot be written
-            so, ``ConfigError`` where it never can.
-        read: ``(path, model) ->`` the file read back. Raises ``CheckpointError`` where it is damaged or foreign.
-        usage: ``(model, contract, file name) ->`` lines of Python that use the file.
-        packages: names of packages whose versions matter beside torch's.
-        why_fixed: ``model ->`` why it can be written for one size only, or None.
-        is_own: ``path ->`` whether a file of one of these endings is of this format.
-        require_own: ``(path, model) ->`` nothing; run before a file that was not written just now is read. Raises
-            ``CheckpointError`` or ``ExportFailedError`` where reading it could run foreign code.
-    """
-
-    endings: tuple[str, ...]
-    options: frozenset[str] = frozenset()
-    write: Callable[[FineTuneModel, ExportOptions, Path], Contract]
-    read: Callable[[Path, FineTuneModel], LoadedExport]
-    usage: Callable[[FineTuneModel, Contract, str], str]
-    packages: tuple[str, ...] = ()
-    why_fixed: Callable[[FineTuneModel], str | None] = lambda model: None
-    is_own: Callable[[Path], bool] = lambda path: True
-    require_own: Callable[[Path, FineTuneModel], None] = lambda path, model: None
-
-
-def load_format(name: str) -> Format:
-    """The format of that name; its module is imported only now."""
-    module = import_module(f"{__package__}.{FORMATS[name]}")
-    found: Format = module.FORMAT
+    contract, run = loaded
+    reference = _reference(model, contract)
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for batch, height, width in _trial_shapes(contract, model.preprocessing.image_size):
+        shape = (batch, model.in_channels, height, width)
+        images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+        normalised = model.preprocessing.normalise(images)
+        with torch.no_grad():
+            expected = reference(normalised)
+            try:
+                given = run(images if contract.dtype == "uint8" else normalised)
+            except REFUSALS as error:
+                raise ExportFailedError(
+                    f"it does not run on {batch} × {height} × {width}: {first_line(error)}"
+                ) from error
+        found.append(Difference(batch, height, width, *_largest(expected, given)))
     return found
+
+
+def _trial_shapes(contract: Contract, trained: int) -> Sequence[tuple[int, int, int]]:
+    """Batch, height and width of the trials."""
+    if contract.fixed_size is not None:
+        return [(batch, contract.fixed_size, contract.fixed_size) for batch in (1, 3)]
+    unit = contract.multiple
+    first = math.ceil(max(trained, contract.smallest) / unit) * unit
+    down, across = (37, 22) if unit == 1 else (2 * unit, unit)  # odd sizes are where padding and rounding show
+    return [(1, first, first), (3, first, first), (2, first + down, first + across)]
+
+
+def _reference(model: FineTuneModel, contract: Contract) -> Callable[[Tensor], Mapping[str, Tensor]]:
+    if contract.part == "classifier":
+        return lambda images: {"logits": model(images)}
+    if contract.part == "vector":
+        return lambda images: {"vector": model.forward_pooled(images)}
+    extractor = model.get_feature_extractor()
+    return lambda images: {name: value for name, value in extractor(images).items() if name in contract.outputs}
+
+
+def _largest(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[float, float, float]:
+    """The largest absolute and relative difference, and the largest deviation; see ``Difference``."""
+    theirs, ours = ([(name, list(value.shape)) for name, value in one.items()] for one in (given, expected))
+    if theirs != ours:
+        raise ExportFailedError(f"it gives {theirs} and the model {ours}")
+    absolute = relative = deviation = 0.0
+    for name, right in expected.items():
+        difference = (given[name].double() - right.double()).abs().max().item()
+        if math.isnan(difference):
+            difference = math.inf
+        scale = right.double().abs().max().item()
+        absolute = max(absolute, difference)
+        relative = max(relative, difference / scale if scale else math.inf if difference else 0.0)
+        deviation = max(deviation, difference / max(1.0, scale))
+    return absolute, relative, deviation

@@ -14,8 +14,7 @@ from typing import Any
 
 from sat_vg.backbone_finetuning.configs.yaml_files import yaml_text
 from sat_vg.backbone_finetuning.models.artifact import current_versions
-from sat_vg.backbone_finetuning.models.exports.comparing import Difference
-from sat_vg.backbone_finetuning.models.exports.contract import OUTPUT_KINDS, Contract, Format
+from sat_vg.backbone_finetuning.models.exports.contract import OUTPUT_KINDS, Contract, Difference, Format
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, Preprocessing
 from sat_vg.backbone_finetuning.utils.printable import one_line
@@ -24,7 +23,6 @@ SCHEMA = 1
 LIBRARY = "sat_vg"
 HUB_HEAD = f"---\nlibrary_name: {LIBRARY}\n"  # what every card for readers begins with
 NOT_SET = "not set (--license)"
-_PATHS = ("dataset_path", "weights")
 # Settings that say where and how a run was kept, and nothing about its weights.
 _HOUSEKEEPING = {
     *("checkpoint_dir", "log_dir", "resume", "device", "num_workers", "loader_timeout", "log_every"),
@@ -44,7 +42,6 @@ _HUB_LICENSES = {
     *("cc-by-nd-4.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "openrail", "odbl", "unlicense"),
 }
 _HUB_METRICS = {"val_accuracy": "accuracy", "macro_f1": "f1", "micro_f1": "f1", "val_map": "mean_average_precision"}
-_NOT_RECORDED = "not recorded"
 
 
 def build_card(
@@ -66,7 +63,7 @@ def build_card(
         made_by: the format.
     """
     recorded = plain(model.provenance.get("config") or {})
-    config = _without_folders({name: value for name, value in recorded.items() if name not in _HOUSEKEEPING})
+    config = {name: _without_folder(name, value) for name, value in recorded.items() if name not in _HOUSEKEEPING}
     return {
         "card": "sat_vg.model_card",
         "schema": SCHEMA,
@@ -92,7 +89,7 @@ def build_card(
         "data": {
             "name": config.get("dataset") or config.get("dataset_path") or "not recorded (or the built-in scenes)",
             "classes": list(model.class_names),
-            "images": recorded.get("num_images") or _NOT_RECORDED,
+            "images": recorded.get("num_images") or "not recorded",
         },
         "metrics": plain(model.provenance.get("metrics") or {}),
         "provenance": {
@@ -107,16 +104,12 @@ def build_card(
     }
 
 
-def _without_folders(config: dict[str, Any]) -> dict[str, Any]:
-    """Paths by their last names: a card tells nothing of the machine."""
-
-    def is_path(name: str, value: str) -> bool:
-        return name in _PATHS or value.startswith("~") or PurePath(value).is_absolute()
-
-    return {
-        name: PurePath(value).name if isinstance(value, str) and is_path(name, value) else value
-        for name, value in config.items()
-    }
+def _without_folder(name: str, value: Any) -> Any:
+    """A path by its last name: a card tells nothing of the machine."""
+    is_path = isinstance(value, str) and (
+        name in ("dataset_path", "weights") or value.startswith("~") or PurePath(value).is_absolute()
+    )
+    return PurePath(value).name if is_path else value
 
 
 def _outputs(model: FineTuneModel, contract: Contract) -> dict[str, Any]:
@@ -130,30 +123,26 @@ def _outputs(model: FineTuneModel, contract: Contract) -> dict[str, Any]:
 
 def input_steps(preprocessing: Preprocessing, contract: Contract) -> str:
     """What an image has to go through before the file takes it, in words."""
-    trained = preprocessing.image_size
-    size = contract.fixed_size or trained
-    geometry = (
-        f"resize the shorter side to {size} pixels ({preprocessing.interpolation}, antialiased) and cut the centre "
-        f"of {size} × {size} out"
-    )
+    size, trained = contract.fixed_size or preprocessing.image_size, preprocessing.image_size
+    steps = []
     if preprocessing.levels is not None:
         levels = zip(preprocessing.bands, preprocessing.levels.low, preprocessing.levels.high, strict=True)
         spread = ", ".join(f"{name} {low:.6g} to {high:.6g}" for name, low, high in levels)
-        geometry = (
-            f"spread 16-bit values, scale and offset applied, over 0 to 255 and clip them ({spread}); {geometry}"
-        )
-    geometry += ", as in the training" if size == trained else f" (in the training it was {trained})"
-    if contract.part == "extractor" and contract.fixed_size is None:
-        geometry += ", or give whole images"
+        steps.append(f"spread 16-bit values, scale and offset applied, over 0 to 255 and clip them ({spread})")
+    steps.append(
+        f"resize the shorter side to {size} pixels ({preprocessing.interpolation}, antialiased) and cut the centre "
+        f"of {size} × {size} out"
+        + (", as in the training" if size == trained else f" (in the training it was {trained})")
+        + (", or give whole images" if contract.part == "extractor" and contract.fixed_size is None else "")
+    )
     if contract.dtype == "uint8":
-        return f"{geometry}; give the uint8 values 0 to 255 as they are: the file normalises"
+        return "; ".join([*steps, "give the uint8 values 0 to 255 as they are: the file normalises"])
     mean, std = (", ".join(f"{value:.6g}" for value in values) for values in (preprocessing.mean, preprocessing.std))
-    files = preprocessing.files
-    values = "take the values as float32"
-    if files is not None and files.scaling in ("tagged", "applied"):
-        values += ", scale and offset tags applied"
+    has_tags = preprocessing.files is not None and preprocessing.files.scaling in ("tagged", "applied")
+    values = "take the values as float32" + (", scale and offset tags applied" if has_tags else "")
     first = "divide by 255" if preprocessing.scale == Preprocessing.scale else values
-    return f"{geometry}; {first}, subtract the mean ({mean}) and divide by the deviation ({std}) of each channel"
+    steps.append(f"{first}, subtract the mean ({mean}) and divide by the deviation ({std}) of each channel")
+    return "; ".join(steps)
 
 
 def prepare_lines(preprocessing: Preprocessing, contract: Contract) -> str:
@@ -204,7 +193,7 @@ def plain(value: Any, depth: int = 0) -> Any:
     return str(value)[:_LONGEST]
 
 
-def front_matter(card: Mapping[str, Any]) -> dict[str, Any]:
+def _front_matter(card: Mapping[str, Any]) -> dict[str, Any]:
     """What a model hub reads off the head of a README.md: licence, library, tags, task and metrics.
 
     A licence that is not set is left out. Metrics are listed with their values where the file has the classifier.
@@ -230,10 +219,9 @@ def front_matter(card: Mapping[str, Any]) -> dict[str, Any]:
         "pytorch",
     ]
     matter = {"library_name": LIBRARY, **named, "pipeline_tag": task, "tags": list(dict.fromkeys(tags))}
-    if not metrics:
-        return matter
-    matter["metrics"] = list(dict.fromkeys(_HUB_METRICS[name] for name in metrics))
-    if is_classifier:
+    if metrics:
+        matter["metrics"] = list(dict.fromkeys(_HUB_METRICS[name] for name in metrics))
+    if metrics and is_classifier:
         result = {
             "task": {"type": task},
             "dataset": {"type": "image_folder", "name": card["data"]["name"], "split": "validation"},
@@ -246,14 +234,17 @@ def front_matter(card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def markdown(card: Mapping[str, Any]) -> str:
-    """The card for a reader, and at its head, in YAML, for a model hub."""
+    """The card for a reader, and at its head, in YAML, for a model hub; the one for programs holds more."""
     file, inputs, outputs, data = card["file"], card["input"], card["outputs"], card["data"]
+    worst = max(one["deviation"] for one in card["differences"])
     about = {
         "format": f"{file['format']}, {card['part']}",
         "backbone": f"{card['backbone']}, {card['parameters'] / 1e6:.2f} M parameters with the head",
         "limits": card["limits"],
         "licence": card["license"] or NOT_SET,
         "SHA-256": file["sha256"],
+        "compared": f"differs from the checkpoint by {worst:.1e} at most, on random images",
+        "more": f"settings, versions and hashes: {file['name']}.card.json",
     }
     takes = {
         "images": f"{inputs['dtype']} {inputs['layout']}, any number of them",
@@ -262,37 +253,24 @@ def markdown(card: Mapping[str, Any]) -> str:
         "before": inputs["steps"],
     }
     gives = {"what": outputs["kind"], "names": ", ".join(outputs["names"])}
+    trained = {"data": data["name"], "images": data["images"]}
     if card["part"] == "classifier":
         kind = "sigmoid (each class for itself)" if outputs["task"] == "multi_label" else "softmax"
         divided = "" if outputs["temperature"] == 1 else f" divided by {outputs['temperature']:.6g}"
         gives["probabilities"] = f"the {kind} of the logits{divided}"
+    else:
+        trained["metrics below"] = "of the whole model; its classifier is not in this file"
     maps = zip(outputs["names"], outputs.get("channels", ()), outputs.get("strides", ()), strict=False)
     gives |= {name: f"{channels} channels at stride {stride}" for name, channels, stride in maps}
-    trained = {"data": data["name"], "images": data["images"]}
-    if card["part"] != "classifier":
-        trained["metrics below"] = "of the whole model; its classifier is not in this file"
-    differences = (
-        (f"{one['batch']} × {one['height']} × {one['width']}", f"{one['absolute']:.1e}", f"{one['relative']:.1e}")
-        for one in card["differences"]
-    )
-    provenance = card["provenance"]
     sections = {
         "Takes": _table(takes.items()),
         "Gives": _table(gives.items()),
         "Training": _table([*trained.items(), *card["metrics"].items()]),
         "Classes, in the order of the outputs": _table(enumerate(data["classes"]), ("", "class")),
-        f"Differences from the checkpoint on random images, tolerance {card['tolerance']:.0e}": _table(
-            differences, ("batch × height × width", "absolute", "relative")
-        ),
-        "Made with": _table(card["versions"].items()),
-        "Checkpoint": _table(provenance["checkpoint"].items()),
-        "Settings of the training": _table(provenance["config"].items() or [(_NOT_RECORDED, "")]),
     }
-    for_hubs = f"---\n{yaml_text(front_matter(card))}---\n\n"
-    head = (
-        f"{for_hubs}# {_text(file['name'])}\n\n{_table(about.items())}\n\n## Use\n\n```python\n{card['usage']}\n```\n"
-    )
-    return head + "".join(f"\n## {title}\n\n{table}\n" for title, table in sections.items())
+    head = f"---\n{yaml_text(_front_matter(card))}---\n\n# {_text(file['name'])}\n\n{_table(about.items())}\n"
+    use = f"\n## Use\n\n```python\n{card['usage']}\n```\n"
+    return head + use + "".join(f"\n## {title}\n\n{table}\n" for title, table in sections.items())
 
 
 def _table(rows: Iterable[Sequence[object]], header: Sequence[str] = ("", "")) -> str:

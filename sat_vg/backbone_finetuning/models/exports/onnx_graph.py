@@ -12,16 +12,18 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from sat_vg.backbone_finetuning.models.exports.contract import (
+    REFUSALS,
     Contract,
     ExportFailedError,
     ExportOptions,
     Format,
     LoadedExport,
     describe,
+    first_line,
     read_description,
 )
 from sat_vg.backbone_finetuning.models.exports.model_card import prepare_lines
-from sat_vg.backbone_finetuning.models.exports.tracing import REFUSALS, first_line, quiet, trace, why_fixed
+from sat_vg.backbone_finetuning.models.exports.tracing import quiet, trace
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write
@@ -79,16 +81,15 @@ def _names_of_sizes(program: ExportedProgram) -> dict[str, str]:
     """Torch's symbols for the sizes of the input, such as ``s14``, with names that say what they are."""
     (image_name,) = program.graph_signature.user_inputs
     (images,) = [node for node in program.graph.nodes if node.name == image_name]
-    shape = images.meta["val"].shape
-    named = zip(shape, ("batch", "channels", "height", "width"), strict=True)
+    named = zip(images.meta["val"].shape, ("batch", "channels", "height", "width"), strict=True)
     return {str(size): name for size, name in named if not isinstance(size, int)}
 
 
 def _forget_origins(graph: Any) -> None:
     """Remove the paths of this machine that the conversion notes."""
-    parts = [graph, graph.graph, *graph.functions]
-    nodes = [node for part in (graph.graph, *graph.functions) for node in part.node]
-    for one in (*parts, *nodes, *graph.graph.value_info, *graph.graph.input, *graph.graph.output):
+    parts = (graph.graph, *graph.functions)
+    nodes = [node for part in parts for node in part.node]
+    for one in (graph, *parts, *nodes, *graph.graph.value_info, *graph.graph.input, *graph.graph.output):
         del one.metadata_props[:]
         one.doc_string = ""
 
@@ -98,8 +99,7 @@ def _name_sizes(graph: Any, names: Mapping[str, str]) -> None:
     if not names:
         return
     symbol = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names))
-    inner = graph.graph
-    for value in (*inner.input, *inner.output, *inner.value_info):
+    for value in (*graph.graph.input, *graph.graph.output, *graph.graph.value_info):
         for size in value.type.tensor_type.shape.dim:
             if size.dim_param:
                 size.dim_param = symbol.sub(lambda match: names[match[0]], size.dim_param)
@@ -112,8 +112,6 @@ def read(path: Path, model: FineTuneModel) -> LoadedExport:
         CheckpointError: the file is missing, damaged, or another graph.
         ConfigError: onnx or onnxruntime are not installed.
     """
-    if not path.is_file():
-        raise CheckpointError(f"there is no file {str(path)!r}; check the path")
     contract = _contract_in(path)
     runtime: Any = _module("onnxruntime")
     options = runtime.SessionOptions()
@@ -139,6 +137,8 @@ def read(path: Path, model: FineTuneModel) -> LoadedExport:
 
 def _contract_in(path: Path) -> Contract:
     """From the description in the file; its weights lie in it and nowhere else."""
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {str(path)!r}; check the path")
     onnx: Any = _module("onnx")
     try:
         graph = onnx.load_model(path, format="protobuf", load_external_data=False)
@@ -170,5 +170,4 @@ FORMAT = Format(
     read=read,
     usage=usage,
     packages=("onnx", "onnxscript", "onnxruntime"),
-    why_fixed=why_fixed,
 )

@@ -10,7 +10,7 @@ from sat_vg.backbone_finetuning.models.exports.contract import (
     Format,
     LoadedExport,
     put_weights,
-    trained_size_only,
+    weights_contract,
 )
 from sat_vg.backbone_finetuning.models.exports.model_card import prepare_lines
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
@@ -26,16 +26,7 @@ def write(model: FineTuneModel, options: ExportOptions, path: Path) -> Contract:
         WriteError: the file cannot be written.
     """
     model.save_safetensors(path)
-    return _contract(model)
-
-
-def _contract(model: FineTuneModel) -> Contract:
-    return Contract(
-        format="safetensors",
-        part="classifier",
-        fixed_size=trained_size_only(model),
-        smallest=model.row.family.smallest_image,
-    )
+    return weights_contract(model, "safetensors")
 
 
 def read(path: Path, model: FineTuneModel) -> LoadedExport:
@@ -55,7 +46,7 @@ def read(path: Path, model: FineTuneModel) -> LoadedExport:
         )
     restored = copy.deepcopy(model)
     put_weights(restored.network, state, path, model.backbone)
-    return LoadedExport(_contract(model), lambda images: {"logits": restored(images)})
+    return LoadedExport(weights_contract(model, "safetensors"), lambda images: {"logits": restored(images)})
 
 
 def usage(model: FineTuneModel, contract: Contract, name: str) -> str:

@@ -2,24 +2,24 @@
 
 import io
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from torch.export import ExportedProgram
 
 from sat_vg.backbone_finetuning.models.exports.contract import (
+    REFUSALS,
     Contract,
     ExportFailedError,
     ExportOptions,
     Format,
     LoadedExport,
     describe,
+    first_line,
     read_description,
 )
 from sat_vg.backbone_finetuning.models.exports.model_card import prepare_lines
-from sat_vg.backbone_finetuning.models.exports.tracing import REFUSALS, first_line, quiet, trace, why_fixed
+from sat_vg.backbone_finetuning.models.exports.tracing import quiet, trace
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 from sat_vg.backbone_finetuning.utils.json_reading import MOST_BYTES
@@ -89,12 +89,7 @@ def read(path: Path, model: FineTuneModel) -> LoadedExport:
             raise CheckpointError(
                 f"{str(path)!r} cannot be loaded by torch {torch.__version__}: {first_line(error)}; export it again"
             ) from error
-
-    def run(images: Tensor) -> Mapping[str, Tensor]:
-        outputs: dict[str, Tensor] = module(images)
-        return outputs
-
-    return LoadedExport(contract, run)
+    return LoadedExport(contract, module)
 
 
 def _contract_in(path: Path) -> Contract:
@@ -129,6 +124,5 @@ FORMAT = Format(
     write=write,
     read=read,
     usage=usage,
-    why_fixed=why_fixed,
     require_own=require_own,
 )

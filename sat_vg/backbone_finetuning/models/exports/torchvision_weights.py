@@ -15,7 +15,7 @@ from sat_vg.backbone_finetuning.models.exports.contract import (
     Format,
     LoadedExport,
     put_weights,
-    trained_size_only,
+    weights_contract,
 )
 from sat_vg.backbone_finetuning.models.exports.model_card import prepare_lines
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
@@ -45,37 +45,23 @@ def write(model: FineTuneModel, options: ExportOptions, path: Path) -> Contract:
     for name in () if with_head else new_layers(model.network, model.row.family):
         del state[name]
     save_tensors(path, state)
-    return _contract(model, with_head)
+    return weights_contract(model, "torchvision", "classifier" if with_head else "vector")
 
 
 def _require_known(model: FineTuneModel) -> None:
+    others = "use --format safetensors, onnx or pt2"
     if model.backbone not in models.list_models(module=models):
-        raise ConfigError(
-            f"backbone = {model.backbone!r}: torchvision has no such network; use --format safetensors, onnx or pt2"
-        )
+        raise ConfigError(f"backbone = {model.backbone!r}: torchvision has no such network; {others}")
     if model.preprocessing.bands != RGB:
-        raise ConfigError(
-            f"bands = {', '.join(model.preprocessing.bands)}: torchvision's networks take red, green, blue; use "
-            "--format safetensors, onnx or pt2"
-        )
+        bands = ", ".join(model.preprocessing.bands)
+        raise ConfigError(f"bands = {bands}: torchvision's networks take red, green, blue; {others}")
     if model.row.pool != "default":
         raise ConfigError(
-            f"pool = {model.row.pool!r}: torchvision's {model.backbone} classifies by its class token; use --format "
-            "safetensors, onnx or pt2"
+            f"pool = {model.row.pool!r}: torchvision's {model.backbone} classifies by its class token; {others}"
         )
 
 
-def _contract(model: FineTuneModel, with_head: bool) -> Contract:
-    return Contract(
-        format="torchvision",
-        part="classifier" if with_head else "vector",
-        fixed_size=trained_size_only(model),
-        smallest=model.row.family.smallest_image,
-        outputs=("logits",) if with_head else ("vector",),
-    )
-
-
-def build_arguments(model: FineTuneModel) -> dict[str, Any]:
+def _build_arguments(model: FineTuneModel) -> dict[str, Any]:
     """What ``torchvision.models.get_model`` needs beside the name, so that the weights fit."""
     options = model.row.family.builder_options(model.preprocessing.image_size)
     return {**options, "init_weights": False} if "init_weights" in options else options
@@ -100,35 +86,31 @@ def read(path: Path, model: FineTuneModel) -> LoadedExport:
         )
     with torch.random.fork_rng(devices=[]):
         network: nn.Module = models.get_model(
-            model.backbone, weights=None, num_classes=model.num_classes, **build_arguments(model)
+            model.backbone, weights=None, num_classes=model.num_classes, **_build_arguments(model)
         ).eval()
     # Without the head only its own names are missing, see above.
     put_weights(network, state, path, model.backbone, strict=with_head)
     if not with_head:
-        parent, leaf = _head_place(model)
-        substitute = nn.AdaptiveAvgPool2d(1) if model.row.family is SQUEEZENET else nn.Identity()
-        setattr(network.get_submodule(parent), leaf, substitute)
-    contract = _contract(model, with_head)
+        network.set_submodule(*_without_head(model))
+    contract = weights_contract(model, "torchvision", "classifier" if with_head else "vector")
     return LoadedExport(contract, lambda images: {contract.outputs[0]: network(images)})
 
 
-def _head_place(model: FineTuneModel) -> tuple[str, str]:
-    """Where the layer is that is put away for torchvision's network to give the pooled vector: parent and name."""
-    name = "classifier" if model.row.family is SQUEEZENET else model.row.family.classifier
-    parent, _, leaf = name.rpartition(".")
-    return parent, leaf
+def _without_head(model: FineTuneModel) -> tuple[str, nn.Module]:
+    """Which layer of torchvision's network is replaced by which, so that it gives the pooled vector."""
+    if model.row.family is SQUEEZENET:
+        return "classifier", nn.AdaptiveAvgPool2d(1)
+    return model.row.family.classifier, nn.Identity()
 
 
 def usage(model: FineTuneModel, contract: Contract, name: str) -> str:
     """How the file is used."""
-    arguments = "".join(f", {key}={value!r}" for key, value in build_arguments(model).items())
+    arguments = "".join(f", {key}={value!r}" for key, value in _build_arguments(model).items())
     strict, removal = "", ""
     if contract.part != "classifier":
-        parent, leaf = _head_place(model)
-        place = f"{parent}[{leaf}]" if leaf.isdigit() else f"{parent}.{leaf}".removeprefix(".")
-        layer = "AdaptiveAvgPool2d(1)" if model.row.family is SQUEEZENET else "Identity()"
+        place, layer = _without_head(model)
         strict = ", strict=False"
-        removal = f"network.{place} = torch.nn.{layer}  # the classifier is not in the file\n"
+        removal = f"network.set_submodule({place!r}, torch.nn.{layer})  # the classifier is not in the file\n"
     return (
         "import torch\nimport torchvision\nfrom torchvision.transforms import v2\n\n"
         f"network = torchvision.models.{model.backbone}(num_classes={model.num_classes}{arguments})\n"

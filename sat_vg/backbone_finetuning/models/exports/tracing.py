@@ -13,57 +13,54 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional
 
-from sat_vg.backbone_finetuning.models.exports.contract import Contract, ExportFailedError, ExportOptions
+from sat_vg.backbone_finetuning.models.exports.contract import (
+    REFUSALS,
+    Contract,
+    ExportFailedError,
+    ExportOptions,
+    first_line,
+)
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.stages import find_member
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, UserError
 
-# What torch's tracer and converters raise on a network that they cannot take.
-REFUSALS = (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError, LookupError, AttributeError)
 # What the tracer notes of where each line of the graph comes from: paths of this machine, and nothing that computes.
 _NOTES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 
 
-def why_fixed(model: FineTuneModel) -> str | None:
-    """Why a trace for all sizes is not even tried, or None."""
-    return model.row.family.why_traced_at_one_size
-
-
-class Classifier(nn.Module):
+class _Classifier(nn.Module):
     """``images [B, C, H, W]``, normalised → ``{"logits": [B, num_classes]}``."""
 
     def __init__(self, model: FineTuneModel) -> None:
         super().__init__()
         self.model = copy.deepcopy(model)
-        self.outputs = ("logits",)
+        self.outputs: tuple[str, ...] = ("logits",)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits under their name."""
         return {"logits": self.model(images)}
 
 
-class Extractor(nn.Module):
-    """``images [B, C, H, W]``, normalised → feature maps by stage name."""
+class _Extractor(nn.Module):
+    """``images [B, C, H, W]``, normalised → feature maps by stage name.
+
+    The extractor pads only where it must, and a trace would keep the one way it took. Padding by a computed amount,
+    which may be 0, holds for all sizes, and leaves nothing for the extractor to pad.
+    """
 
     def __init__(self, model: FineTuneModel) -> None:
         super().__init__()
         self.extractor = model.get_feature_extractor()
-        self.unit = self.extractor.size_divisibility
         self.outputs = self.extractor.out_names
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """The extractor's maps.
-
-        It pads only where it must, and a trace would keep the one way it took. Padding by a computed amount, which
-        may be 0, holds for all sizes, and leaves nothing for the extractor to pad.
-        """
-        if self.unit > 1:
-            down, right = ((self.unit - side % self.unit) % self.unit for side in images.shape[-2:])
+        unit = self.extractor.size_divisibility
+        if unit > 1:
+            down, right = ((unit - side % unit) % unit for side in images.shape[-2:])
             images = functional.pad(images, (0, right, 0, down))
         return dict(self.extractor(images))
 
 
-class Normalised(nn.Module):
+class _Normalised(nn.Module):
     """uint8 images → what ``part`` gives for them once they are normalised."""
 
     mean: Tensor
@@ -76,14 +73,18 @@ class Normalised(nn.Module):
         self.register_buffer("scale", torch.tensor(std).mul(255).view(-1, 1, 1).reciprocal())
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """``images [B, C, H, W]`` uint8."""
         outputs: dict[str, Tensor] = self.part((images.float() - self.mean) * self.scale)
         return outputs
 
 
-def _build_part(model: FineTuneModel, options: ExportOptions) -> tuple[nn.Module, tuple[str, ...]]:
-    """The module that is traced, in eval mode and without gradients, and the names of its outputs."""
-    part = Classifier(model) if options.part == "classifier" else Extractor(model)
+def trace(model: FineTuneModel, options: ExportOptions, format_name: str) -> tuple[ExportedProgram, Contract]:
+    """Trace a part of the model, which is on the CPU and in eval mode.
+
+    Raises:
+        ConfigError: the model itself does not run at the size that is asked for, or takes no uint8 images.
+        ExportFailedError: it cannot be traced so.
+    """
+    part = _Classifier(model) if options.part == "classifier" else _Extractor(model)
     module: nn.Module = part
     if options.with_normalisation:
         if model.preprocessing.files is not None:
@@ -91,60 +92,57 @@ def _build_part(model: FineTuneModel, options: ExportOptions) -> tuple[nn.Module
                 "--with_normalisation: takes uint8 images, and this model the values of GeoTIFFs "
                 f"({model.preprocessing.files.dtype}); leave it out and normalise as the model card says"
             )
-        module = Normalised(part, model.preprocessing.mean, model.preprocessing.std)
-    return module.eval().requires_grad_(False), part.outputs
+        module = _Normalised(part, model.preprocessing.mean, model.preprocessing.std)
+    module.eval().requires_grad_(False)
+    dtype = torch.uint8 if options.with_normalisation else torch.float32
+    size, channels = options.fixed_size or model.preprocessing.image_size, model.in_channels
 
+    def blank(height: int, width: int, batch: int = 1) -> Tensor:
+        return torch.zeros(batch, channels, height, width, dtype=dtype)
 
-def trace(model: FineTuneModel, options: ExportOptions, format_name: str) -> tuple[ExportedProgram, Contract]:
-    """Trace a part of the model.
-
-    Args:
-        model: on the CPU, in eval mode.
-        options: which part, and whether for one size.
-        format_name: of the contract.
-
-    Raises:
-        ConfigError: the model itself does not run at the size that is asked for, or takes no uint8 images.
-        ExportFailedError: it cannot be traced so.
-    """
-    part, outputs = _build_part(model, options)
-    size = options.fixed_size or model.preprocessing.image_size
-    _require_runs(model, part, options, size)
-    multiple = 1 if options.fixed_size else _multiple(model, options, part, size)
+    _require_runs(model, module, blank(size, size))
+    unit = model.get_feature_extractor().size_divisibility
+    multiple = unit if not options.fixed_size and not _runs(module, blank(size + 1, size + 1)) else 1
     # Batch and sides differ from each other, from 1 and from the trained size, so that none is taken for another.
-    step = multiple if multiple > 1 else model.get_feature_extractor().size_divisibility + 5
-    shape = (2, size, size) if options.fixed_size else (2, size + step, size + 2 * step)
+    step = multiple if multiple > 1 else unit + 5
+    images = blank(size, size, 2) if options.fixed_size else blank(size + step, size + 2 * step, 2)
     free = {} if options.fixed_size else {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     dimensions = {0: Dim("batch", min=1), **free}
     with quiet(), torch.no_grad():
         try:
-            images = _blank(model, options, *shape)
-            program = torch.export.export(part, (images,), dynamic_shapes=(dimensions,), strict=False)
+            program = torch.export.export(module, (images,), dynamic_shapes=(dimensions,), strict=False)
         except REFUSALS as error:
             raise ExportFailedError(f"torch.export: {first_line(error)}") from error
     _forget_origins(program)
     _allow_trained_grid(model, program)
-    contract = Contract(
+    smallest = size
+    if not options.fixed_size:
+        # A graph may take no map of 1 × 1, which the tracer tells from larger ones.
+        lower = max(int(bounds.lower) for bounds in program.range_constraints.values())
+        likely = {lower, model.row.family.smallest_image, 33, 64, 65, 96, 128, 2 * multiple, size}
+        sides = sorted({-(-max(side, 2) // multiple) * multiple for side in likely if side <= size})
+        graph = program.module()
+        smallest = next((side for side in sides if _runs(graph, blank(side, side))), 0)
+        if not smallest:
+            raise ExportFailedError(
+                f"a graph for all sizes does not run on {size} × {size} pixels, as in the training"
+            )
+    return program, Contract(
         format=format_name,
         part=options.part,
         dtype="uint8" if options.with_normalisation else "float32",
         fixed_size=options.fixed_size,
-        smallest=size if options.fixed_size else _smallest(model, options, program, multiple, size),
+        smallest=smallest,
         multiple=multiple,
-        outputs=outputs,
+        outputs=part.outputs,
     )
-    return program, contract
-
-
-def _blank(model: FineTuneModel, options: ExportOptions, batch: int, height: int, width: int) -> torch.Tensor:
-    dtype = torch.uint8 if options.with_normalisation else torch.float32
-    return torch.zeros(batch, model.in_channels, height, width, dtype=dtype)
 
 
 @torch.no_grad()
-def _require_runs(model: FineTuneModel, part: nn.Module, options: ExportOptions, size: int) -> None:
+def _require_runs(model: FineTuneModel, part: nn.Module, images: Tensor) -> None:
+    size = images.shape[-1]
     try:
-        part(_blank(model, options, 1, size, size))
+        part(images)
     except UserError as error:
         raise ConfigError(f"--fixed_size {size}: {error}") from error
     except RuntimeError as error:
@@ -155,36 +153,12 @@ def _require_runs(model: FineTuneModel, part: nn.Module, options: ExportOptions,
 
 
 @torch.no_grad()
-def _multiple(model: FineTuneModel, options: ExportOptions, part: nn.Module, size: int) -> int:
-    """What the sides must be multiples of, by trying one that is no such multiple."""
+def _runs(part: nn.Module, images: Tensor) -> bool:
     try:
-        part(_blank(model, options, 1, size + 1, size + 1))
-    except (UserError, RuntimeError):
-        return model.get_feature_extractor().size_divisibility
-    return 1
-
-
-@torch.no_grad()
-def _smallest(
-    model: FineTuneModel, options: ExportOptions, program: ExportedProgram, multiple: int, size: int
-) -> int:
-    """The fewest pixels a side at which the traced graph runs, of some that are likely.
-
-    It may take no map of 1 × 1, which the tracer tells from larger ones.
-
-    Raises:
-        ExportFailedError: the size of the training is not among them.
-    """
-    lower = max(int(bounds.lower) for bounds in program.range_constraints.values())
-    likely = {lower, model.row.family.smallest_image, 33, 64, 65, 96, 128, 2 * multiple, size}
-    module = program.module()
-    for side in sorted({-(-max(side, 2) // multiple) * multiple for side in likely if side <= size}):
-        try:
-            module(_blank(model, options, 1, side, side))
-        except REFUSALS:
-            continue
-        return side
-    raise ExportFailedError(f"a graph for all sizes does not run on {size} × {size} pixels, as in the training")
+        part(images)
+    except (UserError, *REFUSALS):
+        return False
+    return True
 
 
 def _allow_trained_grid(model: FineTuneModel, program: ExportedProgram) -> None:
@@ -204,9 +178,8 @@ def _allow_trained_grid(model: FineTuneModel, program: ExportedProgram) -> None:
 
 def _forget_origins(program: ExportedProgram) -> None:
     """Remove the paths of this machine that the trace notes."""
-    modules = [m for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
-    for module in modules:
-        for node in module.graph.nodes:
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             for note in _NOTES:
                 node.meta.pop(note, None)
 
@@ -222,8 +195,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
