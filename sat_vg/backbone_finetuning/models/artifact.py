@@ -39,31 +39,17 @@ _PARTS: dict[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """What best_model.pt holds.
-
-    Attributes:
-        backbone: torchvision's name.
-        class_names: names of the classes, in the order of the classifier's outputs.
-        preprocessing: steps that an image goes through before the backbone.
-        state_dict: weights under torchvision's own names, classifier included.
-        dropout: probability of dropping a pooled feature, in training.
-        config: configuration of the run, plain data; empty where there was none.
-        metrics: validation metrics of these weights, plain numbers.
-        versions: versions of the libraries that wrote the file.
-        temperature: divisor of the logits where probabilities are wanted.
-        task: ``single_label`` or ``multi_label``.
-        pool: what the classifier sees, as in ``BackboneRow``.
-    """
+    """What best_model.pt holds."""
 
     backbone: str
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # in the order of the classifier's outputs
     preprocessing: Preprocessing
-    state_dict: dict[str, Tensor]
+    state_dict: dict[str, Tensor]  # under torchvision's own names, classifier included
     dropout: float = 0.0
-    config: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    temperature: float = 1.0
+    config: dict[str, Any] = field(default_factory=dict)  # of the run, plain data; empty where there was none
+    metrics: dict[str, float] = field(default_factory=dict)  # validation metrics of these weights
+    versions: dict[str, str] = field(default_factory=dict)  # of the libraries that wrote the file
+    temperature: float = 1.0  # divisor of the logits where probabilities are wanted
     task: TaskName = "single_label"
     pool: Pool = "default"
 
@@ -131,9 +117,8 @@ def read_artifact(path: Path) -> Artifact:
             f"{str(path)!r} has schema {content['schema']}; this sat_vg {sat_vg.__version__} reads up to {SCHEMA}. "
             f"It was written by sat_vg {content['versions'].get('sat_vg')!r}: upgrade to that"
         )
-    temperature = content.get("temperature", 1.0)  # files from before calibration have none
-    task = content.get("task", "single_label")  # files from before several classes an image have none
-    pool = content.get("pool", "default")  # files from before pool was a choice have none
+    # Older files have none of these.
+    temperature, task, pool = (content.get(name, getattr(Artifact, name)) for name in ("temperature", "task", "pool"))
     for name, value, known in (("task", task, get_args(TaskName)), ("pool", pool, get_args(Pool))):
         if value not in known:
             raise CheckpointError(
@@ -180,20 +165,14 @@ def artifact_of(model: StagedClassifier, config: Mapping[str, Any], metrics: Map
 
 
 def model_of(artifact: Artifact, build: Callable[[], Model], path: str | Path) -> Model:
-    """The model of an artifact.
-
-    Args:
-        artifact: as read from its file.
-        build: makes a model of its backbone, whose weights the artifact replaces.
-        path: of the file, for messages.
+    """The model of an artifact; ``build`` makes one of its backbone, whose weights the artifact replaces.
 
     Raises:
         CheckpointError: the weights do not fit.
     """
     # timm keeps tensors of one network for the next, which must have values.
     model = _built_without_values(build) if artifact.backbone in BACKBONES else None
-    if model is None:
-        model = build()
+    model = build() if model is None else model
     restore(model, artifact, path)
     return model
 

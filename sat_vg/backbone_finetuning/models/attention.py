@@ -40,19 +40,12 @@ def set_attention_dropout(network: nn.Module, probability: float) -> bool:
 
 
 class AttentionOnGrid(NamedTuple):
-    """Attention weights of one block.
+    """Attention weights of one block."""
 
-    Attributes:
-        weights: ``[B, heads, tokens, tokens]``, as the block applies them.
-        grid: height and width of the map that the patches form.
-        num_prefix_tokens: tokens before the patches: the class token, and what some networks of timm have beside it.
-        of_class_token: whether the classifier sees the class token, which is token 0, and not an average.
-    """
-
-    weights: Tensor
-    grid: tuple[int, int]
-    num_prefix_tokens: int
-    of_class_token: bool
+    weights: Tensor  # [B, heads, tokens, tokens], as the block applies them
+    grid: tuple[int, int]  # height and width of the map that the patches form
+    num_prefix_tokens: int  # before the patches: the class token, and what some networks of timm have beside it
+    of_class_token: bool  # whether the classifier sees the class token, which is token 0, and not an average
 
 
 def attention_blocks(network: nn.Module, row: BackboneRow, stages: Sequence[Stage]) -> list[int]:

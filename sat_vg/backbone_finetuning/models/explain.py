@@ -43,7 +43,13 @@ def grad_cam(
     if not images.is_floating_point():
         raise ConfigError(f"images of type {images.dtype}: normalise them first, by model.preprocessing.normalise")
     if stage is not None:
-        _check_gives_map(model, stage)
+        check_stage_names([stage], model.stage_names, "stage")
+        with_map = [each.name for each in model.stages if each.gives_map]
+        if stage not in with_map:
+            raise ConfigError(
+                f"stage = {stage!r}: it comes after the pooling, where no place in the image is left; choose one of "
+                f"{', '.join(with_map)}"
+            )
     # In the caller's inference mode there would be no gradients.
     with in_eval_mode(model), torch.inference_mode(False):
         heat = _heat_of_deepest(model, _as_the_model(model, images), classes, stage)
@@ -55,11 +61,7 @@ def attention_heat(
 ) -> Tensor:
     """What the class token, or else the average patch, attends to in one block, as the mean over the heads.
 
-    Args:
-        weights: ``[B, heads, tokens, tokens]``, of ``attention_on_grid``.
-        grid: height and width of the map that the patches form.
-        num_prefix_tokens: tokens before the patches.
-        of_class_token: whether token 0 is the class token that the classifier sees.
+    Arguments are the fields of ``AttentionOnGrid``.
 
     Returns:
         Heat ``[B, height, width]``, float32; the least attended place of each image is 0 and the most attended 1, or
@@ -137,43 +139,26 @@ def _heat_of_deepest(
             value = each.run(model.network, value.clone())
             outputs.append(value)
     image_hw = (images.shape[-2], images.shape[-1])
-    heat = images.new_zeros((len(images), *image_hw), dtype=torch.float32)
     for position in reversed(range(last)):
-        if stage is None and not model.stages[position].gives_map:
+        if not model.stages[position].gives_map:
             continue
         activation = outputs[position].detach().clone().requires_grad_()
-        gradient = _logit_gradient(model, activation, position + 1, classes)
+        with torch.enable_grad():
+            logits = model.forward_head(model.pool(model.run_stages(activation.clone(), start=position + 1)))
+            indices = logits.argmax(1) if classes is None else _class_indices(model, classes, len(logits))
+            explained = logits.gather(1, indices.to(logits.device)[:, None]).sum()
+            (gradient,) = torch.autograd.grad(explained, activation)  # no parameter gets one
         # Both are only rearranged by to_map, so the gradient of the map is the map of the gradient.
         maps, slopes = (
             model.row.family.to_map(model.network, tensor.detach(), image_hw).float()
             for tensor in (activation, gradient)
         )
         if stage is not None or bool(slopes.any()):
-            heat = _heat(maps, slopes, image_hw)
-            break
-    return heat
-
-
-def _logit_gradient(
-    model: StagedClassifier, activation: Tensor, start: int, classes: Tensor | int | str | None
-) -> Tensor:
-    """The gradient of each image's explained logit by the input of stage ``start``; no parameter gets one."""
-    with torch.enable_grad():
-        features = model.run_stages(activation.clone(), start=start)
-        logits = model.forward_head(model.row.family.pool(model.network, features))
-        indices = logits.argmax(1) if classes is None else _class_indices(model, classes, len(logits))
-        explained = logits.gather(1, indices.to(logits.device)[:, None]).sum()
-        (gradient,) = torch.autograd.grad(explained, activation)
-    return gradient
-
-
-def _heat(maps: Tensor, slopes: Tensor, image_hw: tuple[int, int]) -> Tensor:
-    """Grad-CAM of ``maps [B, C, h, w]`` with the logit's gradient by them."""
-    importance = slopes.mean((2, 3), keepdim=True)
-    heat = functional.relu((importance * maps).sum(1, keepdim=True))
-    heat = functional.interpolate(heat, size=image_hw, mode="bilinear", align_corners=False)[:, 0]
-    highest = heat.amax((1, 2), keepdim=True)
-    return heat / highest.masked_fill(highest == 0, 1)
+            heat = functional.relu((slopes.mean((2, 3), keepdim=True) * maps).sum(1, keepdim=True))
+            heat = functional.interpolate(heat, size=image_hw, mode="bilinear", align_corners=False)[:, 0]
+            highest = heat.amax((1, 2), keepdim=True)
+            return heat / highest.masked_fill(highest == 0, 1)
+    return images.new_zeros((len(images), *image_hw), dtype=torch.float32)
 
 
 def _class_indices(model: StagedClassifier, classes: Tensor | int | str, batch: int) -> Tensor:
@@ -202,16 +187,6 @@ def _check_batch(model: StagedClassifier, images: Tensor) -> None:
     require_batch(images, model.in_channels)
     if not len(images):
         raise ConfigError(f"images of shape {list(images.shape)}: give one image or more")
-
-
-def _check_gives_map(model: StagedClassifier, stage: str) -> None:
-    check_stage_names([stage], model.stage_names, "stage")
-    with_map = [each.name for each in model.stages if each.gives_map]
-    if stage not in with_map:
-        raise ConfigError(
-            f"stage = {stage!r}: it comes after the pooling, where no place in the image is left; choose one of "
-            f"{', '.join(with_map)}"
-        )
 
 
 def _check_choice(

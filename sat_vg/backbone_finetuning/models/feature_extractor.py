@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sat_vg.backbone_finetuning.models.dilation import dilate, undilatable
-from sat_vg.backbone_finetuning.models.freezing import apply_trainable, check_stage_names, keep_in_eval
+from sat_vg.backbone_finetuning.models.freezing import apply_trainable, check_stage_names, in_eval_mode, keep_in_eval
 from sat_vg.backbone_finetuning.models.frozen_norm import freeze_batch_norm
 from sat_vg.backbone_finetuning.models.image_batches import normalise_and_fill, require_batch, require_normalised
 from sat_vg.backbone_finetuning.models.networks.table import BackboneRow
@@ -28,21 +28,16 @@ class FeatureExtractor(nn.Module):
 
     Attributes:
         out_names: names of the stages whose maps are given, in order of depth.
-        channels: channels of each map, measured.
-        strides: input pixels per map pixel of each map, measured.
+        channels, strides: of each map, measured; strides in input pixels per map pixel.
         stage_strides: strides of all stages that give a map, wanted or not, by name.
         num_channels: channels of the last map.
         embed_dim: length of the pooled vector.
-        size_divisibility: number whose multiples images are padded to.
-        smallest_image: pixels a side that images are padded to at least.
+        size_divisibility, smallest_image: what images are padded to: multiples, and pixels a side at least.
         mean, std: normalisation, for images scaled to [0, 1].
-        in_channels: channels of the input.
-        bands: names of these channels, in order.
-        image_size: height and width of the training images, in pixels.
-        interpolation: interpolation of the training images' resizing.
+        in_channels, bands: number and names of the input's channels, in order.
+        image_size, interpolation: of the training images.
         class_names: classes it was fine-tuned on.
-        backbone: name of the backbone, torchvision's.
-        provenance: origin of the weights, plain data.
+        backbone, provenance: name of the backbone, torchvision's; origin of the weights, plain data.
         trainable_stages: names of the stages with gradients.
     """
 
@@ -65,6 +60,7 @@ class FeatureExtractor(nn.Module):
         parent, _, leaf = row.family.classifier.rpartition(".")
         setattr(network.get_submodule(parent), leaf, nn.Identity())
         self._graft(network)
+        self._frozen_modules: list[nn.Module] = []
         self._family = row.family
         self._stages = row.family.stages(self)
         self.backbone = row.name
@@ -136,19 +132,16 @@ class FeatureExtractor(nn.Module):
     @torch.no_grad()
     def _shapes(self, side: int) -> tuple[dict[str, tuple[int, int]], int]:
         """Channels and height of every map for images of ``side`` pixels, and the pooled vector's length."""
-        was_training = self.training
-        super().train(False)
         reference = next(self.parameters())
         value = torch.zeros(1, self.in_channels, side, side, dtype=reference.dtype, device=reference.device)
         shapes: dict[str, tuple[int, int]] = {}
-        for stage in self._stages:
-            value = stage.run(self, value)
-            if stage.gives_map:
-                feature_map = self._family.to_map(self, value, (side, side))
-                shapes[stage.name] = (feature_map.shape[1], feature_map.shape[2])
-        embed_dim = self._family.pool(self, value).shape[1]
-        super().train(was_training)
-        return shapes, embed_dim
+        with in_eval_mode(self):
+            for stage in self._stages:
+                value = stage.run(self, value)
+                if stage.gives_map:
+                    _, channels, height, _ = self._family.to_map(self, value, (side, side)).shape
+                    shapes[stage.name] = (channels, height)
+            return shapes, self._family.pool(self, value).shape[1]
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -179,12 +172,9 @@ class FeatureExtractor(nn.Module):
         Raises:
             ConfigError: the images are no such batch, or not normalised (integers).
         """
-        require_normalised(images, self.in_channels, self)
-        keep_in_eval(self._frozen_modules)
-        images = self._pad(images, value=0.0)
-        height, width = images.shape[-2:]
+        value = self._prepared(images)
+        height, width = value.shape[-2:]
         maps: OrderedDict[str, Tensor] = OrderedDict()
-        value = images
         for stage in self._stages:
             value = stage.run(self, value)
             if stage.name in self.out_names:
@@ -213,18 +203,7 @@ class FeatureExtractor(nn.Module):
         )
 
     def padded_mask(self, images: Tensor, mask: Tensor | None) -> Tensor:
-        """The mask of the images as they are after padding.
-
-        Args:
-            images: ``[B, C, H, W]``.
-            mask: ``[B, H, W]``, True (or non-zero) where there is padding; None: no padding.
-
-        Returns:
-            ``[B, H', W']`` bool; what is padded here is True too.
-
-        Raises:
-            ConfigError: the images are no batch, or the mask is no tensor of a shape that fits them.
-        """
+        """The mask ``[B, H', W']`` of the images as they are after padding; arguments as of ``forward_with_mask``."""
         require_batch(images, self.in_channels)
         batch, _, height, width = images.shape
         if mask is None:
@@ -240,9 +219,7 @@ class FeatureExtractor(nn.Module):
     def forward_tokens(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The last map as a sequence, in the order that TransVG takes (Deng et al., 2021).
 
-        Args:
-            images: ``[B, C, H, W]``, normalised.
-            mask: ``[B, H, W]``, True where there is padding; None: no padding.
+        Arguments as of ``forward_with_mask``.
 
         Returns:
             ``(mask [B, h * w] bool, features [h * w, B, channels])``.
@@ -251,17 +228,16 @@ class FeatureExtractor(nn.Module):
         return small_mask.flatten(1), features.flatten(2).permute(2, 0, 1)
 
     def forward_pooled(self, images: Tensor) -> Tensor:
-        """``images [B, C, H, W]``, normalised → ``[B, embed_dim]``: the vector that the classifier saw.
-
-        Raises:
-            ConfigError: the images are no such batch, or not normalised (integers).
-        """
-        require_normalised(images, self.in_channels, self)
-        keep_in_eval(self._frozen_modules)
-        value = self._pad(images, value=0.0)
+        """``images [B, C, H, W]``, normalised → ``[B, embed_dim]``: the vector that the classifier saw."""
+        value = self._prepared(images)
         for stage in self._stages:
             value = stage.run(self, value)
         return self._family.pool(self, value)
+
+    def _prepared(self, images: Tensor) -> Tensor:
+        require_normalised(images, self.in_channels, self)
+        keep_in_eval(self._frozen_modules)
+        return self._pad(images, value=0.0)
 
     def _pad(self, images: Tensor, value: float) -> Tensor:
         """Pad ``[B, C, H, W]`` at the right and the bottom to multiples of ``size_divisibility``."""

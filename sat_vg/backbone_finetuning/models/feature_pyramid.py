@@ -8,20 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.convnext import LayerNorm2d
 
 from sat_vg.backbone_finetuning.models.feature_extractor import FeatureExtractor
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 # Resolution of each map, relative to the extractor's.
 _SCALES = {"p2": 4.0, "p3": 2.0, "p4": 1.0, "p5": 0.5}
-
-
-class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of ``[B, C, H, W]``, at each place by itself."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """``[B, C, H, W]`` → the same shape."""
-        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class SimpleFeaturePyramid(nn.Module):
@@ -31,19 +24,11 @@ class SimpleFeaturePyramid(nn.Module):
     With patches of 16 pixels the strides are 4, 8, 16 and 32; with 32 pixels 8, 16, 32 and 64; with 14 pixels
     3.5, 7, 14 and 28: the maps are not resampled, and the first stride is a float. The names say the place in the
     pyramid, whatever the strides. A grid of an odd number of patches is halved rounding up, so no patch is lost.
+    It has the extractor's attributes that adapters use, and ``untrained``: True.
 
     Args:
         extractor: with one stride; if it gives several maps, the last one is taken.
         channels: of every map.
-
-    Attributes:
-        extractor: wrapped extractor.
-        out_names: ``p2 … p5``, in falling order of resolution.
-        channels: channels of each map.
-        strides: input pixels per map pixel; integers but where the patch does not divide by 4.
-        num_channels: channels of the last map.
-        size_divisibility, mean, std, in_channels: those of the extractor.
-        untrained: True: the pyramid's own layers need training.
 
     Raises:
         ConfigError: the extractor has several strides, or ``channels`` is not positive.
@@ -75,10 +60,7 @@ class SimpleFeaturePyramid(nn.Module):
         self.branches.to(device=reference.device, dtype=reference.dtype)
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """Feature maps of normalised images.
-
-        Args:
-            images: ``[B, C, H, W]``, any height and width; padded as the extractor pads them.
+        """Feature maps of normalised images ``[B, C, H, W]`` of any size, padded as the extractor pads them.
 
         Returns:
             ``[B, channels, h, w]`` by name, in falling order of resolution.
@@ -87,18 +69,7 @@ class SimpleFeaturePyramid(nn.Module):
         return OrderedDict((name, branch(features)) for name, branch in self.branches.items())
 
     def forward_with_mask(self, images: Tensor, mask: Tensor | None) -> OrderedDict[str, tuple[Tensor, Tensor]]:
-        """Feature maps with the mask of padding at each map's size.
-
-        Args:
-            images: ``[B, C, H, W]``, normalised.
-            mask: ``[B, H, W]``, True (or non-zero) where there is padding; None: no padding.
-
-        Returns:
-            ``([B, channels, h, w], [B, h, w] bool)`` by name; what the extractor padded is True too.
-
-        Raises:
-            ConfigError: the images are no batch, not normalised, or the mask does not fit them.
-        """
+        """Feature maps with the mask of padding at each map's size; as ``FeatureExtractor.forward_with_mask``."""
         padded = self.extractor.padded_mask(images, mask)
         return OrderedDict(
             (name, (features, _nearest(padded, features.shape[-2:], stride)))
@@ -106,25 +77,12 @@ class SimpleFeaturePyramid(nn.Module):
         )
 
     def forward_tokens(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The coarsest map as a sequence: ``(mask [B, h * w] bool, features [h * w, B, channels])``.
-
-        Args:
-            images: ``[B, C, H, W]``, normalised.
-            mask: ``[B, H, W]``, True where there is padding; None: no padding.
-        """
+        """The coarsest map as a sequence: ``(mask [B, h * w] bool, features [h * w, B, channels])``."""
         features, small_mask = self.forward_with_mask(images, mask)[self.out_names[-1]]
         return small_mask.flatten(1), features.flatten(2).permute(2, 0, 1)
 
     def param_groups(self, lr: float, decay: float = 1.0) -> list[dict[str, Any]]:
-        """Optimizer groups of the extractor's trainable stages, and one of the pyramid's own parameters.
-
-        Args:
-            lr: learning rate of the pyramid and of the extractor's last stage.
-            decay: factor from each stage to the one before it.
-
-        Returns:
-            Groups with ``params``, ``lr`` and ``name``, in order of depth; the last one is ``pyramid``.
-        """
+        """Optimizer groups as of ``FeatureExtractor.param_groups``, and a last one, ``pyramid``, at ``lr``."""
         own = [parameter for parameter in self.branches.parameters() if parameter.requires_grad]
         groups = self.extractor.param_groups(lr, decay)
         return [*groups, {"params": own, "lr": lr, "name": "pyramid"}] if own else groups
@@ -156,16 +114,16 @@ def _branch(scale: float, in_channels: int, channels: int) -> nn.Sequential:
         resize.append(nn.ConvTranspose2d(in_channels, half, kernel_size=2, stride=2))
         width = half
     if scale == 4:
-        resize += [ChannelNorm(half), nn.GELU(), nn.ConvTranspose2d(half, quarter, kernel_size=2, stride=2)]
+        resize += [LayerNorm2d(half), nn.GELU(), nn.ConvTranspose2d(half, quarter, kernel_size=2, stride=2)]
         width = quarter
     if scale < 1:
         resize.append(nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True))
     return nn.Sequential(
         *resize,
         nn.Conv2d(width, channels, kernel_size=1, bias=False),  # the norm after it has a shift
-        ChannelNorm(channels),
+        LayerNorm2d(channels),
         nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False),
-        ChannelNorm(channels),
+        LayerNorm2d(channels),
     )
 
 

@@ -41,7 +41,7 @@ class FineTuneModel(StagedClassifier):
 
     ``network`` is torchvision's own module with torchvision's own parameter names, so its state dict loads into
     ``torchvision.models`` and the other way round. It is run stage by stage; frozen stages before the first
-    trained one run without gradients.
+    trained one run without gradients. Further attributes are those of ``StagedClassifier``.
 
     Args:
         backbone: a name that ``sat-vg backbones`` lists, such as ``resnet50``.
@@ -66,15 +66,11 @@ class FineTuneModel(StagedClassifier):
         allow_missing: the file in ``weights`` may lack a part of the backbone, which then starts at random.
 
     Attributes:
-        stages: stages of the backbone, in order of depth.
-        trainable_stages: names of those that are trained now.
         preprocessing: steps that images go through before the model.
         weights_report: report of the loaded weights, in one line.
         trained_with: configuration of the training that the best_model.pt in ``weights`` comes from; else empty.
         needs_head: weights were loaded for the backbone, and the head starts at random.
         provenance: origin of the weights, plain data; handed on to the extractor.
-        temperature: divisor of the logits in ``predict_probabilities``; 1 unless the model was calibrated.
-        task: ``single_label`` or ``multi_label``.
 
     Raises:
         ConfigError: unknown backbone or stage, or an image size or dropout that the backbone cannot take.
@@ -137,9 +133,8 @@ class FineTuneModel(StagedClassifier):
         loaded = load_initial_weights(network, row, request)
         names = tuple(class_names or (str(index) for index in range(num_classes)))
         super().__init__(row, network, loaded.preprocessing, names, dropout, task)
-        self.weights_report = str(loaded)
+        self.weights_report, self.needs_head = loaded.report, loaded.needs_head
         self.trained_with = loaded.trained_with
-        self.needs_head = loaded.loaded > 0 and not loaded.keeps_head
         self.provenance: dict[str, Any] = {"weights": self.weights_report}
         self.set_trainable(choose_trainable(self.stages, freeze_early_layers, unfreeze_layers, freeze_layers))
 

@@ -37,7 +37,6 @@ class StagedClassifier(nn.Module):
         trainable_stages: names of those that are trained now.
         temperature: divisor of the logits in ``predict_probabilities``; 1 unless the model was calibrated.
         head_parameter_names: names of the classifier's parameters, auxiliary ones included.
-        row, network, preprocessing, class_names, task: as given.
     """
 
     def __init__(

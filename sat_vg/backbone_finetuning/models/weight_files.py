@@ -27,38 +27,24 @@ _PREFIXES = ("module.", "backbone.", "model.")
 # teacher and student (DINO, Caron et al., 2021), encoder_q and encoder_k (MoCo, He et al., 2020).
 _AVERAGES = frozenset({"ema", "teacher", "swa", "average", "averaged", "avg"})
 _FOLLOWERS = frozenset({"k", "key", "momentum", "target"})
-_OWN_FORMATS = "sat_vg."
 
 
 class WeightsFile(NamedTuple):
-    """Content of a file of weights.
-
-    Attributes:
-        path: path of the file.
-        tensors: tensors by name; nested dictionaries are joined with dots: ``teacher.backbone.conv1.weight``.
-        others: types of all other values, by name.
-        facts: other content of a file of this package (``backbone``, ``class_names``, ``preprocessing``, ``task``);
-            empty for others.
-    """
+    """Content of a file of weights."""
 
     path: Path
     tensors: dict[str, Tensor]
-    others: dict[str, str]
+    """By name; nested dictionaries are joined with dots: ``teacher.backbone.conv1.weight``."""
     facts: Mapping[str, Any]
+    """Other content of a file of this package (``backbone``, ``class_names``, ``preprocessing``, ``task``)."""
 
 
 class ChosenTensors(NamedTuple):
-    """The part of a file that is the network's.
-
-    Attributes:
-        tensors: tensors by name without the prefix; floating-point ones as float32.
-        prefix: prefix that was taken off the names.
-        notes: decisions that were made, in words.
-    """
+    """The part of a file that is the network's, under the network's names; floating-point tensors as float32."""
 
     tensors: dict[str, Tensor]
-    prefix: str
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """Decisions that were made, in words."""
 
 
 def read_weights(path: Path) -> WeightsFile:
@@ -72,24 +58,17 @@ def read_weights(path: Path) -> WeightsFile:
         WeightsError: it holds no named tensors.
     """
     content = load_tensors(path, with_namespace=True)
-    tensors: dict[str, Tensor] = {}
-    others: dict[str, str] = {}
-    for name, value in _flatten(content, "", set(), _MAX_DEPTH):
-        if isinstance(value, Tensor):
-            tensors[_WRAPPERS.sub("", name)] = value
-        else:
-            others[_WRAPPERS.sub("", name)] = type(value).__name__
+    values = {_WRAPPERS.sub("", name): value for name, value in _flatten(content, "", set(), _MAX_DEPTH)}
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     if not tensors:
-        held = (
-            f"a {type(content).__name__}"
-            if not isinstance(content, Mapping)
-            else list_some([f"{name} ({kind})" for name, kind in others.items()]) or "nothing"
-        )
+        held = f"a {type(content).__name__}"
+        if isinstance(content, Mapping):
+            held = list_some([f"{name} ({type(value).__name__})" for name, value in values.items()]) or "nothing"
         raise WeightsError(
             f"weights = {str(path)!r}: the file holds no state dict, but {held}; expected names with tensors, such "
             "as torch.save(network.state_dict(), PATH) writes"
         )
-    return WeightsFile(path, tensors, others, _facts(content, path))
+    return WeightsFile(path, tensors, _facts(content, path))
 
 
 def _flatten(content: Any, prefix: str, seen: set[int], depth: int) -> Iterator[tuple[str, Any]]:
@@ -108,7 +87,7 @@ def _flatten(content: Any, prefix: str, seen: set[int], depth: int) -> Iterator[
 
 def _facts(content: Any, path: Path) -> Mapping[str, Any]:
     if not is_safetensors(path):
-        is_own = isinstance(content, Mapping) and str(content.get("format", "")).startswith(_OWN_FORMATS)
+        is_own = isinstance(content, Mapping) and str(content.get("format", "")).startswith("sat_vg.")
         return content if is_own else {}
     metadata = safetensors_metadata(path)
     if not {"backbone", "class_names", "preprocessing"} <= set(metadata):
@@ -123,10 +102,7 @@ def _facts(content: Any, path: Path) -> Mapping[str, Any]:
 def choose_tensors(file: WeightsFile, network: nn.Module, needed: frozenset[str]) -> ChosenTensors:
     """The tensors that fit a network best, by the prefix under which most of its names and shapes are found.
 
-    Args:
-        file: as ``read_weights`` gave it.
-        network: that they are meant for.
-        needed: names of the network's tensors that decide, without the classifier.
+    ``needed`` are the names of the network's tensors that decide, without the classifier.
 
     Raises:
         WeightsError: several parts of the file fit equally well, and nothing tells which is meant.
@@ -169,11 +145,8 @@ def _distinct(prefixes: list[str], file: WeightsFile, shapes: Mapping[str, torch
     """Prefixes of parts that differ: not the same tensors under two names, nor tensors of the same values."""
     kept: dict[str, dict[str, Tensor]] = {}
     for prefix in prefixes:
-        part = {
-            name.removeprefix(prefix).removeprefix(TRUNK): value
-            for name, value in file.tensors.items()
-            if name.startswith(prefix) and name.removeprefix(prefix) in shapes
-        }
+        found = _without_prefix(file.tensors, prefix)
+        part = {name.removeprefix(TRUNK): value for name, value in found.items() if name in shapes}
         if not any(_are_equal(part, other) for other in kept.values()):
             kept[prefix] = part
     return list(kept)
@@ -192,7 +165,7 @@ def _rank(prefix: str) -> int:
 
 
 def _under(file: WeightsFile, prefix: str, rest: list[str]) -> ChosenTensors:
-    part = {name.removeprefix(prefix): value for name, value in file.tensors.items() if name.startswith(prefix)}
+    part = _without_prefix(file.tensors, prefix)
     notes = []
     if rest:
         notes.append(f"taken from {prefix!r} and not from {', '.join(map(repr, rest))}")
@@ -201,45 +174,42 @@ def _under(file: WeightsFile, prefix: str, rest: list[str]) -> ChosenTensors:
     others = len(file.tensors) - len(part)
     if others:
         notes.append(f"{others} other {'tensor' if others == 1 else 'tensors'} of the file not used")
-    return _as_float32(part, prefix, notes)
+    return _as_float32(part, notes)
+
+
+def _without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _by_position(file: WeightsFile, network: nn.Module, needed: frozenset[str]) -> ChosenTensors | None:
     """Weights of ``nn.Sequential(*network.children())``, where ``0.weight`` is ``conv1.weight``, if they are such."""
     places = {name: str(index) for index, (name, _) in enumerate(network.named_children())}
+    own = network.state_dict()
     by_position = {}
-    for name in network.state_dict():
+    for name in own:
         child, _, inner = name.partition(".")
         by_position[f"{places.get(child, child)}.{inner}"] = name
-    positions = {place: network.state_dict()[name].shape for place, name in by_position.items() if name in needed}
-    fits = _fits(file.tensors, positions)
-    complete = sorted((prefix for prefix, fit in fits.items() if fit[1] == len(needed)), key=_rank)
-    complete.sort(key=lambda prefix: (-fits[prefix][0], _rank(prefix)))
+    fits = _fits(file.tensors, {place: own[name].shape for place, name in by_position.items() if name in needed})
+    complete = [prefix for prefix, (_, found) in fits.items() if found == len(needed)]
     if not complete:
         return None
-    prefix = complete[0]
-    part = {
-        by_position.get(name.removeprefix(prefix), name.removeprefix(prefix)): value
-        for name, value in file.tensors.items()
-        if name.startswith(prefix)
-    }
-    return _as_float32(part, prefix, [f"layers by their position, under {prefix!r}"])
+    prefix = min(complete, key=lambda prefix: (-fits[prefix][0], _rank(prefix)))
+    part = {by_position.get(name, name): value for name, value in _without_prefix(file.tensors, prefix).items()}
+    return _as_float32(part, [f"layers by their position, under {prefix!r}"])
 
 
 def _under_known_prefixes(file: WeightsFile) -> ChosenTensors:
     """The tensors as their publisher named them, for a conversion by timm or for the message that they do not fit."""
     root = next((root for root in _ROOTS if any(name.startswith(root) for name in file.tensors)), "")
-    part = {name.removeprefix(root): value for name, value in file.tensors.items() if name.startswith(root)}
-    while True:
-        prefix = next((one for one in _PREFIXES if all(name.startswith(one) for name in part)), None)
-        if prefix is None:
-            return _as_float32(part, root, [f"names under {root!r}"] if root else [])
-        part, root = {name.removeprefix(prefix): value for name, value in part.items()}, root + prefix
+    part = _without_prefix(file.tensors, root)
+    while prefix := next((one for one in _PREFIXES if all(name.startswith(one) for name in part)), None):
+        part, root = _without_prefix(part, prefix), root + prefix
+    return _as_float32(part, [f"names under {root!r}"] if root else [])
 
 
-def _as_float32(part: dict[str, Tensor], prefix: str, notes: list[str]) -> ChosenTensors:
+def _as_float32(part: dict[str, Tensor], notes: list[str]) -> ChosenTensors:
     kinds = {value.dtype for value in part.values() if value.is_floating_point()} - {torch.float32}
     if kinds:
         notes.append(f"converted from {', '.join(sorted(str(kind).removeprefix('torch.') for kind in kinds))}")
     tensors = {name: value.float() if value.is_floating_point() else value for name, value in part.items()}
-    return ChosenTensors(tensors, prefix, tuple(notes))
+    return ChosenTensors(tensors, tuple(notes))

@@ -4,7 +4,8 @@ import difflib
 import unicodedata
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.error import URLError
 
@@ -35,89 +36,44 @@ _STATISTICS = ("running_mean", "running_var")
 
 @dataclass(frozen=True, kw_only=True)
 class StartRequest:
-    """Weights that a network is to start from.
-
-    Attributes:
-        weights: name such as ``IMAGENET1K_V2`` or ``DEFAULT``, ``none``, or path of a file with the network's tensors
-            under their names: plain or nested in dictionaries, under any common prefix. Unset: decided by
-            ``pretrained``.
-        pretrained: whether unset weights mean the best published ones or none.
-        image_size: size of the images to come; position embeddings are resampled for it.
-        bands: bands of the images to come; the first convolution of RGB weights is inflated for them.
-        class_names: classes of the classifier to come; that of a file with the same classes is kept. Unset: none is.
-        task: task of the classifier to come.
-        allow_missing: whether a file may lack a part of the network, which then keeps its random start.
-    """
+    """Weights that a network is to start from, and the images and classes to come."""
 
     weights: str | None
+    """Name such as ``IMAGENET1K_V2`` or ``DEFAULT``, ``none``, or path of a file with the network's tensors under
+    their names: plain or nested in dictionaries, under any common prefix. Unset: decided by ``pretrained``."""
     pretrained: bool
     image_size: int
+    """Position embeddings are resampled for it."""
     bands: tuple[str, ...] = RGB
+    """The first convolution of RGB weights is inflated for them."""
     class_names: tuple[str, ...] | None = None
+    """The classifier of a file with the same classes is kept. Unset: none is."""
     task: TaskName = "single_label"
     allow_missing: bool = False
+    """A file may lack a part of the network, which then keeps its random start."""
 
 
-@dataclass(frozen=True)
-class LoadedWeights:
-    """Report of loading starting weights.
+class LoadedWeights(NamedTuple):
+    """What was loaded and what was not, in a line, and the preprocessing that goes with it."""
 
-    Attributes:
-        source: origin, in words.
-        loaded: number of tensors taken over.
-        dropped: names in the source that were not used (the old classifier, parts the network lacks).
-        missing: names in the network that the source lacks; they keep their random start.
-        preprocessing: that of the source; for a plain file that of the backbone's best published weights.
-        notes: decisions that were made, in words.
-        keeps_head: whether the classifier was taken over, too.
-        trained_with: configuration of the training that a best_model.pt comes from; empty for others.
-    """
-
-    source: str
-    loaded: int
-    dropped: tuple[str, ...]
-    missing: tuple[str, ...]
+    report: str
     preprocessing: Preprocessing
-    notes: tuple[str, ...] = ()
-    keeps_head: bool = False
-    trained_with: Mapping[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        if not self.loaded:
-            return f"weights: {self.source}"
-        parts = [f"weights: {self.source}: {self.loaded} tensors loaded", *self.notes]
-        if self.dropped:
-            parts.append(f"dropped {list_some(self.dropped)}")
-        complete = "none missing" if self.keeps_head else "none missing but the new head"
-        parts.append(f"missing {list_some(self.missing)}, which start at random" if self.missing else complete)
-        return "; ".join(parts)
+    needs_head: bool = False  # weights were loaded for the backbone, and the classifier starts at random
+    trained_with: Mapping[str, Any] = MappingProxyType({})  # configuration of the training of a best_model.pt
 
 
 class _Candidate(NamedTuple):
-    """Weights that are to be loaded.
+    """Weights that are to be loaded."""
 
-    Attributes:
-        source: origin, in words.
-        chosen: chosen tensors.
-        preprocessing: preprocessing that goes with them, for the images to come.
-        head: names of the classifier's tensors, where these are taken over.
-        is_of_bands: whether the first convolution is for the bands of the images already.
-    """
-
-    source: str
+    source: str  # origin, in words
     chosen: ChosenTensors
-    preprocessing: Preprocessing
-    head: tuple[str, ...] = ()
-    is_of_bands: bool = False
+    preprocessing: Preprocessing  # for the images to come
+    head: tuple[str, ...] = ()  # names of the classifier's tensors, where these are taken over
+    is_of_bands: bool = False  # whether the first convolution is for the bands of the images already
 
 
 def load_initial_weights(network: nn.Module, row: BackboneRow, request: StartRequest) -> LoadedWeights:
     """Load starting weights into ``network``; the classifier keeps its random start, unless a file has its classes.
-
-    Args:
-        network: the freshly built network, changed in place.
-        row: its row of the table.
-        request: which weights.
 
     Raises:
         WeightsError: there are no such weights, they cannot be fetched, do not fit, or are no numbers.
@@ -126,10 +82,10 @@ def load_initial_weights(network: nn.Module, row: BackboneRow, request: StartReq
     published = row.family.weights(row.name)
     wanted = request.weights or ("DEFAULT" if request.pretrained else "none")
     if wanted.lower() == "none":
-        return LoadedWeights("random start", 0, (), (), _for_bands(row, None, request))
+        return LoadedWeights("weights: random start", _for_bands(row, None, request))
     if wanted in published:
         entry = published[wanted]
-        chosen = ChosenTensors(_download(entry, row.name), "", ())
+        chosen = ChosenTensors(_download(entry, row.name))
         given = _Candidate(f"{row.name} {entry.name}", chosen, _for_bands(row, entry, request))
         return _apply(network, row, given, request.allow_missing)
     path = expand_home(wanted)
@@ -142,10 +98,10 @@ def load_initial_weights(network: nn.Module, row: BackboneRow, request: StartReq
     stored = _of_artifact(file, request)
     preprocessing = stored or _for_bands(row, published.get("DEFAULT"), request)
     is_of_bands = stored is not None and tuple(file.facts["preprocessing"].get("bands", RGB)) == request.bands
-    candidate = _Candidate(str(path), chosen, preprocessing, head, is_of_bands)
-    loaded = _apply(network, row, candidate, request.allow_missing)
+    given = _Candidate(str(path), chosen, preprocessing, head, is_of_bands)
+    loaded = _apply(network, row, given, request.allow_missing)
     trained_with = file.facts.get("config")
-    return replace(loaded, trained_with=trained_with) if isinstance(trained_with, Mapping) else loaded
+    return loaded._replace(trained_with=trained_with) if isinstance(trained_with, Mapping) else loaded
 
 
 def _explain_unknown(wanted: str, row: BackboneRow, published: Mapping[str, PublishedWeights]) -> str:
@@ -164,16 +120,14 @@ def _explain_unknown(wanted: str, row: BackboneRow, published: Mapping[str, Publ
 
 def _for_bands(row: BackboneRow, entry: PublishedWeights | None, request: StartRequest) -> Preprocessing:
     """The preprocessing of published weights, or the usual one, for the bands at hand."""
-    interpolation = "bilinear" if entry is None else entry.interpolation
-    mean, std = row.family.normalisation or (
-        (IMAGENET_MEAN, IMAGENET_STD) if entry is None else (entry.mean, entry.std)
-    )
+    usual = (IMAGENET_MEAN, IMAGENET_STD) if entry is None else (entry.mean, entry.std)
+    mean, std = row.family.normalisation or usual
     return Preprocessing.from_dict(
         {
             "image_size": request.image_size,
             "mean": of_bands(mean, request.bands),
             "std": of_bands(std, request.bands),
-            "interpolation": interpolation,
+            "interpolation": "bilinear" if entry is None else entry.interpolation,
             "bands": request.bands,
         }
     )
@@ -218,19 +172,17 @@ def _download(entry: PublishedWeights, backbone: str) -> dict[str, Tensor]:
 
 
 def _require_backbone(file: WeightsFile, backbone: str) -> None:
-    """Refuse a file that says itself that it is another backbone's."""
+    """Refuse a file that says itself that it is another backbone's; timm's tags name weights of one network."""
+
+    def architecture(name: str) -> str:
+        return name.partition(".")[0] if name.startswith(TIMM_PREFIX) else name
+
     other = file.facts.get("backbone")
-    if not isinstance(other, str) or _architecture(other) == _architecture(backbone):
-        return
-    raise WeightsError(
-        f"weights = {str(file.path)!r}: the file holds a {other}, and backbone = {backbone!r}. Train that one: "
-        f"--backbone {other}; or start from other weights"
-    )
-
-
-def _architecture(backbone: str) -> str:
-    """The name without the tag by which timm tells several weights of one network."""
-    return backbone.partition(".")[0] if backbone.startswith(TIMM_PREFIX) else backbone
+    if isinstance(other, str) and architecture(other) != architecture(backbone):
+        raise WeightsError(
+            f"weights = {str(file.path)!r}: the file holds a {other}, and backbone = {backbone!r}. Train that one: "
+            f"--backbone {other}; or start from other weights"
+        )
 
 
 def _decisive(network: nn.Module, row: BackboneRow) -> frozenset[str]:
@@ -296,15 +248,12 @@ def _apply(network: nn.Module, row: BackboneRow, weights: _Candidate, allow_miss
     versioned = OrderedDict(usable)
     versioned._metadata = own._metadata  # type: ignore[attr-defined]
     network.load_state_dict(versioned, strict=False)
-    return LoadedWeights(
-        source=source,
-        loaded=len(usable),
-        dropped=tuple(dropped),
-        missing=tuple(missing),
-        preprocessing=weights.preprocessing,
-        notes=weights.chosen.notes,
-        keeps_head=bool(weights.head),
-    )
+    report = [f"weights: {source}: {len(usable)} tensors loaded", *weights.chosen.notes]
+    if dropped:
+        report.append(f"dropped {list_some(dropped)}")
+    complete = "none missing" if weights.head else "none missing but the new head"
+    report.append(f"missing {list_some(missing)}, which start at random" if missing else complete)
+    return LoadedWeights("; ".join(report), weights.preprocessing, needs_head=not weights.head)
 
 
 def _adapt(network: nn.Module, row: BackboneRow, given: dict[str, Tensor], source: str) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sat_vg.backbone_finetuning.models import feature_extractor
-from sat_vg.backbone_finetuning.models.feature_pyramid import ChannelNorm, SimpleFeaturePyramid
+from sat_vg.backbone_finetuning.models.feature_pyramid import LayerNorm2d, SimpleFeaturePyramid
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.networks.table import BACKBONES, BackboneRow
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
@@ -97,7 +97,7 @@ def test_tokens_are_those_of_the_coarsest_map(pyramid):
 
 
 def test_channel_norm_normalises_each_place(pyramid):
-    normed = ChannelNorm(32)(torch.randn(2, 32, 5, 4) * 9 + 3)
+    normed = LayerNorm2d(32)(torch.randn(2, 32, 5, 4) * 9 + 3)
     assert normed.mean(1).abs().max() < 1e-4
     assert (normed.std(1, unbiased=False) - 1).abs().max() < 1e-3
 
