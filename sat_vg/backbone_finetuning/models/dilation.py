@@ -13,11 +13,8 @@ def dilate(backbone: str, modules: Iterable[nn.Module]) -> None:
     """Give strided convolutions stride 1, and all after them twice the dilation; the weights stay.
 
     So every place of the new map with even row and column sees just the pixels that a place of the old map saw.
-    torchvision's ``replace_stride_with_dilation`` does the same with a ResNet's layer.
-
-    Args:
-        backbone: its name, for messages.
-        modules: of the last halving and of all that comes after it, in the order in which they are run.
+    torchvision's ``replace_stride_with_dilation`` does the same with a ResNet's layer. ``modules`` are those of the
+    last halving and of all that comes after it, in the order in which they are run.
 
     Raises:
         ConfigError: there are layers other than convolutions that the stride depends on, or convolutions that do

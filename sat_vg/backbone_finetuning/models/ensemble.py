@@ -16,16 +16,14 @@ from sat_vg.backbone_finetuning.utils.errors import ConfigError
 class Ensemble:
     """Models of the same classes in the same order, whose probabilities are averaged; or one, over several views.
 
-    Attributes:
-        models: in eval mode or not; each resizes and normalises images in its own way.
-        num_views: of each image, for each model.
-
     Raises:
         ConfigError: the models' classes differ, or an image has not so many views.
     """
 
     models: tuple[FineTuneModel, ...]
+    """In eval mode or not; each resizes and normalises images in its own way."""
     num_views: int = 1
+    """Of each image, for each model."""
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -63,17 +61,16 @@ def _require_same_classes(first: FineTuneModel, other: FineTuneModel, number: in
             f"{name!r} is a {other.task} model and the first one is {first.task}: their probabilities cannot be "
             "averaged; leave it out"
         )
+    same = "only models of the same classes in the same order can be averaged; leave it out"
     for place, (mine, theirs) in enumerate(zip(first.class_names, other.class_names, strict=False), start=1):
         if mine != theirs:
             raise ConfigError(
-                f"{name!r} has {theirs!r} as class {place} and the first model {mine!r}: only models of the same "
-                "classes in the same order can be averaged; leave it out, or train it on the same classes"
+                f"{name!r} has {theirs!r} as class {place} and the first model {mine!r}: {same}, or train it on the "
+                "same classes"
             )
     if len(first.class_names) != len(other.class_names):
-        raise ConfigError(
-            f"{name!r} has {len(other.class_names)} classes and the first model {len(first.class_names)}: only "
-            "models of the same classes can be averaged; leave it out"
-        )
+        counts = f"{len(other.class_names)} classes and the first model {len(first.class_names)}"
+        raise ConfigError(f"{name!r} has {counts}: {same}")
 
 
 def views_that_fit(model: FineTuneModel, wanted: int) -> tuple[int, str]:

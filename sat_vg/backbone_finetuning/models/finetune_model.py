@@ -139,17 +139,18 @@ class FineTuneModel(StagedClassifier):
         self.set_trainable(choose_trainable(self.stages, freeze_early_layers, unfreeze_layers, freeze_layers))
 
     def predict(self, images: Any, batch_size: int = 16) -> list[Prediction]:
-        """Classes and probabilities of images; see ``prediction.predict``.
+        """Classes and probabilities of images, which are resized and normalised as in the training.
 
         Args:
-            images: a path of a file, folder or glob; a PIL image; a uint8 array ``[H, W, C]``; a tensor ``[C, H, W]``
-                or ``[B, C, H, W]``; or a list of these.
+            images: a path of a file, folder, glob or .csv table; a PIL image; a uint8 array ``[H, W, C]``; a tensor
+                ``[C, H, W]`` or ``[B, C, H, W]`` as ``preprocessing.normalise`` takes it; or a list of any of these.
             batch_size: images that go through the model at once.
 
         Returns:
-            One ``Prediction`` for each image: ``label``, ``probability``, ``probabilities`` by class name, ``path``.
+            One ``Prediction`` for each image, in order.
 
         Raises:
+            ConfigError: files are named, and the model takes bands that it cannot find in files.
             DataError: a file cannot be read, or a folder holds no images.
             UserError: an image is of a type or shape that the model cannot take.
         """

@@ -49,11 +49,7 @@ def choose_trainable(
 
 
 def check_stage_names(wanted: Iterable[str], names: Sequence[str], field: str) -> None:
-    """Refuse names that are no stages.
-
-    Raises:
-        ConfigError: names the wrong ones, the nearest right one, and lists all right ones.
-    """
+    """Refuse names that are no stages; the message has the wrong one, the nearest right one, and all right ones."""
     for name in wanted:
         if name not in names:
             near = difflib.get_close_matches(str(name), names, n=1)

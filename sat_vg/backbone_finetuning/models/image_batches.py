@@ -8,11 +8,7 @@ from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 
 
 def require_batch(images: object, num_channels: int) -> None:
-    """Refuse what is no batch ``[B, num_channels, H, W]``.
-
-    Raises:
-        ConfigError: names the type or the shape, and the remedy.
-    """
+    """Refuse what is no batch ``[B, num_channels, H, W]``."""
     if not isinstance(images, Tensor):
         raise ConfigError(
             f"images are of type {type(images).__name__}: give a tensor [B, {num_channels}, H, W]; of an array "
@@ -32,16 +28,7 @@ def normalise_and_fill(preprocessing: Preprocessing, pixels: Tensor) -> Tensor:
 
 
 def require_normalised(images: object, num_channels: int, network: nn.Module) -> None:
-    """Refuse what is no batch of normalised images in the weights' type; the values are not read.
-
-    Args:
-        images: should be ``[B, num_channels, H, W]``, floating-point.
-        num_channels: of the network's images.
-        network: that is to take them.
-
-    Raises:
-        ConfigError: names the type or the shape, and the remedy.
-    """
+    """Refuse what is no batch of normalised images in the type of the network's weights; the values are not read."""
     require_batch(images, num_channels)
     assert isinstance(images, Tensor)
     if not images.is_floating_point():

@@ -11,11 +11,7 @@ from sat_vg.backbone_finetuning.utils.preprocessing import RGB
 
 
 def choose_bands(in_channels: int | None, bands: Sequence[str] | None) -> tuple[str, ...]:
-    """The names of the input's channels.
-
-    Args:
-        in_channels: their number; unset: that of ``bands``, or 3.
-        bands: their names in order; unset: red, green, blue, or ``gray`` for a single one.
+    """The names of the input's channels: ``bands``, or red, green, blue, or ``gray`` for a single one.
 
     Raises:
         ConfigError: names are missing, double, or not as many as ``in_channels`` says.
@@ -38,18 +34,11 @@ def choose_bands(in_channels: int | None, bands: Sequence[str] | None) -> tuple[
 
 
 def inflate_rgb(weight: Tensor, bands: Sequence[str]) -> Tensor:
-    """First-layer weights for other bands.
+    """First-layer weights ``[out, len(bands), height, width]`` from those for red, green, blue.
 
     A band named red, green or blue keeps that colour's weights, wherever it stands; every other band starts from the
     mean of the three (Carreira & Zisserman, 2017, inflate along time by the same reasoning). All are scaled by
     ``3 / bands``, so that an input which is the same in all channels gives what it gave before.
-
-    Args:
-        weight: ``[out, 3, height, width]``, for red, green, blue in this order.
-        bands: names of the new input channels.
-
-    Returns:
-        ``[out, len(bands), height, width]``.
     """
     colours = dict(zip(RGB, weight.unbind(1), strict=True))
     mean = weight.mean(dim=1)

@@ -29,44 +29,26 @@ LIKELIER_THAN_NOT = 0.5
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image.
-
-    Attributes:
-        label: the likeliest class.
-        probability: of that class, from 0 to 1.
-        probabilities: of every class by name, in the order of the model's outputs; they sum to 1 where an image has
-            one class.
-        labels: the classes that the image is given: the likeliest, or where an image can have several all that are
-            likelier than not, which may be none.
-        path: of the image's file; None: it was in memory.
-    """
+    """What a model says of one image."""
 
     label: str
+    """The likeliest class."""
     probability: float
+    """Of that class, from 0 to 1."""
     probabilities: dict[str, float]
+    """Of every class by name, in the order of the model's outputs; they sum to 1 where an image has one class."""
     labels: tuple[str, ...]
+    """The likeliest class, or where an image can have several all that are likelier than not, which may be none."""
     path: str | None = None
+    """Of the image's file; None: it was in memory."""
 
 
 @torch.no_grad()
 def predict(model: StagedClassifier, images: Any, batch_size: int = 16) -> list[Prediction]:
     """Predict the classes of images; they are resized and normalised as in the training.
 
-    The model is run in eval mode, on the device that it is on, and left in the mode that it was in.
-
-    Args:
-        model: with ``class_names`` and ``preprocessing``.
-        images: a path of a file, folder, glob or .csv table; a PIL image; a uint8 array ``[H, W, C]``; a tensor
-            ``[C, H, W]`` or ``[B, C, H, W]`` as ``preprocessing.normalise`` takes it; or a list of any of these.
-        batch_size: images that go through the model at once.
-
-    Returns:
-        One for each image, in order.
-
-    Raises:
-        ConfigError: files are named, and the model takes bands that it cannot find in files.
-        DataError: a file cannot be read, or a folder holds no images.
-        UserError: an image is of a type or shape that the model cannot take.
+    The model is run in eval mode, on the device that it is on, and left in the mode that it was in. Arguments, result
+    and errors are those of ``FineTuneModel.predict``.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size = {batch_size}: must be 1 or more; for example 16")
@@ -74,16 +56,11 @@ def predict(model: StagedClassifier, images: Any, batch_size: int = 16) -> list[
     traits: dict[str, Traits] = {}
     found = ((path, geometry(_not_empty(to_pixels(pixels)))) for path, pixels in _each(model, images, traits))
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     results: list[Prediction] = []
-    try:
-        while group := list(islice(found, batch_size)):
-            batch = torch.stack([pixels for _, pixels in group]).to(device)
-            shares = model.predict_probabilities(normalise_and_fill(model.preprocessing, batch)).cpu().tolist()
-            results += [_prediction(model, row, path) for (path, _), row in zip(group, shares, strict=True)]
-    finally:
-        model.train(was_training)
+    while group := list(islice(found, batch_size)):
+        batch = torch.stack([pixels for _, pixels in group]).to(device)
+        shares = model.predict_probabilities(normalise_and_fill(model.preprocessing, batch)).cpu().tolist()
+        results += [_prediction(model, row, path) for (path, _), row in zip(group, shares, strict=True)]
     for text in describe_decisions(traits):
         warnings.warn(text, stacklevel=3)
     return results
@@ -124,15 +101,7 @@ def _each(
 
 
 def require_bands_in_files(model: StagedClassifier, name: str = "the model") -> None:
-    """Refuse a model that cannot be run on image files.
-
-    Args:
-        model: to be run.
-        name: of the model, for the message.
-
-    Raises:
-        ConfigError: the model takes bands that it cannot find in files.
-    """
+    """Refuse a model that takes bands which it cannot find in image files."""
     preprocessing = model.preprocessing
     if preprocessing.bands != RGB and preprocessing.files is None:
         raise ConfigError(

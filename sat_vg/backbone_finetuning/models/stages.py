@@ -14,19 +14,16 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a backbone.
-
-    Attributes:
-        name: name such as ``layer3`` or ``block11``.
-        members: dotted names of the modules and parameters that belong to the stage.
-        forward: function ``(network, input) -> output``; unset: the members one after another.
-        gives_map: whether the output still has places in the image; a neck after the pooling has none.
-    """
+    """One step of a backbone."""
 
     name: str
+    """Such as ``layer3`` or ``block11``."""
     members: tuple[str, ...]
+    """Dotted names of the modules and parameters that belong to the stage."""
     forward: Callable[[nn.Module, Tensor], Tensor] | None = None
+    """``(network, input) -> output``; unset: the members one after another."""
     gives_map: bool = True
+    """Whether the output still has places in the image; a neck after the pooling has none."""
 
     def run(self, network: nn.Module, value: Tensor) -> Tensor:
         """Compute the stage's output with the modules of ``network``."""

@@ -12,13 +12,10 @@ _FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 
 
 def views_of(images: Tensor, count: int) -> Iterator[Tensor]:
-    """The first ``count`` of the eight flips and quarter turns of images, the images themselves first.
+    """The first ``count`` of the eight flips and quarter turns of ``images [B, C, H, W]``, themselves first.
 
-    The second is flipped from left to right; the first four keep height and width, the others swap them.
-
-    Args:
-        images: ``[B, C, H, W]``.
-        count: 1 to 8; of images that are not square four at the most are given, with a warning.
+    The second is flipped from left to right; the first four keep height and width, the others swap them: of images
+    that are not square four at the most are given, with a warning.
 
     Raises:
         ConfigError: there are not so many views.

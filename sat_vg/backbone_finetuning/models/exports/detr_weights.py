@@ -32,12 +32,7 @@ _CONTRACT = Contract(format="detr", part="extractor", outputs=_LAYERS)
 
 
 def write(model: FineTuneModel, options: ExportOptions, path: Path) -> Contract:
-    """Write ``{"model": {"backbone.0.body.…": …}}``.
-
-    Raises:
-        ConfigError: the backbone is no ResNet, or its images are not RGB, so nothing of it would be loaded.
-        WriteError: the file cannot be written.
-    """
+    """Write ``{"model": {"backbone.0.body.…": …}}``."""
     if model.preprocessing.bands != RGB:
         raise ConfigError(
             f"bands = {', '.join(model.preprocessing.bands)}: DETR's backbone takes red, green, blue; put this one "
@@ -60,11 +55,7 @@ def is_own(path: Path) -> bool:
 
 
 def read(path: Path, model: FineTuneModel) -> LoadedExport:
-    """Load the file into a backbone that is built as DETR builds its own.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or does not fit.
-    """
+    """Load the file into a backbone that is built as DETR builds its own."""
     content = load_tensors(path)
     state = content.get("model") if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not all(str(name).startswith(DETR_PREFIX) for name in state):

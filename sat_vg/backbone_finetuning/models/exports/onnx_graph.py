@@ -34,14 +34,7 @@ _LARGEST = (1 << 31) - (1 << 24)  # bytes; one message of protobuf holds no more
 
 
 def write(model: FineTuneModel, options: ExportOptions, path: Path) -> Contract:
-    """Write the graph with its description.
-
-    Raises:
-        ConfigError: onnx or onnxscript are not installed, the model does not run at the size that is asked for, or is
-            too large for the format.
-        ExportFailedError: it cannot be traced or converted so.
-        OSError: the file cannot be written.
-    """
+    """Write the graph with its description."""
     _module("onnx"), _module("onnxscript")
     weights = sum(tensor.nbytes for tensor in model.network.state_dict().values())
     if weights > _LARGEST:
@@ -106,12 +99,7 @@ def _name_sizes(graph: Any, names: Mapping[str, str]) -> None:
 
 
 def read(path: Path, model: FineTuneModel) -> LoadedExport:
-    """Open a graph with ONNX Runtime, on the CPU.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or another graph.
-        ConfigError: onnx or onnxruntime are not installed.
-    """
+    """Open a graph with ONNX Runtime, on the CPU."""
     contract = _contract_in(path)
     runtime: Any = _module("onnxruntime")
     options = runtime.SessionOptions()

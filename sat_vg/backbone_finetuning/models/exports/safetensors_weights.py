@@ -20,21 +20,13 @@ from sat_vg.backbone_finetuning.utils.tensor_files import is_safetensors, load_t
 
 
 def write(model: FineTuneModel, options: ExportOptions, path: Path) -> Contract:
-    """Write all weights, the classifier's included; backbone, classes and preprocessing lie in the metadata.
-
-    Raises:
-        WriteError: the file cannot be written.
-    """
+    """Write all weights, the classifier's included; backbone, classes and preprocessing lie in the metadata."""
     model.save_safetensors(path)
     return weights_contract(model, "safetensors")
 
 
 def read(path: Path, model: FineTuneModel) -> LoadedExport:
-    """Load the file into a copy of the model.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or of another model.
-    """
+    """Load the file into a copy of the model."""
     state = load_tensors(path)
     metadata = safetensors_metadata(path) if is_safetensors(path) else {}
     facts = safetensors_metadata_of(model)

@@ -29,13 +29,7 @@ DESCRIPTION = "sat_vg.json"  # an extra file within the archive
 
 
 def write(model: FineTuneModel, options: ExportOptions, path: Path) -> Contract:
-    """Write the program with its description.
-
-    Raises:
-        ConfigError: the model does not run at the size that is asked for.
-        ExportFailedError: it cannot be traced so.
-        OSError: the file cannot be written.
-    """
+    """Write the program with its description."""
     program, contract = trace(model, options, "pt2")
     content = _archive(program, describe(model, contract))
     with atomic_write(path) as file:
@@ -76,11 +70,7 @@ def require_own(path: Path, model: FineTuneModel) -> None:
 
 
 def read(path: Path, model: FineTuneModel) -> LoadedExport:
-    """Load a program; ``torch.export.load`` trusts the file, see ``require_own``.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or another program.
-    """
+    """Load a program; ``torch.export.load`` trusts the file, see ``require_own``."""
     contract = _contract_in(path)
     with quiet():
         try:

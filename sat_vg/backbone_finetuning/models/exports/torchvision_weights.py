@@ -27,12 +27,7 @@ from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_ten
 
 
 def write(model: FineTuneModel, options: ExportOptions, path: Path) -> Contract:
-    """Write the weights, with the layers that give the classes where torchvision's network has the same.
-
-    Raises:
-        ConfigError: torchvision has no such network, or not with this head.
-        WriteError: the file cannot be written.
-    """
+    """Write the weights, with the layers that give the classes where torchvision's network has the same."""
     _require_known(model)
     can_hold_head = model.row.family is not SQUEEZENET
     with_head = can_hold_head if options.with_head is None else options.with_head
@@ -68,11 +63,7 @@ def _build_arguments(model: FineTuneModel) -> dict[str, Any]:
 
 
 def read(path: Path, model: FineTuneModel) -> LoadedExport:
-    """Load the file into torchvision's own network, strictly but for the head.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or does not fit.
-    """
+    """Load the file into torchvision's own network, strictly but for the head."""
     _require_known(model)
     state = load_tensors(path)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -13,31 +13,18 @@ COSTS_FILE = Path(__file__).with_name("backbone_costs.json")
 
 @dataclass(frozen=True)
 class BackboneCosts:
-    """One backbone at the image size of its best published weights.
-
-    Attributes:
-        name: in the table of backbones.
-        image_size: in pixels.
-        top_1: of these weights on ImageNet, in per cent, as torchvision gives it; None where none are published.
-        top_5: the same for five guesses.
-        parameters: with ImageNet's classifier.
-        flops: forward pass of one image, a multiplication and an addition being two.
-        fixed_bytes: of a training step of all stages with AdamW: see ``tests/bench/counted_memory.py``.
-        bytes_per_image: of that step.
-        images_per_second: inference in batches of 4, where the file was measured; None where it was not measured.
-        milliseconds: inference of a single image there; None where it was not measured.
-    """
+    """One backbone at the image size of its best published weights."""
 
     name: str
-    image_size: int
-    top_1: float | None
+    image_size: int  # in pixels
+    top_1: float | None  # on ImageNet, in per cent, as torchvision gives it; None where no weights are published
     top_5: float | None
-    parameters: int
-    flops: int
-    fixed_bytes: int
-    bytes_per_image: int
-    images_per_second: float | None
-    milliseconds: float | None
+    parameters: int  # with ImageNet's classifier
+    flops: int  # forward pass of one image, a multiplication and an addition being two
+    fixed_bytes: int  # of a training step of all stages with AdamW: see tests/bench/counted_memory.py
+    bytes_per_image: int  # of that step
+    images_per_second: float | None  # inference in batches of 4; None where it was not measured
+    milliseconds: float | None  # inference of a single image
 
     def largest_batch(self, num_bytes: float, image_size: int | None = None) -> int:
         """Images of a training step that fits into so many bytes; 0 where none does."""

@@ -15,14 +15,7 @@ FACTS_FILE = Path(__file__).with_name("backbone_facts.json")
 
 @dataclass(frozen=True)
 class StageFacts:
-    """One stage.
-
-    Attributes:
-        name: name of the stage.
-        parameters: number of parameters.
-        channels: channels of its map; None where it gives none.
-        stride: input pixels per map pixel; None where it gives no map.
-    """
+    """One stage; channels and stride, in input pixels per map pixel, are None where it gives no map."""
 
     name: str
     parameters: int
@@ -32,27 +25,16 @@ class StageFacts:
 
 @dataclass(frozen=True)
 class BackboneFacts:
-    """One backbone without its classifier.
-
-    Attributes:
-        name: name in the table.
-        family: name of its family.
-        stages: stages in order of depth.
-        embed_dim: length of the pooled vector.
-        size_divisibility: number whose multiples the extractor pads images to.
-        image_size: image size of the best published weights, in pixels; None where there are none.
-        interpolation: interpolation of their training's resizing.
-        weights: names of the published weights.
-    """
+    """One backbone without its classifier."""
 
     name: str
     family: str
-    stages: tuple[StageFacts, ...]
-    embed_dim: int
+    stages: tuple[StageFacts, ...]  # in order of depth
+    embed_dim: int  # length of the pooled vector
     size_divisibility: int
-    image_size: int | None
-    interpolation: str | None
-    weights: tuple[str, ...]
+    image_size: int | None  # of the best published weights, in pixels; None where there are none
+    interpolation: str | None  # of their training's resizing
+    weights: tuple[str, ...]  # names of the published ones
 
     @property
     def parameters(self) -> int:

@@ -23,53 +23,48 @@ from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed
 
 @dataclass(frozen=True)
 class BackboneRow:
-    """One network.
-
-    Attributes:
-        name: torchvision's name, ``custom_cnn``, or ``timm:`` and timm's name.
-        family: description of how it is cut into stages, and how its last output is pooled.
-        pool: ``default``, or ``avg`` where the family's own way was replaced.
-    """
+    """One network."""
 
     name: str
+    """Torchvision's name, ``custom_cnn``, or ``timm:`` and timm's name."""
     family: Family
+    """How it is cut into stages, and how its last output is pooled."""
     pool: Pool = "default"
+    """``avg`` where the family's own way of pooling was replaced."""
 
 
-_NAMES: tuple[tuple[Family, str], ...] = (
-    (convolutional.RESNET, "resnet18 resnet34 resnet50 resnet101 resnet152"),
-    (convolutional.RESNET, "resnext50_32x4d resnext101_32x8d resnext101_64x4d wide_resnet50_2 wide_resnet101_2"),
-    (
-        convolutional.REGNET,
-        "regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf regnet_x_32gf",
-    ),
-    (
-        convolutional.REGNET,
-        "regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf regnet_y_32gf",
-    ),
-    (convolutional.REGNET, "regnet_y_128gf"),
-    (convolutional.DENSENET, "densenet121 densenet161 densenet169 densenet201"),
-    (convolutional.VGG, "vgg11 vgg13 vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn"),
-    (convolutional.ALEXNET, "alexnet"),
-    (convolutional.SQUEEZENET, "squeezenet1_0 squeezenet1_1"),
-    (convolutional.GOOGLENET, "googlenet"),
-    (convolutional.INCEPTION_V3, "inception_v3"),
-    (convolutional.MOBILENET_V2, "mobilenet_v2"),
-    (convolutional.MOBILENET_V3, "mobilenet_v3_small mobilenet_v3_large"),
-    (convolutional.MNASNET, "mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3"),
-    (convolutional.SHUFFLENET_V2, "shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0"),
-    (convolutional.EFFICIENTNET, "efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3"),
-    (convolutional.EFFICIENTNET, "efficientnet_b4 efficientnet_b5 efficientnet_b6 efficientnet_b7"),
-    (convolutional.EFFICIENTNET, "efficientnet_v2_s efficientnet_v2_m efficientnet_v2_l"),
-    (convolutional.CONVNEXT, "convnext_tiny convnext_small convnext_base convnext_large"),
-    (transformers.VIT, "vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14"),
-    (transformers.SWIN, "swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b"),
-    (transformers.MAXVIT, "maxvit_t"),
-    (convolutional.CUSTOM_CNN, "custom_cnn"),
-)
-BACKBONES: dict[str, BackboneRow] = {
-    name: BackboneRow(name, family) for family, names in _NAMES for name in names.split()
+_NAMES: dict[Family, str] = {
+    convolutional.RESNET: """
+        resnet18 resnet34 resnet50 resnet101 resnet152
+        resnext50_32x4d resnext101_32x8d resnext101_64x4d wide_resnet50_2 wide_resnet101_2
+    """,
+    convolutional.REGNET: """
+        regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf regnet_x_32gf
+        regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf regnet_y_32gf
+        regnet_y_128gf
+    """,
+    convolutional.DENSENET: "densenet121 densenet161 densenet169 densenet201",
+    convolutional.VGG: "vgg11 vgg13 vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn",
+    convolutional.ALEXNET: "alexnet",
+    convolutional.SQUEEZENET: "squeezenet1_0 squeezenet1_1",
+    convolutional.GOOGLENET: "googlenet",
+    convolutional.INCEPTION_V3: "inception_v3",
+    convolutional.MOBILENET_V2: "mobilenet_v2",
+    convolutional.MOBILENET_V3: "mobilenet_v3_small mobilenet_v3_large",
+    convolutional.MNASNET: "mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3",
+    convolutional.SHUFFLENET_V2: "shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0",
+    convolutional.EFFICIENTNET: """
+        efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3
+        efficientnet_b4 efficientnet_b5 efficientnet_b6 efficientnet_b7
+        efficientnet_v2_s efficientnet_v2_m efficientnet_v2_l
+    """,
+    convolutional.CONVNEXT: "convnext_tiny convnext_small convnext_base convnext_large",
+    transformers.VIT: "vit_b_16 vit_b_32 vit_l_16 vit_l_32 vit_h_14",
+    transformers.SWIN: "swin_t swin_s swin_b swin_v2_t swin_v2_s swin_v2_b",
+    transformers.MAXVIT: "maxvit_t",
+    convolutional.CUSTOM_CNN: "custom_cnn",
 }
+BACKBONES = {name: BackboneRow(name, family) for family, names in _NAMES.items() for name in names.split()}
 
 
 def find_backbone(name: str) -> BackboneRow:
@@ -123,13 +118,9 @@ def _timm_row(name: str) -> BackboneRow:
 
 
 def build_network(row: BackboneRow, num_classes: int, image_size: int, seed: int = 0) -> nn.Module:
-    """Build the network with random weights and a new classifier, for RGB images.
+    """Build the network with random weights and a new classifier, for RGB images of ``image_size`` pixels a side.
 
-    Args:
-        row: the table's row.
-        num_classes: outputs of the classifier.
-        image_size: height and width of the training images; matters for networks with position embeddings.
-        seed: of the random weights; the caller's generator is left as it was.
+    The caller's random generator is left as it was.
 
     Raises:
         ConfigError: the network cannot be built for this image size.
@@ -182,14 +173,14 @@ def takes_image_size(row: BackboneRow, image_size: int) -> bool:
 
 def new_layers(network: nn.Module, family: Family) -> tuple[str, ...]:
     """Full names of the parameters that no pre-trained weights are taken for: those that give the classes."""
-    heads = present_auxiliary_heads(network, family)
-    return _parameters_of(network, (family.classifier, *(head.classifier for head in heads)))
+    heads = (head.classifier for head in present_auxiliary_heads(network, family))
+    return _parameters_of(network, (family.classifier, *heads))
 
 
 def head_parameters(network: nn.Module, family: Family) -> tuple[str, ...]:
     """Full names of the parameters outside all stages: the classifier's and those of auxiliary heads."""
-    heads = present_auxiliary_heads(network, family)
-    return _parameters_of(network, (family.classifier, *(head.module for head in heads)))
+    heads = (head.module for head in present_auxiliary_heads(network, family))
+    return _parameters_of(network, (family.classifier, *heads))
 
 
 def _parameters_of(network: nn.Module, modules: Sequence[str]) -> tuple[str, ...]:

@@ -18,19 +18,16 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class AuxiliaryHead:
-    """A second classifier halfway, trained with the network and left out of the extractor.
-
-    Attributes:
-        module: dotted name of the head in the network.
-        after_stage: name of the stage whose output it takes.
-        classifier: dotted name of its last linear layer.
-        weight: weight of its loss beside the main one.
-    """
+    """A second classifier halfway, trained with the network and left out of the extractor."""
 
     module: str
+    """Dotted name of the head in the network."""
     after_stage: str
+    """Name of the stage whose output it takes."""
     classifier: str
+    """Dotted name of its last linear layer."""
     weight: float
+    """Of its loss beside the main one."""
 
 
 def unchanged(network: nn.Module, value: Value, *image_hw: object) -> Value:
@@ -59,22 +56,16 @@ _USUAL_SIZE = partial(always, 224)
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """Weights that are published under a name.
-
-    Attributes:
-        name: name such as ``IMAGENET1K_V2``.
-        url: address of the file.
-        fetch: function that downloads them, or reads the file of an earlier download.
-        image_size: image size of their training, in pixels.
-        mean, std: normalisation of their training, for images scaled to [0, 1].
-        interpolation: interpolation of their training's resizing.
-    """
+    """Weights that are published under a name such as ``IMAGENET1K_V2``, and the preprocessing of their training."""
 
     name: str
     url: str
     fetch: Callable[[], dict[str, Tensor]]
+    """Downloads them, or reads the file of an earlier download."""
     image_size: int
+    """In pixels."""
     mean: tuple[float, ...]
+    """As ``std``, for images scaled to [0, 1]."""
     std: tuple[float, ...]
     interpolation: str
 

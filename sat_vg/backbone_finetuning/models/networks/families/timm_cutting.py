@@ -22,59 +22,37 @@ REFUSALS = (AssertionError, RuntimeError, ValueError)
 
 @dataclass(frozen=True)
 class Layout:
-    """Way to read a stage's output as a map.
+    """Way to read a stage's output as a map."""
 
-    Attributes:
-        kind: ``NCHW``, ``NHWC`` or ``tokens``.
-        channels: channels of the map.
-        stride: input pixels per map pixel.
-        num_prefix_tokens: number of leading tokens without a place in the image.
-    """
-
-    kind: str
+    kind: str  # NCHW, NHWC or tokens
     channels: int
-    stride: int
-    num_prefix_tokens: int = 0
+    stride: int  # input pixels per map pixel
+    num_prefix_tokens: int = 0  # leading tokens without a place in the image
 
     def read(self, output: Tensor, image_hw: tuple[int, int]) -> Tensor | None:
         """The output as ``[B, C, h, w]``, or None where it does not have this layout."""
-        if self.kind == "tokens":
-            return self._read_tokens(output, image_hw) if output.dim() == 3 else None
-        if output.dim() != 4:
+        if self.kind == "tokens" and output.dim() == 3:
+            patches = output[:, self.num_prefix_tokens :].transpose(1, 2)
+            grid = (image_hw[0] // self.stride, image_hw[1] // self.stride)
+            fits = patches.shape[1:] == (self.channels, grid[0] * grid[1])
+            return torch.unflatten(patches, 2, grid).contiguous() if fits else None
+        if self.kind == "tokens" or output.dim() != 4:
             return None
         found = output if self.kind == "NCHW" else output.permute(0, 3, 1, 2).contiguous()
         return found if found.shape[1] == self.channels else None
 
-    def _read_tokens(self, output: Tensor, image_hw: tuple[int, int]) -> Tensor | None:
-        count = output.shape[1] - self.num_prefix_tokens
-        grid = (image_hw[0] // self.stride, image_hw[1] // self.stride)
-        if output.shape[2] != self.channels or grid[0] * grid[1] != count:
-            return None
-        patches = output[:, self.num_prefix_tokens :].transpose(1, 2)
-        return torch.unflatten(patches, 2, grid).contiguous()
-
 
 @dataclass(frozen=True)
 class Cut:
-    """Measured cut of a network into stages.
+    """Measured cut of a network into stages."""
 
-    Attributes:
-        kind: ``staged``, ``vit`` or ``trunk``.
-        stages: stages in order of depth.
-        layouts: layouts of the stages' outputs.
-        size_divisibility: number whose multiples images are padded to.
-        smallest_image: pixels a side that images are padded to at least.
-        fixed_image_size: only size that the network takes, if it takes but one.
-        has_neck: whether the last stage pools, since there are parameters in the pooling.
-    """
-
-    kind: str
+    kind: str  # staged, vit or trunk
     stages: tuple[Stage, ...]
-    layouts: tuple[Layout, ...] = ()
+    layouts: tuple[Layout, ...] = ()  # of the stages' outputs
     size_divisibility: int = 1
-    smallest_image: int = SMALLEST
-    fixed_image_size: int | None = None
-    has_neck: bool = False
+    smallest_image: int = SMALLEST  # pixels a side that images are padded to at least
+    fixed_image_size: int | None = None  # the only size that the network takes, if it takes but one
+    has_neck: bool = False  # the last stage pools, since there are parameters in the pooling
 
 
 def patch_size(trunk: nn.Module) -> int:
@@ -84,9 +62,9 @@ def patch_size(trunk: nn.Module) -> int:
     return int(sides[0]) if sides else 1
 
 
-def measure_cut(holder: nn.Module, images: Tensor) -> Cut:
+def measure_cut(holder: Any, images: Tensor) -> Cut:
     """How the network in ``holder.trunk`` is cut, by running it in eval mode on ``images [1, 3, H, W]``, square."""
-    trunk: Any = holder.trunk
+    trunk = holder.trunk
     features = trunk.forward_features(images)
     cut = Cut("trunk", (Stage("trunk", ("trunk",), _run_trunk),))
     for propose in (_vit_cut, _staged_cut):
@@ -97,7 +75,7 @@ def measure_cut(holder: nn.Module, images: Tensor) -> Cut:
     return _with_sizes(holder, _with_layouts(holder, cut, images), images.shape[-1])
 
 
-def _run_all(holder: nn.Module, stages: Sequence[Stage], value: Tensor) -> list[Tensor]:
+def _run_all(holder: Any, stages: Sequence[Stage], value: Tensor) -> list[Tensor]:
     outputs = []
     for stage in stages:
         value = stage.run(holder, value)
@@ -105,22 +83,20 @@ def _run_all(holder: nn.Module, stages: Sequence[Stage], value: Tensor) -> list[
     return outputs
 
 
-def _run_trunk(network: nn.Module, images: Tensor) -> Tensor:
-    trunk: Any = network.trunk
-    features: Tensor = trunk.forward_features(images)
+def _run_trunk(network: Any, images: Tensor) -> Tensor:
+    features: Tensor = network.trunk.forward_features(images)
     return features
 
 
-def _run_vit_patch_embed(network: nn.Module, images: Tensor) -> Tensor:
-    trunk: Any = network.trunk
+def _run_vit_patch_embed(network: Any, images: Tensor) -> Tensor:
+    trunk = network.trunk
     tokens: Tensor = trunk.norm_pre(trunk.patch_drop(trunk._pos_embed(trunk.patch_embed(images))))
     return tokens
 
 
-def run_neck(network: nn.Module, features: Tensor) -> Tensor:
+def run_neck(network: Any, features: Tensor) -> Tensor:
     """What timm does between the features and its classifier: ``→ [B, D]``."""
-    trunk: Any = network.trunk
-    pooled: Tensor = trunk.forward_head(features, pre_logits=True)
+    pooled: Tensor = network.trunk.forward_head(features, pre_logits=True)
     return pooled
 
 
@@ -155,24 +131,16 @@ def _vit_cut(trunk: Any, images: Tensor) -> Cut | None:
 
 def _staged_cut(trunk: nn.Module, images: Tensor) -> Cut | None:
     """The layers in the order in which they were run, if they were run one after another and nothing else was."""
-    for is_opened in (True, False):
-        layers = _watch(trunk, _layers(trunk, is_opened), images)
-        if layers:
-            stages = _group(trunk, layers)
-            if len(stages) > 1:
-                return Cut("staged", stages)
-    return None
-
-
-def _layers(trunk: nn.Module, is_opened: bool) -> list[str]:
-    """Names of the top-level layers; of containers, those of their contents."""
-    names: list[str] = []
+    opened: list[str] = []  # the top-level layers; of containers, their contents
     for name, child in trunk.named_children():
-        if is_opened and name in _CONTAINERS and isinstance(child, (nn.Sequential, nn.ModuleList)):
-            names.extend(f"{name}.{inner}" for inner, _ in child.named_children())
-        else:
-            names.append(name)
-    return names
+        is_container = name in _CONTAINERS and isinstance(child, (nn.Sequential, nn.ModuleList))
+        opened += [f"{name}.{inner}" for inner, _ in child.named_children()] if is_container else [name]
+    for names in (opened, [name for name, _ in trunk.named_children()]):
+        layers = _watch(trunk, names, images)
+        stages = _group(trunk, layers) if layers else ()
+        if len(stages) > 1:
+            return Cut("staged", stages)
+    return None
 
 
 def _watch(trunk: Any, names: Sequence[str], images: Tensor) -> list[str] | None:
@@ -238,7 +206,7 @@ def _with_neck(trunk: nn.Module, cut: Cut) -> Cut:
     return replace(cut, stages=(*cut.stages, neck), has_neck=True)
 
 
-def _with_layouts(holder: nn.Module, cut: Cut, images: Tensor) -> Cut:
+def _with_layouts(holder: Any, cut: Cut, images: Tensor) -> Cut:
     stages: list[Stage] = []
     layouts: list[Layout] = []
     value = images
@@ -278,9 +246,9 @@ def _find_layout(trunk: Any, output: Any, image_size: int) -> Layout | None:
     )
 
 
-def _with_sizes(holder: nn.Module, cut: Cut, image_size: int) -> Cut:
+def _with_sizes(holder: Any, cut: Cut, image_size: int) -> Cut:
     """The cut with what sizes the network takes, found out by trying."""
-    patch = patch_size(holder.get_submodule("trunk"))
+    patch = patch_size(holder.trunk)
     multiples = {math.lcm(patch, 2**power) for power in range(8)} | {image_size}
     for multiple in sorted(multiple for multiple in multiples if image_size % multiple == 0):
         for smallest in (least for least in (SMALLEST, 64, 128) if least <= max(image_size, SMALLEST)):
@@ -293,7 +261,7 @@ def _with_sizes(holder: nn.Module, cut: Cut, image_size: int) -> Cut:
     return replace(cut, stages=stages, size_divisibility=image_size, fixed_image_size=image_size)
 
 
-def _growing_maps(holder: nn.Module, cut: Cut, multiple: int, smallest: int) -> set[str] | None:
+def _growing_maps(holder: Any, cut: Cut, multiple: int, smallest: int) -> set[str] | None:
     """The stages whose maps grow with the image; None if the network refuses an image it would be padded to."""
     least, side = (math.ceil(pixels / multiple) * multiple for pixels in (smallest, max(64, smallest)))
     try:
@@ -304,7 +272,7 @@ def _growing_maps(holder: nn.Module, cut: Cut, multiple: int, smallest: int) -> 
     return {name for name, height in small.items() if large[name] > height}
 
 
-def _map_heights(holder: nn.Module, cut: Cut, image_hw: tuple[int, int]) -> dict[str, int]:
+def _map_heights(holder: Any, cut: Cut, image_hw: tuple[int, int]) -> dict[str, int]:
     outputs = _run_all(holder, cut.stages, torch.zeros(1, 3, *image_hw))
     pooled = outputs[-1] if cut.has_neck else run_neck(holder, outputs[-1])
     assert pooled.dim() == 2
@@ -321,11 +289,8 @@ def read_map(cut: Cut, output: Tensor, image_hw: tuple[int, int]) -> Tensor:
     Raises:
         ValueError: it has none of the measured layouts.
     """
-    found: list[tuple[float, int, Tensor]] = []
-    for layout in cut.layouts:
-        read = layout.read(output, image_hw)
-        if read is not None:
-            found.append((abs(read.shape[2] - image_hw[0] / layout.stride), len(found), read))
+    read = [(layout.read(output, image_hw), image_hw[0] / layout.stride) for layout in cut.layouts]
+    found = [(value, height) for value, height in read if value is not None]
     if not found:
         raise ValueError(f"an output of shape {tuple(output.shape)} for images of {image_hw} has no layout of a map")
-    return min(found)[2]
+    return min(found, key=lambda one: abs(one[0].shape[2] - one[1]))[0]

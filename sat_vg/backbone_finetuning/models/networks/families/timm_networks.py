@@ -38,35 +38,28 @@ from sat_vg.backbone_finetuning.utils.errors import ConfigError, WeightsError
 
 PREFIX = "timm:"
 _POSITIONS = ("pos_embed", "rel_pos", "relative_position")  # parameters and modules of timm that hold them
-# Passed to those networks that know them; with them most take images of any size.
-_SIZE_OPTIONS = ("img_size", "dynamic_img_size", "strict_img_size")
 
 
 class TimmNetwork(nn.Module):
-    """A network of timm with a new classifier: ``images [B, C, H, W] → logits [B, num_classes]``.
-
-    Attributes:
-        trunk: timm's own module, built without a classifier; ``trunk.cut`` is what was measured of it.
-        head: the classifier.
-    """
+    """A network of timm with a new classifier: ``images [B, C, H, W] → logits [B, num_classes]``."""
 
     def __init__(self, trunk: nn.Module, num_features: int, num_classes: int) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.trunk = trunk  # timm's own module, built without a classifier; ``trunk.cut`` is what was measured of it
         self.head = nn.Linear(num_features, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Timm's own forward pass up to the pooled vector, then the classifier."""
-        trunk: Any = self.trunk
-        logits: Tensor = self.head(trunk.forward_head(trunk.forward_features(images), pre_logits=True))
+        logits: Tensor = self.head(_pooled(self.trunk, images))
         return logits
 
 
-def timm_family(name: str) -> Family:
-    """The family of a network of timm.
+def _pooled(trunk: Any, images: Tensor) -> Any:
+    return trunk.forward_head(trunk.forward_features(images), pre_logits=True)
 
-    Args:
-        name: timm's, without ``timm:``; a tag of its weights may follow, as in ``vit_tiny_patch16_224.augreg_in21k``.
+
+def timm_family(name: str) -> Family:
+    """The family of a network of timm by timm's name, after which a tag of its weights may follow.
 
     Raises:
         ConfigError: timm is not installed or has no such network; the nearest ones are named.
@@ -118,7 +111,7 @@ def _timm_network(name: str, num_classes: int, image_size: int) -> nn.Module:
         # Of its own generator, so that what is drawn next does not depend on the measuring.
         images = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
         try:
-            pooled = trunk.forward_head(trunk.forward_features(images), pre_logits=True)
+            pooled = _pooled(trunk, images)
         except REFUSALS as error:
             raise ConfigError(_explain_size(name, image_size, error)) from error
         if not isinstance(pooled, Tensor) or pooled.dim() != 2:
@@ -136,7 +129,8 @@ def _timm_network(name: str, num_classes: int, image_size: int) -> nn.Module:
 
 
 def _build_trunk(architecture: str, image_size: int) -> Any:
-    options: dict[str, Any] = dict(zip(_SIZE_OPTIONS, (image_size, True, False), strict=True))
+    # Passed to those networks that know them; with them most take images of any size.
+    options: dict[str, Any] = {"img_size": image_size, "dynamic_img_size": True, "strict_img_size": False}
     timm = _timm(architecture)
     while True:
         try:
@@ -190,10 +184,9 @@ def _published(name: str) -> dict[str, PublishedWeights]:
     config = _timm(architecture).get_pretrained_cfg(architecture)
     if config is None or not config.has_weights:
         return {}
-    url = config.url if isinstance(config.url, str) and config.url else None
     entry = PublishedWeights(
         name=config.tag or "DEFAULT",
-        url=f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else str(url),
+        url=f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else str(config.url or None),
         fetch=partial(_fetch, architecture),
         image_size=config.input_size[1],
         mean=tuple(config.mean),
@@ -213,9 +206,7 @@ def _fetch(architecture: str) -> dict[str, Tensor]:
 def _adapt_weights(network: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights under the names of ``TimmNetwork``, their position embeddings resampled for it as timm does.
 
-    Args:
-        network: that they are meant for.
-        given: with the names of ``TimmNetwork``, or with timm's, that is without ``trunk.``.
+    They are given under these names or under timm's, that is without ``trunk.``.
 
     Raises:
         WeightsError: they are of another image size, and the network cannot do with that.
@@ -225,9 +216,8 @@ def _adapt_weights(network: nn.Module, given: dict[str, Tensor]) -> dict[str, Te
     others = {name: value for name, value in given.items() if not name.startswith(TRUNK)}
     if not of_trunk:
         of_trunk, others = others, {}
-    convert: Callable[..., Any] | None = getattr(
-        sys.modules[type(trunk).__module__], "checkpoint_filter_fn", None
-    )  # by this name in all of timm's files that have one
+    # By this name in all of timm's files that have one.
+    convert: Callable[..., Any] | None = getattr(sys.modules[type(trunk).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
         of_trunk = dict(convert(dict(of_trunk), trunk))
     own = trunk.state_dict()
@@ -257,13 +247,9 @@ def _no_weight_decay(network: nn.Module) -> Collection[str]:
         for name, parameter in trunk.named_parameters()
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in listed)
         or any(part.startswith(_POSITIONS) for part in name.split("."))
-        or _is_scale(name, parameter)
+        # A factor or a token of its own, in whatever shape, and no layer's matrix.
+        or (not name.endswith("weight") and parameter.numel() == max(parameter.shape, default=1))
     ]
-
-
-def _is_scale(name: str, parameter: nn.Parameter) -> bool:
-    """Whether it is a factor or a token of its own, in whatever shape, and no layer's matrix."""
-    return not name.endswith("weight") and parameter.numel() == max(parameter.shape, default=1)
 
 
 _TIMM = Family(
