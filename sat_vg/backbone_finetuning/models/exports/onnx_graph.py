@@ -1,7 +1,6 @@
 """``onnx``: a graph for ONNX Runtime and the many programs that read its format."""
 
 import importlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
 
 from sat_vg.backbone_finetuning.models.exports.contract import (
     REFUSALS,
@@ -42,18 +40,22 @@ def write(model: FineTuneModel, options: ExportOptions, path: Path) -> Contract:
             f"{model.backbone} has {weights / 2**30:.1f} GiB of weights; an ONNX file holds 2. Use --format pt2"
         )
     program, contract = trace(model, options, "onnx")
-    names = _names_of_sizes(program)
+    sizes = {0: "batch"} if contract.fixed_size else {0: "batch", 2: "height", 3: "width"}
     with quiet(), torch.no_grad():
         try:
             converted = torch.onnx.export(
-                program, input_names=[INPUT], output_names=list(contract.outputs), dynamo=True, verbose=False
+                program,
+                input_names=[INPUT],
+                output_names=list(contract.outputs),
+                dynamic_shapes=(sizes,),
+                dynamo=True,
+                verbose=False,
             )
         except REFUSALS as error:
             raise ExportFailedError(f"torch.onnx.export: {first_line(error)}") from error
     assert converted is not None
     graph: Any = converted.model_proto
     _forget_origins(graph)
-    _name_sizes(graph, names)
     graph.metadata_props.add(key=DESCRIPTION, value=describe(model, contract))
     with atomic_write(path) as file:
         file.write(graph.SerializeToString())
@@ -70,14 +72,6 @@ def _module(name: str) -> ModuleType:
         ) from error
 
 
-def _names_of_sizes(program: ExportedProgram) -> dict[str, str]:
-    """Torch's symbols for the sizes of the input, such as ``s14``, with names that say what they are."""
-    (image_name,) = program.graph_signature.user_inputs
-    (images,) = [node for node in program.graph.nodes if node.name == image_name]
-    named = zip(images.meta["val"].shape, ("batch", "channels", "height", "width"), strict=True)
-    return {str(size): name for size, name in named if not isinstance(size, int)}
-
-
 def _forget_origins(graph: Any) -> None:
     """Remove the paths of this machine that the conversion notes."""
     parts = (graph.graph, *graph.functions)
@@ -85,17 +79,6 @@ def _forget_origins(graph: Any) -> None:
     for one in (graph, *parts, *nodes, *graph.graph.value_info, *graph.graph.input, *graph.graph.output):
         del one.metadata_props[:]
         one.doc_string = ""
-
-
-def _name_sizes(graph: Any, names: Mapping[str, str]) -> None:
-    """Write ``height`` for ``s14`` and the like in the shapes of inputs, outputs and values."""
-    if not names:
-        return
-    symbol = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names))
-    for value in (*graph.graph.input, *graph.graph.output, *graph.graph.value_info):
-        for size in value.type.tensor_type.shape.dim:
-            if size.dim_param:
-                size.dim_param = symbol.sub(lambda match: names[match[0]], size.dim_param)
 
 
 def read(path: Path, model: FineTuneModel) -> LoadedExport:
