@@ -70,24 +70,16 @@ def write_artifact(path: Path, artifact: Artifact) -> None:
     Raises:
         WriteError: the folder cannot be written to or the disk is full.
     """
-    save_tensors(
-        path,
-        {
-            "format": FORMAT,
-            "schema": SCHEMA,
-            "backbone": artifact.backbone,
-            "class_names": list(artifact.class_names),
-            "preprocessing": artifact.preprocessing.to_dict(),
-            "dropout": artifact.dropout,
-            "temperature": artifact.temperature,
-            "task": artifact.task,
-            "pool": artifact.pool,
-            "config": artifact.config,
-            "metrics": artifact.metrics,
-            "versions": current_versions(),
-            "state_dict": on_cpu(artifact.state_dict),
-        },
-    )
+    content = {
+        **vars(artifact),
+        "format": FORMAT,
+        "schema": SCHEMA,
+        "class_names": list(artifact.class_names),
+        "preprocessing": artifact.preprocessing.to_dict(),
+        "versions": current_versions(),
+        "state_dict": on_cpu(artifact.state_dict),
+    }
+    save_tensors(path, content)
 
 
 def on_cpu(state_dict: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
@@ -173,7 +165,12 @@ def model_of(artifact: Artifact, build: Callable[[], Model], path: str | Path) -
     # timm keeps tensors of one network for the next, which must have values.
     model = _built_without_values(build) if artifact.backbone in BACKBONES else None
     model = build() if model is None else model
-    restore(model, artifact, path)
+    try:
+        # The very tensors, not copies of their values: their memory layout decides how convolutions round.
+        model.network.load_state_dict(artifact.state_dict, strict=True, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{str(path)!r} does not fit its own backbone {model.backbone}: {error}") from error
+    model.preprocessing, model.temperature = artifact.preprocessing, artifact.temperature
     return model
 
 
@@ -188,20 +185,6 @@ def _built_without_values(build: Callable[[], Model]) -> Model | None:
     named = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
     has_others = any(isinstance(value, Tensor) for module in network.modules() for value in vars(module).values())
     return None if has_others or named - set(network.state_dict()) else model
-
-
-def restore(model: StagedClassifier, artifact: Artifact, path: str | Path) -> None:
-    """Put the weights of an artifact, and what goes with them, into a model of its backbone.
-
-    Raises:
-        CheckpointError: they do not fit.
-    """
-    try:
-        # The very tensors, not copies of their values: their memory layout decides how convolutions round.
-        model.network.load_state_dict(artifact.state_dict, strict=True, assign=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{str(path)!r} does not fit its own backbone {model.backbone}: {error}") from error
-    model.preprocessing, model.temperature = artifact.preprocessing, artifact.temperature
 
 
 def safetensors_metadata_of(model: StagedClassifier) -> dict[str, str]:

@@ -7,11 +7,11 @@ from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.networks.table import find_backbone
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
-# First words of timm's names.
-_TIMM_KINDS = {
-    ("resnet", "resnext", "wide_resnet", "seresnet", "resnetv2", "ecaresnet"): "ResNet",
-    ("vit_", "deit", "beit", "eva"): "ViT",
-    ("efficientnet",): "EfficientNet",
+# First words of timm's names; its networks are one family here.
+_TIMM_STARTS = {
+    "ResNet": ("resnet", "resnext", "wide_resnet", "seresnet", "resnetv2", "ecaresnet"),
+    "ViT": ("vit_", "deit", "beit", "eva"),
+    "EfficientNet": ("efficientnet", "tf_efficientnet"),
 }
 _KEYS = ("architecture", "num_classes", "pretrained", "freeze_layers", "dropout", "weights", "image_size")
 _VIT_KEYS = (*_KEYS, "attention_dropout", "pool")
@@ -41,22 +41,12 @@ def create_efficientnet(settings: Mapping[str, Any]) -> FineTuneModel:
     return _create("EfficientNet", **settings)
 
 
-def kind_of_timm(name: str) -> str | None:
-    """The kind of a network of timm by its name, such as ``ViT`` of ``timm:deit3_base_patch16_224``; else None."""
-    if not name.startswith("timm:"):
-        return None
-    plain = name.removeprefix("timm:").removeprefix("tf_")
-    return next((kind for starts, kind in _TIMM_KINDS.items() if plain.startswith(starts)), None)
-
-
 def _create(family: str, known: Sequence[str] = _KEYS, /, **settings: Any) -> FineTuneModel:
     unknown = [key for key in settings if key not in known]
     missing = [key for key in ("architecture", "num_classes") if key not in settings]
     if unknown or missing:
         raise ConfigError(f"unknown keys: {unknown}, missing keys: {missing}; known: {', '.join(known)}")
     row = find_backbone(settings.pop("architecture"))
-    # timm's networks are one family here; their names begin with their kind.
-    is_of_kind = row.family.name == family or kind_of_timm(row.name) == family
-    if not is_of_kind:
+    if row.family.name != family and not row.name.startswith(tuple(f"timm:{one}" for one in _TIMM_STARTS[family])):
         raise ConfigError(f"architecture = {row.name!r} is no {family}")
     return FineTuneModel(row.name, **settings)
