@@ -59,7 +59,12 @@ def read_weights(path: Path) -> WeightsFile:
     """
     content = load_tensors(path, with_namespace=True)
     values = {_WRAPPERS.sub("", name): value for name, value in _flatten(content, "", set(), _MAX_DEPTH)}
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    # Two numbers of 4 bits in a byte, with which torch computes nothing, are read as the integers that they are.
+    tensors = {
+        name: value.view(torch.uint8) if value.dtype is torch.float4_e2m1fn_x2 else value
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
     if not tensors:
         held = f"a {type(content).__name__}"
         if isinstance(content, Mapping):

@@ -224,6 +224,13 @@ def test_what_is_no_floating_point_number_is_refused(path, first, dtype, remedy)
     assert ("quantised" in message) == (remedy == "quantised")
 
 
+def test_numbers_of_four_bits_are_refused_as_quantised(path, first):
+    packed = torch.zeros(64, 3, 7, 7, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    message = refusal(save({"one": {**first, "conv1.weight": packed}}, path))
+    assert "conv1.weight holds uint8" in message
+    assert "quantised" in message
+
+
 @pytest.mark.parametrize(
     ("content", "part"),
     [
