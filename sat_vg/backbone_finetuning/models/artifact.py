@@ -35,6 +35,8 @@ _PARTS: dict[str, type | tuple[type, ...]] = {
     "versions": dict,
     "state_dict": dict,
 }
+_TYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}  # of weights, all of them of one
+_COUNTERS = {torch.int64, torch.int32, torch.bool}  # steps, positions, masks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +122,13 @@ def read_artifact(path: Path) -> Artifact:
     class_names = content["class_names"]
     are_names = bool(class_names) and all(isinstance(name, str) for name in class_names)
     most_frequent, frequency = Counter(class_names).most_common(1)[0] if are_names else ("", 1)
+    types = {v.dtype for v in content["state_dict"].values() if isinstance(v, Tensor)} - _COUNTERS
     are_named_tensors = all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content["state_dict"].items())
     for is_sound, fault in (
         (are_names, "no class names, or ones that are no texts"),
         (frequency == 1, f"two classes of the name {most_frequent!r}"),
         (are_named_tensors, "weights that are no named tensors"),
+        (types <= _TYPES and len(types) <= 1, f"weights of the types {', '.join(sorted(map(str, types)))}"),
         (0 <= content["dropout"] < 1, f"a dropout of {content['dropout']}"),
         (isinstance(temperature, (int, float)) and 0 < temperature < 1e6, f"a temperature of {temperature!r}"),
     ):

@@ -59,8 +59,12 @@ def predict(model: StagedClassifier, images: Any, batch_size: int = 16) -> list[
     results: list[Prediction] = []
     while group := list(islice(found, batch_size)):
         batch = torch.stack([pixels for _, pixels in group]).to(device)
-        shares = model.predict_probabilities(normalise_and_fill(model.preprocessing, batch)).cpu().tolist()
-        results += [_prediction(model, row, path) for (path, _), row in zip(group, shares, strict=True)]
+        shares = model.predict_probabilities(normalise_and_fill(model.preprocessing, batch)).cpu()
+        if not shares.isfinite().all():
+            raise UserError(
+                "the model's probabilities are no numbers: its weights are broken; use another checkpoint"
+            )
+        results += [_prediction(model, row, path) for (path, _), row in zip(group, shares.tolist(), strict=True)]
     for text in describe_decisions(traits):
         warnings.warn(text, stacklevel=3)
     return results
