@@ -13,6 +13,7 @@ from sat_vg.backbone_finetuning.models.freezing import in_eval_mode
 from sat_vg.backbone_finetuning.models.networks.table import BACKBONES, BackboneRow
 from sat_vg.backbone_finetuning.models.stages import Stage, find_member
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.utils.printable import counted
 
 _LARGEST_RESULT = 2 * 2**30  # bytes
 
@@ -125,11 +126,9 @@ def _refuse_too_large(name: str, shape: tuple[int, int, int], tokens: Tensor) ->
     of_one_image = num_heads * num_tokens**2 * tokens.element_size()
     if batch * of_one_image > _LARGEST_RESULT:
         fits = _LARGEST_RESULT // of_one_image
-        remedy = (
-            f"pass at most {fits} {'image' if fits == 1 else 'images'} at a time" if fits else "pass smaller images"
-        )
+        remedy = f"pass at most {counted(fits, 'image')} at a time" if fits else "pass smaller images"
         raise ConfigError(
-            f"the attention of {name} on {batch} {'image' if batch == 1 else 'images'} would be [{batch}, "
+            f"the attention of {name} on {counted(batch, 'image')} would be [{batch}, "
             f"{num_heads}, {num_tokens}, {num_tokens}], {batch * of_one_image / 2**30:.1f} GiB (2 GiB are allowed); "
             f"{remedy}"
         )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sat_vg.backbone_finetuning.models.networks.families.timm_cutting import TRUNK
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, WeightsError
 from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, parse_json
-from sat_vg.backbone_finetuning.utils.printable import list_some
+from sat_vg.backbone_finetuning.utils.printable import counted, list_some
 from sat_vg.backbone_finetuning.utils.tensor_files import is_safetensors, load_tensors, safetensors_metadata
 
 _MAX_DEPTH = 8  # dictionaries within dictionaries
@@ -178,7 +178,7 @@ def _under(file: WeightsFile, prefix: str, rest: list[str]) -> ChosenTensors:
         notes.append(f"names under {prefix!r}")
     others = len(file.tensors) - len(part)
     if others:
-        notes.append(f"{others} other {'tensor' if others == 1 else 'tensors'} of the file not used")
+        notes.append(f"{counted(others, 'other tensor')} of the file not used")
     return _as_float32(part, notes)
 
 

@@ -27,7 +27,7 @@ from sat_vg.backbone_finetuning.models.weight_files import ChosenTensors, Weight
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, WeightsError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.preprocessing import IMAGENET_MEAN, IMAGENET_STD, RGB, Preprocessing
-from sat_vg.backbone_finetuning.utils.printable import list_some
+from sat_vg.backbone_finetuning.utils.printable import counted, list_some
 
 # num_batches_tracked counts steps and shapes no output; old files lack it.
 _COUNTER = "num_batches_tracked"
@@ -293,8 +293,7 @@ def _carry_over_bands(
     elif shape[1] != own[stem].shape[1] and shape[2:] == own[stem].shape[2:]:
         have = "read as red, green, blue" if bands == RGB else f"read with the bands {', '.join(bands)}"
         raise WeightsError(
-            f"weights = {source!r}: {stem} is {shape}, so they are for {shape[1]} "
-            f"{'band' if shape[1] == 1 else 'bands'}, and the images are {have}. Name the {shape[1]} that the "
-            "weights were trained on, in their order, such as --bands red=4,green=3,blue=2,nir=8; or pass weights "
-            "for RGB"
+            f"weights = {source!r}: {stem} is {shape}, so they are for {counted(shape[1], 'band')}, "
+            f"and the images are {have}. Name the {shape[1]} that the weights were trained on, in their order, such "
+            "as --bands red=4,green=3,blue=2,nir=8; or pass weights for RGB"
         )
