@@ -27,29 +27,11 @@ from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.tensor_files import save_tensors
 
 __all__ = [
-    "BackboneOutput",
-    "Detectron2Backbone",
-    "DetrBackbone",
-    "DetrJoiner",
-    "FeatureInfo",
-    "HfBackbone",
-    "MaskedImages",
-    "SmpEncoder",
-    "TensorBackbone",
-    "TimmBackbone",
-    "TorchvisionBackbone",
-    "TransvgBackbone",
-    "as_detectron2",
-    "as_detr",
-    "as_hf",
-    "as_smp",
-    "as_tensor",
-    "as_timm",
-    "as_torchvision",
-    "as_transvg",
-    "export_detr_state_dict",
-    "invert_mask",
-]
+    "BackboneOutput", "Detectron2Backbone", "DetrBackbone", "DetrJoiner", "FeatureInfo", "HfBackbone",
+    "MaskedImages", "SmpEncoder", "TensorBackbone", "TimmBackbone", "TorchvisionBackbone", "TransvgBackbone",
+    "as_detectron2", "as_detr", "as_hf", "as_smp", "as_tensor", "as_timm", "as_torchvision", "as_transvg",
+    "export_detr_state_dict", "invert_mask",
+]  # fmt: skip
 DETR_PREFIX = "backbone.0.body."  # of the names in DETR's checkpoints
 _SMP_STRIDES = (2, 4, 8, 16, 32)
 
