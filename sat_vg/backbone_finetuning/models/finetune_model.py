@@ -134,7 +134,7 @@ class FineTuneModel(StagedClassifier):
         names = tuple(class_names or (str(index) for index in range(num_classes)))
         super().__init__(row, network, loaded.preprocessing, names, dropout, task)
         self.weights_report, self.needs_head = loaded.report, loaded.needs_head
-        self.trained_with = loaded.trained_with
+        self.trained_with = loaded.trained_with or {}
         self.provenance: dict[str, Any] = {"weights": self.weights_report}
         self.set_trainable(choose_trainable(self.stages, freeze_early_layers, unfreeze_layers, freeze_layers))
 

@@ -5,7 +5,6 @@ import unicodedata
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.error import URLError
 
@@ -59,7 +58,7 @@ class LoadedWeights(NamedTuple):
     report: str
     preprocessing: Preprocessing
     needs_head: bool = False  # weights were loaded for the backbone, and the classifier starts at random
-    trained_with: Mapping[str, Any] = MappingProxyType({})  # configuration of the training of a best_model.pt
+    trained_with: Mapping[str, Any] | None = None  # configuration of the training that a best_model.pt comes from
 
 
 class _Candidate(NamedTuple):
