@@ -80,7 +80,7 @@ def views_that_fit(model: FineTuneModel, wanted: int) -> tuple[int, str]:
     """
     config = model.provenance.get("config") or {}
     augmentation = config.get("augmentation") if config.get("use_augmentation", True) else None
-    allowed = VIEWS_OF_AUGMENTATION.get(augmentation, MOST_VIEWS) if isinstance(augmentation, str) else MOST_VIEWS
+    allowed = next((count for name, count in VIEWS_OF_AUGMENTATION.items() if name == augmentation), MOST_VIEWS)
     if wanted <= allowed:
         return wanted, ""
     return allowed, f"views: {allowed}, not {wanted}, as the model was trained with augmentation = {augmentation}"

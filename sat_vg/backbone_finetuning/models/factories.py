@@ -9,9 +9,9 @@ from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 # First words of timm's names; its networks are one family here.
 _TIMM_STARTS = {
-    "ResNet": ("resnet", "resnext", "wide_resnet", "seresnet", "resnetv2", "ecaresnet"),
-    "ViT": ("vit_", "deit", "beit", "eva"),
-    "EfficientNet": ("efficientnet", "tf_efficientnet"),
+    "ResNet": ("timm:resnet", "timm:resnext", "timm:wide_resnet", "timm:seresnet", "timm:ecaresnet"),
+    "ViT": ("timm:vit_", "timm:deit", "timm:beit", "timm:eva"),
+    "EfficientNet": ("timm:efficientnet", "timm:tf_efficientnet"),
 }
 _KEYS = ("architecture", "num_classes", "pretrained", "freeze_layers", "dropout", "weights", "image_size")
 _VIT_KEYS = (*_KEYS, "attention_dropout", "pool")
@@ -41,12 +41,18 @@ def create_efficientnet(settings: Mapping[str, Any]) -> FineTuneModel:
     return _create("EfficientNet", **settings)
 
 
+def kind_of_timm(name: str) -> str | None:
+    """The kind of a network of timm by its name, such as ``ViT`` of ``timm:deit3_base_patch16_224``; else None."""
+    fitting = (kind for kind, starts in _TIMM_STARTS.items() if name.startswith(starts))
+    return next(fitting, None)
+
+
 def _create(family: str, known: Sequence[str] = _KEYS, /, **settings: Any) -> FineTuneModel:
     unknown = [key for key in settings if key not in known]
     missing = [key for key in ("architecture", "num_classes") if key not in settings]
     if unknown or missing:
         raise ConfigError(f"unknown keys: {unknown}, missing keys: {missing}; known: {', '.join(known)}")
     row = find_backbone(settings.pop("architecture"))
-    if row.family.name != family and not row.name.startswith(tuple(f"timm:{one}" for one in _TIMM_STARTS[family])):
+    if family not in (row.family.name, kind_of_timm(row.name)):
         raise ConfigError(f"architecture = {row.name!r} is no {family}")
     return FineTuneModel(row.name, **settings)
