@@ -7,13 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sat_vg.scenes.drawn import draw_scene
-    from sat_vg.scenes.functions import predict_scene, search, tile
+    from sat_vg.scenes.functions import draw_scene, predict_scene, search, tile
 
 __all__ = ["draw_scene", "predict_scene", "search", "tile"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(import_module(f"{__name__}.{'drawn' if name == 'draw_scene' else 'functions'}"), name)
+        return getattr(import_module(f"{__name__}.functions"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,7 @@ with place, so that windows beside each other look alike and those of a far part
 depends on the options and its place only. The scene is drawn and written block by block.
 """
 
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,16 +17,14 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sat_vg.backbone_finetuning.configs.option_parser import parse_options
+from sat_vg.backbone_finetuning.commands.command_line import main_of
 from sat_vg.backbone_finetuning.configs.ranges import PositiveFloat, Range, WholeNumber
 from sat_vg.backbone_finetuning.data.reading.gdal import require_rasterio
-from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
-from sat_vg.backbone_finetuning.utils.exit_codes import run_command
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
-from sat_vg.backbone_finetuning.utils.safe_files import sync
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
 from sat_vg.backbone_finetuning.utils.terminal import progress, say
-from sat_vg.scenes.geojson import write_regions
+from sat_vg.scenes.geojson import crs_named, write_regions
 from sat_vg.scenes.rasters import colours_of, files_aside
 
 CLASSES = ("bare", "field", "forest", "town", "water")
@@ -59,15 +58,11 @@ class DrawOptions:
     """Which scene."""
 
 
-def draw_scene(out: str | Path, **options: Any) -> Path:
-    """Draw a scene, its labels and its truth.
+def draw(options: DrawOptions) -> Path:
+    """Draw a scene, its labels and its truth, and say so.
 
     The scene is a tiled RGB GeoTIFF of 8 bits, compressed as JPEG; ``STEM.geojson`` holds its regions as polygons in
     longitude and latitude with the property ``class``; ``STEM.truth.tif`` their numbers from 1, on the scene's grid.
-
-    Args:
-        out: the GeoTIFF to write.
-        options: ``size`` (pixels), ``crs``, ``resolution`` (metres), ``texture``, ``drift`` (grey levels), ``seed``.
 
     Returns:
         The path of the scene.
@@ -76,35 +71,32 @@ def draw_scene(out: str | Path, **options: Any) -> Path:
         ConfigError: there is no such CRS, or a file lies there already.
         WriteError: a file cannot be written.
     """
-    chosen = DrawOptions(out=str(out), **options)
-    rasterio = require_rasterio()
-    target = expand_home(chosen.out)
+    target = expand_home(options.out)
     labels, truth = target.with_suffix(".geojson"), target.with_name(f"{target.stem}.truth.tif")
-    if target.exists():
-        raise ConfigError(f"--out {chosen.out!r} exists; choose another, or remove it")
-    try:
-        crs = rasterio.CRS.from_user_input(chosen.crs)
-    except rasterio.errors.CRSError as error:
-        raise ConfigError(f"--crs {chosen.crs!r} is not known ({error}); for example EPSG:32632") from None
-    pixel = chosen.resolution * (_DEGREES_OF_A_METRE if crs.is_geographic else 1)
+    if target.suffix.lower() not in (".tif", ".tiff"):
+        raise ConfigError(f"--out {options.out!r}: a GeoTIFF is written; for example scene.tif")
+    for path in (target, labels, truth):
+        if os.path.lexists(path):
+            raise ConfigError(f"--out {options.out!r}: {str(path)!r} exists; choose another, or remove it")
+    crs, affine = crs_named(options.crs, "--crs"), require_rasterio().Affine
+    pixel = options.resolution * (_DEGREES_OF_A_METRE if crs.is_geographic else 1)
     corner = (9.0, 48.0) if crs.is_geographic else (500_000.0, 5_300_000.0)
     profile = {
-        "driver": "GTiff", "width": chosen.size, "height": chosen.size, "dtype": "uint8", "crs": crs, "tiled": True,
-        "blockxsize": _BLOCK, "blockysize": _BLOCK,
-        "transform": rasterio.Affine(pixel, 0, corner[0], 0, -pixel, corner[1]),
+        "driver": "GTiff", "width": options.size, "height": options.size, "dtype": "uint8", "crs": crs, "tiled": True,
+        "blockxsize": _BLOCK, "blockysize": _BLOCK, "transform": affine(pixel, 0, corner[0], 0, -pixel, corner[1]),
     }  # fmt: skip
-    drawing = _Drawing(chosen)
+    drawing = _Drawing(options)
     classes = drawing.classes()
-    try:
-        with files_aside(target, [labels, truth]) as aside:
-            _write_scene(aside[target], profile, drawing, classes)
-            _write_truth(aside[truth], profile, classes)
-            place = rasterio.Affine(pixel * _CELL, 0, corner[0], 0, -pixel * _CELL, corner[1])
-            write_regions(aside[labels], classes, place, crs, CLASSES)
-            for path in aside.values():
-                sync(path)
-    except OSError as error:
-        raise WriteError(f"{str(target)!r} cannot be written ({error.strerror or error}); make room there") from error
+    classes = np.pad(classes, (0, -len(classes) % (_BLOCK // _CELL)))  # to whole blocks; 0 is no class
+    with files_aside(target, [labels, truth]) as aside:
+        _write_scene(aside[target], profile, drawing, classes)
+        _write_truth(aside[truth], profile, classes)
+        place = affine(pixel * _CELL, 0, corner[0], 0, -pixel * _CELL, corner[1])
+        write_regions(aside[labels], classes, place, crs, CLASSES)
+    say(
+        f"drawn: {target} ({options.size} x {options.size} pixels of {options.resolution:g} m in {options.crs}; "
+        f"classes {', '.join(CLASSES)}), {labels} and {truth.name}"
+    )
     return target
 
 
@@ -202,18 +194,15 @@ def _write_truth(path: Path, profile: dict[str, Any], classes: NDArray[np.uint8]
         file.update_tags(**{f"CLASS_{number}": name for number, name in enumerate(CLASSES, 1)})
         for row in range(0, size, _BLOCK):
             high = min(_BLOCK, size - row)
-            cells = classes[row // _CELL : -(-(row + high) // _CELL)]
+            cells = classes[row // _CELL : (row + _BLOCK) // _CELL]
             pixels = cells.repeat(_CELL, 0).repeat(_CELL, 1)[:high, :size]
             file.write(pixels, 1, window=window(0, row, size, high))
 
 
 def _pixels_of(classes: NDArray[np.uint8], row: int, column: int) -> NDArray[np.uint8]:
-    """The classes of a block's pixels; 0 beyond the scene."""
-    first, left, count = row // _CELL, column // _CELL, _BLOCK // _CELL
-    cells = classes[first : first + count, left : left + count].repeat(_CELL, 0).repeat(_CELL, 1)
-    padded = np.zeros((_BLOCK, _BLOCK), np.uint8)
-    padded[: cells.shape[0], : cells.shape[1]] = cells
-    return padded
+    """The classes of a block's pixels."""
+    cells = classes[row // _CELL : (row + _BLOCK) // _CELL, column // _CELL : (column + _BLOCK) // _CELL]
+    return cells.repeat(_CELL, 0).repeat(_CELL, 1)
 
 
 _DESCRIPTION = """\
@@ -222,22 +211,7 @@ Draw a scene with coordinates, the polygons of its classes, and its truth.
   %(prog)s scene.tif --size 2048
 
 writes scene.tif, scene.geojson and scene.truth.tif."""
-
-
-def main(arguments: list[str] | None = None, prog: str = "python -m sat_vg.scenes.drawn") -> int:
-    """Run the command; returns its exit code."""
-
-    def action() -> None:
-        options = parse_options(DrawOptions, arguments, prog, _DESCRIPTION, {"out": "OUT"})
-        values = {name: value for name, value in vars(options).items() if name != "out"}
-        path = draw_scene(options.out, **values)
-        say(
-            f"drawn: {path} ({options.size} x {options.size} pixels of {options.resolution:g} m in {options.crs}; "
-            f"classes {', '.join(CLASSES)}), {path.with_suffix('.geojson')} and {path.stem}.truth.tif"
-        )
-
-    return run_command(action)
-
+main = main_of("draw", "drawn.DrawOptions", "drawn.draw", _DESCRIPTION, {"out": "OUT"}, package="sat_vg.scenes")
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(prog="python -m sat_vg.scenes.drawn"))

@@ -6,6 +6,7 @@ from typing import Any
 
 from sat_vg.backbone_finetuning.commands.functions import checked_options
 from sat_vg.backbone_finetuning.commands.predict.options import PredictOptions
+from sat_vg.scenes.drawn import DrawOptions, draw
 from sat_vg.scenes.options import SearchOptions, TileOptions
 from sat_vg.scenes.prediction import map_scene
 from sat_vg.scenes.similarity import Hit, search_index
@@ -29,6 +30,22 @@ def tile(scenes: str | Path | Sequence[str | Path], labels: str | Path, **option
     several = [scenes] if isinstance(scenes, str | Path) else scenes
     given = {"scenes": tuple(map(str, several)), "labels": labels, **options}
     return tile_scenes(checked_options(TileOptions, "tile", given))
+
+
+def draw_scene(out: str | Path, **options: Any) -> Path:
+    """Draw a scene to try things out with, as ``python -m sat_vg.scenes.drawn OUT``.
+
+    Args:
+        out: the GeoTIFF to write; labels and truth go beside it: STEM.geojson and STEM.truth.tif.
+        options: ``size`` (pixels), ``crs``, ``resolution`` (metres), ``texture``, ``drift`` (grey levels), ``seed``.
+
+    Returns:
+        The path of the scene.
+
+    Raises:
+        UserError: an option cannot be used, or a file cannot be written.
+    """
+    return draw(checked_options(DrawOptions, "draw_scene", {"out": out, **options}))
 
 
 def predict_scene(checkpoint: str | Path, scene: str | Path, out: str | Path, **options: Any) -> Path:

@@ -27,30 +27,20 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Label:
-    """A feature with a class; its places are in the CRS of the file.
+    """A feature with a class; its places are in the CRS of the file."""
 
-    Attributes:
-        number: of the feature in the file, from 1.
-        name: its class.
-        polygons: each as rings ``[N, 2]``, the outer one first.
-        points: ``[N, 2]``.
-    """
-
-    number: int
-    name: str
-    polygons: tuple[tuple[Numbers, ...], ...]
-    points: Numbers
+    number: int  # of the feature in the file, from 1
+    name: str  # its class
+    polygons: tuple[tuple[Numbers, ...], ...]  # each as rings [N, 2], the outer one first
+    points: Numbers  # [N, 2]
 
     def moved(self, places: Numbers) -> "Label":
         """The same at other places, given in the order of ``places``."""
-        rings, rest = [], places
-        for polygon in self.polygons:
-            moved = []
-            for ring in polygon:
-                part, rest = rest[: len(ring)], rest[len(ring) :]
-                moved.append(part)
-            rings.append(tuple(moved))
-        return Label(self.number, self.name, tuple(rings), rest)
+        lengths = [len(ring) for polygon in self.polygons for ring in polygon]
+        *rings, points = np.split(places, np.cumsum(lengths))
+        moved = iter(rings)
+        polygons = tuple(tuple(next(moved) for _ in polygon) for polygon in self.polygons)
+        return Label(self.number, self.name, polygons, points)
 
     @property
     def places(self) -> Numbers:
@@ -60,21 +50,13 @@ class Label:
 
 @dataclass(frozen=True)
 class LabelFile:
-    """Labels of a file.
-
-    Attributes:
-        path: of the file.
-        labels: in its order.
-        crs: that it names; None: it names none.
-        bad: features that cannot be used: number and reason.
-        num_empty: features without a geometry, which have no place and are passed over.
-    """
+    """Labels of a file, in its order."""
 
     path: str
     labels: tuple[Label, ...]
-    crs: str | None
-    bad: tuple[tuple[int, str], ...]
-    num_empty: int
+    crs: str | None  # that it names
+    bad: tuple[tuple[int, str], ...]  # features that cannot be used: number and reason
+    num_empty: int  # features without a geometry, which have no place and are passed over
 
 
 class _BadFeature(Exception):

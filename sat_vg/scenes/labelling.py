@@ -4,49 +4,39 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sat_vg.backbone_finetuning.data.reading.gdal import require_rasterio
-from sat_vg.backbone_finetuning.data.windows.paths import grid_of, valid_shares
+from sat_vg.backbone_finetuning.data.windows.paths import grid_of, require_room, shares_of, valid_shares
 from sat_vg.backbone_finetuning.data.windows.places import corners_of, reproject
 from sat_vg.backbone_finetuning.data.windows.scene import Scene, Window
-from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
+from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.scenes.geojson import LONGITUDES, PIXEL_COORDINATES, Label, LabelFile, Numbers, crs_named
 from sat_vg.scenes.options import TileOptions
 
 
-@dataclass(frozen=True)
-class Tile:
-    """A window with its class."""
+class Tile(NamedTuple):
+    """A window with its class, and its part of the data: train, val or test; empty where these are not split."""
 
     scene: Scene
     window: Window
     label: str
+    part: str = ""
 
 
 @dataclass
 class Labelled:
-    """The tiles of all scenes, and what came of the rest.
-
-    Attributes:
-        tiles: in the order of the scenes and their windows.
-        without_label: windows that no class covers enough.
-        ambiguous: windows of which two classes cover as much.
-        in_nodata: windows of each class that are mostly nodata.
-        best_cover: the largest share of a window that each class covers.
-        inside: numbers of the features that lie in a scene.
-    """
+    """The tiles of all scenes in the order of their windows, and what came of the rest."""
 
     tiles: list[Tile] = field(default_factory=list)
-    without_label: int = 0
-    ambiguous: int = 0
-    in_nodata: Counter[str] = field(default_factory=Counter)
-    best_cover: dict[str, float] = field(default_factory=dict)
-    inside: set[int] = field(default_factory=set)
+    without_label: int = 0  # windows that no class covers enough
+    ambiguous: int = 0  # windows of which two classes cover as much
+    in_nodata: Counter[str] = field(default_factory=Counter)  # windows of each class that are mostly nodata
+    best_cover: dict[str, float] = field(default_factory=dict)  # the largest share of a window, by class
+    inside: set[int] = field(default_factory=set)  # numbers of the features that lie in a scene
 
 
 def label_windows(scenes: Sequence[Scene], labels: LabelFile, options: TileOptions) -> Labelled:
@@ -152,20 +142,19 @@ def _classes_by_majority(
 
 
 def _covered(scene: Scene, windows: Sequence[Window], labels: Sequence[Label]) -> NDArray[np.float64]:
-    """Share of each window that polygons cover; they are drawn in strips, a row of windows at a time."""
-    shares = np.zeros(len(windows))
+    """Share of each window that polygons cover."""
     outlines = [_outline(polygon) for label in labels for polygon in label.polygons]
-    for (row, height), same in groupby(enumerate(windows), key=lambda pair: (pair[1].row, pair[1].height)):
+
+    def drawn(row: int, height: int) -> NDArray[np.uint8] | None:
         here = [shape for shape, low, high in outlines if low < row + height and high > row]
         if not here:
-            continue
-        drawn = import_module("rasterio.features").rasterize(
-            here, (height, scene.width), transform=require_rasterio().Affine.translation(0, row), dtype="uint8"
-        )
-        below = np.concatenate([[0], np.cumsum(drawn.sum(axis=0, dtype=np.int64))])
-        for place, (column, _, width, _) in same:
-            shares[place] = (below[column + width] - below[column]) / (width * height)
-    return shares
+            return None
+        place = require_rasterio().Affine.translation(0, row)
+        rasterize = import_module("rasterio.features").rasterize
+        found: NDArray[np.uint8] = rasterize(here, (height, scene.width), transform=place, dtype="uint8")
+        return found
+
+    return shares_of(windows, drawn)
 
 
 def _outline(polygon: tuple[Numbers, ...]) -> tuple[dict[str, Any], float, float]:
@@ -196,21 +185,15 @@ def _around_features(
     scene: Scene, labels: Sequence[Label], size: int, found: Labelled
 ) -> tuple[list[Window], list[str | None]]:
     """A window around each point and polygon, moved into the scene where it would lead out."""
-    if min(scene.width, scene.height) < size:
-        raise ConfigError(
-            f"--size {size}: the scene {scene.path!r} has {scene.width} x {scene.height} pixels, less than a window; "
-            f"use --size {min(scene.width, scene.height)} or smaller"
-        )
+    require_room(scene, size)
     classes: dict[Window, str | None] = {}
     for label in labels:
         for part in (*(polygon[0] for polygon in label.polygons), *label.points[:, None]):
             middle = (part.min(axis=0) + part.max(axis=0)) / 2
             if not np.isfinite(middle).all() or (middle < 0).any() or (middle >= (scene.width, scene.height)).any():
                 continue
-            column, row = np.floor(middle - size / 2).astype(int)
-            window = Window(
-                int(np.clip(column, 0, scene.width - size)), int(np.clip(row, 0, scene.height - size)), size, size
-            )
+            corner = np.clip(np.floor(middle - size / 2), 0, np.array((scene.width, scene.height)) - size)
+            window = Window(*corner.astype(int).tolist(), size, size)
             classes[window] = label.name if classes.get(window, label.name) == label.name else None
             found.best_cover[label.name] = 1.0
     ordered = sorted(classes, key=lambda window: (window.row, window.column))

@@ -22,10 +22,9 @@ from sat_vg.backbone_finetuning.data.sources.class_names import SEPARATOR
 from sat_vg.backbone_finetuning.data.windows.opened import open_placed_scene
 from sat_vg.backbone_finetuning.data.windows.paths import WindowPath, grid_of, starts, valid_shares
 from sat_vg.backbone_finetuning.data.windows.places import corners_of
-from sat_vg.backbone_finetuning.data.windows.scene import Scene
 from sat_vg.backbone_finetuning.models.ensemble import Ensemble
 from sat_vg.backbone_finetuning.models.prediction import LIKELIER_THAN_NOT
-from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, StoppedError, WriteError
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, StoppedError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision
 from sat_vg.backbone_finetuning.utils.printable import counted, one_line
@@ -55,7 +54,10 @@ def map_scene(options: PredictOptions) -> Path:
     ensemble = load_ensemble(options.checkpoint, options.ensemble, options.views, say)
     model = ensemble.models[0]
     _require_one_class(ensemble, target)
-    scene = _scene(options.images[0], target)
+    given = options.images[0]
+    scene = open_placed_scene(given if "://" in given else str(expand_home(given)))
+    if scene.crs is None:
+        say(f"note: {scene.path} has no coordinates, so {target.name} is in pixels (column, row)")
     size = options.size or model.preprocessing.image_size
     stride = options.stride or max(1, size // 2)
     if stride > size:
@@ -136,23 +138,11 @@ def _require_one_class(ensemble: Ensemble, target: Path) -> None:
         )
 
 
-def _scene(given: str, target: Path) -> Scene:
-    """The scene, if its coordinates can be used."""
-    scene = open_placed_scene(given if "://" in given else str(expand_home(given)))
-    if scene.crs is None:
-        say(f"note: {scene.path} has no coordinates, so {target.name} is in pixels (column, row)")
-    return scene
-
-
 @torch.inference_mode()
 def predict_windows(ensemble: Ensemble, precision: Precision, windows: Sequence[str], batch_size: int) -> np.ndarray:
     """Probabilities of the classes in each window, float32 ``[N, classes]``.
 
-    Args:
-        ensemble: models of one preprocessing.
-        precision: device and number formats.
-        windows: their paths.
-        batch_size: windows that go through the network at once; as many more are read meanwhile.
+    ``batch_size`` windows go through the network at once; as many more are read meanwhile.
 
     Raises:
         DataError: a window cannot be read.
@@ -191,29 +181,24 @@ def _write(
     names, kind = ensemble.models[0].class_names, target.suffix.lower()
     preview, chances = _beside(target, _PREVIEW), _beside(target, _PROBABILITIES)
     tags = {"SAT_VG_SIZE": str(found.size), "SAT_VG_STRIDE": str(found.stride)}
-    try:
-        with files_aside(target, [preview, chances]) as aside:
-            if kind == ".csv":
-                _write_table(aside[target], found, windows, ensemble, options)
-                counts = _counts(found, len(names))
-            else:
-                raster = aside[target] if kind != ".geojson" else aside[target].with_suffix(".tif")
-                counts = write_class_raster(raster, found, names, tags)
-                if kind == ".geojson":
-                    rasterio = require_rasterio()
-                    with rasterio.open(raster) as source:
-                        place = source.transform
-                        regions = write_regions(
-                            aside[target], rasterio.band(source, 1), place, found.scene.crs, names
-                        )
-                    say(f"{counted(regions, 'region')} of equal neighbours")
-                elif options.probabilities:
-                    write_probabilities(aside[chances], found, names)
-            if options.preview:
-                write_preview(aside[preview], found, names, counts)
-            written = [path for path, there in aside.items() if there.exists()]
-    except OSError as error:
-        raise WriteError(f"{str(target)!r} cannot be written ({error.strerror or error}); make room there") from error
+    with files_aside(target, [preview, chances]) as aside:
+        if kind == ".csv":
+            _write_table(aside[target], found, windows, ensemble, options)
+            counts = _counts(found, len(names))
+        else:
+            raster = aside[target] if kind != ".geojson" else aside[target].with_suffix(".tif")
+            counts = write_class_raster(raster, found, names, tags)
+            if kind == ".geojson":
+                rasterio = require_rasterio()
+                with rasterio.open(raster) as source:
+                    band, place = rasterio.band(source, 1), source.transform
+                    regions = write_regions(aside[target], band, place, found.scene.crs, names)
+                say(f"{counted(regions, 'region')} of equal neighbours")
+            elif options.probabilities:
+                write_probabilities(aside[chances], found, names)
+        if options.preview:
+            write_preview(aside[preview], found, names, counts)
+        written = [path for path, there in aside.items() if there.exists()]
     total = max(1, sum(counts[1:]))
     order = sorted(range(len(names)), key=lambda number: -counts[number + 1])
     shown = ", ".join(f"{one_line(names[number])} {100 * counts[number + 1] / total:.1f} %" for number in order[:10])

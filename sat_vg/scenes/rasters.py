@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib import colormaps
 from numpy.typing import NDArray
 
+from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing
 from sat_vg.backbone_finetuning.data.reading.gdal import require_rasterio
 from sat_vg.backbone_finetuning.data.windows.opened import valid_pixels
 from sat_vg.backbone_finetuning.data.windows.paths import starts
@@ -31,16 +32,19 @@ def files_aside(target: Path, others: Sequence[Path] = ()) -> Iterator[dict[Path
         For each of them where to write it; what was not written does not appear.
 
     Raises:
-        OSError: the folder cannot be written to.
+        WriteError: the folder cannot be written to.
     """
-    with folder_aside(target) as folder:
+    with (
+        explaining_writing(f"{str(target)!r} cannot be written", "; make room there"),
+        folder_aside(target) as folder,
+    ):
         aside = {path: folder / path.name for path in (*others, target)}
         yield aside
         for path, written in aside.items():
             if written.exists():
                 sync(written)
                 written.replace(path)
-    sync(target.parent)
+        sync(target.parent)
 
 
 def colours_of(count: int) -> dict[int, tuple[int, int, int, int]]:
@@ -59,18 +63,12 @@ class WindowShares:
 
     A pixel has the mean of all windows that cover it. As the same windows cover all pixels between two edges of
     windows, means are computed for these cells.
-
-    Attributes:
-        scene: it.
-        size: of a window.
-        stride: from one window to the next.
-        values: float32 ``[rows, columns, classes]``; NaN where a window has no pixel.
     """
 
     scene: Scene
-    size: int
-    stride: int
-    values: Shares
+    size: int  # of a window
+    stride: int  # from one window to the next
+    values: Shares  # [rows, columns, classes]; NaN where a window has no pixel
 
     @cached_property
     def _axes(self) -> list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:

@@ -17,7 +17,7 @@ from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.windows.opened import open_scene
 from sat_vg.backbone_finetuning.data.windows.paths import parse_window_path
 from sat_vg.backbone_finetuning.data.windows.places import corners_of
-from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, WriteError
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.file_stamps import sha256_of
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.json_reading import parse_json
@@ -40,15 +40,10 @@ Vectors = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Hit:
-    """An entry of the index that is like the query.
+    """An entry of the index that is like the query."""
 
-    Attributes:
-        path: of the image or window.
-        similarity: cosine of the two vectors, -1 to 1.
-    """
-
-    path: str
-    similarity: float
+    path: str  # of the image or window
+    similarity: float  # cosine of the two vectors, -1 to 1
 
 
 @dataclass(frozen=True)
@@ -128,20 +123,18 @@ def _vector_of(options: SearchOptions, index: _Index) -> Vectors:
         return vector
     path = model_file(options.checkpoint or str(index.about.get("checkpoint")))
     model = load_model(path)
-    found = {
-        "weights": sha256_of(path).hexdigest(),
-        "backbone": model.backbone,
-        "preprocessing": model.preprocessing.to_dict(),
-    }
+    preprocessing = model.preprocessing
+    weights = sha256_of(path).hexdigest()
+    found = {"weights": weights, "backbone": model.backbone, "preprocessing": preprocessing.to_dict()}
     foreign = ConfigError(f"{str(path)!r} is not the model of {options.index!r}; name that one with --checkpoint")
     if any(index.about.get(name, value) != value for name, value in found.items()):  # early files have no weights
         raise foreign
     precision = choose_precision(choose_device(options.device), mixed_precision=False)
     precision.place_model(model)
     wanted = parse_window_path(options.query) or str(expand_home(options.query))
-    pixels = model.preprocessing.geometry()(decoder_of(model.preprocessing).read(wanted))[None]
+    pixels = preprocessing.geometry()(decoder_of(preprocessing).read(wanted))[None]
     with torch.inference_mode():
-        images = precision.place_images(model.preprocessing.normalise(pixels.to(precision.device)))
+        images = precision.place_images(preprocessing.normalise(pixels.to(precision.device)))
         vector = model.forward_pooled(images).float().cpu().numpy()[0]
     if vector.shape != index.vectors.shape[1:]:
         raise foreign
@@ -207,15 +200,12 @@ def _write(sheet: Path, places: Path, query: str, hits: Sequence[Hit]) -> None:
     shown = hits[:_MOST_SHOWN]
     pictures = [_picture(query), *(_picture(hit.path) for hit in shown)]
     titles = ["query", *(f"{rank}: {hit.similarity:.4f}" for rank, hit in enumerate(shown, 1))]
-    try:
-        with files_aside(sheet, [places]) as aside:
-            write_sheet(aside[sheet], pictures, titles, f"most similar to {query}")
-            if features:
-                write_features(aside[places], features)
-            else:
-                places.unlink(missing_ok=True)
-    except OSError as error:
-        raise WriteError(f"{str(sheet)!r} cannot be written ({error.strerror or error}); make room there") from error
+    with files_aside(sheet, [places]) as aside:
+        write_sheet(aside[sheet], pictures, titles, f"most similar to {query}")
+        if features:
+            write_features(aside[places], features)
+        else:
+            places.unlink(missing_ok=True)
     few = f" with the first {len(shown)}" if len(shown) < len(hits) else ""
     where = f", {places}" if features else " (the entries are no windows, so they have no place)"
     say(f"written: {sheet}{few}{where}")

@@ -1,7 +1,6 @@
 """``sat-vg tile SCENE …``: windows of scenes with their classes."""
 
-from sat_vg.backbone_finetuning.configs.option_parser import parse_options
-from sat_vg.backbone_finetuning.utils.exit_codes import run_command
+from sat_vg.backbone_finetuning.commands.command_line import main_of
 
 _DESCRIPTION = """\
 Cut labelled windows out of large images, or list them without copying a pixel.
@@ -13,18 +12,6 @@ Cut labelled windows out of large images, or list them without copying a pixel.
 
 A SCENE is a GeoTIFF of any size, or a PNG or JPEG with labels in its pixels. A window has the class of the polygons
 that cover most of it, or of the points in it."""
-
-
-def main(arguments: list[str] | None = None, prog: str = "sat-vg tile") -> int:
-    """Run the command; returns its exit code."""
-
-    def action() -> None:
-        from sat_vg.scenes.options import TileOptions
-
-        options = parse_options(TileOptions, arguments, prog, _DESCRIPTION, {"scenes": "SCENE"})
-        # Imported only now: torch takes seconds, and --help or a mistyped flag should be answered at once.
-        from sat_vg.scenes.tiling import tile_scenes
-
-        tile_scenes(options)
-
-    return run_command(action)
+main = main_of(
+    "tile", "TileOptions", "tiling.tile_scenes", _DESCRIPTION, {"scenes": "SCENE"}, package="sat_vg.scenes"
+)

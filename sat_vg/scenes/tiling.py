@@ -5,15 +5,16 @@ import hashlib
 import io
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
-from typing import NamedTuple
 
 import numpy as np
 
+from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing
 from sat_vg.backbone_finetuning.data.reading.threads import run_in_order
 from sat_vg.backbone_finetuning.data.sources.class_folders import is_hidden
 from sat_vg.backbone_finetuning.data.sources.spatial_split import LEFT_OUT, TEST, TRAIN, VAL, split_blocks
@@ -21,7 +22,7 @@ from sat_vg.backbone_finetuning.data.windows.opened import encode_window, open_s
 from sat_vg.backbone_finetuning.data.windows.paths import WindowPath
 from sat_vg.backbone_finetuning.data.windows.places import Footprint, boxes_in_metres, corners_of
 from sat_vg.backbone_finetuning.data.windows.scene import Scene
-from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, WriteError
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.file_stamps import stamp_of
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, read_json
@@ -35,11 +36,6 @@ from sat_vg.scenes.options import TileOptions
 
 TABLE, _IDENTITY = "tiles.csv", "tiles.json"
 _PARTS = {TRAIN: "train", VAL: "val", TEST: "test"}
-
-
-class _Assigned(NamedTuple):
-    tile: Tile
-    part: str  # empty: there is no split
 
 
 def tile_scenes(options: TileOptions) -> Path:
@@ -68,18 +64,16 @@ def tile_scenes(options: TileOptions) -> Path:
         return target
     found = label_windows(scenes, labels, options)
     _tell_labels(labels, found, options)
-    assigned = _assign(found.tiles, options)
-    try:
+    tiles = _in_parts(found.tiles, options)
+    with explaining_writing(f"{str(target)!r} cannot be written", "; make room there"):
         if options.virtual:
-            text = _table(assigned, target.parent, is_virtual=True)
+            text = _table(tiles, target.parent)
             if os.path.lexists(target) and not (target.is_file() and target.read_bytes() == text.encode()):
                 raise _occupied(target)
             write_text(target, text)
         else:
-            _write_folders(target, assigned, identity)
-    except OSError as error:
-        raise WriteError(f"{str(target)!r} cannot be written ({error.strerror or error}); make room there") from error
-    _tell(target, assigned, found, options)
+            _write_folders(target, tiles, identity)
+    _tell(target, tiles, found, options)
     return target
 
 
@@ -189,10 +183,10 @@ def _why_lost(name: str, found: Labelled, options: TileOptions) -> str:
     return "other classes cover as much of its windows"
 
 
-def _assign(tiles: Sequence[Tile], options: TileOptions) -> list[_Assigned]:
+def _in_parts(tiles: Sequence[Tile], options: TileOptions) -> Sequence[Tile]:
     """Tiles with their parts; those that lie too near to another part are left out."""
     if options.split == "none":
-        return [_Assigned(tile, "") for tile in tiles]
+        return tiles
     names = sorted({tile.label for tile in tiles})
     labels = [names.index(tile.label) for tile in tiles]
     if options.split == "random":
@@ -203,9 +197,9 @@ def _assign(tiles: Sequence[Tile], options: TileOptions) -> list[_Assigned]:
         shares = (options.val_fraction, options.test_fraction)
         parts = split_blocks(boxes, labels, options.block_size, shares, options.seed)
     assigned = [
-        _Assigned(tile, _PARTS[int(part)]) for tile, part in zip(tiles, parts, strict=True) if part != LEFT_OUT
+        tile._replace(part=_PARTS[int(part)]) for tile, part in zip(tiles, parts, strict=True) if part != LEFT_OUT
     ]
-    kept = {tile.label for tile, part in assigned if part == _PARTS[TRAIN]}
+    kept = {tile.label for tile in assigned if tile.part == _PARTS[TRAIN]}
     lost = [name for name in names if name not in kept]
     if lost:
         problem = (
@@ -215,7 +209,7 @@ def _assign(tiles: Sequence[Tile], options: TileOptions) -> list[_Assigned]:
         if options.on_bad_label == "error" or not kept:
             raise DataError(problem)
         say(f"left out: {problem}")
-    return [each for each in assigned if each.tile.label in kept]
+    return [tile for tile in assigned if tile.label in kept]
 
 
 def _random_parts(labels: Sequence[int], options: TileOptions) -> np.ndarray:
@@ -228,31 +222,26 @@ def _random_parts(labels: Sequence[int], options: TileOptions) -> np.ndarray:
     return parts
 
 
-def _table(assigned: Sequence[_Assigned], folder: Path, is_virtual: bool, names: Sequence[str] = ()) -> str:
-    """The tiles as CSV; of written ones with their paths."""
+def _table(tiles: Sequence[Tile], folder: Path, names: Sequence[str] = ()) -> str:
+    """The tiles as CSV; of written ones with their paths, ``names``."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    has_parts = any(part for _, part in assigned)
+    has_parts = any(tile.part for tile in tiles)
     split = ["split"] if has_parts else []
-    places = ["scene", "window"]
-    writer.writerow([*([] if is_virtual else ["path"]), *places, "label", *split, "x", "y"])
-    for place, (tile, part) in enumerate(assigned):
+    writer.writerow([*(["path"] if names else []), "scene", "window", "label", *split, "x", "y"])
+    for place, tile in enumerate(tiles):
         x, y = corners_of(tile.scene, tile.window).mean(axis=0).tolist()
         scene = os.path.relpath(tile.scene.path, folder).replace(os.sep, "/")
-        given = [] if is_virtual else [names[place]]
-        writer.writerow(
-            [*given, scene, str(tile.window), tile.label, *([part] if has_parts else []), repr(x), repr(y)]
-        )
+        part = [tile.part] if has_parts else []
+        writer.writerow([*names[place : place + 1], scene, str(tile.window), tile.label, *part, repr(x), repr(y)])
     return text.getvalue()
 
 
-def _write_folders(target: Path, assigned: Sequence[_Assigned], identity: str) -> None:
+def _write_folders(target: Path, tiles: Sequence[Tile], identity: str) -> None:
     """Write class folders with an image of each tile, the table of all and what they were made of."""
-    _require_folder_names({tile.label for tile, _ in assigned}, has_parts=bool(assigned[0].part))
-    names = _file_names(assigned)
-    target_of = {
-        WindowPath(tile.scene.path, tile.window): name for (tile, _), name in zip(assigned, names, strict=True)
-    }
+    _require_folder_names({tile.label for tile in tiles}, has_parts=bool(tiles[0].part))
+    names = _file_names(tiles)
+    name_of = {WindowPath(tile.scene.path, tile.window): name for tile, name in zip(tiles, names, strict=True)}
     with folder_aside(target) as folder:
         for parent in {Path(name).parent for name in names}:
             (folder / parent).mkdir(parents=True, exist_ok=True)
@@ -261,22 +250,16 @@ def _write_folders(target: Path, assigned: Sequence[_Assigned], identity: str) -
             assert isinstance(path, WindowPath)
             content = encode_window(path.scene, path.window, is_compressed=True)
             assert content is not None, path  # its share of valid pixels was looked at
-            (folder / target_of[path]).write_bytes(content)
+            (folder / name_of[path]).write_bytes(content)
 
-        for _ in run_in_order(target_of, write, bar=progress(total=len(names), desc="tiles", unit="tile")):
+        for _ in run_in_order(name_of, write, bar=progress(total=len(names), desc="tiles", unit="tile")):
             pass
-        (folder / TABLE).write_text(_table(assigned, target, is_virtual=False, names=names), encoding="utf-8")
+        (folder / TABLE).write_text(_table(tiles, target, names), encoding="utf-8")
         (folder / _IDENTITY).write_text(json.dumps({"identity": identity}) + "\n")
         if target.is_dir():  # an empty one
             target.rmdir()
-        folder.chmod(0o777 & ~_umask())
+        shutil.copymode((folder / names[0]).parent, folder)  # from one for this user alone to a usual one
         folder.rename(target)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _require_folder_names(classes: set[str], has_parts: bool) -> None:
@@ -292,27 +275,26 @@ def _require_folder_names(classes: set[str], has_parts: bool) -> None:
         )
 
 
-def _file_names(assigned: Sequence[_Assigned]) -> list[str]:
+def _file_names(tiles: Sequence[Tile]) -> list[str]:
     """Paths of the images below the folder, which sort as the windows' own paths do."""
-    scenes = sorted({tile.scene.path for tile, _ in assigned})
+    scenes = sorted({tile.scene.path for tile in tiles})
     digits = len(str(len(scenes)))
     names = []
-    for tile, part in assigned:
-        number = f"{scenes.index(tile.scene.path) + 1:0{digits}d}_" if len(scenes) > 1 else ""
-        column, row = tile.window[:2]
-        ending = "png" if tile.scene.is_picture else "tif"
-        name = f"{number}{Path(tile.scene.path).stem}_{row:06d}_{column:06d}.{ending}"
-        names.append("/".join([*([part] if part else []), tile.label, name]))
+    for scene, (column, row, *_), label, part in tiles:
+        number = f"{scenes.index(scene.path) + 1:0{digits}d}_" if len(scenes) > 1 else ""
+        ending = "png" if scene.is_picture else "tif"
+        name = f"{number}{Path(scene.path).stem}_{row:06d}_{column:06d}.{ending}"
+        names.append("/".join([*([part] if part else []), label, name]))
     return names
 
 
-def _tell(target: Path, assigned: Sequence[_Assigned], found: Labelled, options: TileOptions) -> None:
+def _tell(target: Path, tiles: Sequence[Tile], found: Labelled, options: TileOptions) -> None:
     """Say what was written and what was left out."""
-    counts = Counter(tile.label for tile, _ in assigned)
+    counts = Counter(tile.label for tile in tiles)
     listed = list_some([f"{one_line(name)} {count:,}" for name, count in sorted(counts.items())], 12)
     what = "windows" if options.virtual else "images"
-    say(f"{target}: {len(assigned):,} {what} of {options.size} x {options.size} pixels ({listed})")
-    near = len(found.tiles) - len(assigned)
+    say(f"{target}: {len(tiles):,} {what} of {options.size} x {options.size} pixels ({listed})")
+    near = len(found.tiles) - len(tiles)
     reasons = [
         (found.without_label, f"that no class covers by {options.min_cover:g}" if options.windows == "grid" else ""),
         (found.ambiguous, "with two classes alike"),
@@ -323,8 +305,8 @@ def _tell(target: Path, assigned: Sequence[_Assigned], found: Labelled, options:
     if left_out:
         say(f"left out: windows {', '.join(left_out)}")
     if options.split != "none":
-        parts = Counter(part for _, part in assigned)
-        unit = "pixels" if assigned[0].tile.scene.crs is None else "m"
+        parts = Counter(tile.part for tile in tiles)
+        unit = "pixels" if tiles[0].scene.crs is None else "m"
         how = "window by window" if options.split == "random" else f"in blocks of {options.block_size:g} {unit}"
         say(
             f"split {how} by seed {options.seed}: " + ", ".join(f"{parts[name]:,} {name}" for name in _PARTS.values())
@@ -335,7 +317,7 @@ def _tell(target: Path, assigned: Sequence[_Assigned], found: Labelled, options:
             "keeps them apart"
         )
     outside = options.virtual and any(
-        not Path(tile.scene.path).resolve().is_relative_to(target.parent.resolve()) for tile, _ in assigned
+        not Path(tile.scene.path).resolve().is_relative_to(target.parent.resolve()) for tile in tiles
     )
     allow = " --allow_outside true" if outside else ""
     say(f"train on them: sat-vg train --dataset_path {quote(str(target))}{allow}")

@@ -137,3 +137,23 @@ def test_the_drawn_scene_is_a_function_of_seed_and_place(tmp_path):
 
         # The labels lie on the truth's own pixels: none of 700 x 700 differs.
         assert np.array_equal(rasterize(shapes, truth.shape, transform=transform), truth)
+
+
+@pytest.mark.parametrize(
+    ("out", "there", "message"),
+    [
+        ("scene.tif", "scene.tif", "'scene.tif' exists"),
+        ("scene.tif", "scene.geojson", "'scene.geojson' exists"),
+        ("scene.tif", "scene.truth.tif", "'scene.truth.tif' exists"),
+        ("scene.geojson", None, "a GeoTIFF is written"),
+    ],
+)
+def test_a_drawn_scene_is_written_over_nothing(tmp_path, monkeypatch, capfd, out, there, message):
+    monkeypatch.chdir(tmp_path)
+    if there is not None:
+        (tmp_path / there).write_text("mine")
+    before = {path: path.read_text() for path in tmp_path.iterdir()}
+    code = import_module("sat_vg.scenes.drawn").main([out, "--size", "64"])
+    err = capfd.readouterr().err
+    assert (code, err.count("\n"), message in err) == (2, 1, True), err
+    assert {path: path.read_text() for path in tmp_path.iterdir()} == before

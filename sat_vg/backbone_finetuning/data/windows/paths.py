@@ -113,6 +113,15 @@ def require_inside(scene: Scene, window: Window) -> None:
         )
 
 
+def require_room(scene: Scene, size: int) -> None:
+    """Raise a ConfigError where a scene is smaller than a window."""
+    if min(scene.width, scene.height) < size:
+        raise ConfigError(
+            f"--size {size}: the scene {scene.path!r} has {scene.width} x {scene.height} pixels, less than a window; "
+            f"use --size {min(scene.width, scene.height)} or smaller"
+        )
+
+
 def starts(length: int, size: int, stride: int) -> list[int]:
     """Where windows of ``size`` begin on a line of ``length`` pixels; the last one is moved back to its end."""
     first = list(range(0, length - size + 1, stride))
@@ -125,11 +134,7 @@ def grid_of(scene: Scene, size: int, stride: int) -> list[Window]:
     Raises:
         ConfigError: the scene is smaller than a window, or there are too many.
     """
-    if min(scene.width, scene.height) < size:
-        raise ConfigError(
-            f"--size {size}: the scene {scene.path!r} has {scene.width} x {scene.height} pixels, less than a window; "
-            f"use --size {min(scene.width, scene.height)} or smaller"
-        )
+    require_room(scene, size)
     rows, columns = starts(scene.height, size, stride), starts(scene.width, size, stride)
     if len(rows) * len(columns) > _MOST_WINDOWS:
         raise ConfigError(
@@ -140,19 +145,30 @@ def grid_of(scene: Scene, size: int, stride: int) -> list[Window]:
 
 
 def valid_shares(scene: Scene, windows: Sequence[Window]) -> NDArray[np.float64]:
-    """Share of each window's pixels that are not nodata ``[N]``; read in strips, a row of windows at a time.
+    """Share of each window's pixels that are not nodata ``[N]``.
 
     Raises:
         DataError: the scene is damaged.
     """
-    shares = np.ones(len(windows))
     if not scene.can_miss:
-        return shares
+        return np.ones(len(windows))
+    return shares_of(
+        windows, lambda row, high: opened.valid_pixels(scene.path, Window(0, row, scene.width, high))
+    )
+
+
+def shares_of(windows: Sequence[Window], strip_of: Callable[[int, int], NDArray[Any] | None]) -> NDArray[np.float64]:
+    """Share of each window's pixels that are 1 or true ``[N]``.
+
+    ``strip_of`` gives them in strips, a row of windows at a time: first row and height → ``[height, W]``; None: none.
+    """
+    shares = np.zeros(len(windows))
     places = sorted(range(len(windows)), key=lambda place: windows[place].row)
     for (row, height), same in groupby(places, key=lambda place: (windows[place].row, windows[place].height)):
-        strip = opened.valid_pixels(scene.path, Window(0, row, scene.width, height))
-        assert strip is not None
-        below = np.concatenate([[0], np.cumsum(strip.sum(axis=0))])
+        strip = strip_of(row, height)
+        if strip is None:
+            continue
+        below = np.concatenate([[0], np.cumsum(strip.sum(axis=0, dtype=np.int64))])
         for place in same:
             column, _, width, _ = windows[place]
             shares[place] = (below[column + width] - below[column]) / (width * height)
