@@ -12,7 +12,7 @@ from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.grounding.config import BoxFormat, OnBadRecord
 from sat_vg.grounding.images import ImageStore
-from sat_vg.grounding.metrics import overlaps_of
+from sat_vg.grounding.metrics import ious_of, overlaps_of
 from sat_vg.grounding.readers import Box, Record
 
 _SHOWN = 5
@@ -127,7 +127,7 @@ def _ambiguous(splits: Mapping[str, Sequence[Record]]) -> list[str]:
         for record in records:
             boxes.setdefault((record.image, record.phrase.casefold()), []).append(record.box)
         several = {key: np.array(few) for key, few in boxes.items() if len(few) > 1}
-        found = [key for key, few in several.items() if overlaps_of(few[:1], few[1:]).ious.min() < _SAME_BOX]
+        found = [key for key, few in several.items() if ious_of(overlaps_of(few[:1], few[1:])).min() < _SAME_BOX]
         if found:
             count = counted(len(found), "phrase names", "phrases name")
             notes.append(f"{split}: {count} two boxes of one image, such as {found[0][1]!r} in {found[0][0]!r}")

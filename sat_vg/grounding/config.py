@@ -1,7 +1,7 @@
 """Settings of grounding: of a run, of ``evaluate`` and of ``predict``; checked when they are made, free of torch."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sat_vg.backbone_finetuning.configs.choices import AutocastDtype
 from sat_vg.backbone_finetuning.configs.plain_values import plain_value
@@ -15,10 +15,10 @@ from sat_vg.backbone_finetuning.configs.ranges import (
 )
 from sat_vg.backbone_finetuning.configs.validation import check_fields, refuse_problems
 
-SPLITS = ("train", "val", "test")
 Split = Literal["train", "val", "test"]
-BOX_FORMATS = ("xyxy", "xywh", "cxcywh")
 BoxFormat = Literal["xyxy", "xywh", "cxcywh"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+BOX_FORMATS: tuple[BoxFormat, ...] = get_args(BoxFormat)
 OnBadRecord = Literal["error", "skip"]
 Resume = Literal["auto", "never"]
 

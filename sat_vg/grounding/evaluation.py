@@ -39,7 +39,7 @@ class Answers(NamedTuple):
 
     boxes: NDArray[np.float64]  # corners [P, 4] in pixels of the image
     scores: NDArray[np.float64]  # probabilities [P]
-    overlaps: metrics.Overlaps  # with the true boxes
+    overlaps: NDArray[np.float64]  # with the true boxes [2, P], see metrics.overlaps_of
 
 
 @torch.no_grad()
@@ -69,7 +69,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     precision.place_model(model)
     chosen = {name: getattr(options, name) for name in ("data", "box_format", "on_bad_record")}
     config = GroundingConfig(**{**model.config, **asdict(model.sizes), **chosen})
-    with lock_output(out):
+    with lock_output(out), explaining_writing(f"{str(out)!r} cannot be written to", "; make room, or choose another"):
         data = load_data(config, (options.split,))
         phrases = Phrases(data.splits[options.split], data.store, model.encode)
         unknown = model.vocabulary.unknown(record.phrase for record in phrases.records)
@@ -77,7 +77,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
             say(f"data: {counted(unknown, 'phrase has', 'phrases have')} words that the model does not know")
         answers = answer(model, phrases, options.batch_size, precision)
         content, rows = _figures(options.split, model, phrases, answers.overlaps), _rows(phrases, answers)
-        worst = [rows[place] for place in np.argsort(answers.overlaps.ious, kind="stable")]
+        worst = [rows[place] for place in np.argsort(metrics.ious_of(answers.overlaps), kind="stable")]
         write_text(out / "metrics.json", json.dumps(content, indent=1))
         write_text(out / "predictions.json", json.dumps(rows, indent=1))
         write_text(out / "report.html", page_of(content, worst))
@@ -97,7 +97,10 @@ def predict(options: PredictOptions) -> Prediction:
     if out is not None and out.suffix.lower() != ".png":
         raise ConfigError(f"out = {options.out!r}: a .png file is written; for example found.png")
     model = GroundingModel.load_checkpoint(expand_home(options.checkpoint)).to(choose_device(options.device))
-    pixels = decode_rgb(expand_home(options.image))
+    image = expand_home(options.image)
+    pixels = decode_rgb(image)
+    if out is not None and out.exists() and out.samefile(image):
+        raise ConfigError(f"out = {options.out!r}: this is the image itself; choose another name")
     found = model.predict(pixels, options.phrase)
     assert isinstance(found, Prediction), "of one phrase"
     box = [round(side, 1) for side in found.box]
@@ -115,7 +118,7 @@ def predict(options: PredictOptions) -> Prediction:
     return found
 
 
-def _figures(split: str, model: GroundingModel, phrases: Phrases, overlaps: metrics.Overlaps) -> dict[str, Any]:
+def _figures(split: str, model: GroundingModel, phrases: Phrases, overlaps: NDArray[np.float64]) -> dict[str, Any]:
     """The content of metrics.json."""
     texts, targets, sizes = phrases.arrays()
     shares = ((targets[:, 2:] - targets[:, :2]) / sizes[:, :2]).prod(1)
@@ -133,7 +136,7 @@ def _figures(split: str, model: GroundingModel, phrases: Phrases, overlaps: metr
 
 def _rows(phrases: Phrases, answers: Answers) -> list[dict[str, Any]]:
     """The content of predictions.json."""
-    found = zip(phrases.records, answers.boxes, answers.scores, answers.overlaps.ious, strict=True)
+    found = zip(phrases.records, answers.boxes, answers.scores, metrics.ious_of(answers.overlaps), strict=True)
     return [
         {
             "image": record.image,

@@ -1,7 +1,7 @@
 """Metrics of grounding with bootstrap intervals by image, groups of phrases, and baselines that see no image."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,37 +21,30 @@ _FAMILIES = {
 _BOX_SIZES = {"small (below 1 %)": 0.01, "medium (1 to 5 %)": 0.05, "large (5 % and above)": float("inf")}
 
 
-class Overlaps(NamedTuple):
-    """Intersections and unions ``[P]`` of predicted and true boxes, in square pixels."""
-
-    intersections: Numbers
-    unions: Numbers
-
-    @property
-    def ious(self) -> Numbers:
-        """Intersection over union ``[P]``."""
-        return self.intersections / np.maximum(self.unions, 1e-9)
-
-
-def overlaps_of(found: Numbers, targets: Numbers) -> Overlaps:
-    """Overlaps of corners ``[P, 4]`` in pixels, row by row."""
+def overlaps_of(found: Numbers, targets: Numbers) -> Numbers:
+    """Intersections and unions ``[2, P]``, in square pixels, of predicted and true corners ``[P, 4]``, row by row."""
     sides = np.minimum(found[:, 2:], targets[:, 2:]) - np.maximum(found[:, :2], targets[:, :2])
     intersections = np.clip(sides, 0, None).prod(1)
     areas = [np.clip(boxes[:, 2:] - boxes[:, :2], 0, None).prod(1) for boxes in (found, targets)]
-    return Overlaps(intersections, areas[0] + areas[1] - intersections)
+    return np.stack([intersections, areas[0] + areas[1] - intersections])
 
 
-def metrics_of(overlaps: Overlaps) -> dict[str, float]:
+def ious_of(overlaps: Numbers) -> Numbers:
+    """Intersection over union ``[P]``."""
+    return np.asarray(overlaps[0] / np.maximum(overlaps[1], 1e-9))
+
+
+def metrics_of(overlaps: Numbers) -> dict[str, float]:
     """``pr@0.5`` … ``pr@0.9`` and ``mean_iou``, and ``cum_iou``, the sum of intersections over that of unions."""
-    ious = overlaps.ious
+    ious, (intersections, unions) = ious_of(overlaps), overlaps
     return {
         **{f"pr@{threshold}": float((ious >= threshold).mean()) for threshold in THRESHOLDS},
         "mean_iou": float(ious.mean()),
-        "cum_iou": float(overlaps.intersections.sum() / max(overlaps.unions.sum(), 1e-9)),
+        "cum_iou": float(intersections.sum() / max(unions.sum(), 1e-9)),
     }
 
 
-def intervals_of(overlaps: Overlaps, images: Sequence[str], num_samples: int = 1000) -> dict[str, list[float]]:
+def intervals_of(overlaps: Numbers, images: Sequence[str], num_samples: int = 1000) -> dict[str, list[float]]:
     """95 % intervals of all metrics by a bootstrap over images (Efron, 1979), whose phrases are drawn together."""
     groups: dict[str, list[int]] = {}
     for place, image in enumerate(images):
@@ -60,7 +53,7 @@ def intervals_of(overlaps: Overlaps, images: Sequence[str], num_samples: int = 1
     drawn = []
     for _ in range(num_samples):
         chosen = np.concatenate([places[group] for group in generator.integers(len(places), size=len(places))])
-        drawn.append(metrics_of(Overlaps(*(part[chosen] for part in overlaps))))
+        drawn.append(metrics_of(overlaps[:, chosen]))
     return {name: np.quantile([one[name] for one in drawn], (0.025, 0.975)).tolist() for name in drawn[0]}
 
 
@@ -75,13 +68,10 @@ def box_size_of(share: float) -> str:
     return next(name for name, limit in _BOX_SIZES.items() if share < limit)
 
 
-def by_group(overlaps: Overlaps, groups: Sequence[str]) -> dict[str, dict[str, float]]:
+def by_group(overlaps: Numbers, groups: Sequence[str]) -> dict[str, dict[str, float]]:
     """The metrics of each group of phrases, with its number of phrases as ``count``."""
     members = {name: np.array(groups) == name for name in dict.fromkeys(groups)}
-    return {
-        name: {"count": int(chosen.sum()), **metrics_of(Overlaps(*(part[chosen] for part in overlaps)))}
-        for name, chosen in members.items()
-    }
+    return {name: {"count": int(here.sum()), **metrics_of(overlaps[:, here])} for name, here in members.items()}
 
 
 def fit_baselines(phrases: Sequence[str], boxes: Numbers, vocabulary: Vocabulary) -> dict[str, Numbers]:

@@ -124,18 +124,17 @@ def split_records(listing: Listing, val_fraction: float, seed: int) -> tuple[dic
 
 def _files_of(folder: Path) -> dict[str, Path]:
     """The annotation files of a folder by split."""
-    found = {split: [folder / f"{split}{ending}" for ending in _READERS] for split in SPLITS}
-    files = {
-        split: existing for split, few in found.items() if (existing := [file for file in few if file.is_file()])
-    }
-    for split, (first, *others) in files.items():
-        if others:
-            raise DataError(
-                f"data = {str(folder)!r}: {first.name} and {others[0].name} both hold {split}; remove one"
-            )
+    files: dict[str, Path] = {}
+    for split in SPLITS:
+        for file in (folder / f"{split}{ending}" for ending in _READERS):
+            if file.is_file() and split in files:
+                both = f"{files[split].name} and {file.name}"
+                raise DataError(f"data = {str(folder)!r}: {both} both hold {split}; remove one")
+            if file.is_file():
+                files[split] = file
     if not files.keys() & {"train", "test"}:
         raise DataError(f"data = {str(folder)!r}: holds no annotations that are known here; it may be {_LAYOUTS}")
-    return {split: first for split, (first,) in files.items()}
+    return files
 
 
 def _record_of(row: _Row, split: str, folder: Path, box_format: BoxFormat | None) -> Record:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.safe_files import folder_aside
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
 from sat_vg.grounding.readers import Box
@@ -53,25 +54,38 @@ class _Thing(NamedTuple):
 
 
 def drawn_tiles(cache: Path, seed: int = 0) -> Path:
-    """The folder of the drawn tiles in ``cache``: images, train.json, val.json and test.json; drawn once."""
+    """The folder of the drawn tiles in ``cache``: images, train.json, val.json and test.json; drawn once.
+
+    Raises:
+        DataError: the cache cannot be written to.
+    """
     folder = cache / f"grounding_tiles_{_VERSION}_{seed}"
-    if folder.is_dir():
-        return folder
-    with folder_aside(folder) as aside:
-        (aside / "images").mkdir()
-        for number, (split, count) in enumerate(COUNTS.items()):
-            entries = []
-            for index in range(count):
-                generator = numpy_generator(derive_seed(seed, Purpose.SCENES, number, index))
-                name, (image, things) = f"{split}_{index:04d}.png", _draw_tile(generator)
-                image.save(aside / "images" / name)
-                for phrase, thing in _phrases(things, generator):
-                    box = [round(side, 1) for side in thing.box]
-                    entries.append({"image": name, "phrase": phrase, "box": box, "box_format": "xyxy"})
-            (aside / f"{split}.json").write_text(json.dumps(entries))
+    try:
         if not folder.is_dir():
-            aside.replace(folder)
+            with folder_aside(folder) as aside:
+                _write_tiles(aside, seed)
+                aside.replace(folder)
+    except OSError as error:
+        if not folder.is_dir():  # else another process was first
+            raise DataError(
+                f"the built-in tiles cannot be kept in {str(cache)!r} ({error.strerror or error}); make room, or "
+                "name another folder by SAT_VG_CACHE"
+            ) from error
     return folder
+
+
+def _write_tiles(folder: Path, seed: int) -> None:
+    (folder / "images").mkdir()
+    for number, (split, count) in enumerate(COUNTS.items()):
+        entries = []
+        for index in range(count):
+            generator = numpy_generator(derive_seed(seed, Purpose.SCENES, number, index))
+            name, (image, things) = f"{split}_{index:04d}.png", _draw_tile(generator)
+            image.save(folder / "images" / name)
+            for phrase, thing in _phrases(things, generator):
+                box = [round(side, 1) for side in thing.box]
+                entries.append({"image": name, "phrase": phrase, "box": box, "box_format": "xyxy"})
+        (folder / f"{split}.json").write_text(json.dumps(entries))
 
 
 def _draw_tile(generator: np.random.Generator) -> tuple[Image.Image, list[_Thing]]:

@@ -45,7 +45,8 @@ def draw_scene(out: str | Path, **options: Any) -> Path:
     Raises:
         UserError: an option cannot be used, or a file cannot be written.
     """
-    return draw(checked_options(DrawOptions, "draw_scene", {"out": out, **options}))
+    command = "python -m sat_vg.scenes.drawn"
+    return draw(checked_options(DrawOptions, "draw_scene", {"out": out, **options}, command))
 
 
 def predict_scene(checkpoint: str | Path, scene: str | Path, out: str | Path, **options: Any) -> Path:

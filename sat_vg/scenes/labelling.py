@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,10 +143,12 @@ def _classes_by_majority(
 
 def _covered(scene: Scene, windows: Sequence[Window], labels: Sequence[Label]) -> NDArray[np.float64]:
     """Share of each window that polygons cover."""
-    outlines = [_outline(polygon) for label in labels for polygon in label.polygons]
+    polygons = [polygon for label in labels for polygon in label.polygons]
+    shapes = [{"type": "Polygon", "coordinates": [ring.tolist() for ring in polygon]} for polygon in polygons]
+    rows = [(polygon[0][:, 1].min(), polygon[0][:, 1].max()) for polygon in polygons]
 
     def drawn(row: int, height: int) -> NDArray[np.uint8] | None:
-        here = [shape for shape, low, high in outlines if low < row + height and high > row]
+        here = [shape for shape, (low, high) in zip(shapes, rows, strict=True) if low < row + height and high > row]
         if not here:
             return None
         place = require_rasterio().Affine.translation(0, row)
@@ -155,13 +157,6 @@ def _covered(scene: Scene, windows: Sequence[Window], labels: Sequence[Label]) -
         return found
 
     return shares_of(windows, drawn)
-
-
-def _outline(polygon: tuple[Numbers, ...]) -> tuple[dict[str, Any], float, float]:
-    """A polygon as a geometry in pixels, with its first and last row."""
-    rows = polygon[0][:, 1]
-    shape = {"type": "Polygon", "coordinates": [ring.tolist() for ring in polygon]}
-    return shape, float(rows.min()), float(rows.max())
 
 
 def _points_in(windows: Sequence[Window], labels: Sequence[Label], names: Sequence[str]) -> NDArray[np.int32]:
@@ -193,7 +188,7 @@ def _around_features(
             if not np.isfinite(middle).all() or (middle < 0).any() or (middle >= (scene.width, scene.height)).any():
                 continue
             corner = np.clip(np.floor(middle - size / 2), 0, np.array((scene.width, scene.height)) - size)
-            window = Window(*corner.astype(int).tolist(), size, size)
+            window = Window(int(corner[0]), int(corner[1]), size, size)
             classes[window] = label.name if classes.get(window, label.name) == label.name else None
             found.best_cover[label.name] = 1.0
     ordered = sorted(classes, key=lambda window: (window.row, window.column))

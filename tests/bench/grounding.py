@@ -30,7 +30,15 @@ from sat_vg.backbone_finetuning import FineTuneModel
 from sat_vg.backbone_finetuning.utils.precision import choose_device, choose_precision
 from sat_vg.grounding.batches import pad_words
 from sat_vg.grounding.config import GroundingConfig
-from sat_vg.grounding.metrics import baseline_metrics, by_group, family_of, fit_baselines, metrics_of, overlaps_of
+from sat_vg.grounding.metrics import (
+    baseline_metrics,
+    by_group,
+    family_of,
+    fit_baselines,
+    ious_of,
+    metrics_of,
+    overlaps_of,
+)
 from sat_vg.grounding.model import GroundingModel
 from sat_vg.grounding.network import Sizes, best_boxes, grounding_loss
 from sat_vg.grounding.training import build_optimizer, learning_rate
@@ -210,7 +218,7 @@ def run_cell(cell: Cell, study: Study) -> dict[str, Any]:
         **metrics_of(overlaps),
         "by_family": {name: round(value["pr@0.5"], 4) for name, value in families.items()},
         "validation_curve": curve,
-        "ious": [round(float(iou), 3) for iou in overlaps.ious],
+        "ious": [round(float(iou), 3) for iou in ious_of(overlaps)],
         "cpu_seconds": round(time.process_time() - seconds, 1),
         "seconds": round(time.perf_counter() - began, 1),
     }

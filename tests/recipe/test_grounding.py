@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, environment
+from grounding_files import COLOURS, write_squares
 from lives import Life, none_left
 from PIL import Image
 from run_outputs import same
@@ -33,7 +34,6 @@ OBJECT = (
     "<object><name>square</name><bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>"
     "<description>{}</description></object>"
 )
-COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
 
 
 def write_dior(root: Path) -> Path:
@@ -205,6 +205,11 @@ def test_predict_is_the_same_from_python_and_by_the_command(whole, dior, ground,
     with Image.open(tmp_path / "found.png") as picture:
         assert picture.format == "PNG" and picture.size == (64, 64)
         assert (np.asarray(picture) == (255, 0, 255)).all(-1).any()
+    picture = tmp_path / "found.png"
+    before = picture.read_bytes()
+    again = f"../{tmp_path.name}/found.png"
+    code, _, err = ground("predict", checkpoint, picture, "the red square", "--out", again)
+    assert code == 2 and "this is the image itself" in err and picture.read_bytes() == before
     code, _, err = ground("predict", checkpoint, image, " ?! ")
     assert code == 2 and "has no words" in err
 
@@ -218,6 +223,9 @@ def test_a_place_that_cannot_be_written_to_is_told(whole, dior, ground, tmp_path
     ):
         code, _, err = ground(*words)
         assert code == 1 and err.startswith("error: ") and "taken" in err, err
+    (tmp_path / "held/report.html").mkdir(parents=True)
+    code, _, err = ground("evaluate", checkpoint, dior, "--out", "held")
+    assert code == 1 and "'held' cannot be written to" in err and "choose another" in err, err
 
 
 @pytest.mark.parametrize(
@@ -330,6 +338,12 @@ def test_a_frozen_random_backbone_is_loaded_again(dior, tmp_path, monkeypatch):
     assert same(dict(model.network.backbone.state_dict()), dict(start_of))
 
 
+def test_a_cache_that_cannot_be_written_to_is_told(ground, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    code, _, err = ground("train", *SMALL)
+    assert code == 2 and "the built-in tiles cannot be kept in" in err and "SAT_VG_CACHE" in err
+
+
 def test_a_set_without_enough_images_is_refused(dior, ground, tmp_path):
     shutil.copy(dior / "JPEGImages/00000.jpg", tmp_path / "a.jpg")
     (tmp_path / "train.txt").write_text("a.jpg,1,1,20,20,the square\n")
@@ -366,25 +380,6 @@ def test_usage_and_unknown_commands(ground):
     assert code == 0 and "sat-vg ground evaluate CHECKPOINT" in out
     code, _, err = ground("dig")
     assert code == 2 and "has no command 'dig'" in err
-
-
-def write_squares(root: Path, counts: dict[str, int]) -> Path:
-    """Images of 64 pixels with one square somewhere, and a phrase that does not say where."""
-    generator = np.random.default_rng(0)
-    for split, count in counts.items():
-        entries = []
-        for number in range(count):
-            pixels = np.full((64, 64, 3), 110, dtype=np.uint8) + generator.integers(
-                0, 20, (64, 64, 3), dtype=np.uint8
-            )
-            name, colour = list(COLOURS.items())[number % 2]
-            x, y = (int(value) for value in generator.integers(0, 40, 2))
-            pixels[y : y + 24, x : x + 24] = colour
-            Image.fromarray(pixels).save(root / f"{split}_{number}.png")
-            box = [x, y, x + 24, y + 24]
-            entries.append({"image": f"{split}_{number}.png", "phrase": f"the {name} square", "box": box})
-        (root / f"{split}.json").write_text(json.dumps(entries))
-    return root
 
 
 def test_squares_are_learned_and_a_flipped_image_gives_the_flipped_box(tmp_path, monkeypatch):

@@ -157,3 +157,12 @@ def test_a_drawn_scene_is_written_over_nothing(tmp_path, monkeypatch, capfd, out
     err = capfd.readouterr().err
     assert (code, err.count("\n"), message in err) == (2, 1, True), err
     assert {path: path.read_text() for path in tmp_path.iterdir()} == before
+
+
+def test_options_of_a_drawn_scene_are_checked(tmp_path):
+    from sat_vg.backbone_finetuning.utils.errors import ConfigError
+    from sat_vg.scenes import draw_scene
+
+    for options, message in (({"size": 1}, "size = 1: must be"), ({"sise": 64}, "did you mean 'size'")):
+        with pytest.raises(ConfigError, match=message):
+            draw_scene(tmp_path / "scene.tif", **options)

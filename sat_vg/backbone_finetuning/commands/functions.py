@@ -206,7 +206,9 @@ def _split_options(
     return {name: value for name, value in options.items() if name in own}, flags
 
 
-def checked_options(kind: type[Options], function: str, given: Mapping[str, Any]) -> Options:
+def checked_options(
+    kind: type[Options], function: str, given: Mapping[str, Any], command: str | None = None
+) -> Options:
     """The options of a command, checked as on its command line.
 
     Raises:
@@ -216,7 +218,7 @@ def checked_options(kind: type[Options], function: str, given: Mapping[str, Any]
         given,
         tuple(field.name for field in fields(kind)),
         f"{function}()",
-        f"sat-vg {function} --help lists all options",
+        f"{command or f'sat-vg {function}'} --help lists all options",
     )
     values, rules = {name: plain_value(value) for name, value in given.items()}, rules_of(kind)
     refuse_problems(

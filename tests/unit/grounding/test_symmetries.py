@@ -40,22 +40,22 @@ def test_predicted_boxes_do_not_leave_the_image():
     ]
 
 
-def phrases(tmp_path, records):
+def phrases(tmp_path, records, vocabulary):
     def decode(path):
         image = torch.zeros(3, 40, 40, dtype=torch.uint8)
         image[:, 5:15, 5:15] = 200  # at the upper left
         return image
 
     store = ImageStore(sorted({record.image for record in records}), 40, decode, tmp_path)
-    vocabulary = Vocabulary.of(record.phrase for record in records)
     return Phrases(records, store, partial(vocabulary.encode, max_words=10))
 
 
 def test_augmented_samples_are_consistent(tmp_path):
     """Wherever the bright square is after flips and turns, the box is around it and the words name that corner."""
     records = [Record(f"{number}", "the upper left square", (5, 5, 15, 15), f"line {number}") for number in range(64)]
-    data = phrases(tmp_path, records)
-    words = dict(enumerate(data.encode.func.__self__.words, start=2))
+    vocabulary = Vocabulary.of(["the upper left square"])
+    data = phrases(tmp_path, records, vocabulary)
+    words = dict(enumerate(vocabulary.words, start=2))
     seen = set()
     for batch in data.shuffled(16, seed=0, epoch=0, first=0, augment=True):
         for image, box, numbers in zip(batch.images[batch.image_of], batch.boxes, batch.words, strict=True):
@@ -89,7 +89,7 @@ def test_turned_data_are_the_data_turned(symmetry, tmp_path):
 
 def test_batches_depend_on_seed_and_epoch_alone_and_begin_anywhere(tmp_path):
     records = [Record(f"{number // 2}", f"word{number}", (5, 5, 15, 15), f"line {number}") for number in range(22)]
-    data = phrases(tmp_path, records)
+    data = phrases(tmp_path, records, Vocabulary.of(record.phrase for record in records))
 
     def told(**where):
         return [(batch.words.tolist(), batch.boxes.tolist()) for batch in data.shuffled(4, augment=True, **where)]
@@ -104,6 +104,6 @@ def test_batches_depend_on_seed_and_epoch_alone_and_begin_anywhere(tmp_path):
 
 def test_an_image_with_several_phrases_is_in_a_batch_once(tmp_path):
     records = [Record(f"{number // 4}", f"word{number}", (5, 5, 15, 15), f"line {number}") for number in range(8)]
-    (batch,) = phrases(tmp_path, records).in_order(8)
+    (batch,) = phrases(tmp_path, records, Vocabulary(())).in_order(8)
     assert len(batch.images) == 2 and batch.image_of.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert np.array_equal(batch.masks.numpy(), np.zeros((2, 40, 40), dtype=bool))

@@ -3,10 +3,9 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from grounding_files import write_squares
 
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_tensors
@@ -47,29 +46,13 @@ def test_its_vectors_are_those_of_the_library(folder):
     assert len(text.encode(["the", "red", "square", "on", "the", "left"], 4)) == 4
 
 
-def write_squares(root):
-    generator = np.random.default_rng(0)
-    entries = []
-    for number in range(8):
-        pixels = np.full((64, 64, 3), 110, dtype=np.uint8)
-        x, y = (int(value) for value in generator.integers(0, 40, 2))
-        name = ("red", "blue")[number % 2]
-        pixels[y : y + 24, x : x + 24] = (220, 40, 40) if name == "red" else (40, 60, 220)
-        Image.fromarray(pixels).save(root / f"{number}.png")
-        split = "train" if number < 6 else "val"
-        box = [x, y, x + 24, y + 24]
-        entries.append({"image": f"{number}.png", "phrase": f"the {name} square", "box": box, "split": split})
-    (root / "data.json").write_text(json.dumps(entries))
-    return root / "data.json"
-
-
 def test_a_run_learns_it_and_its_file_needs_no_folder(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
     copy = shutil.copytree(folder, tmp_path / "bert")
     config = GroundingConfig(
-        data=str(write_squares(tmp_path)), backbone="squeezenet1_1", weights="none", text_encoder=str(copy),
-        image_size=64, width=16, num_heads=2, fusion_layers=1, num_epochs=1, batch_size=4, num_threads=1,
-        checkpoint_dir=str(tmp_path / "ckpt"), log_dir=str(tmp_path / "logs"),
+        data=str(write_squares(tmp_path, {"train": 6, "val": 2})), backbone="squeezenet1_1", weights="none",
+        text_encoder=str(copy), image_size=64, width=16, num_heads=2, fusion_layers=1, num_epochs=1, batch_size=4,
+        num_threads=1, checkpoint_dir=str(tmp_path / "ckpt"), log_dir=str(tmp_path / "logs"),
     )  # fmt: skip
     result = train_grounding(config)
     again = train_grounding(config)  # has finished: the state fits what is built anew
@@ -80,11 +63,11 @@ def test_a_run_learns_it_and_its_file_needs_no_folder(folder, tmp_path, monkeypa
     after = model.network.text.encoder.state_dict()
     assert list(after) == list(before)
     assert not torch.equal(after["embeddings.word_embeddings.weight"], before["embeddings.word_embeddings.weight"])
-    found = model.predict(tmp_path / "7.png", ["the blue square", "the red square"])
+    found = model.predict(tmp_path / "val_1.png", ["the blue square", "the red square"])
     assert found[0] != found[1]
     model.save_checkpoint(tmp_path / "copy.pt")
     assert (
-        GroundingModel.load_checkpoint(tmp_path / "copy.pt").predict(tmp_path / "7.png", "the blue square")
+        GroundingModel.load_checkpoint(tmp_path / "copy.pt").predict(tmp_path / "val_1.png", "the blue square")
         == found[0]
     )
 

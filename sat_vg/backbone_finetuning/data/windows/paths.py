@@ -152,9 +152,7 @@ def valid_shares(scene: Scene, windows: Sequence[Window]) -> NDArray[np.float64]
     """
     if not scene.can_miss:
         return np.ones(len(windows))
-    return shares_of(
-        windows, lambda row, high: opened.valid_pixels(scene.path, Window(0, row, scene.width, high))
-    )
+    return shares_of(windows, lambda row, high: opened.valid_pixels(scene.path, Window(0, row, scene.width, high)))
 
 
 def shares_of(windows: Sequence[Window], strip_of: Callable[[int, int], NDArray[Any] | None]) -> NDArray[np.float64]:
