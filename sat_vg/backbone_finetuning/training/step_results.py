@@ -15,6 +15,8 @@ from sat_vg.backbone_finetuning.utils.ranks import Ranks
 
 REMEDY = "Lower --learning_rate, raise --warmup_epochs, or try --mixed_precision false"
 _SPIKE_FACTOR, _SPIKES_REPORTED = 10.0, 3  # an epoch
+# Towards the end of a good training a single image with a wrong label is ten times the median, and no sign of trouble.
+_LEAST_SPIKE = 1.0
 LONGEST_HISTORY, _SHORTEST_HISTORY = 100, 20  # steps
 # Loss scaling starts at 2**16 and halves at every step that it leaves out: by then it has nothing left to halve.
 MOST_SKIPPED_IN_A_ROW = 32
@@ -127,7 +129,7 @@ def _note_loss(loss: float, step: int, state: RunState) -> list[LossSpike]:
     history = state.recent_losses
     median = statistics.median(history) if len(history) >= _SHORTEST_HISTORY else math.inf
     state.recent_losses = [*history, loss][-LONGEST_HISTORY:]
-    if loss <= _SPIKE_FACTOR * median or state.spikes >= _SPIKES_REPORTED:
+    if loss <= max(_SPIKE_FACTOR * median, _LEAST_SPIKE) or state.spikes >= _SPIKES_REPORTED:
         return []
     state.spikes += 1
     return [LossSpike(step, loss, median)]

@@ -80,6 +80,12 @@ def test_spikes_are_reported_a_few_times_an_epoch_and_survive_a_resume():
     assert len(state.recent_losses) <= 100
 
 
+def test_a_few_wrong_images_among_well_learned_ones_are_no_spike():
+    pending, state = make()
+    assert flush(pending, state, [(0.02, 1.0)] * 30 + [(1.8, 1.0)]) == []
+    assert len(flush(pending, state, [(2.2, 1.0)])) == 1
+
+
 def test_saves_are_due_by_steps_or_by_time(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
