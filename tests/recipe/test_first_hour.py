@@ -146,7 +146,7 @@ def test_a_name_that_is_taken_is_numbered_and_a_stopped_run_goes_on(images, tmp_
         return command("train", "--dataset_path", images, *FLAGS, "--name", "a", *more)
 
     endless = ["--num_epochs", "200", "--early_stopping_patience", "0", "--dataset_path", str(images), "--name", "a"]
-    start = [sys.executable, "-m", "sat_vg.backbone_finetuning.train", *FLAGS, *endless]
+    start = [sys.executable, "-m", "sat_vg.backbone_finetuning.train", *FLAGS, *endless, "--resume", "never"]
     life = Life(start, tmp_path, environment(tmp_path), is_fresh=False)
     last = tmp_path / "runs/a/checkpoints/last.pt"
     with none_left([life]):
@@ -158,6 +158,7 @@ def test_a_name_that_is_taken_is_numbered_and_a_stopped_run_goes_on(images, tmp_
     assert code == 0 and "stopped" in out
     shown = out.split("to go on with runs/a/checkpoints:\n")[1].strip()
     assert shown.startswith("sat-vg train") and "--name a" in shown
+    assert "--resume" not in shown, "it would begin anew"
     done = torch.load(last, weights_only=True)["state"]["epoch"]
     # Other settings: another name. The same settings: the run goes on, by the command that was shown.
     code, out, _ = named()

@@ -168,7 +168,7 @@ def way_to_train_on(config: FinetuneConfig, earlier: EarlierRun) -> str:
     while any(folder.with_name(f"{folder.name}_{number}").exists() for folder in taken):
         number += 1
     checkpoints, logs = (folder.with_name(f"{folder.name}_{number}") for folder in taken)
-    flags = config.as_flags(leave_out=("weights", "pretrained", "checkpoint_dir", "log_dir", "resume"))
+    flags = config.as_flags(leave_out=("weights", "pretrained", "name", "checkpoint_dir", "log_dir", "resume"))
     pretrained = [] if config.pretrained else ["--pretrained", "true"]
     flags += [*pretrained, "--weights", str(earlier.path.with_name(BEST_MODEL))]
     flags += ["--checkpoint_dir", str(checkpoints), "--log_dir", str(logs)]

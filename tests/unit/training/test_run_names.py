@@ -1,9 +1,13 @@
 """Under which name a run lies: its own while it is unfinished, or the next that is free."""
 
+import shlex
+
 import pytest
 
+from sat_vg.backbone_finetuning.configs.command_line import parse_command_line
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.training import run_folder
+from sat_vg.backbone_finetuning.training.resumption import way_to_train_on
 
 CONFIG = FinetuneConfig(dataset_path="x", name="a", num_epochs=3)
 
@@ -30,3 +34,11 @@ def test_an_unfinished_run_keeps_its_name_also_where_a_field_came_with_a_later_v
     content = {"config": saved, "state": {"finished": False}}
     monkeypatch.setattr(run_folder, "read_newest_sound", lambda folder: (folder / "last.pt", content))
     assert run_folder.free_name(CONFIG.replace(**now)).name == name
+
+
+def test_the_command_that_trains_on_from_a_named_run_can_be_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    earlier = run_folder.EarlierRun(tmp_path / CONFIG.checkpoint_dir / "last.pt", {})
+    line = way_to_train_on(FinetuneConfig.from_dict(CONFIG.to_dict()), earlier)
+    config = parse_command_line(shlex.split(line.partition("sat-vg train ")[2])).config
+    assert config.checkpoint_dir == f"{CONFIG.checkpoint_dir}_2"

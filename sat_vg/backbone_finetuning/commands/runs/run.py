@@ -146,7 +146,8 @@ def _row_of(folder: Path) -> RunRow:
         val_loss=val_loss,
         gap=None if train_loss is None or val_loss is None else val_loss - train_loss,
         minutes=sum(row["seconds"] for row in epochs) / 60 if epochs else None,
-        go_on=None if has_finished else shlex.join(["sat-vg", "train", *config.as_flags()]),
+        # Begun with --resume never, it would begin anew.
+        go_on=None if has_finished else shlex.join(["sat-vg", "train", *config.as_flags(leave_out=("resume",))]),
     )
 
 
