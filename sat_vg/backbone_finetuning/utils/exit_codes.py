@@ -4,8 +4,9 @@ import atexit
 import gc
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from sat_vg.backbone_finetuning.utils.errors import InterruptedRun, StoppedError, UserError
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, InterruptedRun, StoppedError, UserError
 from sat_vg.backbone_finetuning.utils.printable import prepare_streams, printable
 from sat_vg.backbone_finetuning.utils.stop_signals import (
     EXIT_INTERRUPTED,
@@ -32,6 +33,7 @@ def run_command(action: Callable[[], None]) -> int:
     with handling(stop):
         try:
             try:
+                _require_current_folder()
                 action()
             finally:
                 stop.is_over = True
@@ -46,3 +48,14 @@ def run_command(action: Callable[[], None]) -> int:
             print("interrupted at once; what was saved before is untouched", file=sys.stderr)
             return EXIT_INTERRUPTED
     return 0
+
+
+def _require_current_folder() -> None:
+    """Refuse to run in a folder that was removed: relative paths lead nowhere, and MKL ends the process."""
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise ConfigError(
+            f"the current folder cannot be found ({error.strerror}): it was removed or moved. Go to another one, or "
+            "by its path to this one again, and run the command there"
+        ) from error

@@ -78,3 +78,11 @@ def test_a_saved_run_ends_with_the_code_that_says_resumable(capsys, number, code
 
     assert run_command(action) == code
     assert capsys.readouterr().err == "saved\n"
+
+
+def test_a_current_folder_that_was_removed_is_told(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run_command(lambda: None) == 2
+    assert "error: the current folder cannot be found" in capsys.readouterr().err
