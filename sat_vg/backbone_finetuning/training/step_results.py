@@ -15,7 +15,7 @@ from sat_vg.backbone_finetuning.utils.ranks import Ranks
 
 REMEDY = "Lower --learning_rate, raise --warmup_epochs, or try --mixed_precision false"
 _SPIKE_FACTOR, _SPIKES_REPORTED = 10.0, 3  # an epoch
-# Towards the end of a good training a single image with a wrong label is ten times the median, and no sign of trouble.
+# Towards the end of a good training one image with a wrong label is ten times the median, and no sign of trouble.
 _LEAST_SPIKE = 1.0
 LONGEST_HISTORY, _SHORTEST_HISTORY = 100, 20  # steps
 # Loss scaling starts at 2**16 and halves at every step that it leaves out: by then it has nothing left to halve.
