@@ -64,11 +64,7 @@ class _BadFeature(Exception):
 
 
 def read_labels(path: str, column: str) -> LabelFile:
-    """Points and polygons with their classes.
-
-    Args:
-        path: a GeoJSON file with a FeatureCollection or a Feature.
-        column: the property that names the class.
+    """Points and polygons of a FeatureCollection or a Feature, with the classes that the property ``column`` names.
 
     Raises:
         DataError: the file cannot be read, holds no features, or none of them has the property.
@@ -256,15 +252,8 @@ def write_features(path: Path, features: Iterable[Mapping[str, Any]]) -> int:
 def write_regions(path: Path, raster: Any, transform: Any, crs: Any, names: Sequence[str]) -> int:
     """Write the regions of equal classes as features, in longitude and latitude; in pixels where there is no CRS.
 
-    Args:
-        path: to write.
-        raster: numbers of the classes from 1, as an array ``[H, W]`` or a rasterio band; 0 is no class.
-        transform: of its pixels.
-        crs: of the transform; None: pixels.
-        names: of the classes.
-
-    Returns:
-        How many regions there are.
+    ``raster`` holds the numbers of the classes from 1, as an array ``[H, W]`` or a rasterio band; 0 is no class.
+    Returns how many regions there are.
     """
     shapes, warp = import_module("rasterio.features").shapes, import_module("rasterio.warp")
     regions = (

@@ -47,14 +47,7 @@ def _stretched(band: NDArray[np.float64], valid: NDArray[np.bool_] | None) -> ND
 
 
 def write_preview(path: Path, shares: WindowShares, names: Sequence[str], counts: Sequence[int]) -> None:
-    """Draw the scene under the colours of its classes.
-
-    Args:
-        path: of a PNG.
-        shares: probabilities.
-        names: of the classes.
-        counts: pixels without a class, and of each class.
-    """
+    """Draw the scene under the colours of its classes; ``counts`` are pixels without a class, and of each class."""
     scene = shares.scene
     picture = picture_of(scene, scene.whole, _LONGEST)
     rows, columns = (

@@ -120,16 +120,9 @@ def likeliest(means: Shares) -> NDArray[np.uint16]:
 
 
 def write_class_raster(path: Path, shares: WindowShares, names: Sequence[str], tags: Mapping[str, str]) -> list[int]:
-    """Write the likeliest classes as a cloud-optimised GeoTIFF on the scene's grid.
+    """Write the likeliest classes, numbered from 1, as a cloud-optimised GeoTIFF on the scene's grid.
 
-    Args:
-        path: to write; a file of the same name with ``.tmp`` lies beside it meanwhile.
-        shares: probabilities.
-        names: of the classes; number 1 is the first. 0, the nodata value, is no class.
-        tags: more tags.
-
-    Returns:
-        How many pixels have no class, and each of the classes.
+    0, the nodata value, is no class. Returns how many pixels have no class, and each of the classes.
     """
     dtype = "uint8" if len(names) < 256 else "uint16"
     counts = np.zeros(len(names) + 1, np.int64)

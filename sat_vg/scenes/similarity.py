@@ -142,15 +142,10 @@ def _vector_of(options: SearchOptions, index: _Index) -> Vectors:
 
 
 def nearest(vectors: Vectors, query: Vectors, top: int) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """The places of the ``top`` vectors with the largest cosine to ``query``, and these cosines, in falling order.
+    """The places of the ``top`` of N vectors with the largest cosine to ``query``, and these cosines, falling.
 
     Exact: every vector is compared, of equal ones the first is taken. Above a million FAISS compares them. One
     without a direction (zero, or not finite) has the cosine 0.
-
-    Args:
-        vectors: ``[N, D]``.
-        query: ``[D]``.
-        top: how many, at most N.
 
     Raises:
         ConfigError: there are more than a million, and FAISS is not installed.
