@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from sat_vg.backbone_finetuning.commands.tune.search import Search
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
 from sat_vg.backbone_finetuning.utils.file_locks import alone_with
 from sat_vg.backbone_finetuning.utils.folder_lock import is_in_use, lock_folder
@@ -125,6 +126,11 @@ class SearchStudy:
             raise ConfigError(
                 f"{str(self.out / STORAGE)!r} holds a study that sat-vg tune did not begin; choose another --out"
             )
+        # A field that came with a later version has its default's meaning.
+        earlier = {
+            **{name: value for name, value in FinetuneConfig.defaults().items() if name in identity},
+            **earlier,
+        }
         names = [name for name in {**earlier, **identity} if earlier.get(name) != identity.get(name)]
         if names:
             shown = [f"{n}: was {earlier.get(n)!r}, now {identity.get(n)!r}" for n in names if n != IMAGES]
