@@ -54,7 +54,7 @@ def predict(model: StagedClassifier, images: Any, batch_size: int = 16) -> list[
         raise ConfigError(f"batch_size = {batch_size}: must be 1 or more; for example 16")
     to_pixels, geometry = ToPixels(model.preprocessing), model.preprocessing.geometry()
     traits: dict[str, Traits] = {}
-    found = ((path, geometry(_not_empty(to_pixels(pixels)))) for path, pixels in _each(model, images, traits))
+    found = ((path, geometry(_with_values(to_pixels(pixels)))) for path, pixels in _each(model, images, traits))
     device = next(model.parameters()).device
     results: list[Prediction] = []
     while group := list(islice(found, batch_size)):
@@ -70,9 +70,11 @@ def predict(model: StagedClassifier, images: Any, batch_size: int = 16) -> list[
     return results
 
 
-def _not_empty(pixels: Tensor) -> Tensor:
+def _with_values(pixels: Tensor) -> Tensor:
     if not pixels.numel():
         raise UserError(f"an image of shape {list(pixels.shape)} has no pixels; leave it out")
+    if not pixels.isfinite().any():
+        raise UserError(f"an image of shape {list(pixels.shape)} has no value: all are NaN or infinite; leave it out")
     return pixels
 
 

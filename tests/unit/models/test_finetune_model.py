@@ -1,6 +1,7 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from sat_vg.backbone_finetuning.training.losses import CrossEntropy
 from sat_vg.backbone_finetuning.training.optim import build_optimizer, set_learning_rate
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, UserError
 from sat_vg.backbone_finetuning.utils.precision import Precision
+from sat_vg.backbone_finetuning.utils.preprocessing import BandFiles
 
 
 def resnet(**options):
@@ -331,6 +333,17 @@ def test_images_without_pixels_are_refused():
     for images in (np.zeros((0, 40, 3), np.uint8), torch.zeros(2, 3, 0, 40, dtype=torch.uint8)):
         with pytest.raises(UserError, match="has no pixels"):
             model.predict(images)
+
+
+def test_geotiff_values_that_are_all_missing_are_refused_as_such_a_file_is():
+    model = resnet()
+    model.preprocessing = replace(model.preprocessing, scale=1.0, files=BandFiles((1, 2, 3), "uint16", 3))
+    values = torch.full((3, 40, 40), torch.nan)
+    with pytest.raises(UserError, match="has no value"):
+        model.predict(values)
+    values[0, 0, 0] = 900.0
+    assert len(model.predict(values)) == 1
+    assert len(model.predict(torch.ones(3, 40, 40, dtype=torch.int32))) == 1
 
 
 def test_artifacts_that_are_none(tmp_path):
