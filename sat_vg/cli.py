@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from sat_vg import __version__
+from sat_vg.backbone_finetuning.utils.exit_codes import run_command
 from sat_vg.backbone_finetuning.utils.printable import prepare_streams
 from sat_vg.backbone_finetuning.utils.stop_signals import ignore_from_now_on
 
@@ -62,7 +63,8 @@ def main() -> int:
     prepare_streams()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in COMMANDS:
-        code = int(import_module(COMMANDS[name].module).main(sys.argv[2:], f"sat-vg {name}"))
+        # Importing it can fail, too: some options have defaults of the settings file, which users edit.
+        code = run_command(lambda: import_module(COMMANDS[name].module).main(sys.argv[2:], f"sat-vg {name}"))
         ignore_from_now_on()
         return code
     if name in ("-h", "--help", "help"):

@@ -3,8 +3,8 @@
 import sys
 
 from sat_vg.backbone_finetuning.commands.command_line import main_of
+from sat_vg.grounding.config import EvaluateOptions, GroundingConfig, PredictOptions
 
-_PACKAGE = "sat_vg.grounding"
 _USAGE = """\
 usage: sat-vg ground train [--OPTION VALUE ...]
        sat-vg ground evaluate CHECKPOINT [DATA] [--OPTION VALUE ...]
@@ -36,16 +36,16 @@ Find a phrase in an image.
   %(prog)s best_model.pt image.jpg "the large ship on the left" --out found.png"""
 
 
-train = main_of("ground train", "config.GroundingConfig", "training.train_grounding", _TRAIN, {}, package=_PACKAGE)
+train = main_of("ground train", GroundingConfig, "training.train_grounding", _TRAIN, {})
 _COMMANDS = {
     "train": train,
     "evaluate": main_of(
-        "ground evaluate", "config.EvaluateOptions", "evaluation.evaluate", _EVALUATE,
-        {"checkpoint": "CHECKPOINT", "data": "DATA"}, package=_PACKAGE,
+        "ground evaluate", EvaluateOptions, "evaluation.evaluate", _EVALUATE,
+        {"checkpoint": "CHECKPOINT", "data": "DATA"},
     ),
     "predict": main_of(
-        "ground predict", "config.PredictOptions", "evaluation.predict", _PREDICT,
-        {"checkpoint": "CHECKPOINT", "image": "IMAGE", "phrase": "PHRASE"}, package=_PACKAGE,
+        "ground predict", PredictOptions, "evaluation.predict", _PREDICT,
+        {"checkpoint": "CHECKPOINT", "image": "IMAGE", "phrase": "PHRASE"},
     ),
 }  # fmt: skip
 

@@ -211,7 +211,7 @@ Draw a scene with coordinates, the polygons of its classes, and its truth.
   %(prog)s scene.tif --size 2048
 
 writes scene.tif, scene.geojson and scene.truth.tif."""
-main = main_of("draw", "drawn.DrawOptions", "drawn.draw", _DESCRIPTION, {"out": "OUT"}, package="sat_vg.scenes")
+main = main_of("draw", DrawOptions, draw, _DESCRIPTION, {"out": "OUT"})
 
 if __name__ == "__main__":
     raise SystemExit(main(prog="python -m sat_vg.scenes.drawn"))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sat_vg.backbone_finetuning.commands.functions import checked_options
-from sat_vg.backbone_finetuning.commands.predict.options import PredictOptions
+from sat_vg.backbone_finetuning.commands.predict.cli import PredictOptions
 from sat_vg.scenes.drawn import DrawOptions, draw
 from sat_vg.scenes.options import SearchOptions, TileOptions
 from sat_vg.scenes.prediction import map_scene

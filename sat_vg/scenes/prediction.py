@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sat_vg.backbone_finetuning.commands.predict.options import PredictOptions
+from sat_vg.backbone_finetuning.commands.predict.cli import PredictOptions
 from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_ensemble
 from sat_vg.backbone_finetuning.data.checks.image_traits import describe_decisions
 from sat_vg.backbone_finetuning.data.reading.decoder import Traits

@@ -1,6 +1,7 @@
 """``sat-vg search INDEX QUERY``: what is the most like an image."""
 
 from sat_vg.backbone_finetuning.commands.command_line import main_of
+from sat_vg.scenes.options import SearchOptions
 
 _DESCRIPTION = """\
 The entries of a file of vectors that are the most like an image, by cosine.
@@ -11,6 +12,5 @@ The entries of a file of vectors that are the most like an image, by cosine.
 
 Writes a contact sheet and, of windows, where they lie."""
 main = main_of(
-    "search", "SearchOptions", "similarity.search_index", _DESCRIPTION, {"index": "INDEX", "query": "QUERY"},
-    package="sat_vg.scenes",
+    "search", SearchOptions, "similarity.search_index", _DESCRIPTION, {"index": "INDEX", "query": "QUERY"}
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """``sat-vg tile SCENE …``: windows of scenes with their classes."""
 
 from sat_vg.backbone_finetuning.commands.command_line import main_of
+from sat_vg.scenes.options import TileOptions
 
 _DESCRIPTION = """\
 Cut labelled windows out of large images, or list them without copying a pixel.
@@ -12,6 +13,4 @@ Cut labelled windows out of large images, or list them without copying a pixel.
 
 A SCENE is a GeoTIFF of any size, or a PNG or JPEG with labels in its pixels. A window has the class of the polygons
 that cover most of it, or of the points in it."""
-main = main_of(
-    "tile", "TileOptions", "tiling.tile_scenes", _DESCRIPTION, {"scenes": "SCENE"}, package="sat_vg.scenes"
-)
+main = main_of("tile", TileOptions, "tiling.tile_scenes", _DESCRIPTION, {"scenes": "SCENE"})

@@ -29,7 +29,7 @@ from rasterio.windows import Window
 from scipy.ndimage import minimum_filter
 
 from sat_vg.backbone_finetuning import FinetuneConfig, FineTuneModel, finetune
-from sat_vg.backbone_finetuning.commands.predict.options import PredictOptions
+from sat_vg.backbone_finetuning.commands.predict.cli import PredictOptions
 from sat_vg.backbone_finetuning.commands.predict.run import predict_images
 from sat_vg.backbone_finetuning.commands.trained_models import load_ensemble
 from sat_vg.backbone_finetuning.utils.precision import choose_device, choose_precision

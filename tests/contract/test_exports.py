@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torchvision import models
 
 from sat_vg.backbone_finetuning.commands.export import cli as export
-from sat_vg.backbone_finetuning.commands.export.options import ExportCommandOptions
+from sat_vg.backbone_finetuning.commands.export.cli import ExportCommandOptions
 from sat_vg.backbone_finetuning.commands.export.run import export_checkpoint
 from sat_vg.backbone_finetuning.models import exports
 from sat_vg.backbone_finetuning.models.exports import FORMATS

@@ -20,7 +20,7 @@ from sklearn.metrics import (
 )
 
 from sat_vg.backbone_finetuning.commands.evaluate import cli as evaluate
-from sat_vg.backbone_finetuning.commands.evaluate.options import EvaluateOptions
+from sat_vg.backbone_finetuning.commands.evaluate.cli import EvaluateOptions
 from sat_vg.backbone_finetuning.commands.evaluate.run import tell_of_seen_images
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel

@@ -90,6 +90,8 @@ def test_the_same_in_python(images, tmp_path, monkeypatch, capfd):
         evaluate("runs/py", batchsize=3)
     with pytest.raises(ConfigError, match="batch_size = 0: must be a whole number of 1 or more"):
         extract("runs/py", images, batch_size=0)
+    with pytest.raises(ConfigError, match="writes nothing"):
+        export("runs/py", format="safetensors", out="n.safetensors", verify="m.safetensors")
     with pytest.raises(CheckpointError, match=r"holds no best_model\.pt"):
         evaluate(images)
 

@@ -36,11 +36,7 @@ def main(arguments: list[str] | None = None, prog: str = "sat-vg backbones") -> 
 
 
 def show(names: Sequence[str], as_json: bool = False) -> None:
-    """Print the listing, or the stages of the backbones that are named.
-
-    Raises:
-        ConfigError: a name is unknown; the nearest known ones are named.
-    """
+    """Print the listing, or the stages of the backbones that are named. Raises ConfigError for an unknown name."""
     facts = [facts_of(name) for name in names] or list(read_facts().values())
     if as_json:
         say(json.dumps({one.name: one.to_dict() for one in facts}, indent=1))
@@ -55,11 +51,7 @@ def show(names: Sequence[str], as_json: bool = False) -> None:
 
 
 def facts_of(name: str) -> BackboneFacts:
-    """What is known of a backbone: looked up, or measured where it is timm's.
-
-    Raises:
-        ConfigError: the name is unknown.
-    """
+    """What is known of a backbone: looked up, or measured where it is timm's. Raises ConfigError for none."""
     if name in read_facts():
         return read_facts()[name]
     # Imported only now: torch takes seconds, and the table needs none.

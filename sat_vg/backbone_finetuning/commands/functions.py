@@ -1,47 +1,39 @@
 """The commands as Python functions, with the options of the command lines and a result each.
 
-They check their options and print what the commands print. Training itself is ``training.run.finetune``, prediction
-``FineTuneModel.predict``.
+They check their options and print what the commands print; what is wrong is a ``UserError`` that says what to do.
+Training itself is ``training.run.finetune``, prediction ``FineTuneModel.predict``.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
-from sat_vg.backbone_finetuning.commands.check.cli import main as check_main
-from sat_vg.backbone_finetuning.commands.check.options import CheckOptions
+from sat_vg.backbone_finetuning.commands.check import cli as check_cli
 from sat_vg.backbone_finetuning.commands.check.run import Findings, find_faults
 from sat_vg.backbone_finetuning.commands.command_line import require_extra
-from sat_vg.backbone_finetuning.commands.compare.cli import main as compare_main
-from sat_vg.backbone_finetuning.commands.compare.options import CompareOptions
+from sat_vg.backbone_finetuning.commands.compare import cli as compare_cli
 from sat_vg.backbone_finetuning.commands.compare.results import NAME
 from sat_vg.backbone_finetuning.commands.compare.run import compare as run_comparison
-from sat_vg.backbone_finetuning.commands.evaluate.cli import main as evaluate_main
-from sat_vg.backbone_finetuning.commands.evaluate.options import EvaluateOptions
+from sat_vg.backbone_finetuning.commands.evaluate import cli as evaluate_cli
 from sat_vg.backbone_finetuning.commands.evaluate.run import evaluate_checkpoint
-from sat_vg.backbone_finetuning.commands.export.cli import main as export_main
-from sat_vg.backbone_finetuning.commands.export.options import ExportCommandOptions
+from sat_vg.backbone_finetuning.commands.export import cli as export_cli
 from sat_vg.backbone_finetuning.commands.export.run import export_checkpoint
-from sat_vg.backbone_finetuning.commands.extract.cli import main as extract_main
-from sat_vg.backbone_finetuning.commands.extract.options import ExtractOptions
+from sat_vg.backbone_finetuning.commands.extract import cli as extract_cli
 from sat_vg.backbone_finetuning.commands.extract.run import extract_features
-from sat_vg.backbone_finetuning.commands.recommend.options import RecommendOptions
+from sat_vg.backbone_finetuning.commands.recommend.cli import RecommendOptions
 from sat_vg.backbone_finetuning.commands.recommend.run import Recommendation
 from sat_vg.backbone_finetuning.commands.recommend.run import recommend as run_recommendation
 from sat_vg.backbone_finetuning.commands.runs.run import RunRow, list_runs
-from sat_vg.backbone_finetuning.commands.tune.options import TuneOptions
+from sat_vg.backbone_finetuning.commands.tune.cli import TuneOptions
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.configs.option_parser import Options
 from sat_vg.backbone_finetuning.configs.plain_values import as_argument, plain_value
 from sat_vg.backbone_finetuning.configs.ranges import rules_of
 from sat_vg.backbone_finetuning.configs.validation import explain_unknown_fields, refuse_problems
+from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-Options = TypeVar("Options", bound="DataclassInstance")
 
 
 def check(data: str | Path | None = None, **options: Any) -> Findings:
@@ -53,12 +45,8 @@ def check(data: str | Path | None = None, **options: Any) -> Findings:
 
     Returns:
         ``errors`` and ``warnings`` as texts; ``to_dict()`` gives all numbers as plain data.
-
-    Raises:
-        ConfigError: an option is unknown, out of range or contradicts another.
-        DataError: the folder, table or copy is no data set.
     """
-    return find_faults(checked_options(CheckOptions, "check", {"data": data, **options}))
+    return find_faults(checked_options(check_cli.CheckOptions, "check", {"data": data, **options}))
 
 
 def compare(data: str | Path | None = None, **options: Any) -> dict[str, Any]:
@@ -73,11 +61,10 @@ def compare(data: str | Path | None = None, **options: Any) -> dict[str, Any]:
         What comparison.json in ``out`` holds; empty after a dry run.
 
     Raises:
-        UserError: a setting or the data cannot be used.
         StoppedError: a training failed; the others are compared all the same.
     """
-    own_options, flags = _split_options(CompareOptions, "compare", options)
-    chosen = checked_options(CompareOptions, "compare", {"data": data, **own_options})
+    own_options, flags = _split_options(compare_cli.CompareOptions, "compare", options)
+    chosen = checked_options(compare_cli.CompareOptions, "compare", {"data": data, **own_options})
     run_comparison(chosen, flags)
     path = expand_home(chosen.out) / f"{NAME}.json"
     return {} if chosen.dry_run else dict(json.loads(path.read_text()))
@@ -93,31 +80,24 @@ def evaluate(checkpoint: str | Path, data: str | Path | None = None, **options: 
 
     Returns:
         What evaluation.json holds.
-
-    Raises:
-        UserError: the checkpoint, the data or an option cannot be used.
     """
     return evaluate_checkpoint(
-        checked_options(EvaluateOptions, "evaluate", {"checkpoint": checkpoint, "data": data, **options})
+        checked_options(evaluate_cli.EvaluateOptions, "evaluate", {"checkpoint": checkpoint, "data": data, **options})
     )
 
 
 def extract(checkpoint: str | Path, images: str | Path, **options: Any) -> Path:
-    """Write vectors or maps of images into a file, as ``sat-vg extract CHECKPOINT IMAGES``.
+    """Write vectors or maps of images into a file, as ``sat-vg extract CHECKPOINT IMAGES``; returns its path.
 
     Args:
         checkpoint: a best_model.pt, or the folder of a run.
         images: a folder, file, glob or table.
         options: of the command, such as ``out="features.npz"`` or ``stages=["layer3"]``.
-
-    Returns:
-        The path of the file.
-
-    Raises:
-        UserError: the checkpoint, an image or an option cannot be used.
     """
     return extract_features(
-        checked_options(ExtractOptions, "extract", {"checkpoint": checkpoint, "images": images, **options})
+        checked_options(
+            extract_cli.ExtractOptions, "extract", {"checkpoint": checkpoint, "images": images, **options}
+        )
     )
 
 
@@ -130,11 +110,12 @@ def export(checkpoint: str | Path, **options: Any) -> dict[str, Any]:
 
     Returns:
         The model card as plain data.
-
-    Raises:
-        UserError: the checkpoint or an option cannot be used, or the file does not give the model's numbers.
     """
-    return export_checkpoint(checked_options(ExportCommandOptions, "export", {"checkpoint": checkpoint, **options}))
+    if options.get("verify") is not None:
+        raise ConfigError("export(verify=…) writes nothing: compare a file by sat-vg export CHECKPOINT --verify FILE")
+    return export_checkpoint(
+        checked_options(export_cli.ExportCommandOptions, "export", {"checkpoint": checkpoint, **options})
+    )
 
 
 def recommend(data: str | Path | None = None, **options: Any) -> Recommendation:
@@ -146,9 +127,6 @@ def recommend(data: str | Path | None = None, **options: Any) -> Recommendation:
 
     Returns:
         The choice with its reasons, the other candidates and the command of the training.
-
-    Raises:
-        UserError: the number of images is not known, or no backbone is left.
     """
     return run_recommendation(checked_options(RecommendOptions, "recommend", {"data": data, **options}))
 
@@ -166,8 +144,6 @@ def tune(data: str | Path | None = None, search: Mapping[str, Any] | None = None
         What tuning.json in ``out`` holds; empty after a dry run.
 
     Raises:
-        ConfigError: Optuna is not installed, or the search is of no use.
-        UserError: a setting or the data cannot be used.
         StoppedError: no trial could be trained to its end.
     """
     require_extra("tune", "optuna")
@@ -182,22 +158,14 @@ def tune(data: str | Path | None = None, search: Mapping[str, Any] | None = None
 
 
 def runs(folder: str | Path = ".") -> list[RunRow]:
-    """The runs below a folder, the newest first, as ``sat-vg runs DIR``.
-
-    Raises:
-        DataError: there is no such folder, or no run in it.
-    """
+    """The runs below a folder, the newest first, as ``sat-vg runs DIR``. Raises DataError where there is none."""
     return list_runs(folder)
 
 
 def _split_options(
     kind: type[Options], function: str, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """A command's own options, and those of the training as flags.
-
-    Raises:
-        ConfigError: one is neither.
-    """
+    """A command's own options, and those of the training as flags. Raises ConfigError where one is neither."""
     own = {field.name for field in fields(kind)}
     trained = {name: value for name, value in options.items() if name not in own}
     hint = f"sat-vg {function} --help and sat-vg train --help list all options"
@@ -209,14 +177,10 @@ def _split_options(
 def checked_options(
     kind: type[Options], function: str, given: Mapping[str, Any], command: str | None = None
 ) -> Options:
-    """The options of a command, checked as on its command line.
-
-    Raises:
-        ConfigError: one is unknown (the nearest known one is named) or has a wrong value.
-    """
+    """The options of a command, checked as on its command line. Raises ConfigError where one is unknown or wrong."""
     explain_unknown_fields(
         given,
-        tuple(field.name for field in fields(kind)),
+        [field.name for field in fields(kind)],
         f"{function}()",
         f"{command or f'sat-vg {function}'} --help lists all options",
     )
@@ -228,11 +192,11 @@ def checked_options(
 
 
 # These names were modules in the version before; programs that call their ``main`` find it here for one more version.
-for _function, _main in (
-    (check, check_main),
-    (compare, compare_main),
-    (evaluate, evaluate_main),
-    (export, export_main),
-    (extract, extract_main),
+for _function, _cli in (
+    (check, check_cli),
+    (compare, compare_cli),
+    (evaluate, evaluate_cli),
+    (export, export_cli),
+    (extract, extract_cli),
 ):
-    _function.main = _main  # type: ignore[union-attr]
+    _function.main = _cli.main  # type: ignore[union-attr]

@@ -10,15 +10,9 @@ from sat_vg.backbone_finetuning.utils.folder_lock import lock_folder
 
 @contextmanager
 def lock_output(folder: Path, busy: str = "") -> Iterator[None]:
-    """Keep other calls out of a folder, which is removed at the end if it is empty.
+    """Keep other calls out of a folder, which is made if need be, and removed at the end if it is empty.
 
-    Args:
-        folder: made if need be.
-        busy: beginning of the message where another call has the folder.
-
-    Raises:
-        ConfigError: another call has it.
-        WriteError: it cannot be made or written to.
+    ``busy`` begins the message where another call has it (a ConfigError). Raises WriteError where it cannot be made.
     """
     with ExitStack() as lock:
         try:
@@ -34,11 +28,7 @@ def lock_output(folder: Path, busy: str = "") -> Iterator[None]:
 
 @contextmanager
 def explaining_writing(what_fails: str, remedy: str) -> Iterator[None]:
-    """Turn the error of a full disk and the like into one that says what to do: ``what_fails (the reason)remedy``.
-
-    Raises:
-        WriteError: in place of an OSError.
-    """
+    """Turn an OSError, of a full disk and the like, into a WriteError: ``what_fails (the reason)remedy``."""
     try:
         yield
     except OSError as error:

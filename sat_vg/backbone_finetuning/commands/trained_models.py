@@ -15,11 +15,7 @@ from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 
 
 def model_file(given: str) -> Path:
-    """The path of a best_model.pt; of a folder of checkpoints or of a run (runs/NAME) the one in it.
-
-    Raises:
-        CheckpointError: a folder holds none.
-    """
+    """The path of a best_model.pt; of a folder of checkpoints or of a run (runs/NAME) the one in it."""
     path = expand_home(given)
     if not path.is_dir():
         return path
@@ -34,29 +30,17 @@ def model_file(given: str) -> Path:
 
 
 def load_model(path: Path) -> FineTuneModel:
-    """The model of a best_model.pt, if it can be run on image files.
-
-    Raises:
-        CheckpointError: the file cannot be used.
-        ConfigError: the model takes bands that it cannot find in files.
-    """
+    """The model of a best_model.pt. Raises UserError where it cannot be used, or cannot find its bands in files."""
     model = FineTuneModel.load_checkpoint(path)
     require_bands_in_files(model, repr(str(path)))
     return model
 
 
 def load_ensemble(checkpoint: str, others: Sequence[str], num_views: int, tell: Callable[[str], object]) -> Ensemble:
-    """The models that a command averages over.
+    """The models that a command averages over; ``tell`` gets a line about what was decided.
 
-    Args:
-        checkpoint: path of the first, or a folder with it.
-        others: paths of the others.
-        num_views: of each image, where the first model was trained on images without an "up".
-        tell: gets a line about what was decided.
-
-    Raises:
-        CheckpointError: a file cannot be used.
-        ConfigError: the models do not go together.
+    ``num_views`` of each image are taken where the first model was trained on images without an "up". Raises
+    UserError where a file cannot be used or the models do not go together.
     """
     models = tuple(load_model(model_file(path)) for path in (checkpoint, *others))
     fitting = [views_that_fit(model, num_views) for model in models]
@@ -69,11 +53,7 @@ def load_ensemble(checkpoint: str, others: Sequence[str], num_views: int, tell: 
 
 @contextmanager
 def advising_smaller_batches(batch_size: int) -> Iterator[None]:
-    """Turn the error of a device without enough memory into one that says what to do.
-
-    Raises:
-        DeviceMemoryError: in place of torch's error.
-    """
+    """Turn torch's error of a device without enough memory into a DeviceMemoryError that says what to do."""
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -30,14 +30,7 @@ LOGITS: dict[TaskName, Callable[[Tensor], Tensor]] = {
 def predict_views(
     model: FineTuneModel, batches: Iterable[Batch], precision: Precision, num_views: int
 ) -> tuple[Predictions, Tensor]:
-    """Predictions for the images as they are, and probabilities ``[N, num_classes]``, float64, averaged over views.
-
-    Args:
-        model: on its device.
-        batches: every image once, in order.
-        precision: device and number formats.
-        num_views: of each image.
-    """
+    """Predictions for the images as they are, and float64 probabilities ``[N, num_classes]`` averaged over views."""
     averaged: list[Tensor] = []
 
     def forward(images: Tensor) -> Tensor:
@@ -63,13 +56,7 @@ def averaged_predictions(plain: Predictions, shares: Sequence[Tensor]) -> Predic
 
 
 def gain_and_cost(ensemble: Ensemble, names: Sequence[str], plain: Predictions) -> dict[str, Any]:
-    """What was averaged, what it costs, and what the first model says of the images as they are.
-
-    Args:
-        ensemble: the models and views.
-        names: of the models' files.
-        plain: the first model's predictions.
-    """
+    """What was averaged, what it costs, and what the first model says of the images as they are."""
     first = ensemble.models[0]
     flops = [count_flops(model, model.preprocessing.image_size) for model in ensemble.models]
     numbers = plain.validation.numbers()

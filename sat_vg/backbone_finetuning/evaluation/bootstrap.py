@@ -46,16 +46,9 @@ def bootstrap_intervals(
 def bootstrap_intervals_of_sets(
     logits: Tensor, given: Tensor, has_class: Tensor, seed: int = 0
 ) -> dict[str, list[float]]:
-    """The same where an image can have several classes.
+    """The same of ``map``, ``accuracy``, ``macro_f1`` and ``micro_f1`` where an image can have several classes.
 
-    Args:
-        logits: ``[N, num_classes]``; only their order counts.
-        given: bool ``[N, num_classes]``, the classes that the images are given.
-        has_class: bool ``[N, num_classes]``, those that they have.
-        seed: of the drawing.
-
-    Returns:
-        Lower and upper end of ``map`` (mean average precision), ``accuracy``, ``macro_f1`` and ``micro_f1``.
+    Of ``logits`` only the order counts; ``given`` and ``has_class`` are bool; all are ``[N, num_classes]``.
     """
     (count, num_classes), generator = has_class.shape, torch_generator(seed)
     curves = [RankedImages.of(logits[:, place], has_class[:, place]) for place in range(num_classes)]

@@ -19,10 +19,6 @@ def confidence_bins(confidences: Tensor, num_bins: int = NUM_BINS) -> Tensor:
 
     torchmetrics' bins are closed on the other side, so that a confidence of 1, which is common, gets a bin of its own
     and the error comes out as that of 16 bins; these are the paper's.
-
-    Args:
-        confidences: ``[N]``, 0 to 1.
-        num_bins: of equal width.
     """
     edges = torch.arange(1, num_bins, dtype=torch.float64) / num_bins
     return torch.bucketize(confidences.double(), edges)
@@ -79,19 +75,15 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The number to divide logits by, such that probabilities fit the labels best (Guo et al., 2017, section 4.2).
 
     Minimises the negative log-likelihood by L-BFGS over 1 / temperature, in which the problem is convex: there is one
-    optimum, or it lies at infinity. Which classes are given does not change. Where an image can have several classes,
-    the sigmoids of all logits share one temperature.
+    optimum, or it lies at infinity. Which classes are given does not change. It is above 1 for a model that is too
+    sure of itself.
 
     Args:
         logits: ``[N, num_classes]``.
         labels: int64 ``[N]``; bool ``[N, num_classes]`` where an image can have several classes.
 
-    Returns:
-        The temperature; above 1 for a model that is too sure of itself.
-
     Raises:
-        ConfigError: there is no optimum, as all predictions are right (the sharper, the better) or they are no better
-            than chance.
+        ConfigError: there is no optimum: all predictions are right, or they are no better than chance.
     """
     logits, has_one = logits.detach().double(), labels.ndim == 1
     given = logits.argmax(1) if has_one else logits >= 0

@@ -20,32 +20,20 @@ _WARM_UP_BATCHES = 2
 
 @dataclass(frozen=True)
 class Timing:
-    """How speed is measured.
+    """How speed is measured."""
 
-    Attributes:
-        batch_size: images at once.
-        rounds: measurements of each network; the median counts.
-        seconds: the shortest measurement.
-    """
-
-    batch_size: int = 32
-    rounds: int = 5
-    seconds: float = 0.3
+    batch_size: int = 32  # images at once
+    rounds: int = 5  # measurements of each network; the median counts
+    seconds: float = 0.3  # the shortest measurement
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network to measure.
+    """A network to measure."""
 
-    Attributes:
-        model: in eval mode.
-        image_size: height and width of its images in pixels.
-        precision: device and number formats that suit it.
-    """
-
-    model: FineTuneModel
-    image_size: int
-    precision: Precision
+    model: FineTuneModel  # in eval mode
+    image_size: int  # height and width of its images in pixels
+    precision: Precision  # device and number formats that suit it
 
 
 def count_parameters(model: FineTuneModel) -> int:
@@ -79,16 +67,10 @@ def _plain_attention() -> Iterator[None]:
 
 
 def images_per_second(networks: Mapping[str, Network], timing: Timing | None = None) -> dict[str, float]:
-    """Speed of inference, from normalised images in the device's memory to logits.
+    """Images per second from normalised images in the device's memory to logits, by the networks' keys.
 
-    The networks take turns, so that other load on the machine slows all of them alike.
-
-    Args:
-        networks: by any key.
-        timing: how to measure.
-
-    Returns:
-        Images per second by the same keys: the median of all rounds.
+    It is the median of all rounds. The networks take turns, so that other load on the machine slows all of them
+    alike.
     """
     timing = timing or Timing()
     batches = {}

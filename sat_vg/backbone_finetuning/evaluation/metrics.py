@@ -15,22 +15,17 @@ SCORES = ("precision", "recall", "f1")
 
 @dataclass(frozen=True)
 class Validation:
-    """What a pass over the validation images gave.
+    """What a pass over the validation images gave."""
 
-    Attributes:
-        loss: mean over the images: cross-entropy, or the mean of the classes' binary cross-entropies.
-        accuracy: share of images whose highest logit is their class, or of which every class is right.
-        counts: int64 ``[3, num_classes]`` on the CPU: images of the class that were found, images that were given to
-            it, images that have it.
-        confusion: int64 ``[num_classes, num_classes]`` on the CPU, rows are true classes, columns predictions; None
-            where an image can have several classes.
-        average_precisions: of each class, where an image can have several; None for a class without images.
-    """
-
-    loss: float
-    accuracy: float
+    loss: float  # mean over the images: cross-entropy, or the mean of the classes' binary cross-entropies
+    accuracy: float  # share of images whose highest logit is their class, or of which every class is right
+    # int64 ``[3, num_classes]`` on the CPU: images of the class that were found, images that were given to it, images
+    # that have it
     counts: Tensor
+    # int64 ``[num_classes, num_classes]`` on the CPU, rows are true classes, columns predictions; None where an image
+    # can have several classes
     confusion: Tensor | None = None
+    # of each class, where an image can have several; None for a class without images
     average_precisions: tuple[float | None, ...] | None = None
 
     @property
@@ -70,8 +65,7 @@ class Validation:
 def averages(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Means of ``Validation.rows`` over the classes that have images.
 
-    Returns:
-        ``macro``, in which each class counts the same, and ``weighted``, in which each image does.
+    ``macro``: each class counts the same; ``weighted``: each image does.
     """
     present = [row for row in rows if row["images"]]
     total = sum(row["images"] for row in present)
@@ -164,17 +158,11 @@ Sums: TypeAlias = ValidationSums | MultiLabelSums
 
 
 class RankedImages(NamedTuple):
-    """The images in falling order of one class's logit, of which average precision is computed.
+    """The images in falling order of one class's logit, of which average precision is computed."""
 
-    Attributes:
-        order: int64 ``[N]``, places of the images.
-        has_class: float64 ``[N]``, in that order.
-        ends: int64, the last place of each run of equal logits, which no threshold can part.
-    """
-
-    order: Tensor
-    has_class: Tensor
-    ends: Tensor
+    order: Tensor  # int64 ``[N]``, places of the images
+    has_class: Tensor  # float64 ``[N]``, in that order
+    ends: Tensor  # int64, the last place of each run of equal logits, which no threshold can part
 
     @classmethod
     def of(cls, logits: Tensor, has_class: Tensor) -> "RankedImages":
@@ -196,12 +184,8 @@ class RankedImages(NamedTuple):
 def average_precisions(logits: Tensor, has_class: Tensor) -> tuple[float | None, ...]:
     """The average precision of each class: its precision at each recall, weighted by the recall's increase.
 
-    Args:
-        logits: ``[N, num_classes]``; only their order counts.
-        has_class: bool ``[N, num_classes]``.
-
-    Returns:
-        Shares of 1; None for a class without images, whose recall is not defined.
+    Of ``logits`` only the order counts; both are ``[N, num_classes]``. None for a class without images, whose recall
+    is not defined.
     """
     # In float64 two logits that differ have probabilities that differ, unless both are 0 or 1 to 16 digits.
     shares, once = logits.double().sigmoid(), torch.ones(1, len(logits), dtype=torch.float64)

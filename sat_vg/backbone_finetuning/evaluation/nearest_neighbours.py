@@ -12,11 +12,10 @@ _QUERIES, _BANK = 1024, 4096  # rows held at a time
 def knn_accuracy(
     vectors: np.ndarray, labels: Tensor, k: int = 20, temperature: float = 0.07, device: torch.device | None = None
 ) -> float:
-    """Leave-one-out accuracy of a weighted vote of the ``k`` nearest neighbours (Wu et al., 2018).
+    """Leave-one-out accuracy of a weighted vote of the ``k`` nearest neighbours (Wu et al., 2018), 0 to 1.
 
     Each vector is classed by the ``k`` others whose cosine similarity s to it is highest; each of them votes for its
-    own class with weight exp(s / temperature). Nothing is trained, so the number speaks of the features alone. Rows
-    are read in blocks: beside the labels, memory does not depend on how many there are.
+    own class with weight exp(s / temperature). Rows are read in blocks: memory does not depend on how many there are.
 
     Args:
         vectors: ``[N, D]``, floats.
@@ -24,9 +23,6 @@ def knn_accuracy(
         k: neighbours that vote; all others, where there are fewer.
         temperature: of the weights; 0.07 as in the paper.
         device: that computes; unset: the CPU.
-
-    Returns:
-        Share of the vectors whose class wins the vote, 0 to 1.
     """
     device = device or torch.device("cpu")
     labels = labels.to(device)

@@ -1,4 +1,4 @@
-"""What a model says of every image of a split, and what the evaluations of all tasks say of that."""
+"""What a model says of every image of a split."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,17 +7,9 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from sat_vg.backbone_finetuning.evaluation.bootstrap import LEVEL, RESAMPLES
-from sat_vg.backbone_finetuning.evaluation.calibration import (
-    expected_calibration_error,
-    negative_log_likelihood,
-    reliability,
-)
 from sat_vg.backbone_finetuning.evaluation.metrics import Validation
 from sat_vg.backbone_finetuning.models.probabilities import PROBABILITIES, TaskName
 from sat_vg.backbone_finetuning.utils.printable import one_line
-
-MISTAKES_SHOWN = 12
 
 # Logits [N, num_classes] → the classes that images are given, bool of the same shape: the likeliest one, or all whose
 # probability is one half or more.
@@ -29,21 +21,13 @@ GIVEN: dict[TaskName, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of each image of a split, in the split's order, on the CPU.
+    """What a model says of each image of a split, in the split's order, on the CPU."""
 
-    Attributes:
-        logits: float32 ``[N, num_classes]``.
-        labels: int64 ``[N]``; bool ``[N, num_classes]`` where an image can have several classes.
-        losses: float32 ``[N]``, (binary) cross-entropy in nats.
-        validation: loss, accuracy and scores by class, added up as the training adds them up.
-        task: which of the two the labels are.
-    """
-
-    logits: Tensor
-    labels: Tensor
-    losses: Tensor
-    validation: Validation
-    task: TaskName = "single_label"
+    logits: Tensor  # float32 ``[N, num_classes]``
+    labels: Tensor  # int64 ``[N]``; bool ``[N, num_classes]`` where an image can have several classes
+    losses: Tensor  # float32 ``[N]``, (binary) cross-entropy in nats
+    validation: Validation  # loss, accuracy and scores by class, added up as the training adds them up
+    task: TaskName = "single_label"  # which of the two the labels are
 
     @property
     def given(self) -> Tensor:
@@ -67,57 +51,11 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image that is shown as a mistake.
+    """An image that is shown as a mistake."""
 
-    Attributes:
-        place: in the split.
-        explained: index of the class whose heat is shown.
-        entry: of evaluation.json.
-    """
-
-    place: int
-    explained: int
-    entry: dict[str, Any]
-
-
-def assessment(
-    predictions: Predictions,
-    class_names: Sequence[str],
-    temperature: float,
-    calibrated: Callable[[float], tuple[Tensor, Tensor]],
-    scores: dict[str, float],
-    intervals: dict[str, list[float]],
-    means: dict[str, dict[str, float]],
-) -> dict[str, Any]:
-    """Scores, intervals, averages, scores by class and calibration, as evaluation.json has them.
-
-    Args:
-        predictions: of all images.
-        class_names: of the model.
-        temperature: of the probabilities.
-        calibrated: temperature → the predictions that calibration is measured on: probabilities and hits.
-        scores: beside accuracy.
-        intervals: of scores.
-        means: of the scores by class.
-    """
-    bins, before = (reliability(*calibrated(t)) for t in (temperature, 1.0))
-    return {
-        "task": predictions.task,
-        "images": len(predictions.labels),
-        "accuracy": predictions.validation.accuracy,
-        **scores,
-        "ece": expected_calibration_error(bins),
-        "intervals": {"level": LEVEL, "resamples": RESAMPLES, **intervals},
-        "averages": means,
-        "classes": dict(zip(class_names, predictions.validation.rows(), strict=True)),
-        "calibration": {
-            "temperature": temperature,
-            "nll": negative_log_likelihood(predictions.logits, predictions.labels, temperature),
-            "bins": bins,
-            "uncalibrated_ece": expected_calibration_error(before),
-            "uncalibrated_nll": negative_log_likelihood(predictions.logits, predictions.labels),
-        },
-    }
+    place: int  # in the split
+    explained: int  # index of the class whose heat is shown
+    entry: dict[str, Any]  # of evaluation.json
 
 
 def names_of_set(row: Tensor, class_names: Sequence[str]) -> str:

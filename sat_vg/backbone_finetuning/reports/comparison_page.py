@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from sat_vg.backbone_finetuning.reports.comparison_report import Comparison, Row, cells_of, headings_of, points
+from sat_vg.backbone_finetuning.reports.comparison_report import Comparison, Row, points, table_of
 from sat_vg.backbone_finetuning.reports.figures import add_grid, plain
 from sat_vg.backbone_finetuning.reports.pages import figure_url, render_page
 from sat_vg.backbone_finetuning.reports.seed_statistics import deviation
@@ -29,13 +29,14 @@ def as_html(comparison: Comparison) -> str:
         "Settings": comparison.settings or comparison.command,
         "Evaluations": comparison.reports,
     }
+    headings, cells = table_of(comparison)
     return render_page(
         "comparison.html",
         title="Comparison of backbones",
         sections=[name for name, content in sections.items() if content],
         comparison=comparison,
-        headings=headings_of(comparison)[3:],
-        lines=list(zip(comparison.rows, cells_of(comparison), strict=True)),
+        headings=headings[3:],
+        lines=list(zip(comparison.rows, cells, strict=True)),
         chart=figure_url(draw_comparison(comparison)),
         differences=differences,
         points=points,

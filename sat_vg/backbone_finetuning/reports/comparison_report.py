@@ -3,54 +3,42 @@
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from sat_vg.backbone_finetuning.reports.seed_statistics import Difference, deviation, difference
 from sat_vg.backbone_finetuning.reports.tables import csv_text, spreadsheet_cell, text_table
 from sat_vg.backbone_finetuning.utils.printable import one_line
 
+# Fields of rows that are left out of data where there is nothing in them.
+OPTIONAL = ("maps", "top_5", "gpu_gib")
+_TEXT_COLUMNS = (1, 2)
+
 
 @dataclass(frozen=True)
 class Row:
-    """A backbone with a strategy, over its seeds.
-
-    Attributes:
-        backbone: name.
-        strategy: name.
-        image_size: height and width in pixels.
-        seeds: that have finished.
-        accuracies: shares of 1, one for each seed; the following are, too, one for each seed. Where an image can have
-            several classes: of the images all of whose classes are right.
-        macro_f1: shares of 1.
-        training_seconds: of all epochs.
-        peak_gib: peak memory of the training process; None where it is not known.
-        train_losses: mean losses over the training images in the epochs of the best models; None where not known.
-        val_losses: losses of the best models on the validation images; None where not known.
-        parameters: of the network with its classifier.
-        flops: of the forward pass of one image.
-        images_per_second: of inference.
-        maps: mean average precisions, shares of 1, one for each seed, where an image can have several classes; else
-            None.
-        top_5: shares of images whose class is among the five most likely ones, one for each seed; None where that is
-            not known.
-        gpu_gib: peak memory of the tensors on the GPU, one for each seed; None where that is not known.
-    """
+    """A backbone with a strategy, over its seeds."""
 
     backbone: str
     strategy: str
-    image_size: int
-    seeds: tuple[int, ...]
+    image_size: int  # height and width in pixels
+    seeds: tuple[int, ...]  # that have finished
+    # shares of 1, one for each seed; the following are, too, one for each seed. Where an image can have several
+    # classes: of the images all of whose classes are right.
     accuracies: tuple[float, ...]
-    macro_f1: tuple[float, ...]
-    training_seconds: tuple[float, ...]
-    peak_gib: tuple[float | None, ...]
-    parameters: int
-    flops: int
-    images_per_second: float
+    macro_f1: tuple[float, ...]  # shares of 1
+    training_seconds: tuple[float, ...]  # of all epochs
+    peak_gib: tuple[float | None, ...]  # peak memory of the training process; None where it is not known
+    parameters: int  # of the network with its classifier
+    flops: int  # of the forward pass of one image
+    images_per_second: float  # of inference
+    # mean average precisions, shares of 1, one for each seed, where an image can have several classes; else None
     maps: tuple[float, ...] | None = None
+    # mean losses over the training images in the epochs of the best models; None where not known
     train_losses: tuple[float | None, ...] = ()
+    # losses of the best models on the validation images; None where not known
     val_losses: tuple[float | None, ...] = ()
+    # shares of images whose class is among the five most likely ones, one for each seed; None where that is not known
     top_5: tuple[float, ...] | None = None
+    # peak memory of the tensors on the GPU, one for each seed; None where that is not known
     gpu_gib: tuple[float, ...] | None = None
 
     @property
@@ -81,12 +69,12 @@ class Row:
     @property
     def train_loss(self) -> float | None:
         """The mean of ``train_losses``; None where one is not known."""
-        return _mean_of_known(self.train_losses)
+        return _of_known(statistics.fmean, self.train_losses)
 
     @property
     def val_loss(self) -> float | None:
         """The mean of ``val_losses``; None where one is not known."""
-        return _mean_of_known(self.val_losses)
+        return _of_known(statistics.fmean, self.val_losses)
 
     @property
     def gap(self) -> float | None:
@@ -96,41 +84,29 @@ class Row:
     @property
     def memory(self) -> float | None:
         """The largest peak of all seeds, in GiB; None where one is not known."""
-        known = [peak for peak in self.peak_gib if peak is not None]
-        return max(known) if len(known) == len(self.peak_gib) else None
+        return _of_known(max, self.peak_gib)
 
 
-def _mean_of_known(values: Sequence[float | None]) -> float | None:
+def _of_known(what: Callable[[list[float]], float], values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known and len(known) == len(values) else None
+    return what(known) if known and len(known) == len(values) else None
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A cell that has no result.
+    """A cell that has no result."""
 
-    Attributes:
-        cell: its name.
-        reason: the last line of its error.
-        folder: where the whole of what it printed lies.
-    """
-
-    cell: str
-    reason: str
-    folder: str
+    cell: str  # its name
+    reason: str  # the last line of its error
+    folder: str  # where the whole of what it printed lies
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits on the costs of what is recommended.
+    """Limits on the costs of what is recommended."""
 
-    Attributes:
-        max_params: maximum number of parameters.
-        min_images_per_second: minimum speed of inference.
-    """
-
-    max_params: int | None = None
-    min_images_per_second: float | None = None
+    max_params: int | None = None  # maximum number of parameters
+    min_images_per_second: float | None = None  # minimum speed of inference
 
     def __str__(self) -> str:
         parts = []
@@ -148,28 +124,17 @@ class Limits:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The contents of the report.
+    """The contents of the report."""
 
-    Attributes:
-        rows: best first; see ``ranked``.
-        val_images: number of validation images.
-        limits: on the costs of what is recommended.
-        notes: on the method, a sentence or two each.
-        failures: cells without a result.
-        command: repeats the comparison.
-        settings: name and value of the settings that are not at their defaults.
-        subtitle: backbones, strategies, seeds and data in a line.
-        reports: name of each cell, and path of its evaluation page relative to the results.
-    """
-
-    rows: tuple[Row, ...]
-    val_images: int
-    limits: Limits = Limits()
-    notes: tuple[str, ...] = ()
-    failures: tuple[Failure, ...] = ()
-    command: str = ""
-    settings: tuple[tuple[str, str], ...] = ()
-    subtitle: str = ""
+    rows: tuple[Row, ...]  # best first; see ``ranked``
+    val_images: int  # number of validation images
+    limits: Limits = Limits()  # on the costs of what is recommended
+    notes: tuple[str, ...] = ()  # on the method, a sentence or two each
+    failures: tuple[Failure, ...] = ()  # cells without a result
+    command: str = ""  # repeats the comparison
+    settings: tuple[tuple[str, str], ...] = ()  # name and value of the settings that are not at their defaults
+    subtitle: str = ""  # backbones, strategies, seeds and data in a line
+    # name of each cell, and path of its evaluation page relative to the results
     reports: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -197,6 +162,10 @@ class Comparison:
     def grain(self) -> float:
         """The share of one image in the accuracy, and on average in the mAP."""
         return 1 / max(self.val_images, 1)
+
+    def has(self, field: str) -> bool:
+        """Whether a row has such numbers."""
+        return any(getattr(row, field) is not None for row in self.rows)
 
     def behind_best(self, row: Row) -> Difference:
         """The difference between a row and the first, as a share of 1."""
@@ -231,89 +200,50 @@ def points(value: float) -> str:
     return "0.00" if shown in ("+0.00", "−0.00") else shown
 
 
-def noise_text(comparison: Comparison, place: int) -> str:
-    """The ranks of the rows whose difference to this one is within noise."""
-    if len(comparison.rows) == 1:
-        return "–"
+def table_of(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of the table, as texts."""
+    rows = [_cells_of(comparison, place, row) for place, row in enumerate(comparison.rows)]
+    return list(rows[0]), [list(row.values()) for row in rows]
+
+
+def _cells_of(comparison: Comparison, place: int, row: Row) -> dict[str, str]:
     same = comparison.within_noise_of(place)
-    return "unknown" if same is None else (", ".join(map(str, same)) or "none")
-
-
-class _Column(NamedTuple):
-    """A column of the tables.
-
-    Attributes:
-        heading: ``{}`` stands for the measure.
-        text: of a row at its place.
-        field: shown where a row has such numbers; unset: always.
-    """
-
-    heading: str
-    text: Callable[[Comparison, int, Row], str]
-    field: str | None = None
-
-
-_COLUMNS = (
-    _Column("rank", lambda _, place, row: str(place + 1)),
-    _Column("backbone", lambda _, place, row: one_line(row.backbone)),
-    _Column("strategy", lambda _, place, row: one_line(row.strategy)),
-    _Column("seeds", lambda _, place, row: str(len(row.seeds))),
-    _Column("{}, %", lambda _, place, row: spread(row.scores, 100)),
-    _Column("to the best", lambda all_, place, row: points(all_.behind_best(row).value) if place else "–"),
-    _Column("within noise of", lambda all_, place, row: noise_text(all_, place)),
-    _Column("macro F1, %", lambda _, place, row: spread(row.macro_f1, 100)),
-    _Column("top 5, %", lambda _, place, row: spread(row.top_5, 100) if row.top_5 else "–", "top_5"),
-    _Column("train loss", lambda _, place, row: "–" if row.train_loss is None else f"{row.train_loss:.3f}"),
-    _Column("val loss", lambda _, place, row: "–" if row.val_loss is None else f"{row.val_loss:.3f}"),
-    _Column("gap", lambda _, place, row: "–" if row.gap is None else f"{row.gap:+.3f}".replace("-", "−")),
-    _Column("M params", lambda _, place, row: f"{row.parameters / 1e6:.2f}"),
-    _Column("GFLOPs", lambda _, place, row: f"{row.flops / 1e9:.3g}"),
-    _Column("images/s", lambda _, place, row: f"{row.images_per_second:.0f}"),
-    _Column("training, s", lambda _, place, row: spread(row.training_seconds, digits=1)),
-    _Column("peak GiB", lambda _, place, row: "unknown" if row.memory is None else f"{row.memory:.2f}"),
-    _Column("GPU GiB", lambda _, place, row: f"{max(row.gpu_gib):.2f}" if row.gpu_gib else "–", "gpu_gib"),
-)
-OPTIONAL = {
-    "maps",
-    *(column.field for column in _COLUMNS if column.field),
-}  # fields of rows that are left out of data where there is nothing in them
-TEXT_COLUMNS = (1, 2)
-
-
-def _columns_of(comparison: Comparison) -> list[_Column]:
-    rows = comparison.rows
-    return [c for c in _COLUMNS if c.field is None or any(getattr(row, c.field) is not None for row in rows)]
-
-
-def headings_of(comparison: Comparison) -> list[str]:
-    """The headings of all columns."""
-    return [column.heading.format(comparison.measure) for column in _columns_of(comparison)]
-
-
-def cells_of(comparison: Comparison) -> list[list[str]]:
-    """The texts of all columns, row by row."""
-    columns = _columns_of(comparison)
-    return [[column.text(comparison, place, row) for column in columns] for place, row in enumerate(comparison.rows)]
+    noise = "unknown" if same is None else (", ".join(map(str, same)) or "none")
+    return {
+        "rank": str(place + 1),
+        "backbone": one_line(row.backbone),
+        "strategy": one_line(row.strategy),
+        "seeds": str(len(row.seeds)),
+        f"{comparison.measure}, %": spread(row.scores, 100),
+        "to the best": points(comparison.behind_best(row).value) if place else "–",
+        "within noise of": "–" if len(comparison.rows) == 1 else noise,
+        "macro F1, %": spread(row.macro_f1, 100),
+        **({"top 5, %": spread(row.top_5, 100) if row.top_5 else "–"} if comparison.has("top_5") else {}),
+        "train loss": "–" if row.train_loss is None else f"{row.train_loss:.3f}",
+        "val loss": "–" if row.val_loss is None else f"{row.val_loss:.3f}",
+        "gap": "–" if row.gap is None else f"{row.gap:+.3f}".replace("-", "−"),
+        "M params": f"{row.parameters / 1e6:.2f}",
+        "GFLOPs": f"{row.flops / 1e9:.3g}",
+        "images/s": f"{row.images_per_second:.0f}",
+        "training, s": spread(row.training_seconds, digits=1),
+        "peak GiB": "unknown" if row.memory is None else f"{row.memory:.2f}",
+        **({"GPU GiB": f"{max(row.gpu_gib):.2f}" if row.gpu_gib else "–"} if comparison.has("gpu_gib") else {}),
+    }
 
 
 def as_text(comparison: Comparison) -> str:
     """The table for the terminal."""
-    return text_table(headings_of(comparison), cells_of(comparison), left=TEXT_COLUMNS)
+    return text_table(*table_of(comparison), left=_TEXT_COLUMNS)
 
 
 def as_markdown(comparison: Comparison, chart: str = "") -> str:
-    """The report as Markdown.
-
-    Args:
-        comparison: the contents.
-        chart: file name of the chart; empty: there is none.
-    """
-    headings = headings_of(comparison)
+    """The report as Markdown; ``chart`` is the file name of the chart, empty where there is none."""
+    headings, rows = table_of(comparison)
     lines = ["# Comparison of backbones", "", *([markdown(comparison.subtitle), ""] if comparison.subtitle else [])]
     lines += [markdown(comparison.recommendation), ""]
     lines += [f"| {' | '.join(headings)} |"]
-    lines += ["|" + "|".join("---" if i in TEXT_COLUMNS else "---:" for i in range(len(headings))) + "|"]
-    lines += [f"| {' | '.join(map(markdown, row))} |" for row in cells_of(comparison)]
+    lines += ["|" + "|".join("---" if i in _TEXT_COLUMNS else "---:" for i in range(len(headings))) + "|"]
+    lines += [f"| {' | '.join(map(markdown, row))} |" for row in rows]
     lines += ["", *(f"{markdown(note)}\n" for note in comparison.notes)]
     if comparison.failures:
         lines += ["## Failures", ""]
@@ -342,7 +272,7 @@ def as_csv(comparison: Comparison) -> str:
 def _plain_row(comparison: Comparison, place: int, row: Row) -> dict[str, object]:
     behind, same = comparison.behind_best(row), comparison.within_noise_of(place)
     maps = {} if row.maps is None else {"map_mean": row.score, "map_std": deviation(row.maps)}
-    return {
+    numbers: dict[str, object] = {
         "rank": place + 1,
         "backbone": spreadsheet_cell(row.backbone),
         "strategy": spreadsheet_cell(row.strategy),
@@ -366,16 +296,10 @@ def _plain_row(comparison: Comparison, place: int, row: Row) -> dict[str, object
         "training_seconds_mean": row.seconds,
         "training_seconds_std": deviation(row.training_seconds),
         "peak_memory_gib": row.memory,
-        **_optional_numbers(comparison, row),
     }
-
-
-def _optional_numbers(comparison: Comparison, row: Row) -> dict[str, object]:
-    """What only some comparisons have; the same columns in all of their lines."""
-    numbers: dict[str, object] = {}
-    if any(one.top_5 is not None for one in comparison.rows):
+    if comparison.has("top_5"):
         numbers["top_5_mean"] = statistics.fmean(row.top_5) if row.top_5 else None
         numbers["top_5_std"] = deviation(row.top_5) if row.top_5 else None
-    if any(one.gpu_gib is not None for one in comparison.rows):
+    if comparison.has("gpu_gib"):
         numbers["gpu_memory_gib"] = max(row.gpu_gib) if row.gpu_gib else None
     return numbers

@@ -16,19 +16,12 @@ _NAMES = {"f1": "F1", "average_precision": "average precision"}
 
 @dataclass(frozen=True)
 class Terms:
-    """The words of a reliability diagram.
+    """The words of a reliability diagram."""
 
-    Attributes:
-        confidence: the predicted probability.
-        accuracy: the share of the predictions that are correct.
-        counted: the predictions, in the plural.
-        each: one of them.
-    """
-
-    confidence: str
-    accuracy: str
-    counted: str
-    each: str
+    confidence: str  # the predicted probability
+    accuracy: str  # the share of the predictions that are correct
+    counted: str  # the predictions, in the plural
+    each: str  # one of them
 
 
 TERMS = {  # by task
@@ -40,10 +33,7 @@ TERMS = {  # by task
 def draw_class_scores(class_names: Sequence[str], rows: Sequence[Mapping[str, float]]) -> Figure:
     """Bars of precision, recall and F1 by class, the worst F1 on top; of many classes the worst 60.
 
-    Args:
-        class_names: in the order of ``rows``.
-        rows: with ``precision``, ``recall``, ``f1`` (0 to 1), ``images`` and, all or none, ``average_precision``;
-            classes without images are left out.
+    ``rows`` are those of ``Validation.rows``; classes without images are left out.
     """
     present = sorted((index for index, row in enumerate(rows) if row["images"]), key=lambda i: rows[i]["f1"])
     shown = present[:_MAX_CLASSES]
@@ -69,10 +59,7 @@ def draw_class_scores(class_names: Sequence[str], rows: Sequence[Mapping[str, fl
 def draw_reliability(bins: Sequence[Mapping[str, float]], error: float, terms: Terms) -> Figure:
     """A reliability diagram (Guo et al., 2017) over the number of images by confidence.
 
-    Args:
-        bins: with ``low``, ``high``, ``images``, mean ``confidence`` and ``accuracy``; shares of 1.
-        error: the expected calibration error, for the title.
-        terms: of the labels.
+    ``bins`` are those of ``evaluation.calibration.reliability``; ``error`` is the expected calibration error.
     """
     figure = Figure(figsize=(5, 5.6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))

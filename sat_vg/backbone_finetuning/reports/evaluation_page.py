@@ -26,7 +26,7 @@ def render_report(
     Args:
         content: of evaluation.json.
         pictures: of each of its mistakes: description and uint8 ``[H, W, 3]`` of the image and its heat maps.
-        epochs: of the training, with ``epoch``, ``train_loss``, ``val_loss``, ``val_accuracy`` and maybe ``val_map``.
+        epochs: of the training, as its log has them.
         why_no_epochs: where there are none.
     """
     data, terms = content["data"], TERMS[content["task"]]

@@ -16,13 +16,7 @@ from sat_vg.backbone_finetuning.utils.printable import shortened
 
 
 def draw_learning_curves(epochs: Sequence[Mapping[str, float]], marked: float) -> Figure:
-    """Losses, and below them validation accuracy or mean average precision, by epoch.
-
-    Args:
-        epochs: the entries that end epochs, with ``epoch``, ``train_loss``, ``val_loss``, ``val_accuracy`` and, where
-            an image can have several classes, ``val_map``, which is then drawn.
-        marked: the epoch at which a dashed line stands.
-    """
+    """Losses, and below them validation accuracy or mean average precision, by epoch; a dashed line at ``marked``."""
     numbers = [entry["epoch"] for entry in epochs]
     figure = Figure(figsize=(5, 5.6), layout="constrained")
     losses, accuracy = figure.subplots(2, 1)

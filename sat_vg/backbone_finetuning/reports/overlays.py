@@ -18,16 +18,13 @@ _COLDEST, _HOTTEST = 0.3, 0.85  # opacity of the heat; the image is seen through
 
 
 def draw_overlays(images: np.ndarray, heats: np.ndarray, titles: Sequence[str], heading: str) -> Figure:
-    """Each image beside the same image under its heat.
+    """Each image beside the same image under its heat; the figure grows downwards, 1 to 4 images wide.
 
     Args:
         images: uint8 ``[N, H, W, 3]``.
         heats: ``[N, h, w]``, 0 to 1; of any size, stretched bilinearly over the image.
         titles: N texts of one or two lines.
         heading: over the whole figure.
-
-    Returns:
-        A figure that grows downwards with N, 1 to 4 images wide.
 
     Raises:
         ValueError: there is no image, or not as many heats or titles as images.
@@ -61,15 +58,7 @@ def draw_overlays(images: np.ndarray, heats: np.ndarray, titles: Sequence[str], 
 
 
 def lay_over(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Colour an image by heat, the more opaquely the hotter.
-
-    Args:
-        image: uint8 ``[H, W, 3]``.
-        heat: ``[h, w]``, 0 to 1.
-
-    Returns:
-        uint8 ``[H, W, 3]``.
-    """
+    """Colour an image ``[H, W, 3]`` by heat ``[h, w]``, 0 to 1, the more opaquely the hotter, in uint8."""
     size = (image.shape[1], image.shape[0])
     heat = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
     opacity = (_COLDEST + (_HOTTEST - _COLDEST) * heat)[..., None]

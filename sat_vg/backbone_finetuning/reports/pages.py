@@ -44,12 +44,9 @@ _PAGES.filters.update(percent=percent, counted=counted)
 
 
 def render_page(template: str, templates: Path = _TEMPLATES, **values: object) -> str:
-    """A page from a template that extends ``page.html``.
+    """A page from a template, in the folder ``templates``, that extends ``page.html``.
 
-    Args:
-        template: file name in the folder of templates.
-        templates: that folder.
-        values: what it shows; the page's ``title`` among them. All is escaped, but for ``Markup``.
+    ``values`` are what it shows, the page's ``title`` among them. All is escaped, but for ``Markup``.
     """
     style = (_TEMPLATES / "style.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()

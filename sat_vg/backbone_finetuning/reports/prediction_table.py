@@ -10,19 +10,12 @@ from sat_vg.backbone_finetuning.reports.tables import csv_text, spreadsheet_cell
 
 @dataclass(frozen=True)
 class Prediction:
-    """Prediction for one image.
+    """Prediction for one image."""
 
-    Attributes:
-        path: of the image, relative to the data folder.
-        label: the true class.
-        classes: the most likely ones, the likeliest first; up to five.
-        probabilities: theirs, 0 to 1.
-    """
-
-    path: str
-    label: int
-    classes: list[int]
-    probabilities: list[float]
+    path: str  # of the image, relative to the data folder
+    label: int  # the true class
+    classes: list[int]  # the most likely ones, the likeliest first; up to five
+    probabilities: list[float]  # theirs, 0 to 1
 
     def named(self, class_names: Sequence[str]) -> dict[str, Any]:
         """The prediction with names, as plain data."""
@@ -48,21 +41,13 @@ class Prediction:
 
 @dataclass(frozen=True)
 class SetPrediction:
-    """Prediction for one image that can have several classes.
+    """Prediction for one image that can have several classes."""
 
-    Attributes:
-        path: of the image, relative to the data folder.
-        has: of each class, whether the image has it.
-        given: of each class, whether the image is given it.
-        probabilities: of each class, 0 to 1.
-        loss: of the image.
-    """
-
-    path: str
-    has: Sequence[bool]
-    given: Sequence[bool]
-    probabilities: Sequence[float]
-    loss: float
+    path: str  # of the image, relative to the data folder
+    has: Sequence[bool]  # of each class, whether the image has it
+    given: Sequence[bool]  # of each class, whether the image is given it
+    probabilities: Sequence[float]  # of each class, 0 to 1
+    loss: float  # of the image
 
     def named(self, class_names: Sequence[str]) -> dict[str, Any]:
         """The prediction with names, as plain data; wrong classes with their probability, the worst first."""

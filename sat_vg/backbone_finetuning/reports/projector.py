@@ -18,27 +18,16 @@ FOLDER = "projector"
 
 @dataclass(frozen=True)
 class Embedding:
-    """Vectors of images.
+    """Vectors of images."""
 
-    Attributes:
-        name: of the embedding; plain letters.
-        vectors: ``[N, D]``.
-        columns: what is known of each image, by the column's name; N texts each.
-        thumbnails: uint8 ``[N, S, S, 3]``.
-    """
-
-    name: str
-    vectors: np.ndarray
-    columns: Mapping[str, Sequence[str]]
-    thumbnails: np.ndarray
+    name: str  # of the embedding; plain letters
+    vectors: np.ndarray  # ``[N, D]``
+    columns: Mapping[str, Sequence[str]]  # what is known of each image, by the column's name; N texts each
+    thumbnails: np.ndarray  # uint8 ``[N, S, S, 3]``
 
 
 def write_projector(log_dir: Path, embedding: Embedding) -> None:
-    """Write an embedding in place of an earlier one; each file appears whole, that which names the others at last.
-
-    Raises:
-        OSError: the folder cannot be written to or the disk is full.
-    """
+    """Write an embedding in place of an earlier one; each file appears whole, that which names the others at last."""
     folder = log_dir / FOLDER
     rows = zip(*embedding.columns.values(), strict=True)
     header = "\t".join(embedding.columns)  # of one column alone TensorBoard would take it for a value

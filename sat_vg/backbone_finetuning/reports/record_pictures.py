@@ -27,13 +27,9 @@ _FONT = "mpl-data/fonts/ttf/DejaVuSans.ttf"  # matplotlib's, which the other fig
 
 
 def draw_image_grid(images: np.ndarray, titles: Sequence[str], heading: str, columns: int = 4) -> Image.Image:
-    """A grid of images with a title over each, as wide as its images are.
+    """A grid of images, uint8 ``[N, H, W, 3]``, with a title of one or several lines over each.
 
-    Args:
-        images: uint8 ``[N, H, W, 3]``.
-        titles: N texts, of several lines if need be; what is wider than an image is cut.
-        heading: over the whole grid; broken where it is wider.
-        columns: images in a row, at most.
+    Titles that are wider than an image are cut; the heading over the whole grid is broken.
     """
     columns = max(1, min(columns, len(images)))
     heading = "\n".join(
@@ -74,12 +70,8 @@ def _broken(text: str, size: int, width: float) -> list[str]:
 def draw_confusion(confusion: np.ndarray, class_names: Sequence[str], split: str = "validation") -> Image.Image:
     """A confusion matrix, coloured by shares of the true class, with counts if there is room.
 
-    Names are large enough to be read where the picture is shown 350 pixels wide, as TensorBoard does.
-
-    Args:
-        confusion: ``[num_classes, num_classes]`` counts; rows are true classes, columns predictions.
-        class_names: in the order of rows and columns.
-        split: name of the images' split, for the heading.
+    Names are large enough to be read where the picture is shown 350 pixels wide, as TensorBoard does. ``split`` is
+    the name of the images' split, for the heading.
     """
     count, counts = len(class_names), confusion.astype(np.int64)
     is_named, has_numbers = count <= _MAX_NAMED_CLASSES, count <= _MAX_NUMBERED_CLASSES
@@ -120,12 +112,9 @@ def measure_of(epoch: Mapping[str, float]) -> tuple[str, str]:
 
 
 def draw_curves(epochs: Sequence[Mapping[str, float]], best_epoch: int) -> Image.Image:
-    """Losses and validation accuracy, or mean average precision, by epoch.
+    """Losses and validation accuracy, or mean average precision, by epoch; there must be two of them.
 
-    Args:
-        epochs: the entries that end epochs, two or more, with ``epoch``, ``train_loss``, ``val_loss``,
-            ``val_accuracy`` and, where an image can have several classes, ``val_map``, which is then drawn.
-        best_epoch: the one of best_model.pt; where it is not among them, none is called the best.
+    Where ``best_epoch``, that of best_model.pt, is not among them, none is called the best.
     """
     numbers = [int(entry["epoch"]) for entry in epochs]
     key, measure = measure_of(epochs[0])

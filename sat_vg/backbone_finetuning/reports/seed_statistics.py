@@ -13,17 +13,12 @@ _CELLS = 50_000
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference of two means with its interval.
+    """The difference of two means with its interval."""
 
-    Attributes:
-        value: first minus second.
-        low: lower end of the 95 % interval; None where a side has one seed only, so that noise is not known.
-        high: upper end.
-    """
-
-    value: float
+    value: float  # first minus second
+    # lower end of the 95 % interval; None where a side has one seed only, so that noise is not known
     low: float | None
-    high: float | None
+    high: float | None  # upper end
 
     @property
     def is_noise(self) -> bool | None:
@@ -39,11 +34,8 @@ def deviation(values: Sequence[float]) -> float | None:
 def difference(first: Sequence[float], second: Sequence[float], grain: float = 0.0) -> Difference:
     """The difference of two means with its 95 % interval (Welch, 1947), which takes no equal variances for granted.
 
-    Args:
-        first: one value for each seed.
-        second: the same; their numbers may differ.
-        grain: the values are multiples of this, so that none can spread less than rounding does: with few seeds two
-            equal values say little.
+    The values, one for each seed, are multiples of ``grain``, so that none can spread less than rounding does: with
+    few seeds two equal values say little.
     """
     value = statistics.fmean(first) - statistics.fmean(second)
     if len(first) < 2 or len(second) < 2:
@@ -62,12 +54,9 @@ def difference(first: Sequence[float], second: Sequence[float], grain: float = 0
 
 @lru_cache(maxsize=256)
 def student_quantile(freedom: float) -> float:
-    """What a Student-distributed number exceeds in size with a probability of 5 %.
+    """What a Student-distributed number of 1 degree of freedom or more exceeds in size with a probability of 5 %.
 
     With ``t = sqrt(freedom) tan(a)`` its density is proportional to ``cos(a) ** (freedom - 1)``, which is integrated.
-
-    Args:
-        freedom: degrees of freedom, 1 or more.
     """
     width = np.pi / 2 / _CELLS
     density = np.cos(width * (np.arange(_CELLS) + 0.5)) ** (freedom - 1)

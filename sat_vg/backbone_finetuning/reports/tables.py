@@ -10,13 +10,7 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[object]], left: Sequence[int] = (0,)) -> str:
-    """Columns as wide as they need be.
-
-    Args:
-        header: names of the columns.
-        rows: as many cells each.
-        left: positions of the columns that are aligned to the left; all others to the right.
-    """
+    """Columns as wide as they need be: those at the places in ``left`` begin at the left, others end at the right."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = []

@@ -20,8 +20,8 @@ from sat_vg.backbone_finetuning.utils.terminal import name_of_speaker, speaks
 EXIT_STOPPED, EXIT_BAD_INPUT = 1, 2
 
 
-def run_command(action: Callable[[], None]) -> int:
-    """Run a command's action; returns the exit code.
+def run_command(action: Callable[[], int | None]) -> int:
+    """Run a command's action; returns the exit code, which is the action's own where it gives one.
 
     0: done. 1: a run that had begun cannot go on. 2: something the user can mend. 130: stopped by Ctrl-C. 75: by
     SIGTERM or SIGUSR1, as schedulers send them. Errors of these kinds are printed without a traceback; any other
@@ -34,7 +34,7 @@ def run_command(action: Callable[[], None]) -> int:
         try:
             try:
                 _require_current_folder()
-                action()
+                return action() or 0
             finally:
                 stop.is_over = True
         except UserError as error:
@@ -47,7 +47,6 @@ def run_command(action: Callable[[], None]) -> int:
         except KeyboardInterrupt:
             print("interrupted at once; what was saved before is untouched", file=sys.stderr)
             return EXIT_INTERRUPTED
-    return 0
 
 
 def _require_current_folder() -> None:

@@ -24,6 +24,11 @@ def list_some(names: Sequence[str], limit: int = 4) -> str:
     return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
+def quote_some(names: Sequence[str], limit: int = 10) -> str:
+    """The first names in quotes, and how many more there are."""
+    return list_some(list(map(repr, names)), limit)
+
+
 def shortened(text: str, limit: int) -> str:
     """A text of ``limit`` characters at the most, the last of which tells that there were more."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from sat_vg.backbone_finetuning.commands.compare.cells import Cell, make_cells, parse_count, parse_weights
-from sat_vg.backbone_finetuning.commands.compare.options import CompareOptions
+from sat_vg.backbone_finetuning.commands.compare.cli import CompareOptions
 from sat_vg.backbone_finetuning.commands.compare.results import _notes
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits

@@ -22,7 +22,7 @@ ENTRIES = {
     "shard": "shard",
     "compare": "compare",
     "evaluate": "evaluate_checkpoint",
-    "predict": "predict_images",
+    "predict": "predict",
     "extract": "extract_features",
     "export": "export_checkpoint",
 }
@@ -103,8 +103,10 @@ def test_an_option_of_the_training_given_to_compare_gets_a_hint(capsys):
 def test_options_of_one_name_have_one_type():
     types: dict[str, dict[str, Any]] = {}
     for command in ENTRIES:
-        module = import_module(f"{NAME}.{command}.options")
-        (options,) = (kind for name, kind in vars(module).items() if name.endswith("Options"))
+        module = import_module(f"{NAME}.{command}.cli")
+        (options,) = (
+            kind for name, kind in vars(module).items() if name.endswith("Options") and isinstance(kind, type)
+        )
         for name, kind in get_type_hints(options).items():
             types.setdefault(name, {})[command] = kind
     shared = {name: kinds for name, kinds in types.items() if len(kinds) > 1}

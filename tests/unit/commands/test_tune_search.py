@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sat_vg.backbone_finetuning.commands.tune.options import TuneOptions
+from sat_vg.backbone_finetuning.commands.tune.cli import TuneOptions
 from sat_vg.backbone_finetuning.commands.tune.search import Choice, Interval, Search, parse_search
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.utils.errors import ConfigError

@@ -70,6 +70,14 @@ def test_class_names_of_tar_files_of_others(foreign, shard_command):
     assert splits_of(foreign).class_names == ("lake", "river", "pond")
 
 
+def test_an_index_that_cannot_be_used_is_not_left_behind(foreign, shard_command):
+    (foreign / "classes.txt").write_text("caf\u00e9\ncafe\u0301\n", encoding="utf-8")
+    code, _, err = shard_command("--index", foreign)
+    assert code == 2
+    assert "one of them is there twice" in err
+    assert not (foreign / "shards.json").exists()
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [

@@ -17,9 +17,8 @@ from sat_vg.backbone_finetuning.reports.comparison_report import (
     as_csv,
     as_markdown,
     as_text,
-    cells_of,
-    headings_of,
     ranked,
+    table_of,
 )
 from sat_vg.backbone_finetuning.reports.pages import figure_as_svg
 
@@ -250,10 +249,10 @@ def test_the_chart(found):
 
 def test_top_5_and_the_gpus_memory_are_shown_where_they_are_known():
     plain = comparison(*FAR)
-    assert not {"top 5, %", "GPU GiB"} & set(headings_of(plain))
+    assert not {"top 5, %", "GPU GiB"} & set(table_of(plain)[0])
     known = row("d", top_5=(0.99, 0.97), gpu_gib=(1.5, 1.75))
     found = comparison(known, *FAR[:1])
-    headings, cells = headings_of(found), cells_of(found)
+    headings, cells = table_of(found)
     shown = {line[1]: dict(zip(headings, line, strict=True)) for line in cells}
     assert (shown["d"]["top 5, %"], shown["d"]["GPU GiB"]) == ("98.00 ± 1.41", "1.75")
     assert (shown["a"]["top 5, %"], shown["a"]["GPU GiB"]) == ("–", "–")

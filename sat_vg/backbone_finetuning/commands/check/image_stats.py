@@ -110,8 +110,7 @@ class BandStats:
     def summarise(self, paths: Sequence[str], examined: Examined) -> Statistics:
         """Statistics of all values that are not missing, as in the files; cached, so that a training finds them.
 
-        Raises:
-            DataError: a training on them would be refused.
+        Raises DataError where a training on them would be refused.
         """
         found = measure_bands(paths, examined.contents, self.bands, self.decoder, self.cache)
         sizes = Counter(examined.sizes[path][::-1] for path in paths)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from sat_vg.backbone_finetuning.commands.check.cli import CheckOptions
 from sat_vg.backbone_finetuning.commands.check.image_stats import ImageStats, RgbStats, Statistics, stats_of
-from sat_vg.backbone_finetuning.commands.check.options import CheckOptions
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.checks.duplicates import (
     Copies,
@@ -27,10 +27,9 @@ from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.training.preparation import choose_bands, choose_levels, computed_cache, load_splits
 from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
-from sat_vg.backbone_finetuning.utils.printable import counted, list_lines, one_line
+from sat_vg.backbone_finetuning.utils.printable import counted, list_lines, one_line, quote_some
 from sat_vg.backbone_finetuning.utils.terminal import say
 
-_LISTED = 10
 _FLAT = 16  # thumbnails of a smaller range of greys look alike whatever they show
 _IMBALANCE = 10
 _FEW = 10
@@ -38,27 +37,16 @@ _FEW = 10
 
 @dataclass
 class Findings:
-    """What a check found.
+    """What a check found."""
 
-    Attributes:
-        splits: the images that can be read, split as a training would.
-        stats: kind of the images' statistics.
-        statistics: numbers on train's images; None if none can be read.
-        unreadable: images that cannot be decoded.
-        copies: groups of images with the same pixels.
-        near: pairs of paths whose images look alike.
-        errors: texts on what would stop or spoil a training.
-        warnings: texts on what may be wrong.
-    """
-
-    splits: Splits
-    stats: ImageStats = field(default_factory=RgbStats)
-    statistics: Statistics | None = None
-    unreadable: list[BadImage] = field(default_factory=list)
-    copies: list[Copies] = field(default_factory=list)
-    near: list[tuple[str, str]] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    splits: Splits  # the images that can be read, split as a training would
+    stats: ImageStats = field(default_factory=RgbStats)  # kind of the images' statistics
+    statistics: Statistics | None = None  # numbers on train's images; None if none can be read
+    unreadable: list[BadImage] = field(default_factory=list)  # images that cannot be decoded
+    copies: list[Copies] = field(default_factory=list)  # groups of images with the same pixels
+    near: list[tuple[str, str]] = field(default_factory=list)  # pairs of paths whose images look alike
+    errors: list[str] = field(default_factory=list)  # texts on what would stop or spoil a training
+    warnings: list[str] = field(default_factory=list)  # texts on what may be wrong
 
     def to_dict(self) -> dict[str, Any]:
         """The findings as plain data, nothing cut off."""
@@ -87,12 +75,7 @@ class Findings:
 
 
 def check(options: CheckOptions) -> None:
-    """Check a data set and print what was found.
-
-    Raises:
-        ConfigError: an option is out of range or contradicts another, or rasterio is not installed.
-        DataError: the folder, the table or the copy is no data set, or the data have errors.
-    """
+    """Check a data set and print what was found; errors in the data become a DataError."""
     # A program reads the one object on standard output; all other lines are for the person beside it.
     with redirect_stdout(sys.stderr) if options.json else nullcontext():
         findings = find_faults(options)
@@ -102,31 +85,17 @@ def check(options: CheckOptions) -> None:
 
 
 def find_faults(options: CheckOptions) -> Findings:
-    """Check a data set.
-
-    Raises:
-        ConfigError: an option is out of range or contradicts another, or rasterio is not installed.
-        DataError: the folder, the table or the copy is no data set.
-    """
-    config = training_config(options)
-    splits = load_splits(config)
-    bands, levels = choose_bands(config, splits), choose_levels(config, splits)
-    return examine(splits, stats_of(bands, levels, computed_cache(config)))
-
-
-def training_config(options: CheckOptions) -> FinetuneConfig:
-    """The configuration of a training on these images.
-
-    Raises:
-        ConfigError: nothing is named, an option is out of range, or options contradict one another.
-    """
+    """Check a data set. Raises UserError where the options or the place are wrong."""
     if options.data is None and options.dataset is None:
         raise ConfigError(
             "there is nothing to check: name a folder of images or a .csv table, or a known data set, such as "
             "--dataset eurosat"
         )
     shared = {name: value for name, value in vars(options).items() if name not in ("data", "json")}
-    return FinetuneConfig(dataset_path=options.data, **shared)
+    config = FinetuneConfig(dataset_path=options.data, **shared)
+    splits = load_splits(config)
+    bands, levels = choose_bands(config, splits), choose_levels(config, splits)
+    return examine(splits, stats_of(bands, levels, computed_cache(config)))
 
 
 def examine(splits: Splits, stats: ImageStats) -> Findings:
@@ -137,26 +106,20 @@ def examine(splits: Splits, stats: ImageStats) -> Findings:
     bad = examined.bad
     findings = Findings(splits.without({image.path for image in bad}), stats, unreadable=bad)
     if bad:
-        listed = "".join(f"\n  {image.path!r}: {image.reason}" for image in bad[:_LISTED])
-        findings.errors.append(f"{len(bad)} of {len(paths)} images cannot be read{listed}{_more(len(bad), _LISTED)}")
+        listed = list_lines([f"{image.path!r}: {image.reason}" for image in bad])
+        findings.errors.append(f"{len(bad)} of {len(paths)} images cannot be read\n{listed}")
     findings.warnings += [*splits.notes, *stats.warnings, *describe_traits(examined.traits)]
     findings.warnings += describe_neighbours(findings.splits)
     _judge_copies(findings, examined.contents)
-    _add_statistics(findings, examined)
+    if len(findings.splits.train):
+        try:
+            findings.statistics = stats.summarise(findings.splits.train.paths, examined)
+            findings.warnings.extend(findings.statistics.warnings)
+        except DataError as error:
+            findings.errors.append(str(error))
     _judge_near_copies(findings, examined)
     _judge_classes(findings)
     return findings
-
-
-def _add_statistics(findings: Findings, examined: Examined) -> None:
-    if not len(findings.splits.train):
-        return
-    try:
-        findings.statistics = findings.stats.summarise(findings.splits.train.paths, examined)
-    except DataError as error:
-        findings.errors.append(str(error))
-    else:
-        findings.warnings.extend(findings.statistics.warnings)
 
 
 def _judge_copies(findings: Findings, contents: dict[str, int]) -> None:
@@ -197,10 +160,10 @@ def _judge_near_copies(findings: Findings, examined: Examined) -> None:
     findings.near = [(paths[i], paths[j]) for i, j in pairs]
     if findings.near:
         across = sum(split_of[one] != split_of[other] for one, other in findings.near)
-        listed = "".join(f"\n  {one!r} ~ {other!r}" for one, other in findings.near[:_LISTED])
+        listed = list_lines([f"{one!r} ~ {other!r}" for one, other in findings.near])
         findings.warnings.append(
             f"{counted(len(findings.near), 'pair')} of images look alike, {across} of them across splits; they "
-            f"may be copies that were compressed or resized{listed}{_more(len(findings.near), _LISTED)}"
+            f"may be copies that were compressed or resized\n{listed}"
         )
 
 
@@ -211,7 +174,7 @@ def _judge_classes(findings: Findings) -> None:
         empty = [name for name, count in zip(splits.class_names, split.class_counts(), strict=True) if not count]
         if empty:
             (findings.errors if what == "train" or not len(split) else findings.warnings).append(
-                f"{what} has no readable image of {', '.join(map(repr, empty[:_LISTED]))}{_more(len(empty), _LISTED)}"
+                f"{what} has no readable image of {quote_some(empty)}"
             )
     most, fewest = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
     if counts[most] > _IMBALANCE * counts[fewest] > 0:
@@ -222,9 +185,7 @@ def _judge_classes(findings: Findings) -> None:
         )
     few = [name for name, count in counts.items() if 0 < count < _FEW]
     if few:
-        findings.warnings.append(
-            f"train has fewer than {_FEW} images of {', '.join(map(repr, few[:_LISTED]))}{_more(len(few), _LISTED)}"
-        )
+        findings.warnings.append(f"train has fewer than {_FEW} images of {quote_some(few)}")
     if numbers is not None and 0 < numbers.grey < len(splits.train):
         findings.warnings.append(f"{numbers.grey} of {len(splits.train)} train images are grey, the others in colour")
 
@@ -255,7 +216,3 @@ def _class_table(splits: Splits) -> list[tuple[str | int, ...]]:
     """Name of every class and its images in train, val and, where there is one, test."""
     counts = zip(*(split.class_counts() for split in splits.parts), strict=True)
     return [(name, *row) for name, row in zip(splits.class_names, counts, strict=True)]
-
-
-def _more(number: int, listed: int) -> str:
-    return f" and {number - listed} more" if number > listed else ""

@@ -8,17 +8,21 @@ import json
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
+from sat_vg.backbone_finetuning.configs.ranges import rules_of
+from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL
 from sat_vg.backbone_finetuning.training.epoch_curves import GPU_PEAK
 from sat_vg.backbone_finetuning.training.event_files import EVENT_FILES
 from sat_vg.backbone_finetuning.training.metric_lines import METRICS, read_metric_lines
+from sat_vg.backbone_finetuning.training.preparation import check_images, decoder_of_config, find_images
+from sat_vg.backbone_finetuning.training.run_identity import contents_of, fingerprint_of
 from sat_vg.backbone_finetuning.utils import json_reading
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.file_locks import is_alive
@@ -36,40 +40,28 @@ _CAME_LATER = ("map", "train_loss", "val_loss", "top_5", "gpu_gib")
 
 @dataclass(frozen=True)
 class CellResult:
-    """Results of a finished cell.
+    """Results of a finished cell."""
 
-    Attributes:
-        accuracy: of best_model.pt on the validation images, a share of 1.
-        macro_f1: mean of the classes' F1 there, a share of 1.
-        epoch: of the weights in best_model.pt.
-        epochs: number of epochs trained.
-        training_seconds: of all epochs, without validation, start and end.
-        seconds: total run time of the processes.
-        peak_gib: peak memory of a training process, in GiB; None where it is unknown.
-        val_images: number of validation images.
-        data: hash of all images' names, labels and splits.
-        map: mean average precision there, a share of 1, where an image can have several classes; else None.
-        train_loss: mean loss over the training images in the epoch of best_model.pt; None: nothing was trained by
-            then, or the record is of an earlier version.
-        val_loss: loss of best_model.pt on the validation images; None in records of earlier versions.
-        top_5: share of the images whose class is among the five most likely ones; None where that says nothing, with
-            5 classes or fewer, or is not known.
-        gpu_gib: peak memory of the tensors on the GPU, in GiB; None where none was used, or it is not known.
-    """
-
-    accuracy: float
-    macro_f1: float
-    epoch: int
-    epochs: int
-    training_seconds: float
-    seconds: float
-    peak_gib: float | None
-    val_images: int
-    data: str
+    accuracy: float  # of best_model.pt on the validation images, a share of 1
+    macro_f1: float  # mean of the classes' F1 there, a share of 1
+    epoch: int  # of the weights in best_model.pt
+    epochs: int  # number of epochs trained
+    training_seconds: float  # of all epochs, without validation, start and end
+    seconds: float  # total run time of the processes
+    peak_gib: float | None  # peak memory of a training process, in GiB; None where it is unknown
+    val_images: int  # number of validation images
+    data: str  # hash of all images' names, labels and splits
+    # mean average precision there, a share of 1, where an image can have several classes; else None
     map: float | None = None
+    # mean loss over the training images in the epoch of best_model.pt; None: nothing was trained by then, or the
+    # record is of an earlier version
     train_loss: float | None = None
+    # loss of best_model.pt on the validation images; None in records of earlier versions
     val_loss: float | None = None
+    # share of the images whose class is among the five most likely ones; None where that says nothing, with 5 classes
+    # or fewer, or is not known
     top_5: float | None = None
+    # peak memory of the tensors on the GPU, in GiB; None where none was used, or it is not known
     gpu_gib: float | None = None
 
     @property
@@ -84,19 +76,12 @@ class CellResult:
 
 @dataclass
 class Usage:
-    """Time and memory of a cell's processes, over all calls of the command.
+    """Time and memory of a cell's processes, over all calls of the command."""
 
-    Attributes:
-        peak_bytes: the largest peak of all processes.
-        seconds: their total run time.
-        is_whole: whether the end of each was observed; otherwise the peak is unknown.
-        is_running: whether a process was started whose end was not observed yet.
-    """
-
-    peak_bytes: int | None = None
-    seconds: float = 0.0
-    is_whole: bool = True
-    is_running: bool = False
+    peak_bytes: int | None = None  # the largest peak of all processes
+    seconds: float = 0.0  # their total run time
+    is_whole: bool = True  # whether the end of each was observed; otherwise the peak is unknown
+    is_running: bool = False  # whether a process was started whose end was not observed yet
 
     def begin(self) -> None:
         """Record the start of a process."""
@@ -116,12 +101,19 @@ class Usage:
         return self.peak_bytes / 2**30 if self.is_whole and self.peak_bytes else None
 
 
+def checked_images(config: FinetuneConfig) -> tuple[Splits, str]:
+    """The images as a training splits them, and a hash of names, labels, splits, and of what each split shows."""
+    found = find_images(config)
+    checked = check_images(config, found, decoder_of_config(config, found))
+    return checked.splits, ":".join((fingerprint_of(checked.splits), *contents_of(checked).values()))
+
+
 def read_usage(folder: Path) -> Usage:
     """The stored usage; zero where there is no valid file."""
-    content = read_json(folder / USAGE)
-    known = {field.name: content[field.name] for field in fields(Usage) if field.name in content}
-    numbers = [known.get("peak_bytes") or 0, known.get("seconds", 0.0)]
-    return Usage(**known) if all(isinstance(value, (int, float)) for value in numbers) else Usage(is_whole=False)
+    rules = rules_of(Usage)
+    known = {name: value for name, value in read_json(folder / USAGE).items() if name in rules}
+    is_sound = all(rules[name].holds(value) for name, value in known.items())
+    return Usage(**known) if is_sound else Usage(is_whole=False)
 
 
 def write_usage(folder: Path, usage: Usage) -> None:
@@ -146,24 +138,16 @@ def read_result(folder: Path) -> CellResult | None:
         return None
     if not (folder / "checkpoints" / BEST_MODEL).is_file():
         return None
-    numbers = {name: value for name, value in result.items() if name not in ("data", "peak_gib")}
-    sound = (
-        {*result, *_CAME_LATER} == {field.name for field in fields(CellResult)}
-        and all(type(value) in (int, float) for value in numbers.values())
-        and isinstance(result["peak_gib"], (int, float, type(None)))
-        and isinstance(result["data"], str)
-    )
-    return CellResult(**result) if sound else None
+    rules = rules_of(CellResult)
+    if {*result, *_CAME_LATER} != {*rules} or not all(rules[name].holds(value) for name, value in result.items()):
+        return None
+    found = CellResult(**result)
+    return found if found.to_dict() == result else None  # where it says None of what would be left out
 
 
 def write_result(folder: Path, config: FinetuneConfig, result: CellResult, versions: Mapping[str, str]) -> None:
     """Write cell.json, which marks the cell as finished, atomically."""
-    content = {
-        "schema": SCHEMA,
-        "settings": config.to_dict(),
-        "result": result.to_dict(),
-        "versions": dict(versions),
-    }
+    content = {"schema": SCHEMA, "settings": config.to_dict(), "result": result.to_dict(), "versions": dict(versions)}
     write_text(folder / CELL, json.dumps(content, indent=1) + "\n")
 
 
@@ -193,11 +177,7 @@ def put_aside(folder: Path, earlier: Path) -> None:
 
 
 def ended_epochs(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that end epochs.
-
-    Raises:
-        DataError: the file is gone or damaged.
-    """
+    """The lines of metrics.jsonl that end epochs. Raises DataError where the file is gone or damaged."""
     path = folder / "logs" / METRICS
     try:
         found = read_metric_lines(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 from urllib.parse import quote
 
-from sat_vg.backbone_finetuning.commands.compare.options import CompareOptions
+from sat_vg.backbone_finetuning.commands.compare.cli import CompareOptions
 from sat_vg.backbone_finetuning.configs.choices import Strategy
 from sat_vg.backbone_finetuning.configs.command_line import parse_command_line
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
@@ -35,15 +35,10 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 
 @dataclass(frozen=True)
 class Cell:
-    """One training of the comparison.
+    """One training of the comparison."""
 
-    Attributes:
-        config: complete, with its own folders.
-        folder: of all its files.
-    """
-
-    config: FinetuneConfig
-    folder: Path
+    config: FinetuneConfig  # complete, with its own folders
+    folder: Path  # of all its files
 
     @property
     def name(self) -> str:
@@ -60,12 +55,8 @@ class Cell:
 def make_cells(options: CompareOptions, flags: Sequence[str] = ()) -> list[Cell]:
     """All cells, seed by seed, so that a comparison that is stopped early has compared all with the first seed.
 
-    Args:
-        options: of the command.
-        flags: of the training command, for all cells; they outrank the recipe.
-
-    Raises:
-        ConfigError: a name is unknown, a list is empty or holds something twice, or settings do not fit together.
+    ``flags`` are those of the training command, for all cells; they outrank the recipe. Raises ConfigError where a
+    name is unknown, a list is empty or holds something twice, or settings do not fit together.
     """
     recipe = _read_recipe(options.recipe)
     backbones = _names("backbones", options.backbones, recipe)
@@ -210,11 +201,7 @@ def _cell(config: FinetuneConfig, seed: int, cells: Path) -> Cell:
 
 
 def parse_weights(pairs: Sequence[str]) -> dict[str, str]:
-    """``resnet18=PATH`` and the like, by backbone.
-
-    Raises:
-        ConfigError: one of them has no equals sign, or a backbone has two.
-    """
+    """``resnet18=PATH`` and the like, by backbone. Raises ConfigError where that is not their form."""
     parts = [pair.partition("=") for pair in pairs]
     if not all(name and path for name, _, path in parts):
         raise ConfigError(
@@ -227,11 +214,7 @@ def parse_weights(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def parse_count(text: str | None) -> int | None:
-    """``5M``, ``500k``, ``2.5e6`` as a number of parameters; None of None.
-
-    Raises:
-        ConfigError: it is none.
-    """
+    """``5M``, ``500k``, ``2.5e6`` as a number of parameters; None of None. Raises ConfigError for another text."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\d{1,2})?)\s*([kmgb]?)", text.strip(), re.IGNORECASE)

@@ -1,8 +1,12 @@
 """``sat-vg compare DATA``: train and rank backbones x strategies x seeds."""
 
 import sys
+from dataclasses import dataclass
 
+from sat_vg.backbone_finetuning.commands.command_line import function_of
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.configs.option_parser import parse_options
+from sat_vg.backbone_finetuning.configs.ranges import PositiveFloat
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.exit_codes import run_command
 
@@ -22,6 +26,36 @@ Exit codes: 0 done, 1 a training failed (the others are compared), 2 a setting o
 Ctrl-C, 75 by SIGTERM or SIGUSR1."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Options of ``sat-vg compare``; lists that are unset are taken from the recipe."""
+
+    data: str | None = None
+    """Images, as for the training: class folders, or a .csv table. Unset: those of the recipe or of the options
+    behind --."""
+    recipe: str | None = None
+    """YAML file with backbones, strategies, seeds, dataset_path, settings, weights; options outrank it."""
+    backbones: tuple[str, ...] | None = None
+    """Names, such as resnet18,vit_b_16."""
+    strategies: tuple[str, ...] | None = None
+    """Names, such as linear_probe,full."""
+    seeds: tuple[int, ...] | None = None
+    """Whole numbers, such as 0,1."""
+    weights: tuple[str, ...] | None = None
+    """Files to start from, such as resnet18=resnet18.pth,resnet50=resnet50.pth. A backbone without one starts from
+    torchvision's best weights."""
+    out: str = "comparison"
+    """Folder of the cells and of the results."""
+    max_params: str | None = None
+    """Maximum number of parameters of the recommended backbone, such as 5M, 500k or 2.5e6."""
+    min_images_per_second: PositiveFloat | None = None
+    """Minimum speed of the recommended backbone, as measured here."""
+    anew: bool = False
+    """Move cells that had other settings aside and train them again."""
+    dry_run: bool = False
+    """List the cells and which are done; train nothing."""
+
+
 def main(arguments: list[str] | None = None, prog: str = "sat-vg compare") -> int:
     """Run the command; returns its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -29,10 +63,6 @@ def main(arguments: list[str] | None = None, prog: str = "sat-vg compare") -> in
     own, flags = given[:dashes], given[dashes + 1 :]
 
     def action() -> None:
-        # Imported only now: an error in the settings file, which users edit, becomes a message.
-        from sat_vg.backbone_finetuning.commands.compare.options import CompareOptions
-        from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-
         names = [word[2:].partition("=")[0] for word in own if word.startswith("--")]
         behind = [name for name in names if name in {*FinetuneConfig.field_names()} - {"dataset_path", "weights"}]
         if behind:
@@ -42,9 +72,6 @@ def main(arguments: list[str] | None = None, prog: str = "sat-vg compare") -> in
         options = parse_options(
             CompareOptions, own, prog, _DESCRIPTION, {"data": "DATA"}, {"dataset_path": "data"}, usage
         )
-        # Imported only now: torch takes seconds, and --help or a mistyped flag should be answered at once.
-        from sat_vg.backbone_finetuning.commands.compare.run import compare
-
-        compare(options, flags)
+        function_of(CompareOptions, "compare")(options, flags)
 
     return run_command(action)

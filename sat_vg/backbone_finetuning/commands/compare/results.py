@@ -5,7 +5,7 @@ import json
 import platform
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from sat_vg.backbone_finetuning.commands.compare.cell_files import CellResult, read_json
 from sat_vg.backbone_finetuning.commands.compare.cells import OWN_FIELDS, Cell, parse_weights
-from sat_vg.backbone_finetuning.commands.compare.options import CompareOptions
+from sat_vg.backbone_finetuning.commands.compare.cli import CompareOptions
 from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
@@ -72,27 +72,14 @@ class NetworkCosts:
 
 
 def write_results(
-    out: Path,
-    finished: Sequence[Finished],
-    failures: Sequence[Failure],
-    splits: Splits,
-    limits: Limits,
-    command: str,
+    out: Path, finished: Sequence[Finished], failures: Sequence[Failure], splits: Splits, limits: Limits, command: str
 ) -> Comparison:
     """Measure the costs of the networks, rank, print the table, and write all files.
 
-    Args:
-        out: folder of the files.
-        finished: the cells, at least one.
-        failures: trainings that failed.
-        splits: the images of the first cell's seed.
-        limits: of the recommended backbone.
-        command: that gives these results.
-
-    Raises:
-        WriteError: a file cannot be written.
+    ``splits`` are the images of the first cell's seed. Raises WriteError where a file cannot be written.
     """
     timing = Timing()
+    pages = [(one, one.cell.folder / "evaluation" / "report.html") for one in finished]
     remedy = ": make room and run the same command again; what is trained stays trained"
     with explaining_writing(f"the results cannot be written to {str(out)!r}", remedy):
         costs = measure_costs(out / _COSTS, finished, timing)
@@ -105,14 +92,19 @@ def write_results(
             command=command,
             settings=tuple(_settings([one.cell.config for one in finished])),
             subtitle=_subtitle(finished, splits),
-            reports=tuple(_reports(out, finished)),
+            reports=tuple((one.cell.name, path.relative_to(out).as_posix()) for one, path in pages if path.is_file()),
         )
-        _write_files(out, comparison)
+        chart, figure = comparison.measure.lower(), draw_comparison(comparison)
+        write_text(out / f"{chart}.svg", figure_as_svg(figure).decode())
+        with atomic_write(out / f"{chart}.png") as file:
+            figure.savefig(file, dpi=200)
+        write_text(out / f"{NAME}.md", as_markdown(comparison, f"{chart}.png"))
+        write_text(out / f"{NAME}.csv", as_csv(comparison))
+        write_text(out / f"{NAME}.html", as_html(comparison))
         write_text(out / f"{NAME}.json", json.dumps(_as_data(comparison, finished), indent=1) + "\n")
         _write_hyperparameters(out / "tensorboard", finished, costs)
     say(f"\n{as_text(comparison)}\n\n{comparison.recommendation}")
-    chart = f"{comparison.measure.lower()}.png, .svg"
-    say(f"\nwritten to {out}: {NAME}.html, .md, .csv, .json and the chart {chart}")
+    say(f"\nwritten to {out}: {NAME}.html, .md, .csv, .json and the chart {chart}.png, .svg")
     say(f"  TensorBoard  tensorboard --logdir {out / 'tensorboard'}  (tab HParams)")
     return comparison
 
@@ -242,14 +234,6 @@ def _subtitle(finished: Sequence[Finished], splits: Splits) -> str:
     )
 
 
-def _reports(out: Path, finished: Sequence[Finished]) -> Iterator[tuple[str, str]]:
-    """The pages of the cells' evaluations, relative to the results."""
-    for one in finished:
-        path = one.cell.folder / "evaluation" / "report.html"
-        if path.is_file():
-            yield one.cell.name, path.relative_to(out).as_posix()
-
-
 def _settings(configs: Sequence[FinetuneConfig]) -> list[tuple[str, str]]:
     """The settings that are no defaults, and those that differ between cells with where."""
     defaults, pairs = FinetuneConfig().to_dict(), []
@@ -284,17 +268,6 @@ def command_of(options: CompareOptions, flags: Sequence[str]) -> str:
             value = ",".join(map(str, value))
         words += [f"--{name}", f"{value:g}" if isinstance(value, float) else _shown(value)]
     return shlex.join([*words, *(["--", *map(_shown, flags)] if flags else [])])
-
-
-def _write_files(out: Path, comparison: Comparison) -> None:
-    chart = comparison.measure.lower()
-    figure = draw_comparison(comparison)
-    write_text(out / f"{chart}.svg", figure_as_svg(figure).decode())
-    with atomic_write(out / f"{chart}.png") as file:
-        figure.savefig(file, dpi=200)
-    write_text(out / f"{NAME}.md", as_markdown(comparison, f"{chart}.png"))
-    write_text(out / f"{NAME}.csv", as_csv(comparison))
-    write_text(out / f"{NAME}.html", as_html(comparison))
 
 
 def _as_data(comparison: Comparison, finished: Sequence[Finished]) -> dict[str, Any]:

@@ -3,72 +3,66 @@
 import io
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from sat_vg.backbone_finetuning.commands.compare import cell_files
 from sat_vg.backbone_finetuning.commands.compare.cells import Cell, make_cells, parse_count
-from sat_vg.backbone_finetuning.commands.compare.options import CompareOptions
+from sat_vg.backbone_finetuning.commands.compare.cli import CompareOptions
 from sat_vg.backbone_finetuning.commands.compare.results import Finished, command_of, write_results
 from sat_vg.backbone_finetuning.commands.compare.training_process import TrainingProcess, why_it_failed
-from sat_vg.backbone_finetuning.commands.evaluate.options import EvaluateOptions
+from sat_vg.backbone_finetuning.commands.evaluate.cli import EvaluateOptions
 from sat_vg.backbone_finetuning.commands.evaluate.run import evaluate_checkpoint
 from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing, lock_output
-from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL, current_versions, read_artifact
 from sat_vg.backbone_finetuning.models.networks.table import find_backbone
 from sat_vg.backbone_finetuning.reports.comparison_report import Failure, Limits
 from sat_vg.backbone_finetuning.reports.tables import text_table
-from sat_vg.backbone_finetuning.training.preparation import (
-    check_images,
-    choose_hardware,
-    decoder_of_config,
-    find_images,
-)
-from sat_vg.backbone_finetuning.training.run_identity import contents_of, fingerprint_of
+from sat_vg.backbone_finetuning.training.preparation import choose_hardware
 from sat_vg.backbone_finetuning.training.unset_fields import choose_image_size
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, InterruptedRun, StoppedError, UserError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.backbone_finetuning.utils.terminal import say
 
-_BETWEEN = ":"  # the hashes of what a cell was trained on
 _SHOWN_LINES = ("warning: the starting weights", "epoch ", "exact linear probe", "stopped early", "going on with")
 
 
 def compare(options: CompareOptions, flags: Sequence[str] = ()) -> None:
     """Train what has not been trained yet, and write the results to ``options.out``.
 
-    Args:
-        options: of the command.
-        flags: of the training command, for all cells.
+    ``flags`` are those of the training command, for all cells.
 
     Raises:
         UserError: a setting or the data cannot be used, or cells have other settings than an earlier call's.
         StoppedError: a training failed; the others are compared all the same.
-        InterruptedRun: Ctrl-C, SIGTERM or SIGUSR1; the running cell has saved its state, the same call goes on.
+        InterruptedRun: a signal came; the running cell has saved its state, the same call goes on.
     """
     limits = Limits(parse_count(options.max_params), options.min_images_per_second)
     cells = make_cells(options, flags)
     _require_backbones(cells)
-    cells = [replace(cell, config=_with_image_size(cell.config)) for cell in cells]
+    for place, cell in enumerate(cells):
+        if (size := choose_image_size(cell.config)) is not None:
+            cells[place] = replace(cell, config=cell.config.replace(image_size=size.pixels))
     out = expand_home(options.out)
     if options.dry_run:
         _show_cells(cells, options)
         return
     with lock_output(out):
-        data = _read_data(cells)
-        _refuse_changes(cells, {seed: one.fingerprint for seed, one in data.items()}, options)
+        seeds = {cell.config.seed: cell.config for cell in cells}
+        # Listed and checked before anything is trained on them.
+        data = {seed: cell_files.checked_images(config) for seed, config in seeds.items()}
+        _refuse_changes(cells, {seed: fingerprint for seed, (_, fingerprint) in data.items()}, options)
         finished, failures = [], []
         for number, cell in enumerate(cells, start=1):
             heading = f"[{number}/{len(cells)}] {cell.name}"
-            outcome = _run_cell(cell, data[cell.config.seed], heading)
+            outcome = _run_cell(cell, *data[cell.config.seed], heading)
             if isinstance(outcome, Failure):
                 failures.append(outcome)
             else:
                 finished.append(Finished(cell, outcome))
         if finished:
-            splits = data[finished[0].cell.config.seed].splits
+            splits, _ = data[finished[0].cell.config.seed]
             write_results(out, finished, failures, splits, limits, command_of(options, flags))
     if failures:
         listed = "".join(f"\n  {one.cell}: {one.reason}\n    its output: {one.folder}" for one in failures)
@@ -77,19 +71,6 @@ def compare(options: CompareOptions, flags: Sequence[str] = ()) -> None:
             f"{len(failures)} of {counted(len(cells), 'training')} failed:{listed}\n{compared}fix the cause and run "
             "the same command again: it trains only the missing cells"
         )
-
-
-@dataclass(frozen=True)
-class SeedData:
-    """The images of one seed.
-
-    Attributes:
-        splits: as the training splits them.
-        fingerprint: hash of names, labels and splits, and of what the images of each split show.
-    """
-
-    splits: Splits
-    fingerprint: str
 
 
 def _require_backbones(cells: Sequence[Cell]) -> None:
@@ -104,22 +85,6 @@ def _require_backbones(cells: Sequence[Cell]) -> None:
         choose_hardware(config)
 
 
-def _with_image_size(config: FinetuneConfig) -> FinetuneConfig:
-    size = choose_image_size(config)
-    return config if size is None else config.replace(image_size=size.pixels)
-
-
-def _read_data(cells: Sequence[Cell]) -> dict[int, SeedData]:
-    """List and check the images of each seed, before anything is trained on them."""
-    found = {}
-    for config in {cell.config.seed: cell.config for cell in cells}.values():
-        images = find_images(config)
-        checked = check_images(config, images, decoder_of_config(config, images))
-        told = (fingerprint_of(checked.splits), *contents_of(checked).values())
-        found[config.seed] = SeedData(checked.splits, _BETWEEN.join(told))
-    return found
-
-
 def _refuse_changes(cells: Sequence[Cell], fingerprints: Mapping[int, str], options: CompareOptions) -> None:
     """Refuse cells that were trained with other settings or on other images; with ``--anew``, move them aside."""
     changed = {}
@@ -128,7 +93,7 @@ def _refuse_changes(cells: Sequence[Cell], fingerprints: Mapping[int, str], opti
         result = cell_files.read_result(cell.folder)
         now = fingerprints[cell.config.seed]
         # Results of earlier versions know nothing of what the images show.
-        if result is not None and result.data not in (now, now.partition(_BETWEEN)[0]):
+        if result is not None and result.data not in (now, now.partition(":")[0]):
             lines.append("the images have changed")
         if lines:
             changed[cell] = lines
@@ -143,9 +108,9 @@ def _refuse_changes(cells: Sequence[Cell], fingerprints: Mapping[int, str], opti
         cell_files.put_aside(cell.folder, cell.folder.parent.parent / "earlier_cells")
 
 
-def _run_cell(cell: Cell, data: SeedData, heading: str) -> cell_files.CellResult | Failure:
+def _run_cell(cell: Cell, splits: Splits, fingerprint: str, heading: str) -> cell_files.CellResult | Failure:
     """The results of a cell: stored ones, or those of a training that is started or resumed now."""
-    result = _result_of(cell, data.splits)
+    result = _result_of(cell, splits)
     if result is not None:
         say(f"{heading}: {_describe(result)}, trained before")
         return result
@@ -160,7 +125,7 @@ def _run_cell(cell: Cell, data: SeedData, heading: str) -> cell_files.CellResult
         say(f"  failed: {failure.reason}")
         return failure
     try:
-        result = _evaluate(cell, data, usage)
+        result = _evaluate(cell, fingerprint, usage)
     except UserError as error:
         return Failure(cell.name, str(error), str(cell.folder / cell_files.OUTPUT))
     cell_files.write_result(cell.folder, cell.config, result, current_versions())
@@ -199,7 +164,7 @@ def _train(cell: Cell) -> tuple[int, cell_files.Usage]:
     return ended.code, usage
 
 
-def _evaluate(cell: Cell, data: SeedData, usage: cell_files.Usage) -> cell_files.CellResult:
+def _evaluate(cell: Cell, fingerprint: str, usage: cell_files.Usage) -> cell_files.CellResult:
     """Evaluate best_model.pt on the validation images, as ``sat-vg evaluate`` does, and add up time and memory."""
     best = cell.folder / "checkpoints" / BEST_MODEL
     options = EvaluateOptions(checkpoint=str(best), out=str(cell.folder / "evaluation"), device=cell.config.device)
@@ -217,7 +182,7 @@ def _evaluate(cell: Cell, data: SeedData, usage: cell_files.Usage) -> cell_files
         seconds=usage.seconds,
         peak_gib=usage.peak_gib,
         val_images=content["images"],
-        data=data.fingerprint,
+        data=fingerprint,
         map=content.get("map"),
         train_loss=losses[-1] if losses else None,
         val_loss=content["loss"],

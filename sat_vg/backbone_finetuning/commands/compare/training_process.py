@@ -19,33 +19,22 @@ _MAX_REASON = 300  # characters
 
 @dataclass(frozen=True)
 class EndedTraining:
-    """How a training process ended.
+    """How a training process ended."""
 
-    Attributes:
-        code: its exit code; negative: the signal that killed it.
-        peak_bytes: the most memory that it, or one of its workers, held; None where the system does not tell.
-        seconds: from start to end.
-        stopped_by: the signal that asked us to stop meanwhile; it was passed on.
-    """
-
-    code: int
+    code: int  # its exit code; negative: the signal that killed it
+    # the most memory that it, or one of its workers, held; None where the system does not tell
     peak_bytes: int | None
-    seconds: float
-    stopped_by: int | None
+    seconds: float  # from start to end
+    stopped_by: int | None  # the signal that asked us to stop meanwhile; it was passed on
 
 
 class TrainingProcess:
     """The training command in a process of its own, which begins with the first of its ``lines``.
 
-    Args:
-        arguments: of the training command.
-        output: file that gets all that the training prints.
-
-    Attributes:
-        ended: how it ended; there once ``lines`` has come to its end.
+    All that it prints goes into the file ``output``; ``ended`` is there once ``lines`` has come to its end.
     """
 
-    ended: EndedTraining
+    ended: EndedTraining  # how it ended; there once ``lines`` has come to its end
 
     def __init__(self, arguments: Sequence[str], output: Path) -> None:
         self._command = [sys.executable, "-m", "sat_vg.backbone_finetuning.train", *arguments]

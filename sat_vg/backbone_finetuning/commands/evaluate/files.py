@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing
-from sat_vg.backbone_finetuning.evaluation.mistakes import Views
 from sat_vg.backbone_finetuning.reports.evaluation_figures import TERMS, draw_class_scores, draw_reliability
 from sat_vg.backbone_finetuning.reports.evaluation_page import render_report
 from sat_vg.backbone_finetuning.reports.record_pictures import draw_confusion
@@ -34,23 +33,20 @@ def write_results(
     folder: Path,
     content: dict[str, Any],
     predictions: str,
-    views: Sequence[Views],
+    views: Sequence[Mapping[str, np.ndarray]],
     curves: tuple[list[dict[str, Any]], str],
 ) -> None:
-    """Write all files of an evaluation, each whole or not at all.
+    """Write all files of an evaluation, each whole or not at all. Raises WriteError where that fails.
 
     Args:
         folder: made if need be.
         content: of evaluation.json.
         predictions: the text of predictions.csv.
-        views: of the mistakes that ``content`` lists.
+        views: of the mistakes that ``content`` lists, see ``look_at``.
         curves: epochs of the training, or the reason why there are none.
-
-    Raises:
-        WriteError: the folder cannot be written to or the disk is full.
     """
     figures = _draw(content)
-    page = render_report(content, [_pictures_of(view) for view in views], *curves)
+    page = render_report(content, views, *curves)
     with explaining_writing(f"the results cannot be written to {str(folder)!r}", "; choose another --out"):
         for name, figure in figures.items():
             _save_figure(folder / name, figure)
@@ -70,11 +66,6 @@ def _draw(content: Mapping[str, Any]) -> dict[str, Figure | Image.Image]:
     return {**figures, "reliability.png": draw_reliability(bins, content["ece"], terms)}
 
 
-def _pictures_of(views: Views) -> dict[str, np.ndarray]:
-    pictures = {"image": views.image, "Grad-CAM": views.grad_cam}
-    return pictures if views.attention is None else {**pictures, "attention": views.attention}
-
-
 def _save_figure(path: Path, figure: Figure | Image.Image) -> None:
     with atomic_write(path) as file:
         if isinstance(figure, Figure):
@@ -86,9 +77,7 @@ def _save_figure(path: Path, figure: Figure | Image.Image) -> None:
 def epochs_of_run(training: Mapping[str, Any]) -> tuple[list[dict[str, Any]], str]:
     """Epochs of the training that a checkpoint comes from, or the reason why there are none.
 
-    Args:
-        training: ``config`` and ``metrics`` in the checkpoint; the config names the folder of the log, which may lie
-            elsewhere by now.
+    ``config`` in ``training`` names the folder of the log, which may lie elsewhere by now.
     """
     log_dir, best = training["config"].get("log_dir"), training["metrics"]
     if not isinstance(log_dir, str) or "epoch" not in best:

@@ -1,13 +1,13 @@
 """Evaluate a best_model.pt on images: from checkpoint to report.html."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sat_vg.backbone_finetuning.commands.evaluate.cli import EvaluateOptions
 from sat_vg.backbone_finetuning.commands.evaluate.files import epochs_of_run, summary_of, write_results
-from sat_vg.backbone_finetuning.commands.evaluate.options import EvaluateOptions
 from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_ensemble, model_file
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.loading.loaders import ImageDataset, validation_loader
@@ -37,6 +37,7 @@ from sat_vg.backbone_finetuning.utils.cores import usable_cores
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, DataError, UserError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_num_workers
+from sat_vg.backbone_finetuning.utils.printable import quote_some
 from sat_vg.backbone_finetuning.utils.terminal import say
 
 _BATCH_SIZE = 64  # where the training chose its own
@@ -47,44 +48,38 @@ def evaluate_checkpoint(options: EvaluateOptions) -> dict[str, Any]:
     """Evaluate, print a table, and write the report; with ``calibrate``, also a copy of the checkpoint.
 
     Images, split, batches and number formats are those of the training unless the options say otherwise, so on its
-    own data the numbers are the ones that it logged for these weights.
-
-    Returns:
-        What evaluation.json holds.
-
-    Raises:
-        UserError: the checkpoint, the data or a setting cannot be used.
+    own data the numbers are the ones that it logged for these weights. Returns what evaluation.json holds. Raises
+    UserError where the checkpoint, the data or a setting cannot be used.
     """
     source = model_file(options.checkpoint)
     ensemble = load_ensemble(options.checkpoint, options.ensemble, options.views, say)
     model = ensemble.models[0]
-    target = None if options.calibrate is None else calibrated_path(options, source)
-    config = config_of(options, model)
+    target = None if options.calibrate is None else _calibrated_path(options, source)
+    config = _config_of(options, model)
     precision = choose_hardware(config)
-    config, found = images_of(config, options, model.provenance["config"].get("dataset_path"))
+    config, found = _images_of(config, options, model.provenance["config"].get("dataset_path"))
     splits, _ = require_images(config, found, decoder_of(model.preprocessing, marks_missing=True))
     split = {"val": splits.val, "train": splits.train, "test": splits.test}[options.split]
     if split is None:
         data = config.dataset or config.dataset_path
         raise ConfigError(f"--split test: {data!r} has no folder test, and names no such images; use val or train")
-    split = with_labels_of(model, split)
+    split = _with_labels_of(model, split)
     tell_of_seen_images(options, ensemble, splits.val_is_drawn)
-    dataset = dataset_for(model, split, config)
-    predictions, averaged = predict_all(ensemble, split, config, precision, options)
+    predictions, averaged = _predict_all(ensemble, split, config, precision, options)
     temperature = model.temperature if averaged is None else 1.0  # the averaged probabilities have theirs in them
     task = TASKS[model.task]
     if target is not None:
         temperature = model.temperature = fit_temperature(predictions.logits, predictions.labels)
-    lines = task.per_image(predictions, relative_paths(config, split), temperature)
+    lines = task.per_image(predictions, _relative_paths(config, split), temperature)
     mistakes = task.mistakes(predictions, lines, model.class_names, temperature)
     content = {
-        **summary(options, config, model, split),
+        **_summary(options, config, model, split),
         **({} if averaged is None else {"averaged": averaged}),
         **task.assess(predictions, model.class_names, temperature),
         "mistakes": [one.entry for one in mistakes],
     }
     say(summary_of(content))
-    views = [look_at(model, dataset, one.place, one.explained, precision) for one in mistakes]
+    views = [look_at(model, _images(model, split), one.place, one.explained, precision) for one in mistakes]
     table = predictions_csv(lines, model.class_names)
     write_results(expand_home(options.out), content, table, views, epochs_of_run(content["training"]))
     if target is not None:
@@ -113,13 +108,8 @@ def tell_of_seen_images(options: EvaluateOptions, ensemble: Ensemble, val_is_dra
             )
 
 
-def calibrated_path(options: EvaluateOptions, source: Path) -> Path:
-    """Path of the calibrated copy, checked before anything is computed.
-
-    Raises:
-        ConfigError: something may not be overwritten by it, or averages are evaluated.
-        CheckpointError: what lies there is no best_model.pt.
-    """
+def _calibrated_path(options: EvaluateOptions, source: Path) -> Path:
+    """Path of the calibrated copy, checked before anything is computed: nothing else may be overwritten."""
     wanted = options.calibrate or ""
     if options.ensemble or options.views > 1:
         raise ConfigError(
@@ -134,12 +124,8 @@ def calibrated_path(options: EvaluateOptions, source: Path) -> Path:
     return path
 
 
-def config_of(options: EvaluateOptions, model: FineTuneModel) -> FinetuneConfig:
-    """The settings of the training, with the options in their place.
-
-    Raises:
-        ConfigError: one of them is wrong.
-    """
+def _config_of(options: EvaluateOptions, model: FineTuneModel) -> FinetuneConfig:
+    """The settings of the training, with the options in their place."""
     given: dict[str, Any] = {"device": options.device, "num_workers": options.num_workers, "micro_batch_size": None}
     settings = {**model.provenance["config"], **given, "backbone": model.backbone, "num_classes": None}
     if options.data is not None:
@@ -152,13 +138,10 @@ def config_of(options: EvaluateOptions, model: FineTuneModel) -> FinetuneConfig:
     return FinetuneConfig.from_dict(settings)
 
 
-def images_of(config: FinetuneConfig, options: EvaluateOptions, trained_on: object) -> tuple[FinetuneConfig, Splits]:
+def _images_of(config: FinetuneConfig, options: EvaluateOptions, trained_on: object) -> tuple[FinetuneConfig, Splits]:
     """The images, split as those of the training; other images that cannot be split so, as they are or by seed.
 
     Those of ``trained_on`` are never split otherwise: a part of what the model has seen would flatter it.
-
-    Raises:
-        UserError: there are none, or their classes do not fit together.
     """
     plain = config.replace(**{name: FinetuneConfig.defaults()[name] for name in _OF_THE_SPLIT})
     if options.data is None:
@@ -181,13 +164,8 @@ def images_of(config: FinetuneConfig, options: EvaluateOptions, trained_on: obje
         return plain, images
 
 
-def with_labels_of(model: FineTuneModel, split: Split) -> Split:
-    """The split with the model's labels; some of its classes may be absent.
-
-    Raises:
-        DataError: there are images of a class that the model does not know, or with several classes each and the
-            model gives one, or the other way round.
-    """
+def _with_labels_of(model: FineTuneModel, split: Split) -> Split:
+    """The split with the model's labels; some of its classes may be absent, others must not be there."""
     if split.is_multi_label != (model.task == "multi_label"):
         ways = ("one class", "any number of classes")
         gives, has = (ways[several] for several in (not split.is_multi_label, split.is_multi_label))
@@ -199,8 +177,8 @@ def with_labels_of(model: FineTuneModel, split: Split) -> Split:
     unknown = [name for name in split.class_names if same_form(name) not in known]
     if unknown:
         raise DataError(
-            f"the model knows no class {_some(unknown, 5)}; it knows {_some(model.class_names, 10)}. Rename or "
-            "remove these folders"
+            f"the model knows no class {quote_some(unknown, 5)}; it knows "
+            f"{quote_some(model.class_names)}. Rename or remove these folders"
         )
     places = [known.index(same_form(name)) for name in split.class_names]
     if split.label_sets is not None:
@@ -209,23 +187,15 @@ def with_labels_of(model: FineTuneModel, split: Split) -> Split:
     return replace(split, labels=tuple(places[label] for label in split.labels), class_names=model.class_names)
 
 
-def _some(names: Sequence[str], limit: int) -> str:
-    return ", ".join(map(repr, names[:limit])) + (" …" if len(names) > limit else "")
+def _images(model: FineTuneModel, split: Split) -> ImageDataset:
+    """The images as a model takes them; nothing in that is random."""
+    return ImageDataset(split, model.preprocessing.geometry(), seed=0, read=decoder_of(model.preprocessing).read)
 
 
-def dataset_for(model: FineTuneModel, split: Split, config: FinetuneConfig) -> ImageDataset:
-    """The images as a model takes them."""
-    return ImageDataset(split, model.preprocessing.geometry(), config.seed, decoder_of(model.preprocessing).read)
-
-
-def predict_all(
+def _predict_all(
     ensemble: Ensemble, split: Split, config: FinetuneConfig, precision: Precision, options: EvaluateOptions
 ) -> tuple[Predictions, dict[str, Any] | None]:
-    """Predictions for all images in the number format of the training, and what was averaged, if anything was.
-
-    Raises:
-        UserError: an image is gone, the device has too little memory, or the weights give no numbers.
-    """
+    """Predictions for all images in the number format of the training, and what was averaged, if anything was."""
     # Where nothing else is said, the batches of the training's validation: the sums are then the same to the bit.
     of_training = 2 * config.batch_size if isinstance(config.batch_size, int) else _BATCH_SIZE
     batch_size = options.batch_size or of_training
@@ -235,7 +205,10 @@ def predict_all(
         precision.place_model(model)
         workers = Workers(count, precision.device, config.loader_timeout)
         with explained_losses(config), advising_smaller_batches(batch_size):
-            batches = validation_loader(dataset_for(model, split, config), batch_size, workers)
+            images = ImageDataset(
+                split, model.preprocessing.geometry(), config.seed, decoder_of(model.preprocessing).read
+            )
+            batches = validation_loader(images, batch_size, workers)
             predictions, shares = predict_views(model, batches, precision, ensemble.num_views)
         found.append((predictions, shares))
         bad = (~(predictions.logits + shares).isfinite().all(1)).nonzero()[:, 0].tolist()
@@ -251,7 +224,7 @@ def predict_all(
     return averaged_predictions(plain, [shares for _, shares in found]), gain_and_cost(ensemble, names, plain)
 
 
-def relative_paths(config: FinetuneConfig, split: Split) -> list[str]:
+def _relative_paths(config: FinetuneConfig, split: Split) -> list[str]:
     """The paths of the images below the folder of the data."""
     if config.dataset is not None:  # its images may lie in the cache folder: from that of the classes on
         around = os.path.commonpath([str(Path(path).parent.parent) for path in split.paths])
@@ -261,7 +234,7 @@ def relative_paths(config: FinetuneConfig, split: Split) -> list[str]:
     return [os.path.relpath(path, folder) for path in split.paths]
 
 
-def summary(options: EvaluateOptions, config: FinetuneConfig, model: FineTuneModel, split: Split) -> dict[str, Any]:
+def _summary(options: EvaluateOptions, config: FinetuneConfig, model: FineTuneModel, split: Split) -> dict[str, Any]:
     """The part of evaluation.json that says what was evaluated."""
     return {
         "checkpoint": options.checkpoint,
@@ -270,18 +243,16 @@ def summary(options: EvaluateOptions, config: FinetuneConfig, model: FineTuneMod
         "backbone": model.backbone,
         "image_size": model.preprocessing.image_size,
         "calibrated_here": options.calibrate is not None,
-        "training": {name: plain(model.provenance[name]) for name in ("metrics", "config")},
-        "versions": {"training": plain(model.provenance["versions"]), "evaluation": current_versions()},
+        "training": {name: _plain(model.provenance[name]) for name in ("metrics", "config")},
+        "versions": {"training": _plain(model.provenance["versions"]), "evaluation": current_versions()},
     }
 
 
-def plain(values: Mapping[Any, object]) -> dict[str, Any]:
+def _plain(values: Mapping[Any, object]) -> dict[str, Any]:
     """A part of a checkpoint as JSON can hold it; of foreign values only the name of their type."""
 
     def is_plain(value: object) -> bool:
-        if isinstance(value, (int, float)):
-            return abs(value) < 2**63
-        return value is None or isinstance(value, str)
+        return abs(value) < 2**63 if isinstance(value, (int, float)) else value is None or isinstance(value, str)
 
     def shown(value: object) -> object:
         if isinstance(value, (list, tuple)) and all(map(is_plain, value)):

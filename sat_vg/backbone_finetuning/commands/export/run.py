@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sat_vg.backbone_finetuning.commands.export.options import ExportCommandOptions
+from sat_vg.backbone_finetuning.commands.export.cli import ExportCommandOptions
 from sat_vg.backbone_finetuning.commands.trained_models import model_file
 from sat_vg.backbone_finetuning.models.exports import FORMATS
 from sat_vg.backbone_finetuning.models.exports.contract import (
@@ -36,10 +36,7 @@ def export_or_verify(options: ExportCommandOptions) -> None:
 
 
 def export_checkpoint(options: ExportCommandOptions) -> dict[str, Any]:
-    """Write the file and its two cards, once the file has been read back and gives the model's numbers.
-
-    Returns:
-        The card.
+    """Write the file and its two cards, once the file gives the model's numbers when it is read; returns the card.
 
     Raises:
         ConfigError: an option cannot be used with this format or this model.
@@ -125,11 +122,7 @@ def _given(options: ExportCommandOptions) -> list[str]:
 
 @contextmanager
 def _aside(out: Path) -> Iterator[Path]:
-    """A path of the same name in a folder beside it, which is removed at the end with what is left in it.
-
-    Raises:
-        WriteError: there is no writing there.
-    """
+    """A path of the same name in a folder beside it, which is removed at the end with what is left in it."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         remove_unfinished(out.parent, [glob.escape(out.name)])  # under other names than the next line's too
@@ -157,11 +150,8 @@ def make_export(
 ) -> tuple[Contract, list[Difference], str]:
     """Write the file to ``path`` and compare it; for images of one size only where it must be so.
 
-    Returns:
-        What the file takes and gives, how far its numbers are off, and why it is of one size, if it is.
-
-    Raises:
-        CheckpointError: neither way gives the model's numbers.
+    Returns what the file takes and gives, how far its numbers are off, and why it is of one size, if it is. Raises
+    CheckpointError where neither way gives the model's numbers.
     """
     is_traced = "fixed_size" in exporter.options
     attempts = [(options, "asked for with --fixed_size" if options.fixed_size else "")]
@@ -202,11 +192,7 @@ def _require_close(differences: Sequence[Difference], tolerance: float) -> None:
 
 
 def verify_export(options: ExportCommandOptions) -> list[Difference]:
-    """Compare an earlier export with the checkpoint again.
-
-    Raises:
-        CheckpointError: the file is cut short, foreign, or gives other numbers.
-    """
+    """Compare an earlier export with the checkpoint. Raises CheckpointError where it is another."""
     assert options.verify is not None
     superfluous = [name for name in _given(options) if name not in ("checkpoint", "verify", "format", "tolerance")]
     if superfluous:

@@ -4,7 +4,7 @@ import glob
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sat_vg.backbone_finetuning.commands.extract.options import ExtractOptions
+from sat_vg.backbone_finetuning.commands.extract.cli import ExtractOptions
 from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing, lock_output
 from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_model, model_file
 from sat_vg.backbone_finetuning.data.checks.image_traits import describe_decisions
@@ -52,18 +52,9 @@ _LISTED = 10
 
 
 class Computation:
-    """The features that are computed of images, on one device.
+    """The features of images on one device: of the stages whose maps are wanted, or the pooled vector.
 
-    Args:
-        model: that computes them.
-        stages: whose maps are wanted; None: the pooled vector.
-        precision: device and number formats.
-
-    Attributes:
-        columns: the shape of one image's entry, by name.
-
-    Raises:
-        ConfigError: there is no such stage.
+    ``columns`` are the shapes of one image's entry, by name. Raises ConfigError where there is no such stage.
     """
 
     def __init__(self, model: FineTuneModel, stages: Sequence[str] | None, precision: Precision) -> None:
@@ -119,8 +110,10 @@ def extract_features(options: ExtractOptions) -> Path:
     computation = Computation(model, options.stages, precision)
     say(f"model: {model.backbone} at {model.preprocessing.image_size} pixels, on {precision}")
     say(f"images: {images.description}")
-    settings = _hash_of_settings(checkpoint, computation, options.dtype)
-    spool = Spool(_partial(target), computation.columns, options.dtype, settings)
+    digest = sha256_of(checkpoint)  # of all that the numbers depend on besides the images
+    digest.update(json.dumps([computation.columns, options.dtype, str(precision.autocast_dtype)]).encode())
+    settings = digest.hexdigest()
+    spool = Spool(target.with_name(f"{target.name}.partial"), computation.columns, options.dtype, settings)
     busy = f"{str(target)!r} is being written by another extraction: "
     if target.exists():
         _require_same(target, f"{settings}:{hash_of_images(images)}")
@@ -129,7 +122,7 @@ def extract_features(options: ExtractOptions) -> Path:
                 spool.remove()
         say(f"{target} holds these features already: nothing was left to do")
         return target
-    _require_room(target, 2 * len(images) * spool.row_bytes)
+    _require_room(target, spool, 2 * len(images) * spool.row_bytes)
     remedy = f". What was done is kept in {spool.folder.name!r} beside it: make room, and the same command goes on"
     writing = explaining_writing(f"{str(target)!r} cannot be written", remedy)
     with lock_output(spool.folder, busy), advising_smaller_batches(options.batch_size), writing:
@@ -137,7 +130,9 @@ def extract_features(options: ExtractOptions) -> Path:
             remove_unfinished(target.parent, [glob.escape(target.name)])
             spool.open(images)
             _fill(spool, images, computation, options)
-            _require_rows(spool)
+            if not spool.progress.rows:
+                (_, reason), *_ = spool.progress.left_out
+                raise DataError(f"none of the {spool.progress.done} images can be read (the first: {reason})")
             features = _features(options, model, spool, images)
             write_features(target, features)
             spool.remove()
@@ -145,17 +140,6 @@ def extract_features(options: ExtractOptions) -> Path:
             spool.close()
     _report(target, spool, images, features.about)
     return target
-
-
-def _partial(target: Path) -> Path:
-    return target.with_name(f"{target.name}.partial")
-
-
-def _hash_of_settings(checkpoint: Path, computation: Computation, dtype: str) -> str:
-    """Hash of everything that the numbers depend on besides the images."""
-    digest = sha256_of(checkpoint)
-    digest.update(json.dumps([computation.columns, dtype, str(computation.precision.autocast_dtype)]).encode())
-    return digest.hexdigest()
 
 
 def _require_same(target: Path, identity: str) -> None:
@@ -166,10 +150,10 @@ def _require_same(target: Path, identity: str) -> None:
         raise ConfigError(f"{str(target)!r} exists and holds {what}: choose another --out, or remove it")
 
 
-def _require_room(target: Path, needed: int) -> None:
+def _require_room(target: Path, spool: Spool, needed: int) -> None:
     """Refuse to start on too small a disk, which holds the numbers twice while the file is put together."""
     folder = next(parent for parent in target.absolute().parents if parent.exists())
-    spooled = sum(path.lstat().st_size for path in _partial(target).glob("*.raw"))
+    spooled = sum(path.lstat().st_size for path in spool.folder.glob("*.raw"))
     free = shutil.disk_usage(folder).free
     if free + spooled < needed:
         raise WriteError(
@@ -188,8 +172,7 @@ def _fill(spool: Spool, images: ImageList, computation: Computation, options: Ex
     traits: dict[str, Traits] = {}
     stream = read_in_order(images.paths[done:], preprocessing.geometry(), 2 * size, decoder_of(preprocessing), traits)
     bar = tqdm(total=len(images), initial=done, desc="images", unit="image", leave=False, disable=None)
-    with ExitStack() as undo:
-        undo.callback(_try_to_save, spool)
+    try:
         with InterruptRequest() as stop, bar:
             while batch := list(islice(stream, size)):
                 _append(spool, images, batch, computation, options)
@@ -197,15 +180,13 @@ def _fill(spool: Spool, images: ImageList, computation: Computation, options: Ex
                 if stop.requested:
                     place = f"behind image {spool.progress.done} of {len(images)}"
                     raise InterruptedRun(f"stopped by {stop.name} {place}; the same command goes on", stop.number)
-        undo.pop_all()
+    except BaseException:
+        with suppress(OSError):  # the error that ended the extraction matters more
+            spool.save()
+        raise
     spool.save()
     for text in describe_decisions(traits):
         say(f"warning: {text}")
-
-
-def _try_to_save(spool: Spool) -> None:
-    with suppress(OSError):  # the error that ended the extraction matters more
-        spool.save()
 
 
 def _append(
@@ -213,8 +194,10 @@ def _append(
 ) -> None:
     """Add a batch's features to the spool; ``batch`` holds images, or reasons why one cannot be read."""
     reasons = [each if isinstance(each, str) else None for each in batch]
-    if options.on_bad_image == "error" and any(reasons):
-        raise _bad_image(images, spool.progress.done, reasons)
+    if options.on_bad_image == "error":
+        for place, reason in enumerate(reasons, start=spool.progress.done):
+            if reason is not None:
+                raise _bad_image(images, spool.progress.done, place, reason)
     pictures = [each for each in batch if isinstance(each, Tensor)]
     if pictures:
         values = _in_format(computation(torch.stack(pictures)), options.dtype)
@@ -223,9 +206,8 @@ def _append(
     spool.append(values, images, reasons)
 
 
-def _bad_image(images: ImageList, first: int, reasons: list[str | None]) -> DataError:
-    place, reason = next((first + number, reason) for number, reason in enumerate(reasons) if reason is not None)
-    kept = f"; the {first} of {len(images)} before it are done and kept" if first else ""
+def _bad_image(images: ImageList, done: int, place: int, reason: str) -> DataError:
+    kept = f"; the {done} of {len(images)} before it are done and kept" if done else ""
     return DataError(
         f"cannot read the image {images.paths[place]!r}: {reason}. Mend or remove it and run the same command again, "
         f"or leave such images out with --on_bad_image skip{kept}"
@@ -233,11 +215,7 @@ def _bad_image(images: ImageList, first: int, reasons: list[str | None]) -> Data
 
 
 def _in_format(values: dict[str, Tensor], dtype: str) -> dict[str, np.ndarray]:
-    """Values in the number format of the file.
-
-    Raises:
-        StoppedError: one of them is not finite, or does not fit the format.
-    """
+    """Values in the number format of the file. Raises StoppedError where one does not fit it."""
     arrays = {}
     for name, value in values.items():
         highest = value.abs().max().item()
@@ -249,12 +227,6 @@ def _in_format(values: dict[str, Tensor], dtype: str) -> dict[str, np.ndarray]:
             raise StoppedError(f"{name} holds {highest:g}, which is no number of {dtype}: {remedy}")
         arrays[name] = array.numpy()
     return arrays
-
-
-def _require_rows(spool: Spool) -> None:
-    if not spool.progress.rows:
-        reason = spool.progress.left_out[0][1]
-        raise DataError(f"none of the {spool.progress.done} images can be read (the first: {reason})")
 
 
 def _about(

@@ -1,7 +1,11 @@
 """``sat-vg predict CHECKPOINT IMAGE …``: print the classes and probabilities of images."""
 
-from sat_vg.backbone_finetuning.configs.option_parser import parse_options
-from sat_vg.backbone_finetuning.utils.exit_codes import run_command
+from dataclasses import dataclass
+from typing import Annotated
+
+from sat_vg.backbone_finetuning.commands.command_line import main_of
+from sat_vg.backbone_finetuning.configs.choices import MOST_VIEWS
+from sat_vg.backbone_finetuning.configs.ranges import PositiveInt, Range
 
 _DESCRIPTION = """\
 Classes and probabilities of images by a best_model.pt.
@@ -16,22 +20,40 @@ An IMAGE is a file, a folder, a glob in quotes, or - for paths on standard input
 they come. An image that cannot be read is reported, the others go on, and the exit code at the end is 2."""
 
 
-def main(arguments: list[str] | None = None, prog: str = "sat-vg predict") -> int:
-    """Run the command; returns its exit code."""
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Options of ``sat-vg predict``."""
 
-    def action() -> None:
-        from sat_vg.backbone_finetuning.commands.predict.options import PredictOptions
+    checkpoint: str
+    """A best_model.pt."""
+    images: tuple[str, ...]
+    """Files, folders, globs, and - for paths on standard input."""
+    top: PositiveInt | None = None
+    """Classes for each image, the likeliest first. Unset: 5, or where an image can have several classes, all that are
+    likelier than not."""
+    views: Annotated[int, Range(lowest=1, highest=MOST_VIEWS, example=MOST_VIEWS)] = 1
+    """Average the probabilities over so many of each image's flips and quarter turns; 8: all of them. The network
+    runs as often."""
+    ensemble: tuple[str, ...] = ()
+    """More best_model.pt of the same classes, whose probabilities are averaged with those of CHECKPOINT."""
+    json: bool = False
+    """Print a JSON object a line instead of a table."""
+    overlays: str | None = None
+    """Folder for a PNG of each image: where the class was seen in it."""
+    out: str | None = None
+    """Of a scene: the map to write, a .tif (class raster), .geojson (regions) or .csv (a line a window)."""
+    size: PositiveInt | None = None
+    """Of a scene: width and height of a window in pixels. Unset: the size of the model's images."""
+    stride: PositiveInt | None = None
+    """Of a scene: pixels from one window to the next. Unset: half of size."""
+    probabilities: bool = False
+    """Of a scene: write the probability of each class too, as bands of MAP.probabilities.tif or columns."""
+    preview: bool = True
+    """Of a scene: write a picture of the map over it, MAP.preview.png."""
+    batch_size: PositiveInt = 16
+    """Images at once."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
 
-        positionals = {"checkpoint": "CHECKPOINT", "images": "IMAGE"}
-        options = parse_options(PredictOptions, arguments, prog, _DESCRIPTION, positionals)
-        # Imported only now: torch takes seconds, and --help or a mistyped flag should be answered at once.
-        if options.out or options.size or options.stride:
-            from sat_vg.scenes.prediction import map_scene
 
-            map_scene(options)
-        else:
-            from sat_vg.backbone_finetuning.commands.predict.run import predict_images
-
-            predict_images(options)
-
-    return run_command(action)
+main = main_of("predict", PredictOptions, "predict", _DESCRIPTION, {"checkpoint": "CHECKPOINT", "images": "IMAGE"})

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing
-from sat_vg.backbone_finetuning.commands.predict.options import PredictOptions
+from sat_vg.backbone_finetuning.commands.predict.cli import PredictOptions
 from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_ensemble
 from sat_vg.backbone_finetuning.data.checks.image_traits import describe_decisions
 from sat_vg.backbone_finetuning.data.reading.decoder import Traits
@@ -40,21 +40,14 @@ _LONGEST_STEM = 80  # characters of an image's name in that of its overlay; file
 
 @dataclass(frozen=True)
 class Answer:
-    """The result for one image.
+    """The result for one image."""
 
-    Attributes:
-        path: of the image, as given or found.
-        error: reason why it cannot be read; None if it can.
-        classes: names and probabilities, the likeliest first.
-        overlay: path of its picture, if one was drawn.
-        is_multi_label: the image can have several classes, and is given those that are likelier than not; where none
-            is, ``classes`` holds the likeliest all the same.
-    """
-
-    path: str
-    error: str | None = None
-    classes: tuple[tuple[str, float], ...] = ()
-    overlay: str | None = None
+    path: str  # of the image, as given or found
+    error: str | None = None  # reason why it cannot be read; None if it can
+    classes: tuple[tuple[str, float], ...] = ()  # names and probabilities, the likeliest first
+    overlay: str | None = None  # path of its picture, if one was drawn
+    # the image can have several classes, and is given those that are likelier than not; where none is, ``classes``
+    # holds the likeliest all the same
     is_multi_label: bool = False
 
     def is_given(self, share: float) -> bool:
@@ -80,11 +73,20 @@ class Answer:
         }
 
 
+def predict(options: PredictOptions) -> None:
+    """Print the classes of images, or, where the options say so, write the map of a scene; raises UserError."""
+    if options.out or options.size or options.stride:
+        from sat_vg.scenes.prediction import map_scene  # which stands above this package
+
+        map_scene(options)
+    else:
+        predict_images(options)
+
+
 def predict_images(options: PredictOptions) -> None:
     """Print the classes of images; those that cannot be read are reported, and the others go on.
 
-    Raises:
-        UserError: the checkpoint or a setting cannot be used; at the end, if an image could not be read.
+    Raises UserError where the checkpoint or a setting cannot be used; at the end, if an image could not be read.
     """
     ensemble = load_ensemble(options.checkpoint, options.ensemble, options.views, _note)
     model = ensemble.models[0]
@@ -122,9 +124,7 @@ def path_groups(arguments: Sequence[str], size: int) -> Iterator[list[Answer]]:
     """The images that the arguments stand for, in order, in groups of up to ``size``.
 
     What comes on standard input is handed on at once, so that a program which writes a path and waits is answered.
-
-    Yields:
-        Answers of which only the path is known, or why a folder or glob stands for no image.
+    Only the path is known of these answers, or why a folder or glob stands for no image.
     """
     waiting: list[Answer] = []
     for argument in arguments:
@@ -145,7 +145,7 @@ def _expand(source: str) -> list[Answer]:
     try:
         images = list_images(ImageQuery(path=source))
         if images.left_out:
-            tqdm.write(printable(f"{source!r}{images.left_out}"), file=sys.stderr)
+            _note(f"{source!r}{images.left_out}")
         return [Answer(path) for path in images.paths]
     except (DataError, ValueError) as error:  # ValueError: a NUL in a path
         return [Answer(source, error=str(error))]
@@ -241,10 +241,7 @@ def _answers(
 def likeliest(model: FineTuneModel, probabilities: Tensor, top: int | None = None) -> tuple[tuple[str, float], ...]:
     """Names and probabilities of an image's likeliest classes; of several an image those above one half, or one.
 
-    Args:
-        model: whose classes they are.
-        probabilities: ``[num_classes]``.
-        top: the most that are wanted; None: five, or of several classes an image all.
+    ``top`` is the most that are wanted; None: five, or of several classes an image all.
     """
     most = top or (model.num_classes if model.task == "multi_label" else _TOP)
     shares, indices = probabilities.topk(min(most, model.num_classes))
@@ -277,7 +274,7 @@ def _show(answer: Answer, options: PredictOptions, width: int) -> None:
     if options.json:
         say(json.dumps(answer.to_dict()), ends_with_reader=True)
     elif answer.error is not None:
-        tqdm.write(printable(f"cannot read {answer.path!r}: {answer.error}"), file=sys.stderr)
+        _note(f"cannot read {answer.path!r}: {answer.error}")
     else:
         where = one_line(answer.path)
         for name, share in answer.classes:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from sat_vg.backbone_finetuning.commands.recommend.options import RecommendOptions
+from sat_vg.backbone_finetuning.commands.recommend.cli import RecommendOptions
 from sat_vg.backbone_finetuning.configs.choices import Strategy
 from sat_vg.backbone_finetuning.models.networks.costs import BackboneCosts, costs_were_measured, read_costs
 from sat_vg.backbone_finetuning.reports.tables import text_table
@@ -24,7 +24,7 @@ _STRATEGIES: tuple[tuple[float, Strategy, str, float], ...] = (
     (100, "linear_probe", "too few images to change more than the head", 15e6),
     (1_000, "lp_ft", "on few images a probe first gains over a full fine-tune", 30e6),
     (20_000, "lp_ft", "a probe first gains, or costs nothing", 100e6),
-    (float("inf"), "full", "enough images for all stages from the start", float("inf")),
+    (math.inf, "full", "enough images for all stages from the start", math.inf),
 )
 
 
@@ -50,11 +50,7 @@ class Recommendation:
 
 
 def show_recommendation(options: RecommendOptions) -> None:
-    """Print the recommendation, or the table of all backbones.
-
-    Raises:
-        UserError: the number of images is not known, the data cannot be read, or nothing fits.
-    """
+    """Print the recommendation, or the table of all backbones; raises as ``recommend``."""
     if options.table:
         rows = list(read_costs().values())
         say(json.dumps([asdict(row) for row in rows], indent=1) if options.json else _cost_table(rows, options))
@@ -71,11 +67,7 @@ def show_recommendation(options: RecommendOptions) -> None:
 
 
 def recommend(options: RecommendOptions) -> Recommendation:
-    """A backbone, a strategy and a batch size.
-
-    Raises:
-        UserError: see ``show_recommendation``.
-    """
+    """A backbone, a strategy and a batch size. Raises UserError where the data cannot be read, or nothing fits."""
     images, counting = _count_images(options)
     memory, whose = _memory(options)
     strategy, why, most_parameters = next(
@@ -83,26 +75,21 @@ def recommend(options: RecommendOptions) -> Recommendation:
     )
     reasons = [f"{counting}: strategy {strategy}, {why}"]
     candidates = [row for row in read_costs().values() if row.top_1 is not None]
-    limits: list[tuple[str, Callable[[BackboneCosts], object]]] = [
-        (
-            f"a step of {_SMALLEST_BATCH} images in four fifths of {whose}",
-            lambda row: _room(row, memory, options, strategy),
-        )
-    ]
-    if most_parameters < float("inf"):
-        few = f"{most_parameters / 1e6:g} M parameters or fewer, for so many images"
-        limits.insert(0, (few, lambda row: row.parameters <= most_parameters))
-    if options.image_size is not None:
-        pixels = options.image_size
-        limits.insert(0, (f"images of {pixels} pixels", lambda row: _takes_size(row, pixels)))
+    limits: list[tuple[str, Callable[[BackboneCosts], object]]] = []
     if options.mobile:
         what = "for phones: 6 M parameters and 1 GFLOP or fewer"
-        limits.insert(0, (what, lambda row: row.parameters <= _MOBILE_PARAMETERS and row.flops <= _MOBILE_FLOPS))
-    if options.latency_ms is not None:
-        most = options.latency_ms
+        limits.append((what, lambda row: row.parameters <= _MOBILE_PARAMETERS and row.flops <= _MOBILE_FLOPS))
+    if (pixels := options.image_size) is not None:
+        limits.append((f"images of {pixels} pixels", lambda row: _takes_size(row, pixels)))
+    if most_parameters < math.inf:
+        few = f"{most_parameters / 1e6:g} M parameters or fewer, for so many images"
+        limits.append((few, lambda row: row.parameters <= most_parameters))
+    step = f"a step of {_SMALLEST_BATCH} images in four fifths of {whose}"
+    limits.append((step, lambda row: _room(row, memory, options, strategy)))
+    if (most := options.latency_ms) is not None:
         measured = sum(row.milliseconds is not None for row in candidates)
         quick = f"{most:g} ms an image or less, of the {measured} backbones whose time was measured"
-        limits.append((quick, lambda row: (row.milliseconds or math.inf) * row.growth(options.image_size) <= most))
+        limits.append((quick, lambda row: (row.milliseconds or math.inf) * row.growth(pixels) <= most))
     for what, holds in limits:
         left = [row for row in candidates if holds(row)]
         if not left:
@@ -112,10 +99,8 @@ def recommend(options: RecommendOptions) -> Recommendation:
     candidates.sort(key=lambda row: -(row.top_1 or 0))
     as_good = [row for row in candidates if (row.top_1 or 0) >= (candidates[0].top_1 or 0) - _AS_GOOD]
     chosen = min(as_good, key=lambda row: row.flops)
-    cheapest = (
-        f"of the {len(as_good)} within {_AS_GOOD:g} point of the best on ImageNet the one with the fewest FLOPs"
-    )
-    reasons.append(f"{chosen.name}: {cheapest}")
+    cheapest = f"within {_AS_GOOD:g} point of the best on ImageNet the one with the fewest FLOPs"
+    reasons.append(f"{chosen.name}: of the {len(as_good)} {cheapest}")
     candidates.sort(key=lambda row: row is not chosen)
     batch = _batch(chosen, images, memory, options, strategy)
     words = ["sat-vg", "train", "--dataset_path", options.data or "DIR", "--backbone", chosen.name]
@@ -170,10 +155,7 @@ def _room(row: BackboneCosts, memory: float, options: RecommendOptions, strategy
 
 
 def _batch(row: BackboneCosts, images: int, memory: float, options: RecommendOptions, strategy: Strategy) -> int:
-    """The batch by the number of images, or what fits.
-
-    Never in parts (``micro_batch_size``), which harm networks with batch norm.
-    """
+    """The batch by the number of images, or what fits; never in parts, which harm networks with batch norm."""
     by_data = max(4, min(_USUAL_BATCH, images // _STEPS_PER_EPOCH))
     most = min(by_data, _room(row, memory, options, strategy))
     return 1 << (most.bit_length() - 1)

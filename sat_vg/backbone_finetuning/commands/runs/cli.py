@@ -1,5 +1,7 @@
 """``sat-vg runs [DIR]``: the runs below a folder, with their state, their best epoch, and how to go on."""
 
+from dataclasses import dataclass
+
 from sat_vg.backbone_finetuning.commands.command_line import main_of
 
 _DESCRIPTION = """\
@@ -9,4 +11,16 @@ larger, the more it overfits), the time it took, and the command that goes on wi
 
   all runs           %(prog)s
   of one folder      %(prog)s runs"""
-main = main_of("runs", "RunsOptions", "show_runs", _DESCRIPTION, {"folder": "DIR"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsOptions:
+    """Options of ``sat-vg runs``."""
+
+    folder: str = "."
+    """Folder that is searched for runs, up to five levels deep. Unset: the current one."""
+    json: bool = False
+    """Print one JSON object that leaves nothing out."""
+
+
+main = main_of("runs", RunsOptions, "show_runs", _DESCRIPTION, {"folder": "DIR"})

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sat_vg.backbone_finetuning.commands.runs.options import RunsOptions
+from sat_vg.backbone_finetuning.commands.runs.cli import RunsOptions
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.training.checkpoint import LAST, read_run
@@ -65,11 +65,7 @@ class RunRow:
 
 
 def show_runs(options: RunsOptions) -> list[RunRow]:
-    """Print the runs below a folder, the newest first.
-
-    Raises:
-        DataError: there is no such folder, or no run in it.
-    """
+    """Print the runs below a folder, the newest first; raises as ``list_runs``."""
     rows = list_runs(options.folder)
     if options.json:
         say(json.dumps({"runs": [asdict(row) for row in rows]}, indent=1))
@@ -84,11 +80,7 @@ def show_runs(options: RunsOptions) -> list[RunRow]:
 
 
 def list_runs(folder: str | Path = ".") -> list[RunRow]:
-    """The runs whose checkpoints lie below a folder, at most five levels deep; the newest first.
-
-    Raises:
-        DataError: there is no such folder, or no run in it.
-    """
+    """The runs whose checkpoints lie up to five levels below a folder, the newest first. Raises DataError for 0."""
     root = expand_home(str(folder))
     if not root.is_dir():
         raise DataError(f"there is no folder {str(folder)!r}; give the one that your runs lie in")
@@ -98,7 +90,7 @@ def list_runs(folder: str | Path = ".") -> list[RunRow]:
             f"no run lies in {str(folder)!r} or up to {_DEEPEST} folders below it: none holds a {LAST}, which a "
             "training writes into its checkpoint_dir"
         )
-    return [_row_of(each) for each in progress(found, desc="runs", unit="run", leave=False)]
+    return [_row_of(each) for each in progress(found, desc="runs", unit="run")]
 
 
 def _checkpoint_folders(root: Path) -> Iterator[Path]:

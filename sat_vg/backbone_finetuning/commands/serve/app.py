@@ -19,7 +19,8 @@ from torch import Tensor
 from sat_vg import __version__
 from sat_vg.backbone_finetuning.commands.predict.run import Answer, likeliest
 from sat_vg.backbone_finetuning.commands.serve.batching import Batches
-from sat_vg.backbone_finetuning.commands.serve.limits import HOW, LimitedRequests, Limits, RefusedRequest, read_form
+from sat_vg.backbone_finetuning.commands.serve.cli import ServeOptions
+from sat_vg.backbone_finetuning.commands.serve.limits import HOW, LimitedRequests, RefusedRequest, read_form
 from sat_vg.backbone_finetuning.data.reading.files import PathInArchive
 from sat_vg.backbone_finetuning.data.reading.gdal import has_rasterio, with_gdal
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
@@ -40,14 +41,10 @@ _POLICY = (
 
 
 class UploadedImage(PathInArchive):
-    """An image that came with a request; a text, its name.
-
-    Attributes:
-        content: the bytes of its file.
-    """
+    """An image that came with a request; a text, its name."""
 
     __slots__ = ("content",)
-    content: bytes
+    content: bytes  # the bytes of its file
 
     def open(self) -> BinaryIO:
         """See ``PathInArchive``."""
@@ -55,21 +52,14 @@ class UploadedImage(PathInArchive):
 
 
 class ServedModel:
-    """A model that answers for images as ``sat-vg predict`` and ``sat-vg extract`` do.
+    """A model that answers for images as ``sat-vg predict`` and ``sat-vg extract`` do."""
 
-    Args:
-        model: on its device.
-        precision: of the device, in float32.
-        limits: of the server.
-        batch_size: images at once.
-    """
-
-    def __init__(self, model: FineTuneModel, precision: Precision, limits: Limits, batch_size: int) -> None:
-        self.model, self.limits = model.eval(), limits
+    def __init__(self, model: FineTuneModel, precision: Precision, options: ServeOptions) -> None:
+        self.model, self.limits = model.eval(), options
         self._precision = precision
         self._decoder, self._geometry = decoder_of(model.preprocessing), model.preprocessing.geometry()
         self._threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="read-images")
-        self.batches = Batches(self.compute, batch_size)
+        self.batches = Batches(self.compute, options.batch_size)
 
     @torch.inference_mode()
     def compute(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,8 +72,7 @@ class ServedModel:
     async def answer(self, request: Request) -> list[tuple[str, Tensor, Tensor]]:
         """Name, vector ``[D]`` and probabilities ``[num_classes]`` of each image of a request.
 
-        Raises:
-            RefusedRequest: it holds no images, too many, or one that cannot be read.
+        Raises RefusedRequest where it holds no images, too many, or one that cannot be read.
         """
         loop, images = asyncio.get_running_loop(), await self._images_of(request)
         pixels = await asyncio.gather(*(loop.run_in_executor(self._threads, self._read, image) for image in images))
@@ -93,7 +82,7 @@ class ServedModel:
         return [(str(image), *both) for image, both in zip(images, outputs, strict=True)]
 
     async def _images_of(self, request: Request) -> list[UploadedImage]:
-        form, files = await read_form(request, self.limits.images)
+        form, files = await read_form(request, self.limits.max_images)
         try:
             images = []
             for number, file in enumerate(files, start=1):
@@ -108,8 +97,8 @@ class ServedModel:
     def _read(self, image: UploadedImage) -> Tensor:
         """The pixels as the model takes them."""
         width, height = _size_of(image)
-        if width * height > self.limits.pixels:
-            most = f"{self.limits.pixels / 1e6:g} million pixels at most"
+        if width * height > self.limits.max_megapixels * 10**6:
+            most = f"{self.limits.max_megapixels} million pixels at most"
             raise RefusedRequest(413, f"{image}: it is too large, {width} x {height} pixels; {most}")
         pixels = self._decoder.read_or_reason(image)
         if isinstance(pixels, str):
@@ -127,9 +116,9 @@ class ServedModel:
             "classes": list(model.class_names),
             "image_size": model.preprocessing.image_size,
             "device": str(self._precision),
-            "max_images": self.limits.images,
-            "max_body_mib": self.limits.body_bytes // 2**20,
-            "max_megapixels": self.limits.pixels / 1e6,
+            "max_images": self.limits.max_images,
+            "max_body_mib": self.limits.max_body_mib,
+            "max_megapixels": self.limits.max_megapixels,
             "version": __version__,
         }
 

@@ -12,12 +12,7 @@ Outputs: TypeAlias = tuple[Tensor, Tensor]
 
 
 class Batches:
-    """Collects images and runs them in batches, in one thread.
-
-    Args:
-        compute: images ``[B, C, H, W]`` → two tensors ``[B, …]``.
-        size: largest batch.
-    """
+    """Collects images and runs ``compute`` on batches of up to ``size``, in one thread."""
 
     def __init__(self, compute: Callable[[Tensor], Outputs], size: int) -> None:
         self._compute, self._size = compute, size

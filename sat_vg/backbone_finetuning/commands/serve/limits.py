@@ -1,7 +1,6 @@
 """What a request may cost: its size, its time, how many there are at once, its files; and clients that hang."""
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any
 
 import h11
@@ -12,36 +11,14 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from sat_vg.backbone_finetuning.commands.serve.cli import ServeOptions
+
 HOW = "send images as multipart/form-data, as in curl -F images=@a.jpg"
 _MOST_FIELDS = 8  # that are no files
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Bounds of one server.
-
-    Attributes:
-        images: of a request.
-        body_bytes: of a request.
-        pixels: of an image.
-        requests: that are worked on at once.
-        seconds: in which a request must have arrived.
-    """
-
-    images: int
-    body_bytes: int
-    pixels: int
-    requests: int
-    seconds: float
-
-
 class RefusedRequest(Exception):
-    """A request that is answered with an error of the client.
-
-    Attributes:
-        status: HTTP's number.
-        reason: a sentence.
-    """
+    """A request that is answered with an error of the client: HTTP's number and a sentence."""
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
@@ -49,31 +26,29 @@ class RefusedRequest(Exception):
 
     def response(self) -> JSONResponse:
         """The answer; after 408 and 413 the rest of the request is not waited for."""
-        headers = (
-            {"Connection": "close"} if self.status == 408 else {"Retry-After": "1"} if self.status == 503 else None
-        )
-        return JSONResponse({"error": self.reason}, self.status, headers)
+        headers = {408: {"Connection": "close"}, 503: {"Retry-After": "1"}}
+        return JSONResponse({"error": self.reason}, self.status, headers.get(self.status))
 
 
 class LimitedRequests:
-    """Bounds the number of requests with a body, their size, and the time in which each must have arrived.
+    """Bounds the number of requests with a body, their size, and the time in which each must have arrived."""
 
-    Args:
-        app: that answers them.
-        limits: of the server.
-    """
-
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, limits: ServeOptions) -> None:
         self._app, self._limits, self._running = app, limits, 0
+        self._most_bytes = limits.max_body_mib * 2**20
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; see ASGI."""
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
-        try:
-            self._require_room(Headers(scope=scope).get("content-length", ""))
-        except RefusedRequest as refused:
+        length = Headers(scope=scope).get("content-length", "")
+        refused = None
+        if self._running >= self._limits.max_requests:
+            refused = RefusedRequest(503, f"{self._running} requests are being answered; try again in a second")
+        elif length.isdecimal() and int(length) > self._most_bytes:
+            refused = self._too_large()
+        if refused is not None:
             await refused.response()(scope, receive, send)
             return
         self._running += 1
@@ -82,17 +57,11 @@ class LimitedRequests:
         finally:
             self._running -= 1
 
-    def _require_room(self, length: str) -> None:
-        if self._running >= self._limits.requests:
-            raise RefusedRequest(503, f"{self._running} requests are being answered; try again in a second")
-        if length.isdigit() and int(length) > self._limits.body_bytes:
-            raise self._too_large()
-
     def _too_large(self) -> RefusedRequest:
-        return RefusedRequest(413, f"the request is too large: {self._limits.body_bytes // 2**20} MiB at most")
+        return RefusedRequest(413, f"the request is too large: {self._limits.max_body_mib} MiB at most")
 
     def _bounded(self, receive: Receive) -> Receive:
-        received, end = 0, asyncio.get_running_loop().time() + self._limits.seconds
+        received, end = 0, asyncio.get_running_loop().time() + self._limits.timeout
 
         async def receive_bounded() -> Message:
             nonlocal received
@@ -100,9 +69,9 @@ class LimitedRequests:
                 left = max(0.0, end - asyncio.get_running_loop().time())
                 message = await asyncio.wait_for(receive(), left)
             except asyncio.TimeoutError:
-                raise RefusedRequest(408, f"the request did not arrive within {self._limits.seconds:g} s") from None
+                raise RefusedRequest(408, f"the request did not arrive within {self._limits.timeout:g} s") from None
             received += len(message.get("body", b""))
-            if received > self._limits.body_bytes:
+            if received > self._most_bytes:
                 raise self._too_large()
             return message
 
@@ -179,8 +148,7 @@ class _Form(MultiPartParser):
 async def read_form(request: Request, most_files: int) -> tuple[FormData, list[UploadFile]]:
     """The form of a request, to be closed by the caller, and its files in their order.
 
-    Raises:
-        RefusedRequest: it is no form, holds no file or too many, or is cut short.
+    Raises RefusedRequest where it is no form, holds no file or too many, or is cut short.
     """
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "multipart/form-data":

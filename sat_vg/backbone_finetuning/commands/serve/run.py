@@ -7,8 +7,8 @@ import torch
 import uvicorn
 
 from sat_vg.backbone_finetuning.commands.serve.app import ServedModel, make_app
-from sat_vg.backbone_finetuning.commands.serve.limits import ImpatientProtocol, Limits
-from sat_vg.backbone_finetuning.commands.serve.options import ServeOptions
+from sat_vg.backbone_finetuning.commands.serve.cli import ServeOptions
+from sat_vg.backbone_finetuning.commands.serve.limits import ImpatientProtocol
 from sat_vg.backbone_finetuning.commands.trained_models import load_model, model_file
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.precision import choose_device, choose_precision
@@ -22,22 +22,13 @@ _BACKLOG = 2048
 def serve(options: ServeOptions) -> None:
     """Serve a model until SIGINT or SIGTERM; requests that have begun are answered first.
 
-    Raises:
-        UserError: the checkpoint or a setting cannot be used.
-        ConfigError: the address cannot be listened at.
+    Raises UserError where the checkpoint or a setting cannot be used, or the address cannot be listened at.
     """
     path = model_file(options.checkpoint)
     model = load_model(path)
     precision = choose_precision(choose_device(options.device), mixed_precision=False)
     precision.place_model(model)
-    limits = Limits(
-        images=options.max_images,
-        body_bytes=options.max_body_mib * 2**20,
-        pixels=options.max_megapixels * 10**6,
-        requests=options.max_requests,
-        seconds=options.timeout,
-    )
-    served = ServedModel(model, precision, limits, options.batch_size)
+    served = ServedModel(model, precision, options)
     size = model.preprocessing.image_size
     served.compute(torch.zeros(1, len(model.preprocessing.bands), size, size, dtype=torch.uint8))
     with contextlib.closing(_listen(options.host, options.port)) as listening:
@@ -60,18 +51,11 @@ def serve(options: ServeOptions) -> None:
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind(address)
-            listening.listen(_BACKLOG)
-        except OSError:
-            listening.close()
-            raise
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"--host {host} --port {port}: cannot be listened at ({reason}); choose another --port, or 0 for any"
         ) from error
-    return listening

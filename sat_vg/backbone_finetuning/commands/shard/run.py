@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing, lock_output
-from sat_vg.backbone_finetuning.commands.shard.options import ShardOptions
+from sat_vg.backbone_finetuning.commands.shard.cli import ShardOptions
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.shards.cache import require_webdataset, store_of
 from sat_vg.backbone_finetuning.data.shards.index import (
@@ -37,7 +37,7 @@ from sat_vg.backbone_finetuning.training.preparation import check_images, decode
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.json_reading import read_json
-from sat_vg.backbone_finetuning.utils.printable import list_lines, one_line
+from sat_vg.backbone_finetuning.utils.printable import list_lines, quote_some
 from sat_vg.backbone_finetuning.utils.safe_files import remove_unfinished, write_text
 from sat_vg.backbone_finetuning.utils.terminal import progress, say
 
@@ -46,14 +46,12 @@ _CLASSES = "classes.txt"
 _MOST_CLASSES_BYTES = 2**24
 # Common names of the parts of a data set, at the beginning of a tar file's name.
 _PART_OF = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_LISTED = 10
 
 
 def shard(options: ShardOptions) -> None:
     """Write shards, index those that there are, or check them, as the options say.
 
-    Raises:
-        UserError: the options, the images or the shards cannot be used.
+    Raises UserError where the options, the images or the shards cannot be used.
     """
     given = [name for name in ("data", "index", "check") if getattr(options, name) is not None]
     if len(given) != 1:
@@ -67,22 +65,17 @@ def shard(options: ShardOptions) -> None:
 
 
 def write_shards(options: ShardOptions) -> None:
-    """Write the images into shards, or resume where an earlier call was killed.
-
-    Raises:
-        UserError: the images or a setting cannot be used, or the folder holds something else.
-        WriteError: the disk is full; the same call goes on.
-    """
+    """Write the images into shards, or resume where an earlier call was killed or the disk was full."""
     if options.data is None or options.out is None:
         raise ConfigError("DATA needs --out OUT, the folder that shards are written to")
     webdataset = require_webdataset("shards are written")
-    is_limited = options.images_per_shard is not None or options.shard_mib is not None
-    most_mib = options.shard_mib if is_limited else _USUAL_MIB
+    most_mib = options.shard_mib or (None if options.images_per_shard else _USUAL_MIB)
     own = ("data", "index", "check", "out", "images_per_shard", "shard_mib")
     shared = {name: value for name, value in vars(options).items() if name not in own}
     config = FinetuneConfig(dataset_path=options.data, **shared)
-    folder = expand_home(options.out)
-    _require_outside(folder, expand_home(options.data))
+    folder, data = expand_home(options.out), expand_home(options.data)
+    if not data.is_file() and folder.resolve().is_relative_to(data.resolve()):  # shards would be taken for a class
+        raise ConfigError(f"--out {str(folder)!r} lies in the data set {str(data)!r}; choose one outside it")
     found = load_splits(config)
     splits = check_images(config, found, decoder_of_config(config, found)).splits
     most_bytes = None if most_mib is None else int(most_mib * 2**20)
@@ -113,9 +106,6 @@ def index_shards(given: str) -> None:
     Tar files whose names begin with ``train``, ``val`` or ``test`` belong to these splits; others to train, of which
     a training then splits val off. Labels are numbers, or the classes' names. The names that numbers stand for are
     the lines of ``classes.txt``; without it they are the numbers.
-
-    Raises:
-        DataError: there are none, one cannot be read, or their labels do not fit together.
     """
     folder = expand_home(given)
     paths = sorted(folder.glob("*.tar")) if folder.is_dir() else []
@@ -126,7 +116,7 @@ def index_shards(given: str) -> None:
     odd = [path.name for path in paths if not SHARD_NAME.fullmatch(path.name)]
     if odd:
         raise DataError(
-            f"{given!r} holds tar files with odd names: {_some(odd)}; rename them to letters, digits, '_', '-' "
+            f"{given!r} holds tar files with odd names: {quote_some(odd)}; rename them to letters, digits, '_', '-' "
             "and '.'"
         )
     scanned = [scan_tar(path) for path in progress(paths, desc="reading shards", unit="shard")]
@@ -138,17 +128,17 @@ def index_shards(given: str) -> None:
     index = ShardIndex(names, None, "", shards)
     with _advising_to_resume(folder):
         write_index(folder / INDEX, index)
-    read_index(folder / INDEX)  # what was found in tar files of others may not be what an index may say
+    try:
+        read_index(folder / INDEX)  # what was found in tar files of others may not be what an index may say
+    except DataError:
+        (folder / INDEX).unlink()
+        raise
     say(_table(index))
     say(f"written: {folder / INDEX}; train on it with sat-vg train --dataset_path {folder}")
 
 
 def check_shards(given: str) -> None:
-    """Read all shards of an index, wherever they lie, and compare their bytes with it.
-
-    Raises:
-        DataError: some are missing, cut short or altered; names them.
-    """
+    """Read all shards of an index, wherever they lie, and compare their bytes with it."""
     folder = expand_home(given)
     index = read_index(folder / INDEX if folder.is_dir() else folder)
     store = store_of(folder if folder.is_dir() else folder.parent, shard_cache(FinetuneConfig().cache_gib))
@@ -167,12 +157,6 @@ def check_shards(given: str) -> None:
     say(f"all {len(index.shards)} shards are as {INDEX} says")
 
 
-def _require_outside(folder: Path, data: Path) -> None:
-    """Refuse to write into the data set itself, where shards would be taken for a class."""
-    if not data.is_file() and folder.absolute().resolve().is_relative_to(data.absolute().resolve()):
-        raise ConfigError(f"--out {str(folder)!r} lies in the data set {str(data)!r}; choose one outside it")
-
-
 def _start_or_resume(folder: Path, plan: str) -> None:
     """Record in the folder what is being written there; refuse a folder that holds something else."""
     note = folder / WRITING
@@ -186,7 +170,7 @@ def _start_or_resume(folder: Path, plan: str) -> None:
     if earlier != plan and in_the_way:
         whose = "of another writing, which has not ended" if earlier is not None else "of others"
         raise ConfigError(
-            f"{str(folder)!r} holds tar files {whose}: {_some(in_the_way)}; choose another --out, or remove them"
+            f"{str(folder)!r} holds tar files {whose}: {quote_some(in_the_way)}; choose another --out, or remove them"
         )
     remove_unfinished(folder, ("*.tar", INDEX, WRITING))
     if earlier == plan:
@@ -199,8 +183,7 @@ def _write_all(
     folder: Path, planned: Sequence[PlannedShard], splits: Splits, webdataset: ModuleType
 ) -> dict[Shard, tuple[Sample, ...]]:
     """Write the missing shards; returns what all of them hold, as read back."""
-    written = {}
-    label_sets = splits.train.label_sets
+    written, label_sets = {}, splits.train.label_sets
     total = sum(len(shard.images) for shard in planned)
     with progress(total=total, desc="writing shards", unit="image") as bar, _advising_to_resume(folder):
         for shard in planned:
@@ -239,7 +222,7 @@ def _labels_of(folder: Path, scanned: Sequence[TarContent]) -> tuple[tuple[str, 
         names = given or tuple(texts)
         unknown = [text for text in texts if text not in names]
         if unknown:
-            raise DataError(f"{str(folder)!r}: {_CLASSES} lacks the classes {_some(unknown)}, which shards hold")
+            raise DataError(f"{str(folder)!r}: {_CLASSES} lacks the classes {quote_some(unknown)}, which shards hold")
         return _at_least_two(folder, names), {text: names.index(text) for text in texts}
     count = max(numbers.values()) + 1
     if given and len(given) < count:
@@ -283,7 +266,3 @@ def _table(index: ShardIndex) -> str:
             size = sum(shard.num_bytes for shard in shards) / 2**20
             rows.append((part, len(shards), sum(map(len, shards.values())), f"{size:.1f}"))
     return text_table(("split", "shards", "images", "MiB"), rows)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(repr(one_line(name)) for name in names[:_LISTED]) + (" …" if len(names) > _LISTED else "")

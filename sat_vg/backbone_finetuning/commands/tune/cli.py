@@ -3,11 +3,13 @@
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
 
+from sat_vg.backbone_finetuning.commands.command_line import function_of, require_extra
+from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.configs.option_parser import parse_options, split_arguments
-from sat_vg.backbone_finetuning.configs.ranges import rule_of, rules_of
+from sat_vg.backbone_finetuning.configs.ranges import PositiveInt, WholeNumber, rule_of, rules_of
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.exit_codes import run_command
 
@@ -27,23 +29,45 @@ Exit codes: 0 done, 1 no trial could be trained to its end, 2 a setting or an in
 _USAGE = "%(prog)s [DATA] --search NAME=VALUES ... [--OPTION VALUE ...] [--TRAINING_OPTION VALUE ...]"
 
 
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions:
+    """Options of ``sat-vg tune``."""
+
+    data: str | None = None
+    """Images, as for the training: class folders, or a .csv table. Unset: those of --from_compare, --config or
+    --dataset."""
+    search: tuple[str, ...] | None = None
+    """What is searched: NAME=A,B for values (NAME=A|B where they have commas), NAME=LOW..HIGH for a range, with :log
+    at its end for a logarithmic one. Several have spaces between them. NAME is a field of the training."""
+    trials: PositiveInt | None = None
+    """Number of trainings, those of earlier calls included. Unset: 20, or where all are lists every combination."""
+    out: str = "tuning"
+    """Folder of the trials and of the results."""
+    from_compare: str | None = None
+    """comparison.json of sat-vg compare: its best rows are searched as well, each with its backbone, strategy,
+    weights and settings."""
+    best: PositiveInt = 3
+    """Number of rows of --from_compare."""
+    prune: bool = True
+    """Stop a trial after an epoch in which it is below the median of the trials before (from the fifth trial on)."""
+    prune_after: WholeNumber | None = None
+    """Epochs in which no trial is stopped. Unset: a third of num_epochs, 1 at least."""
+    keep_models: bool = False
+    """Keep the checkpoints of all trials, not of the best alone."""
+    dry_run: bool = False
+    """Check the search and say what it is; train nothing."""
+
+
 def main(arguments: list[str] | None = None, prog: str = "sat-vg tune") -> int:
     """Run the command; returns its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
 
     def action() -> None:
-        # Imported only now: an error in the settings file, which users edit, becomes a message.
-        from sat_vg.backbone_finetuning.commands.command_line import require_extra
-        from sat_vg.backbone_finetuning.commands.tune.options import TuneOptions
-
         given_without, search = _take_search(given)
         own, flags = _split(given_without, prog)
         options = parse_options(TuneOptions, own, prog, _DESCRIPTION, {"data": "DATA"}, usage=_USAGE)
         require_extra("tune", "optuna")
-        # Imported only now: torch takes seconds, and --help or a mistyped flag should be answered at once.
-        from sat_vg.backbone_finetuning.commands.tune.run import tune
-
-        tune(replace(options, search=tuple(search)), flags)
+        function_of(TuneOptions, "tune")(replace(options, search=tuple(search)), flags)
 
     return run_command(action)
 
@@ -67,17 +91,10 @@ def _take_search(given: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _split(given: Sequence[str], prog: str) -> tuple[list[str], list[str]]:
     """The command's own arguments, and those of the training."""
-    from sat_vg.backbone_finetuning.commands.tune.options import TuneOptions
-    from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-
     own: dict[str, Any] = get_type_hints(TuneOptions)
     hints = get_type_hints(FinetuneConfig)
     types = {name: hints[name] for name in FinetuneConfig.field_names()} | {"config": str} | own
-    rules = {
-        **{name: rule_of(kind) for name, kind in types.items()},
-        **rules_of(FinetuneConfig),
-        **rules_of(TuneOptions),
-    }
+    rules = {"config": rule_of(str), **rules_of(FinetuneConfig), **rules_of(TuneOptions)}
     written, words = split_arguments(given, types, rules, prog, {"data": "DATA"})
     if "help" in written:
         return ["--help"], []

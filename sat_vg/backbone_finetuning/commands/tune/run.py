@@ -3,44 +3,34 @@
 import json
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sat_vg.backbone_finetuning.commands.compare.cell_files import CONFIG, OUTPUT, wait_for_orphan
+from sat_vg.backbone_finetuning.commands.compare.cell_files import CONFIG, OUTPUT, checked_images, wait_for_orphan
 from sat_vg.backbone_finetuning.commands.compare.training_process import EndedTraining, TrainingProcess, why_it_failed
 from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing
-from sat_vg.backbone_finetuning.commands.tune.options import TuneOptions
+from sat_vg.backbone_finetuning.commands.tune.cli import TuneOptions
 from sat_vg.backbone_finetuning.commands.tune.search import (
     OWN_FIELDS,
     Choice,
     Search,
+    all_shown,
     choice_of_rows,
     names_of,
     parse_search,
     settings_of_comparison,
     shown,
 )
-from sat_vg.backbone_finetuning.commands.tune.study import (
-    IMAGES,
-    RunningTrial,
-    SearchStudy,
-    explaining_storage,
-)
+from sat_vg.backbone_finetuning.commands.tune.study import IMAGES, RunningTrial, SearchStudy, explaining_storage
 from sat_vg.backbone_finetuning.configs.command_line import parse_command_line
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.models.networks.table import find_backbone
 from sat_vg.backbone_finetuning.reports.tables import csv_text, text_table
 from sat_vg.backbone_finetuning.reports.tuning_figures import draw_trials
 from sat_vg.backbone_finetuning.training.metric_lines import METRICS, read_metric_lines
-from sat_vg.backbone_finetuning.training.preparation import (
-    check_images,
-    choose_hardware,
-    decoder_of_config,
-    find_images,
-)
-from sat_vg.backbone_finetuning.training.run_identity import contents_of, fingerprint_of
+from sat_vg.backbone_finetuning.training.preparation import choose_hardware
 from sat_vg.backbone_finetuning.training.unset_fields import resolve_metric
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, InterruptedRun, StoppedError
 from sat_vg.backbone_finetuning.utils.exit_codes import EXIT_BAD_INPUT
@@ -57,14 +47,12 @@ RESULTS, BEST = "tuning.json", "best.yaml"
 def tune(options: TuneOptions, flags: Sequence[str] = ()) -> None:
     """Run the trials that are left, and write the results to ``options.out``.
 
-    Args:
-        options: of the command.
-        flags: of the training command, for all trials.
+    ``flags`` are those of the training command, for all trials.
 
     Raises:
         UserError: a setting or the data cannot be used, or the folder holds another search.
         StoppedError: no trial could be trained to its end.
-        InterruptedRun: Ctrl-C, SIGTERM or SIGUSR1; the running trial has saved its state, the same call goes on.
+        InterruptedRun: a signal came; the running trial has saved its state, the same call goes on.
     """
     search = read_search(options, flags)
     configs = search.checked_configs()
@@ -80,14 +68,14 @@ def tune(options: TuneOptions, flags: Sequence[str] = ()) -> None:
     if options.dry_run:
         say("dry run: nothing was trained")
         return
-    images = find_images(search.base)
-    checked = check_images(search.base, images, decoder_of_config(search.base, images))
-    metric = str(resolve_metric(search.base, checked.splits).early_stopping_metric)
+    splits, fingerprint = checked_images(search.base)
+    metric = str(resolve_metric(search.base, splits).early_stopping_metric)
+    rows = next((one.options for one in search.dimensions if isinstance(one, Choice) and one.name == "row"), {})
     identity = {
         **{f"search {one.name}": one.text for one in search.dimensions},
-        **{f"row {name}": dict(row) for name, row in _rows_of(search).items()},
+        **{f"row {text}": dict(row) for text, row in rows.items()},
         **{n: v for n, v in search.base.to_dict().items() if n not in FIELDS_FREE_ON_RESUME},
-        IMAGES: ":".join([fingerprint_of(checked.splits), *contents_of(checked).values()]),
+        IMAGES: fingerprint,
         "epochs before pruning": first_epochs,
     }
     identity = json.loads(json.dumps(identity))  # as it is read back
@@ -100,17 +88,14 @@ def tune(options: TuneOptions, flags: Sequence[str] = ()) -> None:
                     break
                 _run_trial(trial, search.config_of(trial.values), metric, most)
             _require_success(study, most)
-            if not options.keep_models:
-                _remove_models(study)
+            ended = [] if options.keep_models else [row for row in study.rows() if row.state != "running"]
+            for row in ended[1:]:  # all but the best
+                shutil.rmtree(study.folder_of(row.number) / "checkpoints", ignore_errors=True)
         _write_results(study, search, metric)
 
 
 def read_search(options: TuneOptions, flags: Sequence[str]) -> Search:
-    """What is searched, as options and flags say.
-
-    Raises:
-        ConfigError: a field or value is wrong, or there is nothing to search or no images to search on.
-    """
+    """What is searched, as options and flags say. Raises ConfigError where that is of no use."""
     own = [name for name in names_of(flags) if name in OWN_FIELDS]
     if own:
         raise ConfigError(f"--{own[0]} cannot be set: a search sets it for each trial; the folder of all is --out")
@@ -140,10 +125,6 @@ def read_search(options: TuneOptions, flags: Sequence[str]) -> Search:
     return search
 
 
-def _rows_of(search: Search) -> Mapping[str, Mapping[str, Any]]:
-    return next((one.options for one in search.dimensions if isinstance(one, Choice) and one.name == "row"), {})
-
-
 def _tell_search(search: Search, most: int, first_epochs: int | None) -> None:
     combinations = search.combinations
     for one in search.dimensions:
@@ -163,12 +144,10 @@ def _tell_search(search: Search, most: int, first_epochs: int | None) -> None:
 def _run_trial(trial: RunningTrial, config: FinetuneConfig, metric: str, most: int) -> None:
     """Train a trial to its end, or until it is below the median, and write down how it ended.
 
-    Raises:
-        ConfigError: the training refuses its settings or images, as it would in the next try.
-        InterruptedRun: a signal came; the training has saved its state.
+    Raises ConfigError where the training refuses its settings or images, as it would in the next try.
     """
     folder = trial.folder
-    say(f"[{trial.number}/{most}] {shown(trial.values)}")
+    say(f"[{trial.number}/{most}] {all_shown(trial.values)}")
     wait_for_orphan(folder / "checkpoints")
     ended = _train(trial, config, metric)
     stopped_by = None if ended is None else ended.stopped_by
@@ -243,20 +222,13 @@ def _require_success(study: SearchStudy, most: int) -> None:
         )
 
 
-def _remove_models(study: SearchStudy) -> None:
-    """Remove the checkpoints of all trials that have ended but for the best."""
-    ended = [row for row in study.rows() if row.state != "running"]
-    for row in ended[1:]:
-        shutil.rmtree(study.folder_of(row.number) / "checkpoints", ignore_errors=True)
-
-
 def _write_results(study: SearchStudy, search: Search, metric: str) -> None:
     """Print the table, and write it, the chart, and the configuration and command of the best."""
     rows, out = study.rows(), study.out
     done = [row for row in rows if row.state == "done"]
     names = search.names
     cells = [
-        (place, row.number, *(_cell(row.values.get(n)) for n in names), score, row.epochs or "-", row.state)
+        (place, row.number, *(shown(row.values.get(n)) for n in names), score, row.epochs or "-", row.state)
         for place, row in enumerate(rows, 1)
         for score in [_described(metric, row.score).removeprefix(f"{metric} ")]
     ]
@@ -290,7 +262,3 @@ def _write_results(study: SearchStudy, search: Search, metric: str) -> None:
     say(f"\nbest: trial {done[0].number}, {_described(metric, done[0].score)}; its files: {folder}")
     say(f"  {command}")
     say(f"written to {out}: trials.csv, {RESULTS}, {BEST}, importance.png")
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

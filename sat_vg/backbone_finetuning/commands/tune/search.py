@@ -35,15 +35,10 @@ _EXAMPLE = "for example learning_rate=1e-5..1e-2:log, or strategy=full,lp_ft"
 
 @dataclass(frozen=True)
 class Choice:
-    """Values to choose among.
+    """Values to choose among."""
 
-    Attributes:
-        name: of the field; of several fields that go together, their names.
-        options: by its text, the settings that a value stands for.
-    """
-
-    name: str
-    options: Mapping[str, Mapping[str, Any]]
+    name: str  # of the field; of several fields that go together, their names
+    options: Mapping[str, Mapping[str, Any]]  # by its text, the settings that a value stands for
 
     @property
     def text(self) -> str:
@@ -65,19 +60,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Interval:
-    """A range of numbers, its ends included.
+    """A range of numbers, its ends included."""
 
-    Attributes:
-        name: of the field.
-        low: whole where the field is.
-        high: above ``low``.
-        is_log: whether the logarithm is searched evenly.
-    """
-
-    name: str
-    low: float
-    high: float
-    is_log: bool
+    name: str  # of the field
+    low: float  # whole where the field is
+    high: float  # above ``low``
+    is_log: bool  # whether the logarithm is searched evenly
 
     @property
     def text(self) -> str:
@@ -102,15 +90,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched, over which settings.
+    """What is searched, over which settings."""
 
-    Attributes:
-        base: what all trials have in common.
-        dimensions: in the order in which they were named.
-    """
-
-    base: FinetuneConfig
-    dimensions: tuple[Choice | Interval, ...]
+    base: FinetuneConfig  # what all trials have in common
+    dimensions: tuple[Choice | Interval, ...]  # in the order in which they were named
 
     @property
     def combinations(self) -> list[dict[str, Any]] | None:
@@ -127,11 +110,7 @@ class Search:
         return tuple(one.name for one in self.dimensions)
 
     def config_of(self, values: Mapping[str, Any]) -> FinetuneConfig:
-        """The configuration with one value for each dimension.
-
-        Raises:
-            ConfigError: they contradict one another.
-        """
+        """The configuration with one value for each dimension. Raises ConfigError for a contradiction."""
         changes: dict[str, Any] = {}
         for one in self.dimensions:
             changes |= one.settings(values[one.name])
@@ -140,8 +119,7 @@ class Search:
     def checked_configs(self) -> list[FinetuneConfig]:
         """The configurations of all values and ends of ranges, in their combinations; of very many the first.
 
-        Raises:
-            ConfigError: the settings of one contradict one another.
+        Raises ConfigError where the settings of one contradict one another.
         """
         configs = []
         for values in islice(product(*(one.ends() for one in self.dimensions)), _MOST_CHECKED):
@@ -149,15 +127,18 @@ class Search:
             try:
                 configs.append(self.config_of(pairs))
             except ConfigError as error:
-                raise ConfigError(f"--search with {shown(pairs)}: {error}") from error
+                raise ConfigError(f"--search with {all_shown(pairs)}: {error}") from error
         return configs
 
 
-def shown(values: Mapping[str, Any]) -> str:
+def shown(value: Any) -> str:
+    """A value as tables show it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def all_shown(values: Mapping[str, Any]) -> str:
     """Values of a trial in one line."""
-    return ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
-    )
+    return ", ".join(f"{name} {shown(value)}" for name, value in values.items())
 
 
 def names_of(flags: Sequence[str]) -> list[str]:
@@ -168,13 +149,8 @@ def names_of(flags: Sequence[str]) -> list[str]:
 def parse_search(texts: Sequence[str], flags: Sequence[str] = ()) -> list[Choice | Interval]:
     """The dimensions that ``NAME=A,B`` and ``NAME=LOW..HIGH:log`` stand for.
 
-    Args:
-        texts: as given.
-        flags: of the training command, for all trials.
-
-    Raises:
-        ConfigError: a field is unknown, is not to be searched, or is there twice; a range is empty; or a value is not
-            allowed.
+    ``flags`` are those of the training command, for all trials. Raises ConfigError where a field is unknown, is not
+    to be searched, or is there twice; a range is empty; or a value is not allowed.
     """
     found: dict[str, Choice | Interval] = {}
     given = names_of(flags)
@@ -249,14 +225,7 @@ def _choice(name: str, values: str, kind: Any, text: str) -> Choice:
 
 
 def settings_of_comparison(path: Path) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]:
-    """What ``sat-vg compare`` was run with, out of its comparison.json.
-
-    Returns:
-        The settings that select the images, and for each row, best first, its name and its other settings.
-
-    Raises:
-        ConfigError: the file cannot be read, or is no comparison.json.
-    """
+    """The settings of the images in a comparison.json, and name and other settings of each row, best first."""
     try:
         content = read_json(path)
         cells = {(c["settings"]["backbone"], c["settings"]["strategy"]): c["settings"] for c in content["cells"]}
@@ -297,12 +266,8 @@ def _changed(
 def choice_of_rows(rows: Sequence[tuple[str, Mapping[str, Any]]], given: Collection[str]) -> Choice:
     """The rows of a comparison as a dimension of the search.
 
-    Args:
-        rows: name and settings of each.
-        given: fields that are set or searched, which outrank the rows' own.
-
-    Raises:
-        ConfigError: among them is one that makes a row what it is.
+    ``given`` are fields that are set or searched, which outrank the rows' own. Raises ConfigError where one of them
+    makes a row what it is.
     """
     for name in ("backbone", "strategy", "weights"):
         if name in given:

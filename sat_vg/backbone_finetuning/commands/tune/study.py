@@ -37,38 +37,22 @@ warnings.filterwarnings("ignore", category=ExperimentalWarning, module="optuna")
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A trial as tables show it.
+    """A trial as tables show it."""
 
-    Attributes:
-        number: from 1.
-        state: ``done``, ``pruned``, ``failed``, ``running``.
-        values: by dimension.
-        score: its best epoch's measure; of a pruned one its last; None where it has none.
-        epochs: that it was trained, or has been so far.
-        reason: why it failed.
-    """
-
-    number: int
-    state: str
-    values: dict[str, Any]
-    score: float | None
-    epochs: int
-    reason: str | None
+    number: int  # from 1
+    state: str  # ``done``, ``pruned``, ``failed``, ``running``
+    values: dict[str, Any]  # by dimension
+    score: float | None  # its best epoch's measure; of a pruned one its last; None where it has none
+    epochs: int  # that it was trained, or has been so far
+    reason: str | None  # why it failed
 
 
 class SearchStudy:
     """The study of a search, in a folder that several processes share.
 
-    Args:
-        out: folder; made if need be.
-        search: what is searched.
-        identity: what must be the same for a search to go on, by name.
-        maximises: whether a larger measure is better.
-        first_epochs: epochs in which no trial is pruned; None: none ever is.
-
-    Raises:
-        ConfigError: the folder holds another search (what differs is named) or something else, or cannot be written
-            to.
+    ``identity`` is what must be the same for a search to go on, by name. In the ``first_epochs`` no trial is pruned;
+    None: none ever is. Raises ConfigError where the folder holds another search (what differs is named) or something
+    else, or cannot be written to.
     """
 
     def __init__(
@@ -153,14 +137,7 @@ class SearchStudy:
 
     @contextmanager
     def next_trial(self, most: int) -> Iterator["RunningTrial | None"]:
-        """The next trial, locked against other processes: one whose process died, or a new one.
-
-        Args:
-            most: trials that are begun in all.
-
-        Yields:
-            None where none is left to be begun.
-        """
+        """The next trial, locked against other processes: one whose process died, or a new one; None: no more."""
         with ExitStack() as stack:
             with self._alone():
                 trial = self._orphan() or self._new(most)
@@ -201,8 +178,8 @@ class SearchStudy:
     def importances(self) -> dict[str, float]:
         """The share of each dimension in what tells the best trials from all (PED-ANOVA; Watanabe et al., 2023).
 
-        The best are a tenth, five at least, and at most half.
-        Empty where fewer than two dimensions or five finished trials leave nothing to tell apart.
+        The best are a tenth, five at least, and at most half. Empty where fewer than two dimensions or five finished
+        trials leave nothing to tell apart.
         """
         done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         names = [n for n in self._search.names if len({one.params[n] for one in done}) > 1]
@@ -215,16 +192,12 @@ class SearchStudy:
 
 @dataclass
 class RunningTrial:
-    """A trial that this process runs.
-
-    Attributes:
-        values: by dimension.
-    """
+    """A trial that this process runs."""
 
     _search: SearchStudy
     _study: optuna.Study
     _trial: Trial
-    values: dict[str, Any]
+    values: dict[str, Any]  # by dimension
     _is_below: bool = False
 
     @property
@@ -238,11 +211,7 @@ class RunningTrial:
         return self._search.folder_of(self.number)
 
     def is_below_median(self, scores: Mapping[int, float]) -> bool:
-        """Report epochs in their order, and whether the trial is to be stopped after one of them.
-
-        Args:
-            scores: by epoch, from 1.
-        """
+        """Report scores by epoch, from 1, in their order, and whether the trial is to be stopped after one."""
         known = {*self._study.get_trials(deepcopy=False)[self._trial.number].intermediate_values}
         judged = max(known, default=0) - 1  # a process that was killed may not have judged its last one
         for epoch in sorted(scores):
@@ -255,13 +224,7 @@ class RunningTrial:
         return self._is_below
 
     def end(self, epochs: int, score: float | None = None, reason: str | None = None) -> None:
-        """Write down how it ended.
-
-        Args:
-            epochs: that it was trained.
-            score: of its best epoch; None where it was pruned or failed.
-            reason: why it failed; None where it was pruned.
-        """
+        """Write down how it ended: with a score, with the reason of a failure, or, with neither, pruned."""
         self._trial.set_user_attr(EPOCHS, epochs)
         if reason is not None:
             self._trial.set_user_attr(REASON, reason)
@@ -272,11 +235,7 @@ class RunningTrial:
 
 @contextmanager
 def explaining_storage(out: Path) -> Iterator[None]:
-    """Turn errors of the storage into one that says what to do.
-
-    Raises:
-        WriteError: in place of those of Optuna and SQLite.
-    """
+    """Turn errors of Optuna and SQLite into a WriteError that says what to do."""
     try:
         yield
     except (StorageInternalError, SQLAlchemyError, sqlite3.Error) as error:
@@ -291,7 +250,7 @@ def _row_of(trial: FrozenTrial) -> TrialRow:
     return TrialRow(
         number=trial.number + 1,
         state=states.get(trial.state, "running"),
-        values={name: trial.params[name] for name in trial.params},
+        values=dict(trial.params),
         score=trial.value if trial.state in (TrialState.COMPLETE, TrialState.PRUNED) else None,
         epochs=trial.user_attrs.get(EPOCHS, len(trial.intermediate_values)),
         reason=trial.user_attrs.get(REASON),

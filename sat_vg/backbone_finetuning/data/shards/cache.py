@@ -192,10 +192,8 @@ class ShardPath(PathInArchive):
     def open(self) -> BinaryIO:
         """The image's bytes, in memory.
 
-        Raises:
-            OSError: the shard is not there.
-            DataError: it cannot be fetched.
-            Unreadable: the bytes are not those that the index knows.
+        Raises OSError where the shard is not there, DataError where it cannot be fetched, and Unreadable where the
+        bytes are not those that the index knows.
         """
         with self.store.open(self.shard) as file:
             file.seek(self.offset)
@@ -217,8 +215,7 @@ class ShardPath(PathInArchive):
 def store_of(folder: Path, cache: BoundedCache) -> LocalShards | FetchedShards:
     """Where shards are read from, as the environment says, else the index's folder; ``cache`` keeps fetched ones.
 
-    Raises:
-        ConfigError: the environment variable is no folder, command or address, or webdataset is not installed.
+    Raises ConfigError where the environment variable is no folder, command or address, or webdataset is missing.
     """
     source = os.environ.get(SOURCE, "").strip()
     if not source:
@@ -242,11 +239,7 @@ def store_of(folder: Path, cache: BoundedCache) -> LocalShards | FetchedShards:
 
 
 def require_webdataset(what: str) -> ModuleType:
-    """webdataset, imported.
-
-    Raises:
-        ConfigError: it is not installed; ``what`` says what it is needed for.
-    """
+    """webdataset, imported. Raises ConfigError where that cannot be; ``what`` says what it is needed for."""
     try:
         return importlib.import_module("webdataset")
     except ImportError as error:
@@ -261,12 +254,7 @@ class _FailedError(Exception):
 
 
 def _download(source: str, shard: Shard, path: Path) -> None:
-    """Fetch a shard into a file, in several attempts.
-
-    Raises:
-        DataError: the source fails, or gives something else than the index says.
-        OSError: the file cannot be written.
-    """
+    """Fetch a shard into a file, in several attempts. Raises DataError where that gives no such shard."""
     for wait in _WAITS_S:
         try:
             problem = _attempt(source.replace(_PLACE_OF_NAME, shard.name), shard, path)
@@ -284,8 +272,7 @@ def _download(source: str, shard: Shard, path: Path) -> None:
 def _attempt(url: str, shard: Shard, path: Path) -> str | None:
     """Fetch a shard into a file; why it is another one than the index says, if it is.
 
-    Raises:
-        _FailedError: the source fails, or ends too early.
+    Raises _FailedError where the source fails, or ends too early.
     """
     digest, count = hashlib.sha256(), 0
     said = path.with_name("stderr")

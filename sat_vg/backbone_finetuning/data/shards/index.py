@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from sat_vg.backbone_finetuning.data.sources.class_names import same_form
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, read_json
+from sat_vg.backbone_finetuning.utils.printable import shortened
 from sat_vg.backbone_finetuning.utils.safe_files import write_text
 
 INDEX = "shards.json"
@@ -24,7 +25,6 @@ SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar")
 _FORMAT, _VERSION = "sat_vg shards", 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_BYTES = 2**32  # of some 4 * 10**7 images
-_SHOWN = 60  # characters of a value in a message
 _ANEW = "make it anew from the tar files with sat-vg shard --index DIR"
 
 
@@ -77,11 +77,7 @@ def write_index(path: Path, index: ShardIndex) -> None:
 
 
 def read_index(path: Path) -> ShardIndex:
-    """Read and check an index.
-
-    Raises:
-        DataError: it is missing, damaged, of another version, or says what cannot be.
-    """
+    """Read and check an index. Raises DataError where it is missing, damaged, of another version, or made up."""
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise DataError(f"{str(path)!r} is larger than {_MOST_BYTES // 2**30} GiB; make fewer or larger shards")
@@ -169,5 +165,4 @@ def _is_below(limit: int, value: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+    return shortened(repr(value), 60)

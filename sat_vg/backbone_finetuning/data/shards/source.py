@@ -32,19 +32,13 @@ class Shards(Source):
     """The source of images in tar files with an index."""
 
     def takes(self, query: ImageQuery) -> bool:
-        """Whether the path is meant as that of shards.
-
-        Raises:
-            DataError: it is a folder of shards whose writing has not ended, or of tar files without an index.
-        """
+        """Whether the path is meant as that of shards. Raises DataError for unfinished ones, or no index."""
         return query.path is not None and _is_sharded(query.place)
 
     def load_splits(self, query: ImageQuery) -> Splits:
         """The images of ``shards.json``; paths are ``ShardPath``, below its folder wherever the shards lie.
 
-        Raises:
-            DataError: index or shards are missing, damaged or do not fit together.
-            ConfigError: the source is none, there is too little room for what is fetched, or a setting has no effect.
+        Raises UserError where index, shards, source or settings do not fit together, or there is too little room.
         """
         for name, usual in (("train_split", "train"), ("val_split", "val")):
             if getattr(query, name) != usual:

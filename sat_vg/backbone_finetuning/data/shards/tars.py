@@ -61,11 +61,7 @@ class TarContent(NamedTuple):
 
 
 def scan_tar(path: Path) -> TarContent:
-    """Read a tar file from one end to the other.
-
-    Raises:
-        DataError: it cannot be read, is no tar file or cut short, or a sample has no label, or more than one image.
-    """
+    """Read a tar file from one end to the other. Raises DataError where it is damaged, or has odd samples."""
     try:
         with open_regular(path) as file:
             images, labels = _members_of(path, file)
@@ -157,12 +153,7 @@ class PlannedShard(NamedTuple):
     images: tuple[PlannedImage, ...]
 
     def write(self, folder: Path, webdataset: ModuleType, tell: Callable[[], object]) -> None:
-        """Write the file, which appears under its name once it is whole; ``tell`` is called after each image.
-
-        Raises:
-            DataError: an image cannot be read.
-            OSError: the disk is full.
-        """
+        """Write the file, which appears under its name once it is whole; ``tell`` is called after each image."""
         with atomic_write(folder / self.name) as file:
             writer = webdataset.TarWriter(file, user="", group="", mode=0o644, encoder=False, mtime=0)
             for image in self.images:
@@ -174,11 +165,7 @@ class PlannedShard(NamedTuple):
     def read_back(
         self, folder: Path, label_sets: tuple[tuple[int, ...], ...] | None
     ) -> tuple[Shard, tuple[Sample, ...]]:
-        """The entry of the written file in the index.
-
-        Raises:
-            DataError: the file cannot be read, or holds something else than was planned.
-        """
+        """The entry of the written file in the index. Raises DataError where it does not hold what was planned."""
         found = scan_tar(folder / self.name)
         held = zip((sample.name for sample in found.samples), found.labels, strict=True)
         if sorted(held) != sorted((f"{image.key}.{image.ending}", image.label) for image in self.images):
@@ -190,11 +177,7 @@ class PlannedShard(NamedTuple):
 
 
 def plan_shards(splits: Splits, most_images: int | None, most_bytes: int | None, seed: int) -> list[PlannedShard]:
-    """Shuffle the images of each split into shards of so many images or bytes at the most; None: no limit.
-
-    Raises:
-        DataError: an image cannot be read.
-    """
+    """Shuffle the images of each split into shards of so many images or bytes at the most; None: no limit."""
     planned, number = [], 0
     for place, split in enumerate(splits.parts):
         images = [_planned(split, index, number + index) for index in range(len(split))]
@@ -221,11 +204,7 @@ def plan_shards(splits: Splits, most_images: int | None, most_bytes: int | None,
 
 
 def hash_of_plan(planned: Iterable[PlannedShard], splits: Splits) -> str:
-    """A hash of all that the shards are made of: names, places, labels, sizes and times of change of images.
-
-    Raises:
-        DataError: an image cannot be read.
-    """
+    """A hash of all that the shards are made of: names, places, labels, sizes and times of change of images."""
     digest = hashlib.sha256(repr((_PLAN, splits.class_names, splits.train.label_sets)).encode("utf-8", "replace"))
     for shard in planned:
         digest.update(f"\n{shard.name}".encode())
