@@ -7,7 +7,7 @@ import pytest
 
 from sat_vg.backbone_finetuning.commands.compare.cells import Cell, make_cells, parse_count, parse_weights
 from sat_vg.backbone_finetuning.commands.compare.cli import CompareOptions
-from sat_vg.backbone_finetuning.commands.compare.results import _notes
+from sat_vg.backbone_finetuning.commands.compare.results import _notes, command_of
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits
 from sat_vg.backbone_finetuning.evaluation.costs import Timing
@@ -142,3 +142,10 @@ def test_the_notes_say_whether_the_seed_draws_val(settings, said):
     finished = SimpleNamespace(cell=Cell(config, Path("cell")), result=SimpleNamespace(val_images=9))
     images = Split("train", (), (), ("a", "b"))
     assert said in _notes([finished], Splits(images, images, None, ""), "cpu", Timing())[0]
+
+
+def test_the_command_of_a_comparison_names_no_folder_of_this_machine_and_keeps_a_slash():
+    options = CompareOptions(data="/home/me/images", backbones=("vgg11",), strategies=("full",), seeds=(0,))
+    flags = ("--label_separator", "/", "--config", "/home/me/a.yaml")
+    assert command_of(options, flags).split(" -- ")[1] == "--label_separator / --config a.yaml"
+    assert "/home" not in command_of(options, flags)

@@ -251,7 +251,8 @@ def _settings(configs: Sequence[FinetuneConfig]) -> list[tuple[str, str]]:
 
 def _shown(value: Any) -> str:
     """A value for the report; of an absolute path only the name, since reports are passed on."""
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else str(value)
+    is_path = isinstance(value, str) and Path(value).is_absolute()
+    return Path(value).name or str(value) if is_path else str(value)
 
 
 def command_of(options: CompareOptions, flags: Sequence[str]) -> str:
