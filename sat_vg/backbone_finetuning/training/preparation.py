@@ -45,6 +45,7 @@ from sat_vg.backbone_finetuning.utils.errors import (
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision, set_up_process
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, BandFiles, Levels, Preprocessing
+from sat_vg.backbone_finetuning.utils.printable import quote_some
 from sat_vg.backbone_finetuning.utils.ranks import Ranks
 from sat_vg.backbone_finetuning.utils.terminal import say
 
@@ -139,6 +140,11 @@ def tell_data(splits: Splits) -> None:
     say(f"data: {splits.description}")
     for note in splits.notes:
         say(f"warning: {note}")
+    for split, effect in ((splits.train, "nothing is learned of it"), (splits.val, "the result says nothing of it")):
+        absent = split.absent_classes()
+        if absent:
+            they = effect if len(absent) == 1 else effect.replace("it", "them")
+            say(f"warning: {split.name} has no image of {quote_some(absent)}: {they}")
 
 
 def load_splits(config: FinetuneConfig) -> Splits:

@@ -171,10 +171,10 @@ def _judge_classes(findings: Findings) -> None:
     splits, numbers = findings.splits, findings.statistics
     counts = dict(zip(splits.class_names, splits.train.class_counts(), strict=True))
     for what, split in (("train", splits.train), ("val", splits.val)):
-        empty = [name for name, count in zip(splits.class_names, split.class_counts(), strict=True) if not count]
-        if empty:
+        absent = split.absent_classes()
+        if absent:
             (findings.errors if what == "train" or not len(split) else findings.warnings).append(
-                f"{what} has no readable image of {quote_some(empty)}"
+                f"{what} has no readable image of {quote_some(absent)}"
             )
     most, fewest = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
     if counts[most] > _IMBALANCE * counts[fewest] > 0:

@@ -68,6 +68,10 @@ class Split:
                 counts[index] += count
         return counts
 
+    def absent_classes(self) -> list[str]:
+        """The classes that no image has."""
+        return [name for name, count in zip(self.class_names, self.class_counts(), strict=True) if not count]
+
 
 @dataclass(frozen=True)
 class Splits:
