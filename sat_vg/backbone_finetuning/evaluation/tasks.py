@@ -50,6 +50,8 @@ _WRONG_CLASSES = 3  # named over an image
 
 
 class _Task:
+    """What both tasks do by their name."""
+
     name: TaskName
     metrics: tuple[Metric, ...]  # what "best" may mean, its default first
 

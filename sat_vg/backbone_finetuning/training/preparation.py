@@ -140,11 +140,11 @@ def tell_data(splits: Splits) -> None:
     say(f"data: {splits.description}")
     for note in splits.notes:
         say(f"warning: {note}")
-    for split, effect in ((splits.train, "nothing is learned of it"), (splits.val, "the result says nothing of it")):
+    for split, effect in ((splits.train, "nothing is learned of"), (splits.val, "the result says nothing of")):
         absent = split.absent_classes()
         if absent:
-            they = effect if len(absent) == 1 else effect.replace("it", "them")
-            say(f"warning: {split.name} has no image of {quote_some(absent)}: {they}")
+            them = "it" if len(absent) == 1 else "them"
+            say(f"warning: {split.name} has no image of {quote_some(absent)}: {effect} {them}")
 
 
 def load_splits(config: FinetuneConfig) -> Splits:

@@ -55,6 +55,6 @@ def _require_current_folder() -> None:
         Path.cwd()
     except OSError as error:
         raise ConfigError(
-            f"the current folder cannot be found ({error.strerror}): it was removed or moved. Go to another one, or "
-            "by its path to this one again, and run the command there"
+            f"the current folder cannot be found ({error.strerror}): it was removed or moved; change to a "
+            "folder that exists (cd), and run the command there"
         ) from error

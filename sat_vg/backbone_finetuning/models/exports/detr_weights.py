@@ -8,7 +8,7 @@ from torchvision import models
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from sat_vg.backbone_finetuning.models.adapters import (
+from sat_vg.backbone_finetuning.models.adapters.detr import (
     DETR_PREFIX,
     export_detr_state_dict,
     is_torchvisions_resnet,
