@@ -5,7 +5,8 @@
 
 A cell is one training: a data set, a start of the backbone, frozen or trainable, a seed. Each adds one line to
 ``--results``; the same command goes on with those that are missing. ``--most N`` ends it after N new ones. All cells
-of a data set see the same mosaics; no tile of the test mosaics was seen by any training.
+of a data set see the same mosaics; no tile of the test mosaics was seen by any training. ``--device cuda --jobs 12``
+runs 12 cells at a time on a GPU.
 """
 
 import argparse
@@ -14,20 +15,22 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mosaics import COUNTS, SIDE, Mosaics, make_mosaics, split_tiles
+from mosaics import COUNTS, SIDE, Mosaics, make_mosaics, make_scenes, split_tiles
 from runs import TRAIN, environment, flags_of, link_images, machine, paragraph, spread
 from torch import Tensor
 
 from sat_vg.backbone_finetuning import FineTuneModel
-from sat_vg.backbone_finetuning.utils.precision import choose_device, choose_precision
+from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision
 from sat_vg.grounding.batches import pad_words
 from sat_vg.grounding.config import GroundingConfig
 from sat_vg.grounding.metrics import (
@@ -44,24 +47,27 @@ from sat_vg.grounding.network import Sizes, best_boxes, grounding_loss
 from sat_vg.grounding.training import build_optimizer, learning_rate
 from sat_vg.grounding.words import Vocabulary, tokens_of
 
-STARTS = ("random", "imagenet", "full", "wise_ft", "last_layers", "coarse")
+STARTS = ("random", "imagenet", "full", "wise_ft", "last_layers", "coarse", "scenes", "placewise")
 TRAINABLE = ("imagenet", "full")
 FINETUNING = {  # flags of the fine-tuning by start; wise_ft is half way between imagenet and full
     "full": ["--strategy", "full"],
     "last_layers": ["--strategy", "last_layers", "--last_layers", "3"],
     "coarse": ["--strategy", "full"],
+    "scenes": ["--strategy", "full"],
+    "placewise": ["--strategy", "full"],
 }
+PLACEWISE = str(Path(__file__).with_name("placewise.py"))
+ON_SCENES = ("scenes", "placewise")  # fine-tuned on whole mosaics with one label; the others on single tiles
 # The classes of "coarse", which are not what phrases name: EuroSAT's, by the kind of ground.
 COARSE = {
     **dict.fromkeys(("AnnualCrop", "Forest", "HerbaceousVegetation", "Pasture", "PermanentCrop"), "plants"),
     **dict.fromkeys(("Highway", "Industrial", "Residential"), "built"),
     **dict.fromkeys(("River", "SeaLake"), "water"),
 }
-EPOCHS_OF_FINETUNING = {"eurosat": 4, "ucmerced": 12}
+EPOCHS_OF_FINETUNING, EPOCHS_ON_SCENES = {"eurosat": 4, "ucmerced": 12}, 8
 CONFIG = GroundingConfig(
-    data="mosaics", image_size=SIDE, width=64, num_heads=2, fusion_layers=2, num_epochs=6, learning_rate=1e-3
+    data="mosaics", image_size=SIDE, width=64, num_heads=2, fusion_layers=2, num_epochs=10, learning_rate=1e-3
 )
-PRECISION = choose_precision(choose_device("cpu"), mixed_precision=True)  # bf16 where the processor has it
 SIZES = Sizes(SIDE, 20, CONFIG.width, 1, CONFIG.fusion_layers, CONFIG.num_heads, CONFIG.dropout)
 
 
@@ -76,26 +82,26 @@ class Cell:
 
 
 def all_cells(data_sets: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
-    """Cells in the order in which they are run: first those that the question is about, by seed."""
-    compared, others, trainable = [], [], []
-    for data in data_sets:
-        for seed in seeds:
-            starts = [start for start in STARTS if start != "random" and (start != "coarse" or data == "eurosat")]
-            compared += [Cell(data, start, "frozen", seed) for start in starts]
-            others += [Cell(data, "random", "frozen", seed)]
-            others += [Cell(data, "no image", "frozen", seed)] if seed == seeds[0] else []
-            trainable += [Cell(data, start, "trainable", seed) for start in TRAINABLE] if data == data_sets[0] else []
-    return compared + others + trainable
+    """Cells in the order in which they are run: seed by seed, so that what is done can be compared at any time."""
+    cells = []
+    for seed in seeds:
+        for data in data_sets:
+            starts = [start for start in STARTS if start != "coarse" or data == "eurosat"]
+            cells += [Cell(data, start, "frozen", seed) for start in starts]
+            cells += [Cell(data, start, "trainable", seed) for start in TRAINABLE]
+            cells += [Cell(data, "no image", "frozen", seed)] if seed == seeds[0] else []
+    return cells
 
 
 @dataclass(frozen=True)
 class Study:
-    """The data of one name, and where its backbones are kept."""
+    """The data of one name, where its backbones are kept, and what trains on it."""
 
     name: str
     root: Path
     weights: Path
     work: Path
+    device: torch.device
 
     @cached_property
     def tiles(self) -> dict[str, dict[str, list[Path]]]:
@@ -107,38 +113,74 @@ class Study:
         """The mosaics by split."""
         return {split: make_mosaics(self.tiles[split], split, self.name) for split in COUNTS}
 
+    @cached_property
+    def precision(self) -> Precision:
+        """bf16 where the device computes in it."""
+        return choose_precision(self.device, mixed_precision=True)
+
+    def fine_tunings(self, cells: Iterable[Cell]) -> list[tuple[str, int]]:
+        """Starts and seeds of the fine-tunings that these cells need and that have not been run."""
+        wanted = {
+            ("full" if one.start == "wise_ft" else one.start, one.seed) for one in cells if one.data == self.name
+        }
+        missing = [(start, seed) for start, seed in wanted if start in FINETUNING]
+        return sorted(one for one in missing if not (self._folder(*one) / "done").exists())
+
+    def _folder(self, start: str, seed: int) -> Path:
+        return self.work / f"{self.name}_{start}_seed{seed}"
+
     def backbone(self, start: str, seed: int) -> FineTuneModel:
         """The model whose backbone a cell starts from."""
         if start in FINETUNING:
-            return FineTuneModel.load_checkpoint(self._fine_tuned(start, seed))
+            return FineTuneModel.load_checkpoint(self.fine_tune(start, seed))
         weights = "none" if start == "random" else str(self.weights)
         source = FineTuneModel("mobilenet_v2", 2, weights=weights, image_size=SIDE, seed=seed)
         if start == "wise_ft":
-            mix_half(source, FineTuneModel.load_checkpoint(self._fine_tuned("full", seed)))
+            mix_half(source, FineTuneModel.load_checkpoint(self.fine_tune("full", seed)))
         return source
 
-    def _fine_tuned(self, start: str, seed: int) -> Path:
-        """The best_model.pt of the training command on tiles that are in no mosaic."""
-        folder = self.work / f"{self.name}_{start}_seed{seed}"
-        best = folder / "checkpoints/best_model.pt"
+    def fine_tune(self, start: str, seed: int) -> Path:
+        """The best_model.pt of the training command on tiles that are in no mosaic of the grounding."""
+        folder = self._folder(start, seed)
         if not (folder / "done").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            for kind, files in self.tiles["finetune"].items():
-                held_out = len(files) // 10
-                label = COARSE[kind] if start == "coarse" else kind
-                link_images(files[:held_out], folder / "data/val" / label)
-                link_images(files[held_out:], folder / "data/train" / label)
+            folder.mkdir(parents=True)
+            on_scenes = start in ON_SCENES
             flags = flags_of(
-                dataset_path=folder / "data", backbone="mobilenet_v2", weights=self.weights, image_size=64,
-                num_epochs=EPOCHS_OF_FINETUNING[self.name], batch_size=32, learning_rate=1e-3, seed=seed,
-                log_dir=folder / "logs", checkpoint_dir=folder / "checkpoints", num_threads=1,
+                dataset_path=self.scenes() if on_scenes else self._tiles_of(start, folder / "data"),
+                backbone="mobilenet_v2", weights=self.weights, image_size=SIDE if on_scenes else 64, batch_size=32,
+                num_epochs=EPOCHS_ON_SCENES if on_scenes else EPOCHS_OF_FINETUNING[self.name], learning_rate=1e-3,
+                seed=seed, device=self.device, log_dir=folder / "logs", checkpoint_dir=folder / "checkpoints",
+                num_threads=1,
             )  # fmt: skip
-            subprocess.run(
-                [*TRAIN, *flags, *FINETUNING[start]], check=True, stdout=subprocess.DEVNULL, env=environment(folder)
-            )
+            command = [sys.executable, PLACEWISE] if start == "placewise" else TRAIN
+            with (folder / "out.txt").open("w") as out:
+                subprocess.run(
+                    [*command, *flags, *FINETUNING[start]], check=True, stdout=out, stderr=subprocess.STDOUT,
+                    env=environment(folder),
+                )  # fmt: skip
             shutil.rmtree(folder / "cache", ignore_errors=True)
             (folder / "done").touch()
-        return best
+        return folder / "checkpoints/best_model.pt"
+
+    def _tiles_of(self, start: str, folder: Path) -> Path:
+        """Links to the tiles in class folders, a tenth of each class held out."""
+        for kind, files in self.tiles["finetune"].items():
+            held_out = len(files) // 10
+            label = COARSE[kind] if start == "coarse" else kind
+            link_images(files[:held_out], folder / "val" / label)
+            link_images(files[held_out:], folder / "train" / label)
+        return folder
+
+    def scenes(self) -> Path:
+        """Mosaics with one label, drawn once."""
+        folder = self.work / f"{self.name}_scenes"
+        if not folder.exists():
+            unfinished = self.work / f"{self.name}_scenes_unfinished"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            make_scenes(self.tiles["finetune"], self.name, unfinished)
+            unfinished.rename(folder)
+        return folder
 
 
 @torch.no_grad()
@@ -153,10 +195,12 @@ def mix_half(source: FineTuneModel, trained: FineTuneModel) -> None:
 class Split:
     """Mosaics in the form that the network takes, with the backbone's maps where it is frozen."""
 
-    def __init__(self, mosaics: Mosaics, vocabulary: Vocabulary) -> None:
-        self.mosaics = mosaics
-        self.words = pad_words([vocabulary.encode(tokens_of(one.phrase), 20) for one in mosaics.records])
-        self.boxes = torch.tensor([one.box for one in mosaics.records]) / SIDE
+    def __init__(self, mosaics: Mosaics, vocabulary: Vocabulary, precision: Precision) -> None:
+        self.mosaics, self.precision = mosaics, precision
+        device = precision.device
+        self.images = mosaics.images.to(device)
+        self.words = pad_words([vocabulary.encode(tokens_of(one.phrase), 20) for one in mosaics.records]).to(device)
+        self.boxes = torch.tensor([one.box for one in mosaics.records]).to(device) / SIDE
         self.image_of = torch.tensor([int(one.image) for one in mosaics.records])
         self.maps: list[Tensor] | None = None
 
@@ -167,19 +211,20 @@ class Split:
     def store_maps(self, model: GroundingModel, is_blind: bool) -> None:
         """Compute the backbone's maps once for all images."""
         parts = []
-        for images in self.mosaics.images.split(50):
-            with PRECISION.autocast():
-                found = model.network.maps_of(model.preprocessing.normalise(images), _no_padding(len(images)))
-            parts.append([one.to(PRECISION.autocast_dtype) * (0 if is_blind else 1) for one in found])
+        for images in self.images.split(50):
+            with self.precision.autocast():
+                found = model.network.maps_of(model.preprocessing.normalise(images), self._no_padding(len(images)))
+            parts.append([one.to(self.precision.autocast_dtype) * (0 if is_blind else 1) for one in found])
         self.maps = [torch.cat(few) for few in zip(*parts, strict=True)]
 
     def answers(self, model: GroundingModel, places: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and boxes of the phrases at ``places``."""
-        images, image_of = self.image_of[places].unique(return_inverse=True)
-        masks, words = _no_padding(len(images)), self.words[places]
-        with PRECISION.autocast():
+        device = self.precision.device
+        images, image_of = (one.to(device) for one in self.image_of[places].unique(return_inverse=True))
+        masks, words = self._no_padding(len(images)), self.words[places.to(device)]
+        with self.precision.autocast():
             if self.maps is None:
-                scores, boxes = model(self.mosaics.images[images], masks, image_of, words)
+                scores, boxes = model(self.images[images], masks, image_of, words)
             else:
                 scores, boxes = model.network.answer([one[images] for one in self.maps], masks, image_of, words)
         return scores, boxes
@@ -189,11 +234,10 @@ class Split:
         """Predicted corners ``[P, 4]`` in pixels."""
         model.eval()
         parts = [best_boxes(*self.answers(model, few))[1] for few in torch.arange(len(self)).split(200)]
-        return (torch.cat(parts) * SIDE).double().numpy()
+        return (torch.cat(parts) * SIDE).double().cpu().numpy()
 
-
-def _no_padding(count: int) -> Tensor:
-    return torch.zeros(count, SIDE, SIDE, dtype=torch.bool)
+    def _no_padding(self, count: int) -> Tensor:
+        return torch.zeros(count, SIDE, SIDE, dtype=torch.bool, device=self.precision.device)
 
 
 def run_cell(cell: Cell, study: Study) -> dict[str, Any]:
@@ -205,8 +249,8 @@ def run_cell(cell: Cell, study: Study) -> dict[str, Any]:
     model = GroundingModel(
         source, vocabulary, SIZES, freeze_backbone=cell.backbone == "frozen", freeze_norm=cell.start != "random"
     )
-    PRECISION.place_model(model)
-    splits = {name: Split(mosaics, vocabulary) for name, mosaics in study.splits.items()}
+    study.precision.place_model(model)
+    splits = {name: Split(mosaics, vocabulary, study.precision) for name, mosaics in study.splits.items()}
     if cell.backbone == "frozen":
         for split in splits.values():
             split.store_maps(model, cell.start == "no image")
@@ -219,6 +263,7 @@ def run_cell(cell: Cell, study: Study) -> dict[str, Any]:
         "by_family": {name: round(value["pr@0.5"], 4) for name, value in families.items()},
         "validation_curve": curve,
         "ious": [round(float(iou), 3) for iou in ious_of(overlaps)],
+        "precision": str(study.precision),
         "cpu_seconds": round(time.process_time() - seconds, 1),
         "seconds": round(time.perf_counter() - began, 1),
     }
@@ -239,7 +284,7 @@ def train(model: GroundingModel, splits: Mapping[str, Split], seed: int) -> list
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(CONFIG, step, num_batches) * group["lr_scale"]
             scores, boxes = data.answers(model, places)
-            grounding_loss(scores, boxes, data.boxes[places]).mean().backward()
+            grounding_loss(scores, boxes, data.boxes[places.to(data.boxes.device)]).mean().backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.gradient_clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -318,6 +363,40 @@ def _baselines(study: Study) -> dict[str, dict[str, float]]:
     return baseline_metrics(baselines, phrases, targets, sizes, vocabulary)
 
 
+def run_cells(cells: Sequence[Cell], studies: Mapping[str, Study], results: Results, jobs: int) -> None:
+    """Run the fine-tunings that are missing, then the cells, ``jobs`` at a time; more than one in other processes."""
+
+    def note(cell: Cell, figures: Mapping[str, Any]) -> None:
+        results.add(cell, figures)
+        told = f"Pr@0.5 {100 * figures['pr@0.5']:.2f} %, {figures['seconds']:.0f} s"
+        print(f"{cell.data}, {cell.start}, {cell.backbone}, seed {cell.seed}: {told}", flush=True)
+
+    if jobs == 1:
+        for cell in cells:
+            note(cell, run_cell(cell, studies[cell.data]))
+        return
+    with ThreadPoolExecutor(jobs) as threads:
+        for study in studies.values():
+            missing = study.fine_tunings(cells)
+            if any(start in ON_SCENES for start, _ in missing):
+                study.scenes()
+            for done in [threads.submit(study.fine_tune, *one) for one in missing]:
+                done.result()
+    print("the backbones are fine-tuned", flush=True)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as processes:
+        begun = {processes.submit(_run_in_process, cell, studies[cell.data]): cell for cell in cells}
+        for done in as_completed(begun):
+            note(begun[done], done.result())
+
+
+_studies: dict[str, Study] = {}  # of this process, with their mosaics
+
+
+def _run_in_process(cell: Cell, study: Study) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    return run_cell(cell, _studies.setdefault(study.name, study))
+
+
 def main() -> None:
     """Run what is missing, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -330,24 +409,24 @@ def main() -> None:
     add("--table", type=Path, help="Markdown file to write")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--most", type=int, help="cells to run at most")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--jobs", type=int, default=1, help="cells at a time")
     options = parser.parse_args()
     torch.set_num_threads(1)
     roots = {name: root for name in ("eurosat", "ucmerced") if (root := getattr(options, name)) is not None}
-    studies = {name: Study(name, root, options.weights, options.work) for name, root in roots.items()}
+    device = choose_device(options.device)
+    studies = {name: Study(name, root, options.weights, options.work, device) for name, root in roots.items()}
     results = Results(options.results)
     todo = [cell for cell in all_cells(list(roots), options.seeds) if results.of(cell) is None]
     print(f"{len(todo)} cells to run; finished ones are in {options.results}", flush=True)
-    for cell in todo[: options.most]:
-        figures = run_cell(cell, studies[cell.data])
-        results.add(cell, figures)
-        told = f"Pr@0.5 {100 * figures['pr@0.5']:.2f} %, {figures['cpu_seconds']:.0f} s"
-        print(f"{cell.data}, {cell.start}, {cell.backbone}, seed {cell.seed}: {told}", flush=True)
+    run_cells(todo[: options.most], studies, results, options.jobs)
     text = "\n".join(
         line
         for study in studies.values()
         for line in ("", f"## {study.name}", "", *table(results, study, options.seeds))
     )
-    page = f"{paragraph(machine())}\n{text}\n"
+    gpu = f"On {torch.cuda.get_device_name()}." if device.type == "cuda" else ""
+    page = f"{paragraph(machine(), gpu)}\n{text}\n"
     print(page)
     if options.table:
         options.table.write_text(page)

@@ -1,8 +1,10 @@
 """Mosaics of labelled tiles with phrases: what the study of grounding trains and measures on."""
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ from torch import Tensor
 from sat_vg.grounding.readers import Box, Record
 
 SIDE, TILE = 128, 64  # pixels of a mosaic, and of a tile before it is cropped to its cell
-COUNTS = {"train": 2000, "val": 100, "test": 400}  # mosaics
+COUNTS = {"train": 2500, "val": 100, "test": 400}  # mosaics
+SCENES = {"train": 2700, "val": 300}  # mosaics with one label, for the fine-tuning of backbones
 PHRASES = 5  # of a mosaic at most
 # Share of the tiles of a class that go to the backbone's fine-tuning and to the mosaics; most tiles of each.
 SHARES = {"finetune": (0.5, 600), "train": (0.25, 500), "val": (0.05, 100), "test": (0.2, 400)}
@@ -56,26 +59,62 @@ def make_mosaics(tiles: Mapping[str, Sequence[Path]], split: str, name: str) -> 
         name: of the data; it and the split seed the drawing.
     """
     draw = random.Random(f"{name}/{split}")
-    pixels = {
-        path: np.asarray(Image.open(path).convert("RGB").resize((TILE, TILE), Image.Resampling.BOX))
-        for files in tiles.values()
-        for path in files
-    }
     images = np.zeros((COUNTS[split], SIDE, SIDE, 3), dtype=np.uint8)
     records: list[Record] = []
-    for number in range(COUNTS[split]):
-        palette = draw.sample(sorted(tiles), draw.randint(4, 6))
-        classes = [draw.choice(palette) for _ in CELLS]
-        boxes = _cells_of(draw)
-        for kind, (x1, y1, x2, y2) in zip(classes, boxes, strict=True):
-            tile = pixels[draw.choice(tiles[kind])]
-            top, left = draw.randint(0, TILE - (y2 - y1)), draw.randint(0, TILE - (x2 - x1))
-            images[number, y1:y2, x1:x2] = tile[top : top + y2 - y1, left : left + x2 - x1]
+    for number, image in enumerate(images):
+        classes, boxes = _draw_classes(draw, tiles), _cells_of(draw)
+        _fill(image, draw, classes, boxes, tiles)
         found = sorted(phrases_of(classes))
         for phrase, cell in draw.sample(found, min(PHRASES, len(found))):
             box: Box = tuple(map(float, boxes[cell]))  # type: ignore[assignment]
             records.append(Record(f"{number}", phrase, box, f"{split} {number}"))
     return Mosaics(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), records)
+
+
+def make_scenes(tiles: Mapping[str, Sequence[Path]], name: str, folder: Path) -> None:
+    """Mosaics with one label, as images of many things have: the class of most cells, where one has more than others.
+
+    They are written as ``folder/train/CLASS/NUMBER.jpg`` and ``folder/val/...``.
+    """
+    draw = random.Random(f"{name}/scenes")
+    image = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
+    for split, count in SCENES.items():
+        for number in range(count):
+            label = None
+            while label is None:
+                classes = _draw_classes(draw, tiles)
+                (label, most), *others = Counter(classes).most_common()
+                label = None if others and others[0][1] == most else label
+            _fill(image, draw, classes, _cells_of(draw), tiles)
+            path = folder / split / label / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path, quality=95)
+
+
+@cache
+def _pixels_of(tile: Path) -> np.ndarray:
+    """uint8 ``[TILE, TILE, 3]``."""
+    return np.asarray(Image.open(tile).convert("RGB").resize((TILE, TILE), Image.Resampling.BOX))
+
+
+def _draw_classes(draw: random.Random, tiles: Mapping[str, Sequence[Path]]) -> list[str]:
+    """The classes of nine cells, four to six at most."""
+    palette = draw.sample(sorted(tiles), draw.randint(4, 6))
+    return [draw.choice(palette) for _ in CELLS]
+
+
+def _fill(
+    image: np.ndarray,
+    draw: random.Random,
+    classes: Sequence[str],
+    boxes: Sequence[tuple[int, int, int, int]],
+    tiles: Mapping[str, Sequence[Path]],
+) -> None:
+    """Fill each cell with a random part of a random tile of its class."""
+    for kind, (x1, y1, x2, y2) in zip(classes, boxes, strict=True):
+        tile = _pixels_of(draw.choice(tiles[kind]))
+        top, left = draw.randint(0, TILE - (y2 - y1)), draw.randint(0, TILE - (x2 - x1))
+        image[y1:y2, x1:x2] = tile[top : top + y2 - y1, left : left + x2 - x1]
 
 
 def _cells_of(draw: random.Random) -> list[tuple[int, int, int, int]]:
