@@ -15,8 +15,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing import get_context
@@ -80,6 +80,11 @@ class Cell:
     backbone: str
     seed: int
 
+    @property
+    def fine_tuning(self) -> tuple[str, int]:
+        """Start and seed of the fine-tuning that it needs, if there is one of that name."""
+        return ("full" if self.start == "wise_ft" else self.start, self.seed)
+
 
 def all_cells(data_sets: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
     """Cells in the order in which they are run: seed by seed, so that what is done can be compared at any time."""
@@ -117,14 +122,6 @@ class Study:
     def precision(self) -> Precision:
         """bf16 where the device computes in it."""
         return choose_precision(self.device, mixed_precision=True)
-
-    def fine_tunings(self, cells: Iterable[Cell]) -> list[tuple[str, int]]:
-        """Starts and seeds of the fine-tunings that these cells need and that have not been run."""
-        wanted = {
-            ("full" if one.start == "wise_ft" else one.start, one.seed) for one in cells if one.data == self.name
-        }
-        missing = [(start, seed) for start, seed in wanted if start in FINETUNING]
-        return sorted(one for one in missing if not (self._folder(*one) / "done").exists())
 
     def _folder(self, start: str, seed: int) -> Path:
         return self.work / f"{self.name}_{start}_seed{seed}"
@@ -375,18 +372,22 @@ def run_cells(cells: Sequence[Cell], studies: Mapping[str, Study], results: Resu
         for cell in cells:
             note(cell, run_cell(cell, studies[cell.data]))
         return
-    with ThreadPoolExecutor(jobs) as threads:
-        for study in studies.values():
-            missing = study.fine_tunings(cells)
-            if any(start in ON_SCENES for start, _ in missing):
+    with ThreadPoolExecutor(jobs) as threads, ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as processes:
+        backbones = {}
+        for cell in cells:  # a fine-tuning is begun before those of cells that come later
+            study, key = studies[cell.data], (cell.data, *cell.fine_tuning)
+            if cell.start in ON_SCENES:
                 study.scenes()
-            for done in [threads.submit(study.fine_tune, *one) for one in missing]:
-                done.result()
-    print("the backbones are fine-tuned", flush=True)
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as processes:
-        begun = {processes.submit(_run_in_process, cell, studies[cell.data]): cell for cell in cells}
-        for done in as_completed(begun):
-            note(begun[done], done.result())
+            if cell.fine_tuning[0] in FINETUNING and key not in backbones:
+                backbones[key] = threads.submit(study.fine_tune, *cell.fine_tuning)
+        begun = []
+        for cell in cells:
+            if backbone := backbones.get((cell.data, *cell.fine_tuning)):
+                backbone.result()
+            begun.append(processes.submit(_run_in_process, cell, studies[cell.data]))
+            begun[-1].add_done_callback(lambda done, cell=cell: note(cell, done.result()))
+        for one in begun:
+            one.result()
 
 
 _studies: dict[str, Study] = {}  # of this process, with their mosaics
