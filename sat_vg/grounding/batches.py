@@ -1,7 +1,7 @@
 """The phrases of a data set in batches: an image with several is decoded, and goes through the backbone, once."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from sat_vg.backbone_finetuning.utils.terminal import say
 from sat_vg.grounding.checks import check_records
 from sat_vg.grounding.config import SPLITS, GroundingConfig
 from sat_vg.grounding.images import ImageStore, turn_boxes, turn_images
-from sat_vg.grounding.readers import Record, read_listing, split_records
+from sat_vg.grounding.readers import Listing, Record, read_listing, split_records
 from sat_vg.grounding.tiles import drawn_tiles
 from sat_vg.grounding.words import IDENTITY, PADDING, SYMMETRIES, Symmetry, tokens_of, turn_words
 
@@ -148,6 +148,26 @@ class Data:
             say(f"left out: {counted(len(self.left_out), 'record')}, listed in {path}")
 
 
+def _problems_of(listing: Listing, wanted: Collection[str]) -> tuple[list[str], list[str]]:
+    """A line for each row of the splits that are wanted that is no record, and lines on what is wrong with others.
+
+    Raises:
+        DataError: the file of a split that is wanted cannot be read.
+    """
+    problems, unused = list[str](), list[str]()
+    for split, error in listing.unread.items():
+        if split in wanted:
+            raise error
+        unused.append(f"not used here: {split}: {error}")
+    for split, lines in listing.problems.items():
+        if (split or "train") in wanted or split not in ("", *SPLITS):
+            problems += lines
+        else:
+            count = counted(len(lines), "record")
+            unused.append(f"not used here: {count} of {split or 'train'} cannot be used, such as {lines[0]}")
+    return problems, unused
+
+
 def load_data(config: GroundingConfig, needed: Sequence[str], also: Sequence[str] = ()) -> Data:
     """Check the splits that are needed, and others where there are some; all their images are decoded.
 
@@ -161,21 +181,19 @@ def load_data(config: GroundingConfig, needed: Sequence[str], also: Sequence[str
     found, notes = split_records(listing, config.val_fraction, config.seed)
     wanted = {*needed, *also}
     splits = {split: records for split, records in found.items() if split in wanted}
-    if "val" in wanted and "val" not in listing.splits:
+    if "val" in wanted and not listing.has("val"):
         wanted |= {"train"}  # of which val was drawn
-    problems = []
-    for split, lines in listing.problems.items():
-        if (split or "train") in wanted or split not in ("", *SPLITS):
-            problems += lines
-        else:
-            bad = counted(len(lines), "record")
-            notes.append(f"not used here: {bad} of {split or 'train'} cannot be used, such as {lines[0]}")
+    problems, unused = _problems_of(listing, wanted)
+    notes += unused
     images = list(dict.fromkeys(record.image for records in splits.values() for record in records))
     store = ImageStore(images, config.canvas_size, decode_rgb, cache_folder())
     checked = check_records(splits, store, problems, config.on_bad_record)
     for split in needed:
         if split not in checked.splits:
-            raise DataError(f"data = {str(path)!r}: has no records of {split}, only of {', '.join(found) or 'none'}")
+            bad = "".join(f"; of {split} none can be used, such as {line}" for line in listing.problems[split][:1])
+            raise DataError(
+                f"data = {str(path)!r}: has no records of {split}, only of {', '.join(found) or 'none'}{bad}"
+            )
     for note in (*notes, *checked.notes):
         say(f"data: {note}")
     told = []

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.backbone_finetuning.utils.errors import DataError, UserError
 from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, parse_json
 from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.backbone_finetuning.utils.regular_files import read_bounded
@@ -53,10 +53,15 @@ class Record:
 
 
 class Listing(NamedTuple):
-    """By split (``""`` where the data do not say): the records, and a line for each row that is none."""
+    """By split (``""`` where unknown): the records, a line for each row that is none, and unread files."""
 
     splits: dict[str, list[Record]]
     problems: dict[str, list[str]]
+    unread: dict[str, UserError]  # of a split whose file cannot be read; none of its rows are in the other two
+
+    def has(self, split: str) -> bool:
+        """Whether anything in the data, usable or not, is of a split."""
+        return any(split in part for part in self)
 
 
 class _Row(NamedTuple):
@@ -79,18 +84,25 @@ def read_listing(path: Path, box_format: BoxFormat | None = None) -> Listing:
     ``box_format`` is that of boxes whose file does not say it; None: their numbers have to tell (see ``checks``).
 
     Raises:
-        DataError: there is no such data set, or a file of it cannot be read.
+        DataError: there is no such data set, or a file cannot be read that may hold every split, or none can.
     """
     if not os.path.exists(path):  # noqa: PTH110 - Path raises at long names
         raise DataError(f"data = {str(path)!r}: there is no such folder or file; it may be {_LAYOUTS}")
     if (path / "Annotations").is_dir():
-        parts = [("", path, _read_voc(path))]
+        parts = [(split, path, rows) for split, rows in _read_voc(path).items()]
     else:
         files = _files_of(path) if path.is_dir() else {"": path}
         parts = [(split, file.parent, _reader_of(file)(file)) for split, file in files.items()]
-    listing = Listing(defaultdict(list), defaultdict(list))
+    listing = Listing(defaultdict(list), defaultdict(list), {})
     for part, folder, rows in parts:
-        for row in rows:
+        try:
+            entries = list(rows)
+        except UserError as error:
+            if not part:
+                raise
+            listing.unread[part] = error
+            continue
+        for row in entries:
             said = row.content.get("split") if isinstance(row.content, Mapping) else None
             split = str(said or "").strip().lower() or row.split or part
             try:
@@ -98,6 +110,8 @@ def read_listing(path: Path, box_format: BoxFormat | None = None) -> Listing:
                 listing.splits[split].append(record)
             except _BadRow as problem:
                 listing.problems[split].append(f"{row.source}: {problem}")
+    if listing.unread and not listing.splits and not listing.problems:
+        raise next(iter(listing.unread.values()))
     return listing
 
 
@@ -107,7 +121,7 @@ def split_records(listing: Listing, val_fraction: float, seed: int) -> tuple[dic
     notes: list[str] = []
     if "" in splits:
         splits["train"] = splits.pop("") + splits.get("train", [])
-    if "train" in splits and "val" not in splits:
+    if "train" in splits and not listing.has("val"):
         images = sorted({record.image for record in splits["train"]})
         random.Random(seed).shuffle(images)
         held = set(images[: max(1, round(val_fraction * len(images)))]) if len(images) > 1 else set()
@@ -213,27 +227,41 @@ def _lines_of(name: str, text: str) -> Iterator[tuple[str, str]]:
             yield f"{name}, line {number}", line
 
 
-def _read_voc(root: Path) -> _Rows:
-    """DIOR-RSVG: VOC XML files, whose objects are numbered over all files in the order of their sorted names."""
+def _read_voc(root: Path) -> dict[str, _Rows]:
+    """DIOR-RSVG: VOC XML files, whose objects are numbered over all files in the order of their sorted names.
+
+    Behind a file that cannot be read no number is known; only splits with such numbers cannot be read.
+    """
     files = sorted((root / "Annotations").glob("*.xml"), key=lambda file: file.name)
     if not files:
         raise DataError(f"{str(root / 'Annotations')!r} holds no .xml file")
-    objects = [row for file in files for row in _read_xml(file)]
     indices = [root / f"{split}.txt" for split in SPLITS if (root / f"{split}.txt").is_file()]
-    if not indices:
-        yield from objects
-    for index in indices:
-        with _text_of(index) as text:
-            entries = text.split()
-        first: dict[int, int] = {}
-        for number, entry in enumerate(entries, start=1):
-            source = f"{index.name}, entry {number}"
-            if not (entry.isdecimal() and len(entry) <= 12 and int(entry) < len(objects)):
-                yield _Row(source, None, index.stem, f"{entry!r} is no index of the {len(objects)} objects")
-            elif first.setdefault(int(entry), number) < number:
-                yield _Row(source, None, index.stem, f"object {entry} is that of entry {first[int(entry)]} already")
-            else:
-                yield objects[int(entry)]._replace(split=index.stem)
+    objects = list[_Row]()
+    try:
+        for file in files:
+            objects += _read_xml(file)
+    except DataError as error:
+        if not indices:
+            raise
+        return {index.stem: _read_index(index, objects, error) for index in indices}
+    return {index.stem: _read_index(index, objects) for index in indices} or {"": iter(objects)}
+
+
+def _read_index(index: Path, objects: Sequence[_Row], error: DataError | None = None) -> _Rows:
+    """The objects whose numbers a file lists; ``error``: why there is none behind them."""
+    with _text_of(index) as text:
+        entries = text.split()
+    first: dict[int, int] = {}
+    for number, entry in enumerate(entries, start=1):
+        source = f"{index.name}, entry {number}"
+        if not (entry.isdecimal() and len(entry) <= 12 and int(entry) < len(objects)):
+            if error is not None:
+                raise error
+            yield _Row(source, problem=f"{entry!r} is no index of the {len(objects)} objects")
+        elif first.setdefault(int(entry), number) < number:
+            yield _Row(source, problem=f"object {entry} is that of entry {first[int(entry)]} already")
+        else:
+            yield objects[int(entry)]
 
 
 def _read_xml(file: Path) -> _Rows:

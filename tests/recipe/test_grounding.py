@@ -282,6 +282,32 @@ def test_a_bad_record_matters_in_its_own_split_alone(whole, dior, ground, tmp_pa
     assert code == 2 and "1 record cannot be used:\n  val.txt, entry 4: '99' is no index" in err
 
 
+@pytest.mark.parametrize(
+    ("damaged", "split", "told"),
+    [
+        ("Annotations/00007.xml", "train", "is not valid XML"),
+        ("train.txt", "train", "is not UTF-8 text"),
+        ("val.txt", "val", "is not UTF-8 text"),
+    ],
+)
+def test_a_bad_file_matters_in_its_own_split_alone(whole, dior, ground, tmp_path, damaged, split, told):
+    """Told in a line where test is evaluated; objects behind an XML file that cannot be read have no number."""
+    data = shutil.copytree(dior, tmp_path / "data")
+    (data / "test.txt").write_text("0\n1\n2\n")
+    with (data / damaged).open("ab") as file:
+        file.write(b"\xff\xfe" if damaged.endswith(".txt") else b"<")
+    checkpoint = whole / "ckpt/best_model.pt"
+    code, out, err = ground("evaluate", checkpoint, data, "--split", "test", "--out", "found")
+    assert code == 0, err
+    assert f"data: not used here: {split}: " in out and told in out
+    assert "test 3 phrases" in out and "drawn by seed" not in out
+    code, _, err = ground("evaluate", checkpoint, data, "--split", split, "--out", "found")
+    assert code == 2 and told in err and err.count("\n") == 1, err
+    if damaged == "val.txt":  # nothing is drawn of train in its place
+        code, out, err = ground("evaluate", checkpoint, data, "--split", "train", "--out", "found")
+        assert code == 0 and "drawn by seed" not in out, err
+
+
 def test_one_image_at_a_time_is_too_few_for_a_batch_norm_of_one_place(dior, ground, tmp_path):
     """Statistics of one value are none: torch has no sentence for it. Maps of several places can be trained on."""
     for number in range(2):
