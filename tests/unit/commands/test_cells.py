@@ -7,7 +7,7 @@ import pytest
 
 from sat_vg.backbone_finetuning.commands.compare.cells import Cell, make_cells, parse_count, parse_weights
 from sat_vg.backbone_finetuning.commands.compare.cli import CompareOptions
-from sat_vg.backbone_finetuning.commands.compare.results import _notes, command_of
+from sat_vg.backbone_finetuning.commands.compare.results import _notes, _settings, command_of
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.data.sources.splits import Split, Splits
 from sat_vg.backbone_finetuning.evaluation.costs import Timing
@@ -149,3 +149,19 @@ def test_the_command_of_a_comparison_names_no_folder_of_this_machine_and_keeps_a
     flags = ("--label_separator", "/", "--config", "/home/me/a.yaml")
     assert command_of(options, flags).split(" -- ")[1] == "--label_separator / --config a.yaml"
     assert "/home" not in command_of(options, flags)
+
+
+@pytest.mark.parametrize(
+    ("strategies", "rate", "shown"),
+    [
+        (("lp_ft",), 3e-4, "0.0003"),  # a default of most strategies, and none of lp_ft
+        (("lp_ft", "full"), 3e-4, "0.0003"),
+        (("lp_ft", "full"), None, "0.001: resnet18 lp_ft; 0.0003: resnet18 full"),
+        (("full",), 3e-4, None),
+        (("full",), 2e-4, "0.0002"),
+    ],
+)
+def test_the_page_shows_a_learning_rate_that_the_strategy_would_not_set(strategies, rate, shown):
+    given = {"dataset_path": "images", "backbone": "resnet18", **({} if rate is None else {"learning_rate": rate})}
+    found = dict(_settings([FinetuneConfig(strategy=strategy, **given) for strategy in strategies]))
+    assert found.get("learning_rate") == shown

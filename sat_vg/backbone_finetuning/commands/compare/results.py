@@ -18,6 +18,7 @@ from sat_vg.backbone_finetuning.commands.compare.cell_files import CellResult, r
 from sat_vg.backbone_finetuning.commands.compare.cells import OWN_FIELDS, Cell, parse_weights
 from sat_vg.backbone_finetuning.commands.compare.cli import CompareOptions
 from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing
+from sat_vg.backbone_finetuning.configs.combinations import LP_FT_DEFAULTS
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.evaluation.costs import (
@@ -238,11 +239,13 @@ def _settings(configs: Sequence[FinetuneConfig]) -> list[tuple[str, str]]:
     """The settings that are no defaults, and those that differ between cells with where."""
     defaults, pairs = FinetuneConfig().to_dict(), []
     hidden = {*OWN_FIELDS, *(FIELDS_FREE_ON_RESUME - {"dataset_path", "device"})}
+    # Of lp_ft what equals a default was chosen: left out, it would be what the strategy sets.
+    chosen = LP_FT_DEFAULTS if any(config.strategy == "lp_ft" for config in configs) else {}
     for name in (name for name in defaults if name not in hidden):
         places: dict[str, list[str]] = {}
         for config in configs:
             places.setdefault(_shown(getattr(config, name)), []).append(f"{config.backbone} {config.strategy}")
-        if len(places) == 1 and next(iter(places)) != _shown(defaults[name]):
+        if len(places) == 1 and (name in chosen or next(iter(places)) != _shown(defaults[name])):
             pairs.append((name, next(iter(places))))
         elif len(places) > 1:
             pairs.append((name, "; ".join(f"{v}: {', '.join(dict.fromkeys(where))}" for v, where in places.items())))
