@@ -16,6 +16,7 @@ from conftest import COLOURS, REPOSITORY, TINY, environment, write_image
 from PIL import Image
 
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 pytestmark = [pytest.mark.recipe, pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")]
@@ -126,12 +127,19 @@ def test_a_setting_that_changes_nothing_has_little_importance(tmp_path):
 
 
 def test_another_search_or_another_file_is_refused(tmp_path):
-    study_of(tmp_path / "a", *RANGES, identity={"learning_rate": 1, "images": "x"})
+    study_of(tmp_path / "a", *RANGES, identity={"label_smoothing": 0.0, "images": "x"})
     with pytest.raises(ConfigError, match="holds another search") as caught:
-        study_of(tmp_path / "a", *RANGES, identity={"learning_rate": 2, "images": "x", "dropout": 3})
-    assert {"  learning_rate: was 1, now 2", "  dropout: was 0.0, now 3"} <= set(str(caught.value).splitlines())
+        study_of(tmp_path / "a", *RANGES, identity={"label_smoothing": 0.1, "images": "y", "bands": ["1", "2"]})
+    assert {
+        "  label_smoothing: was 0.0, now 0.1", "  bands: was None, now ['1', '2']", "  the images have changed",
+        "Use the same again to go on, or another --out for this one",
+    } < set(str(caught.value).splitlines())  # fmt: skip
+    # A version with other defaults says which settings go on, and needs none for what is searched.
+    now = {"label_smoothing": 0.1, "images": "x", "bands": ["1"], "learning_rate": 2}
+    with pytest.raises(ConfigError, match=r"Use --bands null --label_smoothing 0\.0 to go on, or another --out"):
+        study_of(tmp_path / "a", *RANGES, identity=now)
     # A version that knows more settings goes on, where these are at their defaults.
-    study_of(tmp_path / "a", *RANGES, identity={"learning_rate": 1, "images": "x", "pool": "default"})
+    study_of(tmp_path / "a", *RANGES, identity={"label_smoothing": 0.0, "images": "x", "pool": "default"})
     (tmp_path / "b").mkdir()
     (tmp_path / "b/study.db").write_bytes(b"no database at all" * 100)
     optuna.create_study(storage=f"sqlite:///{tmp_path}/theirs.db", study_name="foreign")
@@ -199,6 +207,18 @@ def test_a_grid_from_its_images_to_the_command_of_the_best(images, tmp_path, her
     extra.unlink()
     assert code == 2
     assert "the images have changed" in err
+
+
+def test_weights_that_saw_what_is_val_now_are_warned_of_once(images, tmp_path, here):
+    model = FineTuneModel("squeezenet1_1", 3, pretrained=False, image_size=32)
+    model.save_checkpoint(tmp_path / "w.pt", config={"dataset_path": str(images), "seed": 3})
+    settings = dict(zip(QUICK[::2], QUICK[1::2], strict=True)) | {"--pretrained": "true", "--num_epochs": "1"}
+    flags = [word for pair in settings.items() for word in pair]
+    search = ("--search", "learning_rate=1e-3,1e-9", "--weights", tmp_path / "w.pt", "--out", tmp_path / "out")
+    code, said, err = here(images, *search, *flags)
+    assert code == 0, err
+    assert "[2/2]" in said
+    assert said.count("the starting weights were trained on these images with seed = 3, here it is 0") == 1
 
 
 @pytest.mark.parametrize(

@@ -82,11 +82,12 @@ def tune(options: TuneOptions, flags: Sequence[str] = ()) -> None:
     out = expand_home(options.out)
     with explaining_storage(out):
         study = SearchStudy(out, search, identity, metric != "val_loss", first_epochs)
+        told = set[str]()
         while True:
             with study.next_trial(most) as trial:
                 if trial is None:
                     break
-                _run_trial(trial, search.config_of(trial.values), metric, most)
+                _run_trial(trial, search.config_of(trial.values), metric, most, told)
             _require_success(study, most)
             ended = [] if options.keep_models else [row for row in study.rows() if row.state != "running"]
             for row in ended[1:]:  # all but the best
@@ -141,15 +142,17 @@ def _tell_search(search: Search, most: int, first_epochs: int | None) -> None:
     say(f"{counted(min(most, len(combinations or range(most))), 'trial')}, {how}; {pruned}")
 
 
-def _run_trial(trial: RunningTrial, config: FinetuneConfig, metric: str, most: int) -> None:
+def _run_trial(trial: RunningTrial, config: FinetuneConfig, metric: str, most: int, told: set[str]) -> None:
     """Train a trial to its end, or until it is below the median, and write down how it ended.
+
+    ``told`` are warnings of trainings that were shown already.
 
     Raises ConfigError where the training refuses its settings or images, as it would in the next try.
     """
     folder = trial.folder
     say(f"[{trial.number}/{most}] {all_shown(trial.values)}")
     wait_for_orphan(folder / "checkpoints")
-    ended = _train(trial, config, metric)
+    ended = _train(trial, config, metric, told)
     stopped_by = None if ended is None else ended.stopped_by
     if stopped_by is None and trial.is_below_median(_scores(folder, metric, config.num_epochs)):
         trial.end(len(_scores(folder, metric)))
@@ -178,7 +181,7 @@ def _run_trial(trial: RunningTrial, config: FinetuneConfig, metric: str, most: i
     say(f"  {_described(metric, score)}")
 
 
-def _train(trial: RunningTrial, config: FinetuneConfig, metric: str) -> EndedTraining | None:
+def _train(trial: RunningTrial, config: FinetuneConfig, metric: str, told: set[str]) -> EndedTraining | None:
     """Run the training of a trial, and stop it once it is below the median; None where it was so before."""
     folder = trial.folder
     own = {"checkpoint_dir": str(folder / "checkpoints"), "log_dir": str(folder / "logs")}
@@ -192,6 +195,9 @@ def _train(trial: RunningTrial, config: FinetuneConfig, metric: str) -> EndedTra
         for line in process.lines():
             if line.startswith(("epoch ", "going on with")):
                 say(f"  {line}")
+            elif line.startswith("warning: the starting weights") and line not in told:
+                say(f"  {line}")
+                told.add(line)
             if line.startswith("epoch ") and trial.is_below_median(_scores(folder, metric, config.num_epochs)):
                 process.stop()
     return process.ended

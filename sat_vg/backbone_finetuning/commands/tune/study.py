@@ -5,6 +5,7 @@ goes on with the same trials. A process holds the lock of its trial's folder; wh
 holds its lock, its process died, and the next one takes it over.
 """
 
+import shlex
 import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from sat_vg.backbone_finetuning.commands.tune.search import Search
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.configs.plain_values import as_argument
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
 from sat_vg.backbone_finetuning.utils.file_locks import alone_with
 from sat_vg.backbone_finetuning.utils.folder_lock import is_in_use, lock_folder
@@ -115,14 +117,19 @@ class SearchStudy:
             **{name: value for name, value in FinetuneConfig.defaults().items() if name in identity},
             **earlier,
         }
-        names = [name for name in {**earlier, **identity} if earlier.get(name) != identity.get(name)]
+        different = [name for name in {**earlier, **identity} if earlier.get(name) != identity.get(name)]
+        # Of what is searched, no trial has the value that stands beside the search.
+        names = [name for name in different if name not in self._search.names]
         if names:
             shown = [f"{n}: was {earlier.get(n)!r}, now {identity.get(n)!r}" for n in names if n != IMAGES]
             shown += ["the images have changed"] if IMAGES in names else []
             differences = "".join(f"\n  {line}" for line in shown[:8])
+            # Also where nobody set a field whose default has changed since.
+            flags = [f"--{n} {shlex.quote(as_argument(earlier[n]))}" for n in names if n in FinetuneConfig.defaults()]
+            same = " ".join(flags) if len(flags) == len(names) else "the same again"
             raise ConfigError(
-                f"{str(self.out)!r} holds another search, of which its trials are:{differences}\nUse the same again "
-                "to go on, or another --out for this one"
+                f"{str(self.out)!r} holds another search, of which its trials are:{differences}\n"
+                f"Use {same} to go on, or another --out for this one"
             )
 
     @contextmanager
