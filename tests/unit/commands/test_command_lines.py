@@ -119,3 +119,32 @@ def test_options_of_one_name_have_one_type():
     for name in ("bands", "nodata", "rescale", "seed", "train_split", "val_split", "val_fraction", "allow_outside"):
         assert name in {field.name for field in fields(FinetuneConfig)}
         assert types[name]["check"] == training[name], name
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("", "a package is missing (import of PIL halted; None in sys.modules, in "),
+        ("name='PIL._imaging'", "a package is damaged or of another version (no libjpeg.so, in "),
+    ],
+)
+@pytest.mark.parametrize("command", ["predict", "train"])
+def test_a_package_that_cannot_be_imported_is_told_once(tmp_path, command, broken, said):
+    """Where a command's module is imported, and where its work is."""
+    code = "import sys; sys.modules['PIL'] = None; from sat_vg.cli import main; sys.exit(main())"
+    if broken:
+        (tmp_path / "PIL").mkdir()
+        (tmp_path / "PIL/__init__.py").write_text(f"raise ImportError('no libjpeg.so\\nmore', {broken})")
+        code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from sat_vg.cli import main; sys.exit(main())"
+    remedy = "pip install --force-reinstall " if broken else "pip check says which one to install"
+    arguments = ["--dry_run"] if command == "train" else ["model.pt", "images"]
+    done = subprocess.run([sys.executable, "-c", code, command, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert f"error: {said}" in done.stderr and remedy in done.stderr
+    assert done.stderr.count("error") == 1 and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_an_import_within_this_package_that_fails_is_a_bug():
+    code = f"import sys; sys.modules['{NAME}.predict.run'] = None; from sat_vg.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "predict", "a", "b"], capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" in done.stderr
