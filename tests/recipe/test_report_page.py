@@ -163,6 +163,25 @@ def test_the_comparison_on_a_phone(opened, comparison):
     assert names[0].startswith("1. <script>alert(1)< <img src=x onerror=alert(1)> =1+1 new\\nline \\x1b[31m")
 
 
+def test_the_ranking_with_all_of_its_columns_fits_a_small_window(opened, tmp_path):
+    accuracies = (0.971, 0.962, 0.98)
+    rows = [
+        Row(
+            "mobilenet_v3_large", f"linear_probe{number}", 224, (0, 1, 2), accuracies, accuracies,
+            training_seconds=(1060.2, 1075.5, 1100.1), peak_gib=(12.34,) * 3, parameters=118 * 10**6,
+            flops=36_100_000_000, images_per_second=1234.0, top_5=(0.991, 0.993, 0.992), train_losses=(0.123,) * 3,
+            val_losses=(0.234,) * 3, gpu_gib=(23.45,) * 3,
+        )
+        for number in range(14)
+    ]  # fmt: skip
+    (tmp_path / "comparison.html").write_text(as_html(Comparison(tuple(rows), 1000)))
+    page = opened(width=1100, path=tmp_path / "comparison.html")
+    box = page.locator("#ranking .box")
+    assert box.evaluate("b => b.scrollWidth - b.clientWidth") == 0
+    cells = page.locator("#ranking tbody tr").first.locator("td").all_inner_texts()
+    assert cells[1:4] == ["97.10\n± 0.90", "–", ", ".join(map(str, range(2, 15)))]
+
+
 @pytest.mark.parametrize(("scheme", "is_dark"), [("light", False), ("dark", True)])
 def test_the_page_follows_the_colour_scheme(opened, scheme, is_dark):
     page = opened(scheme=scheme)
