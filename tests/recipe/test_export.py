@@ -15,9 +15,10 @@ import yaml
 from conftest import small_disk
 
 from sat_vg.backbone_finetuning.commands.export import cli as export
-from sat_vg.backbone_finetuning.models.exports import FORMATS
+from sat_vg.backbone_finetuning.models.exports import FORMATS, contract
 from sat_vg.backbone_finetuning.models.exports.contract import load_format
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.utils.machine_memory import Memory
 
 HOSTILE = ("<script>alert(1)</script>", "a|b\n# c", "[x](javascript:y) \x1b[31m `z` _e_ **f**", "head_conv")
 
@@ -192,6 +193,15 @@ def test_an_export_of_other_weights_is_told_from_this_one(exported, checkpoint, 
     code, _, err = run(capfd, tmp_path / "resnet34.pt", "--verify", path)
     assert code == 2
     assert "is no resnet34" in err
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_left_out_with_a_line(exported, checkpoint, capfd, monkeypatch):
+    """The system would kill the process without a word: three images of 4096 pixels take 9 GiB in a ResNet-18."""
+    monkeypatch.setattr(contract, "machine_memory", lambda: Memory(2**30, 200_000))
+    code, out, err = run(capfd, checkpoint, "--verify", exported[0])
+    assert code == 0, err
+    assert "not compared on 3 × 32 × 32, which takes about 0.0 GiB: 0.0 GiB are free" in out
+    assert re.findall(r"^\d × \d+ × \d+", out, re.MULTILINE) == ["1 × 32 × 32"]
 
 
 def test_what_cannot_be_asked_for(checkpoint, tmp_path, capfd):

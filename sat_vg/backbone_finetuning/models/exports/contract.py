@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils._pytree import tree_leaves
 
 from sat_vg.backbone_finetuning.models.exports import FORMATS
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError
 from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, parse_json
+from sat_vg.backbone_finetuning.utils.machine_memory import machine_memory
+from sat_vg.backbone_finetuning.utils.terminal import say
 
 OUTPUT_KINDS = {
     "classifier": "[B, classes], the logits",
     "extractor": "[B, channels, h, w], the feature maps by stage",
     "vector": "[B, D], what the classifier saw",
 }
+_LAYERS_AT_A_TIME = 2  # whose inputs and outputs are in memory, with what convolutions unfold
 # What torch's tracer and converters raise on a network that they cannot take.
 REFUSALS = (RuntimeError, ValueError, TypeError, AssertionError, NotImplementedError, LookupError, AttributeError)
 
@@ -187,19 +193,31 @@ class Difference:
 def compare(model: FineTuneModel, loaded: LoadedExport) -> list[Difference]:
     """Run the file and the model on random images of two batch sizes and, where it takes them, two sizes.
 
+    A batch for which there is too little memory is left out, with a line.
+
     Raises:
         ExportFailedError: the file does not run, or gives other outputs.
     """
     contract, run = loaded
     reference = _reference(model, contract)
     generator = torch.Generator().manual_seed(0)
-    found = []
+    found: list[Difference] = []
+    bytes_per_pixel = 0.0  # of an image
     for batch, height, width in _trial_shapes(contract, model.preprocessing.image_size):
+        needed, available = bytes_per_pixel * batch * height * width, machine_memory().available
+        if needed > available:
+            say(
+                f"not compared on {batch} × {height} × {width}, which takes about {needed / 2**30:.1f} GiB: "
+                f"{available / 2**30:.1f} GiB are free"
+            )
+            continue
         shape = (batch, model.in_channels, height, width)
         images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
         normalised = model.preprocessing.normalise(images)
         with torch.no_grad():
-            expected = reference(normalised)
+            with _largest_layer() as layer:
+                expected = reference(normalised)
+            bytes_per_pixel = _LAYERS_AT_A_TIME * layer[0] / (batch * height * width)
             try:
                 given = run(images if contract.dtype == "uint8" else normalised)
             except REFUSALS as error:
@@ -208,6 +226,22 @@ def compare(model: FineTuneModel, loaded: LoadedExport) -> list[Difference]:
                 ) from error
         found.append(Difference(batch, height, width, *_largest(expected, given)))
     return found
+
+
+@contextmanager
+def _largest_layer() -> Iterator[list[int]]:
+    """The bytes of the largest input and output of a layer that runs within the context."""
+    largest = [0]
+
+    def note(module: nn.Module, given: Any, output: Any) -> None:
+        tensors = [leaf for leaf in tree_leaves((given, output)) if isinstance(leaf, Tensor)]
+        largest[0] = max(largest[0], sum(tensor.nbytes for tensor in tensors))
+
+    hook = register_module_forward_hook(note)
+    try:
+        yield largest
+    finally:
+        hook.remove()
 
 
 def _trial_shapes(contract: Contract, trained: int) -> Sequence[tuple[int, int, int]]:
