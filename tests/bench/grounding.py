@@ -86,7 +86,7 @@ class Cell:
         return ("full" if self.start == "wise_ft" else self.start, self.seed)
 
 
-def all_cells(data_sets: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+def all_cells(data_sets: Sequence[str], seeds: Sequence[int], wanted: Sequence[str]) -> list[Cell]:
     """Cells in the order in which they are run: seed by seed, so that what is done can be compared at any time."""
     cells = []
     for seed in seeds:
@@ -95,7 +95,7 @@ def all_cells(data_sets: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
             cells += [Cell(data, start, "frozen", seed) for start in starts]
             cells += [Cell(data, start, "trainable", seed) for start in TRAINABLE]
             cells += [Cell(data, "no image", "frozen", seed)] if seed == seeds[0] else []
-    return cells
+    return [cell for cell in cells if f"{cell.start} {cell.backbone}" in wanted]
 
 
 @dataclass(frozen=True)
@@ -409,6 +409,8 @@ def main() -> None:
     add("--results", type=Path, required=True, help="file to which each cell adds a line")
     add("--table", type=Path, help="Markdown file to write")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    kinds = [f"{start} frozen" for start in (*STARTS, "no image")] + [f"{start} trainable" for start in TRAINABLE]
+    add("--cells", nargs="+", choices=kinds, default=kinds, metavar="CELL", help=f"of {', '.join(kinds)}")
     add("--most", type=int, help="cells to run at most")
     add("--device", default="cpu", help="cpu or cuda")
     add("--jobs", type=int, default=1, help="cells at a time")
@@ -418,7 +420,7 @@ def main() -> None:
     device = choose_device(options.device)
     studies = {name: Study(name, root, options.weights, options.work, device) for name, root in roots.items()}
     results = Results(options.results)
-    todo = [cell for cell in all_cells(list(roots), options.seeds) if results.of(cell) is None]
+    todo = [cell for cell in all_cells(list(roots), options.seeds, options.cells) if results.of(cell) is None]
     print(f"{len(todo)} cells to run; finished ones are in {options.results}", flush=True)
     run_cells(todo[: options.most], studies, results, options.jobs)
     text = "\n".join(
