@@ -41,9 +41,11 @@ def check_records(
     """
     bad, notes, counts = list(problems), list[str](), Counter[str]()
     everything = [record for records in splits.values() for record in records]
-    is_normalised = 0 < max((max(map(abs, record.box)) for record in everything), default=0) <= 1
+    num_small = sum(_is_small(record) for record in everything)
+    is_normalised = 2 * num_small > len(everything)  # rounding brings fractions above 1, and a record may be wrong
     if is_normalised:
-        notes.append("boxes: no coordinate is above 1, so they are taken for fractions of the image")
+        most = "" if num_small == len(everything) else f"in {num_small} of {len(everything)} "
+        notes.append(f"boxes: {most}no coordinate is above 1, so they are taken for fractions of the image")
     guessed = _guess([record for record in everything if record.box_format is None], store, is_normalised, notes)
     sound: dict[str, list[Record]] = {}
     for split, records in splits.items():
@@ -98,10 +100,20 @@ def _guess(records: Sequence[Record], store: ImageStore, is_normalised: bool, no
     return chosen
 
 
+def _is_small(record: Record) -> bool:
+    """Whether a box looks like fractions of the image."""
+    return 0 < max(map(abs, record.box)) <= 1
+
+
 def _inside(box: Box, record: Record, store: ImageStore, is_normalised: bool, counts: Counter[str]) -> Box:
     """Corners as they lie inside the image, in pixels; ``counts`` takes what had to be done to them."""
     if record.image in store.problems:
         raise DataError(store.problems[record.image])
+    if _is_small(record) and not is_normalised:
+        numbers = ", ".join(f"{side:g}" for side in record.box)
+        raise DataError(
+            f"the box {numbers} lies within one pixel, as if in fractions of the image, unlike most others"
+        )
     width, height = store.boxes[record.image].width, store.boxes[record.image].height
     scale_x, scale_y = (width, height) if is_normalised else (1, 1)
     x1, y1, x2, y2 = box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y

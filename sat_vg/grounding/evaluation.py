@@ -16,6 +16,7 @@ from torchvision.utils import draw_bounding_boxes
 from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing, lock_output
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.reports.pages import image_url, render_page
+from sat_vg.backbone_finetuning.training.preparation import are_same_images
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision
@@ -68,6 +69,9 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     precision = choose_precision(choose_device(options.device), mixed_precision=True)
     precision.place_model(model)
     chosen = {name: getattr(options, name) for name in ("data", "box_format", "on_bad_record")}
+    places = [{"dataset_path": settings.get("data")} for settings in (chosen, model.config)]
+    if options.box_format is None and are_same_images(*places):
+        chosen["box_format"] = model.config.get("box_format")
     config = GroundingConfig(**{**model.config, **asdict(model.sizes), **chosen})
     with lock_output(out), explaining_writing(f"{str(out)!r} cannot be written to", "; make room, or choose another"):
         data = load_data(config, (options.split,))

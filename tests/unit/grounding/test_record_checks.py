@@ -80,6 +80,22 @@ def test_a_format_that_is_said_counts_beside_boxes_that_do_not_say_theirs(tmp_pa
     assert splits["train"][0].box == (10, 10, 30, 40) == splits["val"][0].box
 
 
+def test_fractions_with_one_number_above_1_are_fractions(tmp_path):
+    """Taken for pixels, all boxes would lie within one, without a word."""
+    rounded = record((0.5, 0.5, 1.0001, 0.75), source="f, line 3")
+    checked = check([record((0.1, 0.2, 0.5, 1)), record((0.1, 0.2, 0.5, 1)), rounded], tmp_path)
+    assert [one.box for one in checked.splits["train"]] == [(10, 12, 50, 60)] * 2 + [(50, 30, 100, 45)]
+    assert checked.notes[0] == (
+        "boxes: in 2 of 3 no coordinate is above 1, so they are taken for fractions of the image"
+    )
+
+
+def test_fractions_among_pixels_are_bad(tmp_path):
+    records = [record((10, 12, 50, 60)), record((10, 12, 50, 60)), record((0.1, 0.2, 0.5, 1), source="f, line 3")]
+    with pytest.raises(DataError, match=r"f, line 3: the box 0.1, 0.2, 0.5, 1 lies within one pixel, as if in frac"):
+        check(records, tmp_path)
+
+
 def test_fractions_are_told_and_scaled(tmp_path):
     checked = check([record((0.1, 0.5, 0.2, 1.0))], tmp_path)
     np.testing.assert_allclose(checked.splits["train"][0].box, (10, 30, 20, 60))
