@@ -97,7 +97,9 @@ def _target(options: PredictOptions) -> Path:
         ConfigError: it is not known which, or something is there.
     """
     if options.out is None:
-        raise ConfigError("--size and --stride are for scenes: name the map to write with --out map.tif")
+        raise ConfigError(
+            "--size, --stride, --probabilities and --preview are for scenes: name the map to write with --out map.tif"
+        )
     if len(options.images) != 1:
         raise ConfigError(f"--out {options.out!r}: a map is of one scene, and {len(options.images)} are named")
     unused = [name for name in ("json", "overlays", "top") if getattr(options, name)]

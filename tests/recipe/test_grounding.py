@@ -19,6 +19,8 @@ from PIL import Image
 from run_outputs import same
 
 from sat_vg.backbone_finetuning import FineTuneModel
+from sat_vg.backbone_finetuning.commands.runs.run import list_runs
+from sat_vg.backbone_finetuning.configs.option_parser import parse_options
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors
 from sat_vg.cli import COMMANDS
 from sat_vg.grounding import GroundingConfig, GroundingModel, train_grounding
@@ -280,6 +282,46 @@ def test_a_bad_record_matters_in_its_own_split_alone(whole, dior, ground, tmp_pa
         assert not (tmp_path / "found/skipped_records.txt").exists()
     code, _, err = ground("evaluate", checkpoint, data, "--split", "val", "--out", "found")
     assert code == 2 and "1 record cannot be used:\n  val.txt, entry 4: '99' is no index" in err
+
+
+def test_the_format_of_boxes_that_the_training_was_told_counts_for_its_data(ground, tmp_path):
+    (tmp_path / "data").mkdir()
+    data = write_squares(tmp_path / "data", {"train": 4, "val": 2, "test": 2})
+    for split in ("train", "val", "test"):
+        entries = json.loads((data / f"{split}.json").read_text())
+        for entry in entries:
+            x1, y1, x2, y2 = entry["box"]
+            entry["box"] = [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
+        (data / f"{split}.json").write_text(json.dumps(entries))
+    code, _, err = ground("train", *SMALL, *RANDOM, "--data", data, "--box_format", "cxcywh", "--num_epochs", 1)
+    assert code == 0, err
+    code, out, err = ground("evaluate", "ckpt/best_model.pt", f"{data}/../data", "--out", "found")
+    assert code == 0, err
+    assert "nothing says their format" not in out
+    rows = json.loads((tmp_path / "found/predictions.json").read_text())
+    assert {(row["target"][2] - row["target"][0], row["target"][3] - row["target"][1]) for row in rows} == {(24, 24)}
+    shutil.copytree(data, tmp_path / "other")
+    code, out, err = ground("evaluate", "ckpt/best_model.pt", "other", "--out", "found")
+    assert code == 0 and "nothing says their format" in out, err
+
+
+def test_runs_shows_a_run_of_grounding_and_how_it_goes_on(whole, tmp_path):
+    """Its last.pt was taken for that of a fine-tuning, and the command began one."""
+    shutil.copytree(whole / "ckpt", tmp_path / "run")
+    (row,) = list_runs(tmp_path)
+    assert (row.state, row.epochs, row.num_epochs, row.metric, row.go_on) == ("finished", 2, 2, "val_pr@0.5", None)
+    content = load_tensors(tmp_path / "run/last.pt")
+    content["state"].update(finished=False, epoch=1)
+    torch.save(content, tmp_path / "run/last.pt")
+    (row,) = list_runs(tmp_path)
+    assert row.state == "stopped" and row.go_on is not None
+    words = shlex.split(row.go_on)
+    assert words[:3] == ["sat-vg", "ground", "train"]
+    assert parse_options(GroundingConfig, words[3:], "", "", {}).to_dict() == content["config"] | {"resume": "auto"}
+    content["config"]["width"] = 7
+    torch.save(content, tmp_path / "run/last.pt")
+    (row,) = list_runs(tmp_path)
+    assert row.state == "damaged" and "width = 7" in str(row.error)
 
 
 @pytest.mark.parametrize(

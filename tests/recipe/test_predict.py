@@ -244,6 +244,13 @@ def test_overlays(run, images, checkpoint, tmp_path):
     assert "choose other --overlays" in err
 
 
+@pytest.mark.parametrize("flags", [("--probabilities",), ("--preview", "false"), ("--size", 9)])
+def test_what_is_for_scenes_is_refused_without_a_map(run, images, checkpoint, flags):
+    code, out, err = run(checkpoint, images, *flags)
+    assert code == 2 and not out
+    assert "are for scenes: name the map to write with --out map.tif" in err
+
+
 def test_what_cannot_be_predicted(run, images, checkpoint, tmp_path):
     several = FineTuneModel(
         "squeezenet1_1", 3, pretrained=False, image_size=32, bands=("red", "green", "blue", "nir")

@@ -37,7 +37,8 @@ SCENES_ORDER = (
 )  # fmt: skip
 BELOW_SCENES = {name: set(SCENES_ORDER[:place]) for place, name in enumerate(SCENES_ORDER)}
 # predict with --out hands a scene over to the map of it: one command for the user, whatever the image's size.
-ABOVE = {f"{NAME}.commands.predict.run": SCENES}
+# runs lists trainings of grounding as well.
+ABOVE = {f"{NAME}.commands.predict.run": SCENES, f"{NAME}.commands.runs.run": f"{GROUNDING}.config"}
 BELOW_GROUNDING = {name: set(GROUNDING_ORDER[:place]) for place, name in enumerate(GROUNDING_ORDER)}
 
 

@@ -75,7 +75,7 @@ class Answer:
 
 def predict(options: PredictOptions) -> None:
     """Print the classes of images, or, where the options say so, write the map of a scene; raises UserError."""
-    if options.out or options.size or options.stride:
+    if options.out or options.size or options.stride or options.probabilities or not options.preview:
         from sat_vg.scenes.prediction import map_scene  # which stands above this package
 
         map_scene(options)

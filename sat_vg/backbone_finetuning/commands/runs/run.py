@@ -3,7 +3,7 @@
 import json
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -12,12 +12,13 @@ from typing import Any
 
 from sat_vg.backbone_finetuning.commands.runs.cli import RunsOptions
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.configs.plain_values import as_argument
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.training.checkpoint import LAST, read_run
 from sat_vg.backbone_finetuning.training.metric_lines import METRICS, read_metric_lines
 from sat_vg.backbone_finetuning.training.phases import total_epochs
 from sat_vg.backbone_finetuning.training.run_identity import config_of_run
-from sat_vg.backbone_finetuning.utils.errors import CheckpointError, DataError
+from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.folder_lock import is_in_use
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.printable import one_line
@@ -116,6 +117,8 @@ def _row_of(folder: Path) -> RunRow:
     saved = datetime.fromtimestamp(_saved_at(folder)).isoformat(" ", "seconds")
     try:
         content = read_run(path)
+        if "fusion_layers" in content["config"]:
+            return _row_of_grounding(folder, saved, content)
         config = config_of_run(content, path)
     except CheckpointError as error:
         return RunRow(str(folder), "damaged", saved, error=str(error))
@@ -140,6 +143,32 @@ def _row_of(folder: Path) -> RunRow:
         minutes=sum(row["seconds"] for row in epochs) / 60 if epochs else None,
         # Begun with --resume never, it would begin anew.
         go_on=None if has_finished else shlex.join(["sat-vg", "train", *config.as_flags(leave_out=("resume",))]),
+    )
+
+
+def _row_of_grounding(folder: Path, saved: str, content: Mapping[str, Any]) -> RunRow:
+    """A run of ``sat-vg ground train``. Raises CheckpointError where its settings are not sound."""
+    from sat_vg.grounding.config import GroundingConfig  # which stands above this package
+
+    try:
+        config = GroundingConfig(**content["config"])
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"{str(folder / LAST)!r} holds settings that no run can have: {error}") from error
+    state, values, usual = content["state"], config.to_dict(), GroundingConfig(data=config.data).to_dict()
+    words = ["sat-vg", "ground", "train", *([] if config.data is None else ["--data", config.data])]
+    for name, value in values.items():
+        if name != "resume" and value is not None and value != usual[name]:
+            words += [f"--{name}", as_argument(value)]
+    return RunRow(
+        run=str(folder),
+        state="running" if is_in_use(folder) else "finished" if state["finished"] else "stopped",
+        saved=saved,
+        epochs=state["epoch"],
+        num_epochs=config.total_epochs,
+        metric="val_pr@0.5",
+        best=state["best_value"],
+        best_epoch=state["best_epoch"],
+        go_on=None if state["finished"] else shlex.join(words),
     )
 
 
