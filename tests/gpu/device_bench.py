@@ -39,7 +39,7 @@ class Bench:
         """A folder of drawn images with splits, made once."""
         folder = self.folder / f"images_{size}"
         if not folder.exists():
-            train, val = (40, 20) if self.is_quick else (512, 64) if size > 64 else (128, 32)
+            train, val = (40, 20) if self.is_quick else (2560, 64) if size > 64 else (128, 32)
             draw(folder, train, val, size)
         return folder
 

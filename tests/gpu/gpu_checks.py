@@ -70,10 +70,11 @@ def fp16_overflow(bench: Bench) -> dict[str, Any]:
 def compiled(bench: Bench) -> dict[str, Any]:
     """torch.compile: the same course."""
     needs_cuda(bench)
-    plain = bench.losses("not_compiled", mixed_precision=False, tf32=False, num_epochs=1)
-    return {"largest difference": largest_difference(
-        plain[:3], bench.losses("compiled", mixed_precision=False, tf32=False, num_epochs=1, compile=True)[:3], 0.02
-    )}  # fmt: skip
+    # Of 64 pixels: where the last map is a single place, its layout is not unique, and torch's own check stumbles.
+    given = {"dataset_path": str(bench.images(64)), "image_size": 64, "mixed_precision": False, "tf32": False}
+    plain = bench.losses("not_compiled", num_epochs=1, **given)
+    compiled = bench.losses("compiled", num_epochs=1, compile=True, **given)
+    return {"largest difference": largest_difference(plain[:3], compiled[:3], 0.02)}
 
 
 def resume_after_kill(bench: Bench) -> dict[str, Any]:

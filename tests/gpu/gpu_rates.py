@@ -21,18 +21,18 @@ from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.training.run import finetune
 
 
-def step_rates(backbone: str) -> Callable[[Bench], dict[str, Any]]:
+def step_rates(backbone: str, **settings: Any) -> Callable[[Bench], dict[str, Any]]:
     """Images a second of our epoch, of the bare step, and of timm's network in the same step, if timm is there."""
 
     def measure(bench: Bench) -> dict[str, Any]:
         name, size, batch_size = (backbone, 224, 64) if not bench.is_quick else ("resnet18", 32, 8)
-        if bench.is_quick and backbone != "resnet50":
+        if bench.is_quick and (backbone != "resnet50" or settings):
             raise Skipped("left out by --quick")
         if bench.is_cuda:
             torch.cuda.reset_peak_memory_stats()
         rows = steps.measure(
-            str(bench.images(size)), name, size, batch_size, steps=8 if not bench.is_quick else 2,
-            repeats=3 if not bench.is_quick else 1, device=str(bench.device), on_duplicates="ignore",
+            str(bench.images(size)), name, size, batch_size, steps=40 if not bench.is_quick else 2,
+            repeats=3 if not bench.is_quick else 1, device=str(bench.device), on_duplicates="ignore", **settings,
         )  # fmt: skip
         ours, bare = (statistics.median(rows[who]) for who in ("ours", "bare"))
         found = {
@@ -61,7 +61,7 @@ def timm_rate(bench: Bench, backbone: str, size: int, batch_size: int) -> float 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     images = torch.randn(batch_size, 3, size, size, device=bench.device).to(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch_size,), device=bench.device)
-    clock, count = 0.0, 8 if not bench.is_quick else 2
+    clock, count = 0.0, 40 if not bench.is_quick else 2
     for step in range(count + 2):
         if step == 2:  # the first ones warm up
             synchronise(bench)
@@ -122,5 +122,6 @@ RATES: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "ResNet-50 at 224": step_rates("resnet50"),
     "ViT-B/16 at 224": step_rates("vit_b_16"),
     "MobileNetV2 at 224": step_rates("mobilenet_v2"),
+    "ResNet-50 at 224, compiled": step_rates("resnet50", compile=True),
     "whole epochs": whole_epochs,
 }

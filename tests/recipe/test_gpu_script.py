@@ -11,7 +11,7 @@ from conftest import environment
 pytestmark = pytest.mark.recipe
 SCRIPT = Path(__file__).parents[1] / "gpu" / "run.py"
 NEED_CUDA = {"fp16 overflow", "compile"}
-NOT_QUICK = {"ViT-B/16 at 224", "MobileNetV2 at 224"}
+NOT_QUICK = {"ViT-B/16 at 224", "MobileNetV2 at 224", "ResNet-50 at 224, compiled"}
 
 
 def run(folder, *options):

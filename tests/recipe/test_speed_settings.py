@@ -194,6 +194,19 @@ def test_a_compiled_run_of_several_phases_trains_as_an_eager_one(train_here, cla
         assert mine["val_loss"] == pytest.approx(theirs["val_loss"], rel=0.05)
 
 
+@pytest.mark.parametrize("compiler", ["/nonexistent", "/bin/false"])
+def test_a_compiler_that_fails_is_named_with_the_way_out(class_folders, tmp_path, compiler):
+    command = train_command(tmp_path, "--dataset_path", class_folders, *TINY, "--num_epochs", 1, "--compile", "true")
+    of_torch = {"CXX": compiler, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, cwd=tmp_path,
+        env=environment(tmp_path, **of_torch),
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "error: compile = true: torch.compile failed" in done.stderr and "--compile false" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_run_needs_no_matplotlib(class_folders, tmp_path):
     """It takes as long to import as the checks of a thousand images."""
     code = "import sys\nfrom sat_vg.backbone_finetuning import train\n"

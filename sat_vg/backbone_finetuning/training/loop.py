@@ -11,7 +11,6 @@ from sat_vg.backbone_finetuning.training.batch_sources import BatchSource
 from sat_vg.backbone_finetuning.training.checkpoint import RunState
 from sat_vg.backbone_finetuning.training.fsdp_tensors import full_tensor
 from sat_vg.backbone_finetuning.training.gradient_free import mix_weights, solve_head
-from sat_vg.backbone_finetuning.training.micro_batches import restore_point
 from sat_vg.backbone_finetuning.training.optim import set_learning_rate
 from sat_vg.backbone_finetuning.training.phases import Method, Phase
 from sat_vg.backbone_finetuning.training.record import Outputs, note_epoch, note_spikes, note_step, save_best
@@ -172,7 +171,7 @@ def train_step(
     Returns:
         Loss of this process's share and norm of the whole gradient, on the device.
     """
-    model, optimizer, precision = training.model, training.optimizer, training.precision
+    optimizer, precision = training.optimizer, training.precision
     replica, scaler, profile = training.replica, training.scaler, training.profile
 
     # Copy to the device, normalise, resize, mix.
@@ -205,13 +204,15 @@ def train_step(
         return loss_sum
 
     loss_sum = training.micro_batches.run_with_oom_retry(
-        replica.num_images_to_split(len(targets), batch_size), forward_backward, undo=restore_point(model, optimizer)
+        replica.num_images_to_split(len(targets), batch_size),
+        forward_backward,
+        undo=training.restore_point.take().bring_back,
     )
     with profile.span("optimizer"):
         # Unscale and clip.
         replica.sync_buffers()
         scaler.unscale_(optimizer)
-        norm = full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clip))
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_(training.parameters, training.gradient_clip))
         # Optimizer step; float16 skips it where a gradient overflowed.
         set_learning_rate(optimizer, learning_rate, lowest_rate)
         scaler.step(optimizer)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sat_vg.backbone_finetuning.data.loading.sampling import num_parts
@@ -68,24 +68,33 @@ class MicroBatches:
             )
 
 
-def restore_point(model: nn.Module, optimizer: Optimizer) -> Callable[[], None]:
-    """Returns a function that undoes later forward and backward passes: gradients, and changes of buffers.
+class RestorePoint:
+    """Undoes forward and backward passes: gradients, and changes of buffers.
 
-    Dropout needs nothing: every attempt at a step seeds its generators anew.
-
-    Args:
-        model: whose gradients are none now.
-        optimizer: over its parameters.
+    Dropout needs nothing: every attempt at a step seeds its generators anew. Buffers are looked up once and copied
+    together, in a few launches on a GPU.
     """
-    buffers = list(model.buffers())
-    before = [buffer.clone() for buffer in buffers]  # kilobytes: batch norm's statistics
 
-    def undo() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
+    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+        own: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in model.buffers():
+            own.setdefault(buffer.dtype, []).append(buffer)
+        self._buffers = [(few, [torch.empty_like(one) for one in few]) for few in own.values()]
 
-    return undo
+    @torch.no_grad()
+    def take(self) -> "RestorePoint":
+        """Keep the buffers as they are now, kilobytes; no parameter has a gradient."""
+        for own, kept in self._buffers:
+            torch._foreach_copy_(kept, own)
+        return self
+
+    @torch.no_grad()
+    def bring_back(self) -> None:
+        """The state of ``take``."""
+        self._optimizer.zero_grad(set_to_none=True)
+        for own, kept in self._buffers:
+            torch._foreach_copy_(own, kept)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

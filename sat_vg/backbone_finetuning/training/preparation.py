@@ -1,5 +1,7 @@
 """What all commands that run a model share: hardware, data, and explanations of lost images or memory."""
 
+import os
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -338,7 +340,7 @@ def computed_cache(config: FinetuneConfig) -> BoundedCache:
 
 @contextmanager
 def explained_losses(config: FinetuneConfig) -> Iterator[None]:
-    """Turn the loss of an image, of memory or of a loading process into an error that names the remedy."""
+    """Turn the loss of an image, of memory, of a loading process or of the compiler into an error with the remedy."""
     try:
         yield
     except DataError as error:  # one that comes from a worker process carries that process's trace
@@ -347,15 +349,27 @@ def explained_losses(config: FinetuneConfig) -> Iterator[None]:
             f"{reason}. It could be read when the training began; put it back, or remove it and begin anew with "
             "--resume never. The checkpoints from before are untouched"
         ) from None
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, AssertionError) as error:
         if is_out_of_memory(error):
             raise DeviceMemoryError(
                 "the memory is too small for a step, however few images go through the model at once "
                 f"({(str(error).splitlines() or ['no memory'])[0]}). Use a smaller --image_size or backbone, or "
                 "freeze stages; the checkpoints are untouched"
             ) from error
+        if config.compile and _comes_from_compiler(error):
+            (reason, *_) = str(error).splitlines() or [type(error).__name__]
+            raise ConfigError(
+                f"compile = true: torch.compile failed on this network and image size ({reason}); --compile false "
+                "trains the same without it"
+            ) from error
         # torch has no class of its own for what happens to its workers
         lost = why_loading_failed(error) if isinstance(error, RuntimeError) else None
         if lost is None:
             raise
         raise LoadingError(f"{lost}. The checkpoints are untouched: the same command goes on") from error
+
+
+def _comes_from_compiler(error: BaseException) -> bool:
+    # What compiled code raises has no class of its own: it asserts, in files of its own.
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(f"torch{os.sep}{part}" in frame.filename for frame in frames for part in ("_dynamo", "_inductor"))

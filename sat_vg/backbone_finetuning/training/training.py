@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sat_vg.backbone_finetuning.configs.choices import Metric
@@ -15,7 +15,7 @@ from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.training.batch_sources import BatchSources
 from sat_vg.backbone_finetuning.training.checkpoint import RunTensors
 from sat_vg.backbone_finetuning.training.ema import NullAverage, WeightAverage
-from sat_vg.backbone_finetuning.training.micro_batches import MicroBatches
+from sat_vg.backbone_finetuning.training.micro_batches import MicroBatches, RestorePoint
 from sat_vg.backbone_finetuning.training.optim import Schedule, in_groups_of_today
 from sat_vg.backbone_finetuning.training.profiling import NullProfiler, Profiler
 from sat_vg.backbone_finetuning.training.replicas import Replica
@@ -68,6 +68,16 @@ class Training:
     start_weights: StartWeights = field(default_factory=NullStartWeights)
     profile: Profiler = field(default_factory=NullProfiler)
     resizing: Resizing = keep_size
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """Those of the model, looked up once: walking through its modules takes milliseconds."""
+        return list(self.model.parameters())
+
+    @cached_property
+    def restore_point(self) -> RestorePoint:
+        """Undoes a step that ran out of memory."""
+        return RestorePoint(self.model, self.optimizer)
 
     @property
     def tensors(self) -> RunTensors:
