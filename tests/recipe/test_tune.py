@@ -287,6 +287,12 @@ def test_in_python(images, capfd):
     assert "after epoch 3 at the soonest" in said
     with pytest.raises(ConfigError, match="did you mean 'num_epochs'"):
         tune(images, search, num_epoch=9)
+    of_several = {"bands": ["1,2", "3"], "train_image_size": [(32, 64), None], "use_augmentation": [True, False]}
+    assert tune(images, of_several, dry_run=True) == {}
+    said = capfd.readouterr().out
+    assert "  bands: 1,2 | 3\n  train_image_size: 32,64 | null\n  use_augmentation: true | false\n" in said
+    with pytest.raises(ConfigError, match="bands has one value; give two, or set it for all trials: bands='1,2'"):
+        tune(images, {"bands": ["1,2"], "learning_rate": [1e-3, 1e-4]}, dry_run=True)
 
 
 def tuning(images: Path, out: Path, *more: str) -> list[str]:

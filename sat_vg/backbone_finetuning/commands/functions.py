@@ -151,7 +151,7 @@ def tune(data: str | Path | None = None, search: Mapping[str, Any] | None = None
     from sat_vg.backbone_finetuning.commands.tune.run import tune as run_search
 
     own_options, flags = _split_options(TuneOptions, "tune", options)
-    texts = [f"{name}={as_argument(plain_value(values))}" for name, values in (search or {}).items()]
+    texts = [_search_text(name, values) for name, values in (search or {}).items()]
     chosen = checked_options(TuneOptions, "tune", {"data": data, "search": texts, **own_options})
     run_search(chosen, flags)
     return {} if chosen.dry_run else dict(json.loads((expand_home(chosen.out) / RESULTS).read_text()))
@@ -160,6 +160,17 @@ def tune(data: str | Path | None = None, search: Mapping[str, Any] | None = None
 def runs(folder: str | Path = ".") -> list[RunRow]:
     """The runs below a folder, the newest first, as ``sat-vg runs DIR``. Raises DataError where there is none."""
     return list_runs(folder)
+
+
+def _search_text(name: str, values: Any) -> str:
+    """A range or values, which may have commas, as ``--search`` takes them. Raises ConfigError for a single one."""
+    values = plain_value(values)
+    if not isinstance(values, tuple):
+        return f"{name}={as_argument(values)}"
+    texts = [as_argument(value) for value in values]
+    if len(texts) == 1 and "," in texts[0]:
+        raise ConfigError(f"search: {name} has one value; give two, or set it for all trials: {name}={values[0]!r}")
+    return f"{name}={'|'.join(texts)}"
 
 
 def _split_options(
