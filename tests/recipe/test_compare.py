@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
@@ -20,7 +22,10 @@ from training_here import TrainingHere
 
 from sat_vg.backbone_finetuning.commands.compare import cli as compare
 from sat_vg.backbone_finetuning.commands.compare import run as comparison
+from sat_vg.backbone_finetuning.commands.compare.cells import Cell
+from sat_vg.backbone_finetuning.commands.compare.results import measure_costs
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
+from sat_vg.backbone_finetuning.evaluation.costs import Timing
 
 pytestmark = [pytest.mark.recipe, pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")]
 
@@ -190,6 +195,29 @@ def test_finished_cells_are_not_trained_again(images, out, here):
     code, said, err = here(*flags(images, out, "--dry_run"))
     assert code == 0, err
     assert said.count("done: ") == 4
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [dict.clear, lambda costs: costs.popitem(), lambda costs: next(iter(costs.values())).update(flops="many")],
+)
+def test_damaged_costs_are_measured_anew(out, damage):
+    """They are read back where nothing has to be measured; a file that was altered gave a traceback."""
+    folders = sorted((out / "cells").iterdir())
+    cells = [
+        SimpleNamespace(cell=Cell(FinetuneConfig.from_yaml(folder / "config.yaml"), folder)) for folder in folders
+    ]
+    timing = Timing(batch_size=2, rounds=1, seconds=0.01)
+    record = out.parent / "costs.json"
+    found = measure_costs(record, cells, timing)
+    content = json.loads(record.read_text())
+    damage(content["costs"])
+    record.write_text(json.dumps(content))
+    again = measure_costs(record, cells, timing)
+    assert {key: (one.parameters, one.flops) for key, one in again.items()} == {
+        key: (one.parameters, one.flops) for key, one in found.items()
+    }
+    assert json.loads(record.read_text())["costs"] == {key: asdict(one) for key, one in again.items()}
 
 
 @pytest.mark.slow

@@ -15,6 +15,8 @@ import pytest
 from conftest import COLOURS, REPOSITORY, TINY, environment, write_image
 from PIL import Image
 
+from sat_vg.backbone_finetuning.commands.compare.training_process import EndedTraining
+from sat_vg.backbone_finetuning.commands.tune import run as tune_run
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
@@ -114,6 +116,15 @@ def test_what_is_below_the_median_is_stopped(tmp_path):
     assert [row.number for row in rows] == [4, 3, 2, 1, 5, 6]
     assert [row.state for row in rows[3:]] == ["done", "pruned", "failed"]
     assert rows[-1].reason == "the loss is not finite"
+
+
+def test_a_training_that_had_ended_and_lost_its_log_is_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(tune_run, "_train", lambda *given: EndedTraining(0, None, 1.0, None))
+    study = study_of(tmp_path, *RANGES)
+    with study.next_trial(9) as trial:
+        tune_run._run_trial(trial, FinetuneConfig(dataset_path="x"), "val_accuracy", 9, set())
+    (row,) = study.rows()
+    assert row.state == "failed" and "there is no epoch in" in row.reason
 
 
 def test_a_setting_that_changes_nothing_has_little_importance(tmp_path):

@@ -20,6 +20,7 @@ from sat_vg.backbone_finetuning.commands.compare.cli import CompareOptions
 from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing
 from sat_vg.backbone_finetuning.configs.combinations import LP_FT_DEFAULTS
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
+from sat_vg.backbone_finetuning.configs.ranges import PositiveFloat, PositiveInt, rules_of
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.evaluation.costs import (
     Network,
@@ -67,9 +68,9 @@ class Finished:
 class NetworkCosts:
     """Costs of a network, which do not depend on its weights: see ``evaluation.costs``."""
 
-    parameters: int
-    flops: int
-    images_per_second: float
+    parameters: PositiveInt
+    flops: PositiveInt
+    images_per_second: PositiveFloat
 
 
 def write_results(
@@ -120,8 +121,9 @@ def measure_costs(record: Path, finished: Sequence[Finished], timing: Timing) ->
         "host": platform.node(),
     }
     known = read_json(record)
-    if known.get("conditions") == json.loads(json.dumps(conditions)):
-        return {key: NetworkCosts(**values) for key, values in known["costs"].items()}
+    stored = known.get("costs") if known.get("conditions") == json.loads(json.dumps(conditions)) else None
+    if isinstance(stored, dict) and set(stored) == set(wanted) and all(map(_are_costs, stored.values())):
+        return {key: NetworkCosts(**values) for key, values in stored.items()}
     networks = {
         key: Network(
             FineTuneModel.load_checkpoint(cell.folder / "checkpoints" / BEST_MODEL),
@@ -138,6 +140,12 @@ def measure_costs(record: Path, finished: Sequence[Finished], timing: Timing) ->
     content = {"conditions": conditions, "costs": {key: asdict(one) for key, one in costs.items()}}
     write_text(record, json.dumps(content, indent=1) + "\n")
     return costs
+
+
+def _are_costs(values: Any) -> bool:
+    rules = rules_of(NetworkCosts)
+    is_whole = isinstance(values, dict) and set(values) == set(rules)
+    return is_whole and all(rules[name].holds(value) for name, value in values.items())
 
 
 def _precision(config: FinetuneConfig) -> Precision:

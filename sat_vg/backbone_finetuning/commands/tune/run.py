@@ -176,6 +176,10 @@ def _run_trial(trial: RunningTrial, config: FinetuneConfig, metric: str, most: i
         say(f"  failed: {reason}")
         return
     scores = _scores(folder, metric).values()
+    if not scores:  # the training had ended before, and somebody removed its log
+        trial.end(0, reason=f"there is no epoch in {folder / 'logs' / METRICS}")
+        say(f"  failed: there is no epoch in {folder / 'logs' / METRICS}")
+        return
     score = min(scores) if metric == "val_loss" else max(scores)
     trial.end(len(scores), score)
     say(f"  {_described(metric, score)}")
