@@ -4,13 +4,15 @@
 
 Both have the same number formats, optimizer, memory format and allocator. The bare step has no data, no augmentation,
 no clipping, no learning-rate schedule, no bar and no log. Ours is the loop's own epoch over images of DIR, out of the
-cache of decoded images, without validation and saving. Prints one JSON line.
+cache of decoded images, without validation and saving; "our step" is that of the loop on one batch again and again.
+Prints one JSON line.
 """
 
 import argparse
 import json
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -55,6 +57,20 @@ def bare(training, batch_size: int, size: int, steps: int) -> float:
     return batch_size * steps / (time.perf_counter() - clock)
 
 
+def our_step(training, steps: int) -> float:
+    """Images a second of the loop's step on one batch."""
+    source = training.sources.image_source()
+    (batch,) = islice(source.training(0, 0), 1)
+    training.model.train()
+    loop.train_step(training, source, batch, 1e-5, 0)
+    clock = time.perf_counter()
+    for step in range(steps):
+        loop.train_step(training, source, batch, 1e-5, step)
+    if training.precision.device.type == "cuda":
+        torch.cuda.synchronize()
+    return len(batch.indices) * steps / (time.perf_counter() - clock)
+
+
 def ours(training, outputs: Outputs) -> float:
     """Images a second of the loop's own epoch."""
     phase = full(StrategyInputs(training.model.stage_names, 1))[0]
@@ -86,11 +102,15 @@ def measure(
             **settings,
         )
         training, outputs = prepared(config, Path(folder))
-        rows: dict[str, list[float]] = {"bare": [], "ours": []}
+        rows: dict[str, list[float]] = {"bare": [], "our step": [], "ours": []}
         training = _cut(training, steps)
         with outputs.tracker:
             for repeat in range(repeats + 1):
-                found = {"bare": bare(training, batch_size, size, steps), "ours": ours(training, outputs)}
+                found = {
+                    "bare": bare(training, batch_size, size, steps),
+                    "our step": our_step(training, steps),
+                    "ours": ours(training, outputs),
+                }
                 if repeat:  # the first one warms up
                     for name, value in found.items():
                         rows[name].append(value)

@@ -34,11 +34,12 @@ def step_rates(backbone: str, **settings: Any) -> Callable[[Bench], dict[str, An
             str(bench.images(size)), name, size, batch_size, steps=40 if not bench.is_quick else 2,
             repeats=3 if not bench.is_quick else 1, device=str(bench.device), on_duplicates="ignore", **settings,
         )  # fmt: skip
-        ours, bare = (statistics.median(rows[who]) for who in ("ours", "bare"))
+        ours, step, bare = (statistics.median(rows[who]) for who in ("ours", "our step", "bare"))
         found = {
             "network": name,
             "precision": rows["precision"],
             "ours": ours,
+            "our step, one batch": step,
             "bare step": bare,
             "ratio": ours / bare,
         }

@@ -277,7 +277,7 @@ class FinetuneConfig(Settings):
     tf32: bool = True
     """Let GPUs round the inputs of fp32 products to TF32."""
     compile: bool = False
-    """Train with torch.compile: worth trying on GPUs; on CPUs it was slower overall."""
+    """Train with torch.compile: measure whether it pays; on CPUs and for ResNet-50 on an H200 it was slower."""
     sync_batch_norm: bool = False
     """With several processes that have a GPU each (torchrun): batch norm normalises over the images of all processes,
     not over those of each by itself."""
