@@ -121,6 +121,23 @@ def test_options_of_one_name_have_one_type():
         assert types[name]["check"] == training[name], name
 
 
+@pytest.mark.parametrize("path", ["x" * 300, "x/" * 3000, "a\0b"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("predict", "{}", "image.png"), ("extract", "model.pt", "{}"), ("evaluate", "{}"), ("runs", "{}"),
+        ("export", "{}", "--format", "detr", "--out", "a.pth"), ("export", "a.pt", "--verify", "{}"),
+        ("serve", "{}"), ("tune", ".", "--search", "dropout=0,0.1", "--from_compare", "{}"),
+        ("ground", "predict", "model.pt", "image.png", "ship", "--out", "{}.png"),
+    ],
+)  # fmt: skip
+def test_paths_that_no_file_can_have_end_in_a_sentence(path, arguments, capsys):
+    command, *words = (word.format(path) for word in arguments)
+    assert import_module(COMMANDS[command].module).main(words, f"sat-vg {command}") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and len(err) < 600 + len(path) * (command == "extract")
+
+
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
