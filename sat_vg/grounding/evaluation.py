@@ -29,6 +29,7 @@ from sat_vg.grounding.config import EvaluateOptions, GroundingConfig, PredictOpt
 from sat_vg.grounding.images import letterbox
 from sat_vg.grounding.model import GroundingModel, Prediction
 from sat_vg.grounding.network import best_boxes
+from sat_vg.grounding.text import PretrainedText
 from sat_vg.grounding.words import tokens_of
 
 _MOST_PICTURES = 48
@@ -58,6 +59,18 @@ def answer(model: GroundingModel, phrases: Phrases, batch_size: int, precision: 
     return Answers(found, scores, metrics.overlaps_of(found, phrases.arrays()[1]))
 
 
+def tell_cut_phrases(model: GroundingModel, split: str, phrases: Phrases, can_read_more: bool = False) -> None:
+    """Say how many phrases of a split are longer than what the model reads of them."""
+    most = model.sizes.max_words
+    lengths = [len(model.encode(tokens_of(record.phrase), max_words=None)) for record in phrases.records]
+    cut = sum(length > most for length in lengths)
+    if cut:
+        unit = "tokens" if isinstance(model.network.text, PretrainedText) else "words"
+        remedy = f": --max_words {max(lengths)}" if can_read_more else ""
+        longer = counted(cut, f"phrase of {split} is", f"phrases of {split} are")
+        say(f"data: {longer} longer than {most} {unit}; what is beyond is not read{remedy}")
+
+
 def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     """Evaluate a grounding model; returns the content of metrics.json.
 
@@ -79,6 +92,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         unknown = model.vocabulary.unknown(record.phrase for record in phrases.records)
         if unknown:
             say(f"data: {counted(unknown, 'phrase has', 'phrases have')} words that the model does not know")
+        tell_cut_phrases(model, options.split, phrases)
         answers = answer(model, phrases, options.batch_size, precision)
         content, rows = _figures(options.split, model, phrases, answers.overlaps), _rows(phrases, answers)
         worst = [rows[place] for place in np.argsort(metrics.ious_of(answers.overlaps), kind="stable")]

@@ -78,6 +78,12 @@ class _BadRow(ValueError):
     """What is wrong with a row, to be told behind its place."""
 
 
+def require_data(path: Path) -> None:
+    """Raise DataError where there is no such folder or file."""
+    if not os.path.exists(path):  # noqa: PTH110 - Path raises at long names
+        raise DataError(f"data = {str(path)!r}: there is no such folder or file; it may be {_LAYOUTS}")
+
+
 def read_listing(path: Path, box_format: BoxFormat | None = None) -> Listing:
     """Read a data set: a DIOR-RSVG folder, a folder with one file per split, or one file.
 
@@ -86,8 +92,7 @@ def read_listing(path: Path, box_format: BoxFormat | None = None) -> Listing:
     Raises:
         DataError: there is no such data set, or a file cannot be read that may hold every split, or none can.
     """
-    if not os.path.exists(path):  # noqa: PTH110 - Path raises at long names
-        raise DataError(f"data = {str(path)!r}: there is no such folder or file; it may be {_LAYOUTS}")
+    require_data(path)
     if (path / "Annotations").is_dir():
         parts = [(split, path, rows) for split, rows in _read_voc(path).items()]
     else:

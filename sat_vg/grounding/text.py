@@ -55,8 +55,8 @@ class PretrainedText(nn.Module):
         made.encoder.load_state_dict(model.state_dict())
         return made
 
-    def encode(self, words: Sequence[str], max_words: int) -> list[int]:
-        """Numbers of the first ``max_words`` tokens of a phrase, the encoder's own marks included."""
+    def encode(self, words: Sequence[str], max_words: int | None) -> list[int]:
+        """Numbers of the first ``max_words`` tokens of a phrase, or of all, the encoder's own marks included."""
         return [number + _SHIFT for number in self._tokens.encode(" ".join(words)).ids[:max_words]]
 
     def forward(self, words: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,10 +29,11 @@ from sat_vg.backbone_finetuning.utils.stop_signals import InterruptRequest
 from sat_vg.backbone_finetuning.utils.terminal import progress, say
 from sat_vg.grounding.batches import Phrases, load_data
 from sat_vg.grounding.config import FREE_ON_RESUME, SPLITS, GroundingConfig
-from sat_vg.grounding.evaluation import answer
+from sat_vg.grounding.evaluation import answer, tell_cut_phrases
 from sat_vg.grounding.metrics import baseline_metrics, fit_baselines, metrics_of
 from sat_vg.grounding.model import GroundingModel
 from sat_vg.grounding.network import Sizes, grounding_loss
+from sat_vg.grounding.readers import require_data
 from sat_vg.grounding.text import PretrainedText
 from sat_vg.grounding.words import Vocabulary
 
@@ -90,6 +91,8 @@ def train_grounding(config: GroundingConfig) -> GroundingResult:
     precision = choose_precision(device, config.mixed_precision, config.autocast_dtype)
     say(f"device: {precision}, {process}")
     folder, log_dir = expand_home(str(config.checkpoint_dir)), expand_home(str(config.log_dir))
+    if config.data is not None:
+        require_data(expand_home(config.data))  # before a backbone is downloaded
     source, is_random = load_backbone(config)
     with ExitStack() as stack:
         stack.enter_context(own_folders(folder, log_dir))
@@ -98,6 +101,8 @@ def train_grounding(config: GroundingConfig) -> GroundingResult:
         vocabulary = Vocabulary.of(record.phrase for record in data.splits["train"])
         model = build_model(config, source, vocabulary, is_random, text)
         train, val = (Phrases(data.splits[split], data.store, model.encode) for split in ("train", "val"))
+        for split, phrases in (("train", train), ("val", val)):
+            tell_cut_phrases(model, split, phrases, can_read_more=True)
         require_enough_images(config, model, train)
         precision.place_model(model)
         optimizer = build_optimizer(config, model, config.backbone_lr_scale or (1.0 if is_random else 0.1))

@@ -111,8 +111,8 @@ class Vocabulary:
     def _numbers(self) -> dict[str, int]:
         return {word: number for number, word in enumerate(self.words, start=_NUM_SPECIAL)}
 
-    def encode(self, words: Sequence[str], max_words: int) -> list[int]:
-        """Numbers of the first ``max_words`` words; at least one, so that a phrase is never empty."""
+    def encode(self, words: Sequence[str], max_words: int | None) -> list[int]:
+        """Numbers of the first ``max_words`` words, or of all; at least one, so that a phrase is never empty."""
         return [self._numbers.get(word, UNKNOWN) for word in words[:max_words]] or [UNKNOWN]
 
     def unknown(self, phrases: Iterable[str]) -> int:

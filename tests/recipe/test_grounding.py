@@ -135,6 +135,28 @@ def test_a_stopped_run_goes_on_to_the_same_bits(number, save_every_minutes, code
     assert len(lines_of(whole)) == 2 * 9
 
 
+def test_data_that_are_not_there_are_told_before_the_backbone_is_loaded(ground):
+    code, out, err = ground("train", "--data", "nowhere", "--backbone", "resnet18", "--weights", "none")
+    assert code == 2
+    assert "data = 'nowhere': there is no such folder or file" in err
+    assert "backbone" not in out
+
+
+def test_phrases_that_are_cut_are_counted(ground, dior, whole):
+    code, out, err = ground(
+        "train", "--data", dior, *SMALL, *RANDOM, "--num_epochs", 1, "--max_words", 4, "--text_layers", 0
+    )
+    assert code == 0, err
+    told = "phrases of {} are longer than 4 words; what is beyond is not read: --max_words 6"
+    assert f"data: 16 {told.format('train')}\n" in out
+    assert f"data: 4 {told.format('val')}\n" in out
+    code, out, err = ground("evaluate", "ckpt/best_model.pt", dior)
+    assert code == 0, err
+    assert "data: 4 phrases of test are longer than 4 words; what is beyond is not read\n" in out
+    code, out, err = ground("evaluate", whole / "ckpt/best_model.pt", dior)
+    assert code == 0 and "longer than" not in out, err
+
+
 def test_a_finished_run_says_so_and_other_settings_or_data_are_refused(whole, dior, ground, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole, run)

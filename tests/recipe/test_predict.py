@@ -162,6 +162,20 @@ def test_unreadable_images_stop_nothing(run, images, checkpoint, tmp_path):
     assert err.count("cannot read ") == 4
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["none.png"], "error: the image cannot be read\n"),
+        (["none.png", "x*y"], "error: none of the 2 images can be read\n"),
+        (["none.png", "images/0.png"], "error: 1 of 2 images cannot be read; the other was answered\n"),
+    ],
+)
+def test_how_many_images_were_not_answered(run, images, checkpoint, given, message):
+    code, _, err = run(checkpoint, *given)
+    assert code == 2
+    assert message in err
+
+
 def test_what_was_decided_about_images_is_said(run, checkpoint, tmp_path):
     """Frames that are left out and alpha that darkens; on standard error, as standard output holds answers."""
     grey = Image.new("L", (40, 40), 90)
@@ -238,6 +252,12 @@ def test_overlays(run, images, checkpoint, tmp_path):
             pixels = np.asarray(picture.convert("RGB"))
         assert pixels.shape[1] > 600
         assert pixels.std() > 10
+    before = {path: path.read_bytes() for path in Path("looked/at").iterdir()}
+    code, out, err = run(checkpoint, "again", "--overlays", "looked/at")
+    assert code == 2 and not out
+    assert "--overlays 'looked/at' holds pictures of an earlier call, such as 0000" in err
+    assert "; choose another, or remove them" in err
+    assert {path: path.read_bytes() for path in Path("looked/at").iterdir()} == before
     (tmp_path / "a_file").touch()
     code, _, err = run(checkpoint, images / "0.png", "--overlays", "a_file/here")
     assert code == 1

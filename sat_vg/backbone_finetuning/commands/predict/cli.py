@@ -39,7 +39,8 @@ class PredictOptions:
     json: bool = False
     """Print a JSON object a line instead of a table."""
     overlays: str | None = None
-    """Folder for a PNG of each image: where the class was seen in it."""
+    """Folder for a PNG of each image: where the class was seen in it. One with pictures of an earlier call is
+    refused."""
     out: str | None = None
     """Of a scene: the map to write, a .tif (class raster), .geojson (regions) or .csv (a line a window)."""
     size: PositiveInt | None = None

@@ -25,7 +25,7 @@ from sat_vg.backbone_finetuning.models.ensemble import Ensemble
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.prediction import LIKELIER_THAN_NOT
 from sat_vg.backbone_finetuning.reports.overlays import draw_overlays
-from sat_vg.backbone_finetuning.utils.errors import DataError, StoppedError
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, StoppedError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision
 from sat_vg.backbone_finetuning.utils.printable import counted, one_line, printable, shortened
@@ -35,6 +35,7 @@ from sat_vg.backbone_finetuning.utils.terminal import say
 STDIN = "-"
 _TOP = 5
 _WIDEST_CLASS = 40  # characters of a class name in the table
+_DIGITS = 6  # of an image's number in the name of its overlay
 _LONGEST_STEM = 80  # characters of an image's name in that of its overlay; file systems take 255 bytes
 
 
@@ -88,6 +89,7 @@ def predict_images(options: PredictOptions) -> None:
 
     Raises UserError where the checkpoint or a setting cannot be used; at the end, if an image could not be read.
     """
+    _refuse_earlier_overlays(options.overlays)
     ensemble = load_ensemble(options.checkpoint, options.ensemble, options.views, _note)
     model = ensemble.models[0]
     precision = choose_precision(choose_device(options.device), mixed_precision=False)
@@ -117,7 +119,26 @@ def predict_images(options: PredictOptions) -> None:
         if not total:
             raise DataError("no image was named: standard input holds no path")
         if unreadable:
-            raise DataError(f"{unreadable} of {total} images cannot be read; the others were answered")
+            raise DataError(_unanswered(unreadable, total))
+
+
+def _unanswered(unreadable: int, total: int) -> str:
+    if unreadable == total:
+        return "the image cannot be read" if total == 1 else f"none of the {total} images can be read"
+    answered = "the other was" if total - unreadable == 1 else "the others were"
+    return f"{unreadable} of {total} images cannot be read; {answered} answered"
+
+
+def _refuse_earlier_overlays(folder: str | None) -> None:
+    """Raise ConfigError where pictures of an earlier call lie, which those of the same name would replace."""
+    if not folder:
+        return
+    earlier = next(expand_home(folder).glob("[0-9]" * _DIGITS + "*_*.png"), None)
+    if earlier is not None:
+        raise ConfigError(
+            f"--overlays {folder!r} holds pictures of an earlier call, such as {earlier.name}; choose another, or "
+            "remove them"
+        )
 
 
 def path_groups(arguments: Sequence[str], size: int) -> Iterator[list[Answer]]:
@@ -257,7 +278,7 @@ def _overlay_path(folder: str, number: int, image: str) -> Path:
     """A file name that is unique and valid on all file systems."""
     stem = "".join(c if c.isprintable() and c not in '\\/:*?"<>|' else "_" for c in Path(image).stem)
     stem = stem.encode("utf-8", "replace")[:_LONGEST_STEM].decode("utf-8", "ignore")
-    return expand_home(folder) / f"{number + 1:06d}_{stem}.png"
+    return expand_home(folder) / f"{number + 1:0{_DIGITS}d}_{stem}.png"
 
 
 def _draw(path: Path, image: Tensor, heat: Tensor, source: str, classes: Sequence[tuple[str, float]]) -> None:

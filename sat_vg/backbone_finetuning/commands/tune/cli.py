@@ -46,8 +46,8 @@ class TuneOptions:
     from_compare: str | None = None
     """comparison.json of sat-vg compare: its best rows are searched as well, each with its backbone, strategy,
     weights and settings."""
-    best: PositiveInt = 3
-    """Number of rows of --from_compare."""
+    best: PositiveInt | None = None
+    """Number of rows of --from_compare. Unset: 3."""
     prune: bool = True
     """Stop a trial after an epoch in which it is below the median of the trials before (from the fifth trial on)."""
     prune_after: WholeNumber | None = None

@@ -39,7 +39,7 @@ from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
 from sat_vg.backbone_finetuning.utils.terminal import say
 
-_USUAL_TRIALS = 20
+_USUAL_TRIALS, _USUAL_ROWS = 20, 3
 _FAILURES_TO_STOP = 3  # of the first trials, all of them
 RESULTS, BEST = "tuning.json", "best.yaml"
 
@@ -105,6 +105,11 @@ def read_search(options: TuneOptions, flags: Sequence[str]) -> Search:
     rows: list[tuple[str, dict[str, Any]]] = []
     if options.from_compare is not None:
         settings, rows = settings_of_comparison(expand_home(options.from_compare))
+    elif options.best is not None:
+        raise ConfigError(
+            f"--best {options.best} has no effect without --from_compare, of whose rows it is the number; name the "
+            "comparison.json, or leave it out"
+        )
     if options.data is not None:
         settings["dataset_path"] = options.data
     base = parse_command_line(flags, settings=settings).config
@@ -114,7 +119,7 @@ def read_search(options: TuneOptions, flags: Sequence[str]) -> Search:
         raise ConfigError("no images to search on: name their folder: sat-vg tune DATA --search …")
     if rows:
         given = {*base.given, *(one.name for one in dimensions)} - {*settings}
-        rows = rows[: options.best]
+        rows = rows[: options.best or _USUAL_ROWS]
         dimensions.insert(0, choice_of_rows(rows, given))
         say(f"{counted(len(rows), 'row')} of {options.from_compare}: {', '.join(name for name, _ in rows)}")
     search = Search(base, tuple(dimensions))
