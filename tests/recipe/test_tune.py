@@ -174,6 +174,29 @@ def test_another_search_or_another_file_is_refused(tmp_path):
         assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("search", ["strategy=full,lp_ft", "weight_decay=0,1e-3"])
+def test_a_search_in_which_lp_ft_trained_otherwise_is_refused(images, tmp_path, here, monkeypatch, search):
+    """Whether an earlier version began it, in which lp_ft set nothing, or the learning rate was set then."""
+    monkeypatch.setattr(tune_run, "_train", lambda *given: EndedTraining(0, None, 1.0, None))
+    arguments = (images, "--search", search, "--num_epochs", 8, *QUICK, "--out", tmp_path / "out")
+    usual = ("--learning_rate", 3e-4, "--label_smoothing", 0)
+    assert here(*arguments, *usual)[0] == 1, "no trial has a score"
+    code, _, err = here(*arguments)
+    assert code == 2
+    assert "learning_rate, label_smoothing: were 0.0003, 0.0 also where lp_ft trains, which now sets its own" in err
+    assert "Use --learning_rate 0.0003 --label_smoothing 0.0 to go on, or another --out" in err
+    assert here(*arguments, *usual)[0] == 1
+    # Where lp_ft set its own, these are no longer free.
+    arguments = (*arguments[:-1], tmp_path / "other")
+    assert here(*arguments)[0] == here(*arguments)[0] == 1
+    code, _, err = here(*arguments, *usual)
+    assert code == 2
+    assert "learning_rate, label_smoothing: lp_ft set its own, and now they are given" in err
+    # In few epochs it sets nothing.
+    arguments = (images, "--search", search, "--num_epochs", 4, *QUICK, "--out", tmp_path / "short")
+    assert here(*arguments, *usual)[0] == here(*arguments)[0] == 1
+
+
 def test_a_grid_from_its_images_to_the_command_of_the_best(images, tmp_path, here):
     search = ("--search", "learning_rate=1e-3,1e-9", "--num_epochs", "2", *QUICK, "--out", tmp_path / "out")
     code, said, err = here(images, *search)

@@ -10,7 +10,7 @@ from sat_vg.backbone_finetuning.configs.choices import AUGMENTATIONS_OF_ANY_BAND
 # Of lp_ft, whose second phase takes 0.3 of the learning rate. docs/adr/0034 has the measurements. In fewer epochs the
 # network does not make up for what so high a rate does to the probe at first.
 LP_FT_DEFAULTS = {"learning_rate": 1e-3, "label_smoothing": 0.1}
-_LP_FT_EPOCHS = 5
+LP_FT_EPOCHS = 5
 
 
 class Settings:
@@ -94,7 +94,7 @@ def _freezing(s: Settings) -> None:
 
 def _strategy(s: Settings) -> None:
     for field, value in LP_FT_DEFAULTS.items():
-        if s["strategy"] == "lp_ft" and s["num_epochs"] >= _LP_FT_EPOCHS and field not in s.given:
+        if s["strategy"] == "lp_ft" and s["num_epochs"] >= LP_FT_EPOCHS and field not in s.given:
             s.values[field] = value
             s.notes.append(f"{field}: {value}, as strategy = lp_ft")
     if s["phase_stages"] is not None and s["strategy"] != "progressive":

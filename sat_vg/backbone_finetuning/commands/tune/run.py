@@ -23,7 +23,13 @@ from sat_vg.backbone_finetuning.commands.tune.search import (
     settings_of_comparison,
     shown,
 )
-from sat_vg.backbone_finetuning.commands.tune.study import IMAGES, RunningTrial, SearchStudy, explaining_storage
+from sat_vg.backbone_finetuning.commands.tune.study import (
+    IMAGES,
+    LEFT_TO_LP_FT,
+    RunningTrial,
+    SearchStudy,
+    explaining_storage,
+)
 from sat_vg.backbone_finetuning.configs.command_line import parse_command_line
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.models.networks.table import find_backbone
@@ -77,6 +83,7 @@ def tune(options: TuneOptions, flags: Sequence[str] = ()) -> None:
         **{n: v for n, v in search.base.to_dict().items() if n not in FIELDS_FREE_ON_RESUME},
         IMAGES: fingerprint,
         "epochs before pruning": first_epochs,
+        LEFT_TO_LP_FT: search.left_to_lp_ft,
     }
     identity = json.loads(json.dumps(identity))  # as it is read back
     out = expand_home(options.out)

@@ -9,7 +9,7 @@ from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from sat_vg.backbone_finetuning.configs.combinations import LP_FT_DEFAULTS
+from sat_vg.backbone_finetuning.configs.combinations import LP_FT_DEFAULTS, LP_FT_EPOCHS
 from sat_vg.backbone_finetuning.configs.finetune_config import FIELDS_FREE_ON_RESUME, FinetuneConfig
 from sat_vg.backbone_finetuning.configs.option_parser import typed_value
 from sat_vg.backbone_finetuning.configs.plain_values import plain_value
@@ -108,6 +108,15 @@ class Search:
     def names(self) -> tuple[str, ...]:
         """The names of the dimensions."""
         return tuple(one.name for one in self.dimensions)
+
+    @property
+    def left_to_lp_ft(self) -> list[str]:
+        """The fields that ``lp_ft`` sets by itself in trials that it trains, or that may come to be trained by it."""
+        strategies = [one.ends() for one in self.dimensions if one.name in ("strategy", "row")]
+        may_train = "lp_ft" in strategies[0] if strategies else not self.base.says_what_is_trained
+        if not may_train or (self.base.num_epochs < LP_FT_EPOCHS and "num_epochs" not in self.names):
+            return []
+        return [name for name in LP_FT_DEFAULTS if name not in self.base.given and name not in self.names]
 
     def config_of(self, values: Mapping[str, Any]) -> FinetuneConfig:
         """The configuration with one value for each dimension. Raises ConfigError for a contradiction."""

@@ -29,6 +29,7 @@ from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed
 
 STORAGE, TRIALS = "study.db", "trials"
 _NAME, _IDENTITY, REASON, EPOCHS = "sat-vg tune", "identity", "reason", "epochs"
+LEFT_TO_LP_FT = "fields that lp_ft sets"  # none in searches of versions in which it set nothing
 IMAGES = "images"  # of what must be the same, a hash that tells nobody anything
 _AT_RANDOM = 5  # trials before TPE chooses, and before one may be stopped early
 _AMONG_BEST = 5  # trials by which importances are told; a tenth of a short search would be one or two
@@ -113,20 +114,32 @@ class SearchStudy:
                 f"{str(self.out / STORAGE)!r} holds a study that sat-vg tune did not begin; choose another --out"
             )
         # A field that came with a later version has its default's meaning.
-        earlier = {
-            **{name: value for name, value in FinetuneConfig.defaults().items() if name in identity},
-            **earlier,
-        }
+        defaults = FinetuneConfig.defaults()
+        earlier = {**{n: value for n, value in defaults.items() if n in identity}, LEFT_TO_LP_FT: [], **earlier}
+        identity = {LEFT_TO_LP_FT: [], **identity}
         different = [name for name in {**earlier, **identity} if earlier.get(name) != identity.get(name)]
         # Of what is searched, no trial has the value that stands beside the search.
         names = [name for name in different if name not in self._search.names]
         if names:
-            shown = [f"{n}: was {earlier.get(n)!r}, now {identity.get(n)!r}" for n in names if n != IMAGES]
+            plain = [n for n in names if n not in (IMAGES, LEFT_TO_LP_FT)]
+            shown = [f"{n}: was {earlier.get(n)!r}, now {identity.get(n)!r}" for n in plain]
             shown += ["the images have changed"] if IMAGES in names else []
+            newly_left = [n for n in identity[LEFT_TO_LP_FT] if n not in earlier[LEFT_TO_LP_FT]]
+            if newly_left:
+                values = ", ".join(repr(earlier.get(n)) for n in newly_left)
+                shown.append(
+                    f"{', '.join(newly_left)}: {'were' if len(newly_left) > 1 else 'was'} {values} also where lp_ft "
+                    "trains, which now sets its own"
+                )
+            elif LEFT_TO_LP_FT in names:
+                left = [n for n in earlier[LEFT_TO_LP_FT] if n not in identity[LEFT_TO_LP_FT]]
+                shown.append(f"{', '.join(left)}: lp_ft set its own, and now they are given")
             differences = "".join(f"\n  {line}" for line in shown[:8])
             # Also where nobody set a field whose default has changed since.
-            flags = [f"--{n} {shlex.quote(as_argument(earlier[n]))}" for n in names if n in FinetuneConfig.defaults()]
-            same = " ".join(flags) if len(flags) == len(names) else "the same again"
+            known = [n for n in dict.fromkeys([*plain, *newly_left]) if n in defaults and n in earlier]
+            flags = [f"--{n} {shlex.quote(as_argument(earlier[n]))}" for n in known]
+            is_told = {*known, *([LEFT_TO_LP_FT] if newly_left else [])} >= {*names}
+            same = " ".join(flags) if is_told else "the same again"
             raise ConfigError(
                 f"{str(self.out)!r} holds another search, of which its trials are:{differences}\n"
                 f"Use {same} to go on, or another --out for this one"
