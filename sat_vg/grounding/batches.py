@@ -17,7 +17,7 @@ from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
-from sat_vg.backbone_finetuning.utils.printable import counted
+from sat_vg.backbone_finetuning.utils.printable import counted, one_line
 from sat_vg.backbone_finetuning.utils.safe_files import write_text
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
 from sat_vg.backbone_finetuning.utils.terminal import say
@@ -144,7 +144,7 @@ class Data:
         path = folder / "skipped_records.txt"
         path.unlink(missing_ok=True)
         if self.left_out:
-            write_text(path, "\n".join([*self.left_out, ""]))
+            write_text(path, "".join(f"{one_line(line)}\n" for line in self.left_out))
             say(f"left out: {counted(len(self.left_out), 'record')}, listed in {path}")
 
 

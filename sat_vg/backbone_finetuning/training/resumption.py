@@ -1,9 +1,11 @@
 """Whether a run can stand where its checkpoint says, and how a run that has ended is trained on."""
 
 import math
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -165,11 +167,17 @@ def epochs_to_reopen(earlier: EarlierRun, phases: list[Phase], model: FineTuneMo
 def way_to_train_on(config: FinetuneConfig, earlier: EarlierRun) -> str:
     """How to begin another run from the best weights of an earlier one, as a command."""
     taken, number = (expand_home(config.checkpoint_dir), expand_home(config.log_dir)), 2
-    while any(folder.with_name(f"{folder.name}_{number}").exists() for folder in taken):
+    while any(_beside(folder, number).exists() for folder in taken):
         number += 1
-    checkpoints, logs = (folder.with_name(f"{folder.name}_{number}") for folder in taken)
+    checkpoints, logs = (_beside(folder, number) for folder in taken)
     flags = config.as_flags(leave_out=("weights", "pretrained", "name", "checkpoint_dir", "log_dir", "resume"))
     pretrained = [] if config.pretrained else ["--pretrained", "true"]
     flags += [*pretrained, "--weights", str(earlier.path.with_name(BEST_MODEL))]
     flags += ["--checkpoint_dir", str(checkpoints), "--log_dir", str(logs)]
     return f"To train on from its best weights: {shlex.join(['sat-vg', 'train', *flags])}"
+
+
+def _beside(folder: Path, number: int) -> Path:
+    if folder.name in ("", ".."):  # the folder that the command runs in, or one around it
+        folder = Path(os.path.abspath(folder))  # noqa: PTH100 - without following links
+    return folder.parent / f"{folder.name or 'run'}_{number}"

@@ -78,7 +78,10 @@ class BoundedCache:
         It can be gone at any time after: FileNotFoundError on opening its files means the same as None.
         """
         path = self._path_of(key)
-        if path.is_symlink() or not path.is_dir():
+        try:
+            if path.is_symlink() or not path.is_dir():
+                return None
+        except OSError:  # another user's folder, or a name that is too long
             return None
         with suppress(OSError):  # a cache that may only be read is of use all the same
             os.utime(path)

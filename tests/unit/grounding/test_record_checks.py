@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from sat_vg.backbone_finetuning.utils.errors import DataError
+from sat_vg.grounding.batches import Data
 from sat_vg.grounding.checks import check_records
 from sat_vg.grounding.images import ImageStore
 from sat_vg.grounding.readers import Record
@@ -115,3 +116,10 @@ def test_ambiguous_phrases_and_images_in_two_splits_are_counted(tmp_path):
 def test_a_split_without_a_sound_record_is_an_error(tmp_path):
     with pytest.raises(DataError, match="the split train has no record left"):
         check([record((5, 5, 5, 5))], tmp_path, on_bad="skip")
+
+
+def test_what_is_left_out_is_listed_whatever_its_name(tmp_path):
+    """A file's name may be no text, and hold a line break."""
+    Data({}, None, ["\udcff\n.xml, object 1: its box is empty"]).list_left_out(tmp_path)
+    listed = (tmp_path / "skipped_records.txt").read_text(encoding="utf-8")
+    assert listed == "\\udcff\\n.xml, object 1: its box is empty\n"

@@ -42,3 +42,14 @@ def test_the_command_that_trains_on_from_a_named_run_can_be_run(tmp_path, monkey
     line = way_to_train_on(FinetuneConfig.from_dict(CONFIG.to_dict()), earlier)
     config = parse_command_line(shlex.split(line.partition("sat-vg train ")[2])).config
     assert config.checkpoint_dir == f"{CONFIG.checkpoint_dir}_2"
+
+
+@pytest.mark.parametrize("folder", [".", "..", "runs/..", "/"])
+def test_there_is_a_name_beside_any_folder(folder, tmp_path, monkeypatch):
+    (tmp_path / "here/runs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    config = FinetuneConfig(dataset_path="x", checkpoint_dir=folder, log_dir="logs")
+    line = way_to_train_on(config, run_folder.EarlierRun(tmp_path / "last.pt", {}))
+    found = parse_command_line(shlex.split(line.partition("sat-vg train ")[2])).config
+    beside = {".": tmp_path / "here_2", "..": f"{tmp_path}_2", "runs/..": tmp_path / "here_2", "/": "/run_2"}
+    assert (found.checkpoint_dir, found.log_dir) == (str(beside[folder]), "logs_2")

@@ -219,3 +219,10 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     assert cache.find(A) is None
     with pytest.raises(OSError), cache.building(A, 1):
         pytest.fail("it is a file")
+
+
+def test_a_folder_that_cannot_be_looked_into_holds_nothing(tmp_path):
+    """Such as a cache folder of another user, or one whose name is too long."""
+    cache = BoundedCache(tmp_path / ("x" * 300), 10)
+    assert cache.find(A) is None
+    assert cache.load(A, lambda folder: 1) is None

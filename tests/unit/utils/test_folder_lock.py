@@ -229,3 +229,10 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 def test_a_name_that_is_too_long_is_told(tmp_path):
     with pytest.raises(ConfigError, match="cannot be written to"), lock_folder(tmp_path / ("x" * 300)):
         pass
+
+
+def test_a_process_number_that_none_can_have_is_of_no_process(tmp_path):
+    holder = folder_lock._own_text() | {"pid": 2**70}
+    (tmp_path / LOCK).write_text(json.dumps(holder))
+    with lock_folder(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
