@@ -2,12 +2,12 @@
 
     make costs        python tests/bench/backbone_costs.py
 
-Parameters, FLOPs and memory of a training step are counted on tensors without values, and the speed of inference is
-measured on this machine, with random weights, at the image size of each backbone's best published weights; accuracies
-are those that torchvision gives with these weights. Written are ``backbone_costs.json`` beside the listing of
-backbones, and the table in docs/choosing.md. Measured is what is missing, so that stopped it goes on where it was. On
-another machine, or with other versions, and with ``--anew speed``, all speeds are forgotten first. ``--only NAMES``:
-of some; ``--table`` writes the table alone.
+Parameters, FLOPs and memory of a training step and of a forward pass are counted on tensors without values, and the
+speed of inference is measured on this machine, with random weights, at the image size of each backbone's best
+published weights; accuracies are those that torchvision gives with these weights. Written are ``backbone_costs.json``
+beside the listing of backbones, and the table in docs/choosing.md. Measured is what is missing, so that stopped it
+goes on where it was. On another machine, or with other versions, and with ``--anew speed``, all speeds are forgotten
+first. ``--only NAMES``: of some; ``--table`` writes the table alone.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 import torchvision
-from counted_memory import measure_step_memory, without_values
+from counted_memory import forward_bytes_per_image, measure_step_memory, without_values
 from runs import machine, paragraph
 
 from sat_vg.backbone_finetuning.commands.recommend.run import GPU_SIZES, table_cells
@@ -56,6 +56,7 @@ def measure_costs(name: str) -> dict[str, float | None]:
     with without_values(model):  # the largest networks take seconds
         flops = count_flops(model, size)
         memory = measure_step_memory(model, precision)
+        forward_bytes = forward_bytes_per_image(model, precision)
     top_1, top_5 = accuracies(name)
     return {
         "image_size": size,
@@ -65,6 +66,7 @@ def measure_costs(name: str) -> dict[str, float | None]:
         "flops": flops,
         "fixed_bytes": memory.fixed,
         "bytes_per_image": memory.per_image,
+        "forward_bytes_per_image": forward_bytes,
     }
 
 

@@ -51,6 +51,15 @@ def measure_step_memory(model: FineTuneModel, precision: Precision) -> StepMemor
     return StepMemory(round(_WASTE * fixed), round(_WASTE * per_image))
 
 
+def forward_bytes_per_image(model: FineTuneModel, precision: Precision) -> int:
+    """Bytes of an image's activations when most of them are there, in a forward pass without gradients.
+
+    ``model`` is one ``without_values``.
+    """
+    small, large = (_most_forward_bytes(model.eval(), precision, count) for count in _BATCHES)
+    return round(_WASTE * (large - small) / (_BATCHES[1] - _BATCHES[0]))
+
+
 def without_values(model: nn.Module) -> FakeTensorMode:
     """Put tensors without values in place of a model's weights; by shapes and types alone any network takes seconds.
 
@@ -113,9 +122,8 @@ class _LiveBytes(TorchDispatchMode):
 def _most_bytes(model: FineTuneModel, precision: Precision, count: int) -> int:
     """The most bytes at a time of a step on so many images, beside weights and the optimizer's state."""
     model.zero_grad(set_to_none=True)
-    size, bands = model.preprocessing.image_size, len(model.preprocessing.bands)
     with _LiveBytes() as live:
-        images = precision.place_images(torch.zeros(count, bands, size, size, device=precision.device))
+        images = _images(model, precision, count)
         targets = torch.zeros(count, dtype=torch.int64, device=precision.device)
         with precision.autocast():
             outputs = model.training_outputs(images)
@@ -124,3 +132,18 @@ def _most_bytes(model: FineTuneModel, precision: Precision, count: int) -> int:
     model.zero_grad(set_to_none=True)
     most: int = live.most
     return most
+
+
+@torch.no_grad()
+def _most_forward_bytes(model: FineTuneModel, precision: Precision, count: int) -> int:
+    with _LiveBytes() as live:
+        images = _images(model, precision, count)
+        with precision.autocast():
+            model.forward_pooled(images)
+    most: int = live.most
+    return most
+
+
+def _images(model: FineTuneModel, precision: Precision, count: int) -> Tensor:
+    size, bands = model.preprocessing.image_size, len(model.preprocessing.bands)
+    return precision.place_images(torch.zeros(count, bands, size, size, device=precision.device))

@@ -99,6 +99,20 @@ def test_the_batch_is_what_fits(found):
     assert "micro_batch_size" not in tight["command"]
 
 
+def test_a_probe_has_room_for_a_forward_pass(found):
+    """At 2048 pixels the activations of a batch are gigabytes; they are less than those that a step keeps."""
+    for memory in (4, 8):
+        answer = found("--images", 50, "--memory_gib", memory, "--image_size", 2048)
+        assert answer["strategy"] == "linear_probe"
+        for row in (read_costs()[one["name"]] for one in answer["candidates"]):
+            forward = 8 * row.forward_bytes_per_image * row.growth(2048)
+            assert 8 * row.parameters + forward <= 0.8 * memory * 2**30, row.name
+    for row in read_costs().values():
+        assert row.forward_bytes_per_image < row.bytes_per_image
+        pixels = 3 * 2 * row.image_size**2  # in bf16
+        assert row.forward_bytes_per_image > pixels
+
+
 def test_larger_images_take_more(found):
     row = read_costs()["resnet50"]
     assert step_bytes(row, 8, 448) - row.fixed_bytes == 4 * (step_bytes(row, 8, 224) - row.fixed_bytes)

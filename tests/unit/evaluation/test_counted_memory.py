@@ -29,6 +29,10 @@ def profiled(model: FineTuneModel, images: int) -> int:
         pixels = PRECISION.place_images(torch.zeros(images, 3, 64, 64))
         targets = torch.zeros(images, dtype=torch.int64)
         sum(nn.functional.cross_entropy(out, targets) for _, out in model.training_outputs(pixels)).backward()
+    return most_bytes(profile)
+
+
+def most_bytes(profile: torch.profiler.profile) -> int:
     now = most = 0
     for event in profile.profiler.kineto_results.events():
         now += event.nbytes() if event.name() == "[memory]" else 0
@@ -43,6 +47,18 @@ def test_what_is_counted_is_there_in_a_real_step(name):
     real = profiled(model, 16) + 12 * parameters
     # oneDNN's own copies differ between processors: without AVX-512 12 % of ResNet-18's step.
     assert counted(model_of(name), 16) == pytest.approx(real, rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1"])
+def test_what_is_counted_is_there_in_a_real_forward_pass(name):
+    model = model_of(name).eval()
+    with without_values(model):
+        found = counted_memory.forward_bytes_per_image(model, PRECISION) / counted_memory._WASTE
+    model = model_of(name).eval()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.no_grad(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        model.forward_pooled(PRECISION.place_images(torch.zeros(32, 3, 64, 64)))
+    assert found == pytest.approx(most_bytes(profile) / 32, rel=0.15)
 
 
 def test_what_is_frozen_takes_less():

@@ -147,10 +147,9 @@ def _takes_size(row: BackboneCosts, pixels: int) -> bool:
 
 
 def _room(row: BackboneCosts, memory: float, options: RecommendOptions, strategy: Strategy) -> int:
-    """Images of a step that fit, 0 if fewer than the smallest batch; a probe needs little more than the weights."""
-    if strategy == "linear_probe":
-        return _USUAL_BATCH if 8 * row.parameters < _SHARE * memory else 0
-    fits = row.largest_batch(_SHARE * memory, options.image_size)
+    """Images of a step that fit, 0 if fewer than the smallest batch; a probe needs a forward pass alone."""
+    largest_batch = row.largest_probe_batch if strategy == "linear_probe" else row.largest_batch
+    fits = largest_batch(_SHARE * memory, options.image_size)
     return fits if fits >= _SMALLEST_BATCH else 0
 
 

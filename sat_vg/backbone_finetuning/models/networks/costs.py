@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+_BYTES_PER_FROZEN = 8  # of a parameter: fp32, and copies in another number format
 COSTS_FILE = Path(__file__).with_name("backbone_costs.json")
 
 
@@ -23,12 +24,18 @@ class BackboneCosts:
     flops: int  # forward pass of one image, a multiplication and an addition being two
     fixed_bytes: int  # of a training step of all stages with AdamW: see tests/bench/counted_memory.py
     bytes_per_image: int  # of that step
+    forward_bytes_per_image: int  # of a forward pass without gradients
     images_per_second: float | None  # inference in batches of 4; None where it was not measured
     milliseconds: float | None  # inference of a single image
 
     def largest_batch(self, num_bytes: float, image_size: int | None = None) -> int:
         """Images of a training step that fits into so many bytes; 0 where none does."""
         return max(0, int((num_bytes - self.fixed_bytes) / (self.bytes_per_image * self.growth(image_size))))
+
+    def largest_probe_batch(self, num_bytes: float, image_size: int | None = None) -> int:
+        """Images of a frozen network's forward pass that fits into so many bytes; 0 where none does."""
+        free = num_bytes - _BYTES_PER_FROZEN * self.parameters
+        return max(0, int(free / (self.forward_bytes_per_image * self.growth(image_size))))
 
     def growth(self, image_size: int | None) -> float:
         """How many times the area of its own images these have, and with it FLOPs, time and activations."""
