@@ -3,7 +3,6 @@
 A reader is a generator of rows; one function makes records of them.
 """
 
-import csv
 import io
 import math
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+from sat_vg.backbone_finetuning.data.sources.tables import csv_rows
 from sat_vg.backbone_finetuning.utils.errors import DataError, UserError
 from sat_vg.backbone_finetuning.utils.json_reading import UnsoundJSONError, parse_json
 from sat_vg.backbone_finetuning.utils.printable import counted
@@ -221,7 +221,7 @@ def _text_of(file: Path, most_bytes: int = 2**30) -> Iterator[str]:
         raise DataError(f"{str(file)!r} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except OSError as error:
         raise DataError(f"{str(file)!r} cannot be read: {error.strerror or error}") from error
-    except (UnsoundJSONError, ElementTree.ParseError, csv.Error) as error:
+    except (UnsoundJSONError, ElementTree.ParseError) as error:
         raise DataError(f"{str(file)!r} is not valid {file.suffix[1:].upper()}: {error}") from error
 
 
@@ -304,18 +304,21 @@ def _read_json_lines(file: Path) -> _Rows:
 def _read_csv(file: Path) -> _Rows:
     """A table with the columns ``image,phrase`` and ``box`` or ``x1,y1,x2,y2``."""
     with _text_of(file) as text:
-        reader = csv.DictReader(io.StringIO(text, newline=None))
-        reader.fieldnames = columns = [column.strip() for column in reader.fieldnames or ()]
+        rows = csv_rows(file, io.StringIO(text, newline=None))
+        columns = [column.strip() for column in next(rows, (0, []))[1]]
         if not {"image", "phrase"} <= set(columns) or not ("box" in columns or set(_SIDES) <= set(columns)):
             raise DataError(
                 f"{str(file)!r} has the columns {', '.join(columns) or '(none)'}; it needs image, phrase, and box or "
                 "x1, y1, x2, y2"
             )
-        for row in reader:
-            box = {} if "box" in columns else {"box": [row[side] for side in _SIDES]}
-            has_more = any(cell.strip() for cell in row.pop(None, ()))
+        for line, cells in rows:
+            if not cells:
+                continue
+            row: dict[str, Any] = dict(zip(columns, cells, strict=False))
+            box = {} if "box" in columns else {"box": [row.get(side) for side in _SIDES]}
+            has_more = any(cell.strip() for cell in cells[len(columns) :])
             problem = f"has more than {len(columns)} cells; put a cell with commas between double quotes"
-            yield _Row(f"{file.name}, line {reader.line_num}", row | box, problem=problem if has_more else "")
+            yield _Row(f"{file.name}, line {line}", row | box, problem=problem if has_more else "")
 
 
 def _read_rsvg_lines(file: Path) -> _Rows:

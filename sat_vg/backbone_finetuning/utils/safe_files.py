@@ -5,6 +5,7 @@ writes it. A killed process's lock is gone, so the next one that writes the same
 write the same at a time, the second takes another name (``.NAME.PID-RANDOM.tmp``).
 """
 
+import errno
 import os
 import secrets
 import shutil
@@ -70,10 +71,13 @@ def remove_unfinished(folder: Path, patterns: Iterable[str]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
+    """Bring a file to the disk, or the names in a folder, where its file system can."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)):
+            raise
     finally:
         os.close(descriptor)
 

@@ -180,6 +180,17 @@ def test_files_that_cannot_be_read(name, text, message, tmp_path):
         read_listing(tmp_path / name)
 
 
+@pytest.mark.parametrize("third", ['"the tank', "the tank"], ids=["closed by another cell", "never closed"])
+def test_a_quote_that_is_not_closed_swallows_no_rows(third, tmp_path):
+    rows = ('a.png,"the ship,1,2,11,12', "b.png,the car,1,2,3,4", f"c.png,{third},3,4,30,40")
+    (tmp_path / "train.csv").write_text("\n".join(["image,phrase,x1,y1,x2,y2", *rows]))
+    with pytest.raises(DataError, match=r"train.csv', line 2, cannot be read .*close or remove them"):
+        read_listing(tmp_path)
+    # A cell in quotes may stand behind a space.
+    (tmp_path / "train.csv").write_text('image,phrase,x1,y1,x2,y2\na.png, "the ""big"" ship, there",1,2,11,12\n')
+    assert plain(read_listing(tmp_path), "train") == [("a.png", (1, 2, 11, 12), 'the "big" ship, there')]
+
+
 def test_a_cell_with_commas_and_no_quotes_is_told_and_not_cut(tmp_path):
     (tmp_path / "a.csv").write_text("image,x1,y1,x2,y2,phrase\na.png,1,2,3,4,the ship, on the left\n")
     listing = read_listing(tmp_path / "a.csv")

@@ -1,3 +1,4 @@
+import errno
 import glob
 import os
 import signal
@@ -66,6 +67,24 @@ def test_the_content_is_synced_before_the_rename(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", replace)
     write_text(tmp_path / "x", "text")
     assert events == ["file", "rename", "folder"]
+
+
+def test_a_file_system_that_cannot_sync_folders_takes_files(tmp_path, monkeypatch):
+    """As some network and user-space file systems; that the content is not on the disk is an error all the same."""
+    real_fsync, fails = os.fsync, stat.S_ISDIR
+
+    def fsync(descriptor):
+        if fails(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real_fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(tmp_path / "x", "text")
+    assert (tmp_path / "x").read_text() == "text"
+    fails = stat.S_ISREG
+    with pytest.raises(OSError, match="Invalid argument"):
+        write_text(tmp_path / "x", "other")
+    assert (tmp_path / "x").read_text() == "text"
 
 
 def killed_while_writing(path: Path, writing) -> None:

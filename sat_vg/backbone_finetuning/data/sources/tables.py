@@ -113,8 +113,8 @@ def _real(image: Path, folders: dict[Path, Path]) -> Path:
     return folders[image.parent] / image.name
 
 
-def _rows(path: Path, file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
-    """The number of the last line and the cells of each row.
+def csv_rows(path: Path, file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+    """The number of the last line and the cells of each row of a table; empty ones have none.
 
     Raises:
         DataError: names the line where a row begins that cannot be told.
@@ -136,7 +136,7 @@ def _rows(path: Path, file: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
 
 def _table(path: Path, file: Iterator[str], columns: Sequence[str], hint: str) -> tuple[tuple[str, ...], _Entries]:
     """The column names, and line number, path and cells of each row."""
-    lines = _rows(path, file)
+    lines = csv_rows(path, file)
     header = tuple(name.strip() for name in next(lines, (0, []))[1])
     places = ("path",) if "path" in header else ("scene", "window")
     if not set(places) <= set(header):
