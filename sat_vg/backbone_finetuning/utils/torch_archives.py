@@ -20,6 +20,7 @@ _MAX_DIRECTORY = 64 * 2**20  # bytes of a zip's directory: some 500 000 tensors
 _MAX_PICKLE = 256 * 2**20
 _MAX_DEPTH = 100
 
+_IS_ENCRYPTED = 0x1  # among the flags of an entry
 _IS_FOLDER = 0x10  # among the attributes of an entry, as DOS has them
 
 _ITEM_SIZES = {
@@ -159,6 +160,8 @@ def _bound_entries(entries: list[zipfile.ZipInfo], size: int) -> dict[str, int]:
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
             raise RefusedFileError(f"its entry {entry.filename!r} is compressed, which torch never does")
+        if entry.flag_bits & _IS_ENCRYPTED:
+            raise DamagedFileError(f"its entry {entry.filename!r} is marked as encrypted")
         if entry.is_dir() or entry.external_attr & _IS_FOLDER:  # torch reads nothing and leaves memory as it was
             raise DamagedFileError(f"its entry {entry.filename!r} is marked as a folder")
     lengths = {entry.filename: entry.file_size for entry in entries}

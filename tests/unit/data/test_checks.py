@@ -150,7 +150,9 @@ class TestRecord:
         find_unreadable(paths[20:], record=record)
         assert find_unreadable(paths, record=record, decoder=REFUSES) == []
 
-    @pytest.mark.parametrize("kind", ["empty", "text", "cut", "altered", "pickle", "array", "other", "version"])
+    @pytest.mark.parametrize(
+        "kind", ["empty", "text", "cut", "altered", "locked", "pickle", "array", "other", "version"]
+    )
     def test_damaged_or_foreign_record_is_rewritten(self, paths, tmp_path, kind):
         record = tmp_path / "record"
         find_unreadable(paths, record=record)
@@ -170,7 +172,15 @@ class TestRecord:
             middle = len(whole) // 2
             place = whole.index(b"NUMPY", middle) + 100  # in an array: bytes of the zip's own dates would not matter
             altered = whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :]
-            contents = {"empty": b"", "text": b"[1, 2]\n", "cut": whole[:middle], "altered": altered}
+            flag = whole.index(b"PK\x01\x02") + 8  # of an entry in the zip's directory: it is encrypted
+            locked = whole[:flag] + bytes([whole[flag] ^ 1]) + whole[flag + 1 :]
+            contents = {
+                "empty": b"",
+                "text": b"[1, 2]\n",
+                "cut": whole[:middle],
+                "altered": altered,
+                "locked": locked,
+            }
             record.write_bytes(contents[kind])
         damage_unseen(paths[0])
         assert [image.path for image in find_unreadable(paths, record=record)] == [paths[0]]

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from pathlib import Path
 
 import torch
@@ -90,7 +91,7 @@ def _contract_in(path: Path) -> Contract:
             found = [entry for entry in archive.infolist() if entry.filename.endswith(f"/extra/{DESCRIPTION}")]
             is_bounded = len(found) == 1 and found[0].file_size <= MOST_BYTES
             description = archive.read(found[0]) if is_bounded else None
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{str(path)!r} cannot be read: {error}. The file is cut short, altered, or no program of torch.export; "
             "export it again"
