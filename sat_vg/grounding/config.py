@@ -69,8 +69,8 @@ class GroundingConfig:
     """Transformer layers over the words."""
     text_encoder: str | None = None
     """Folder of a BERT-like encoder (config.json, tokenizer.json, model.safetensors) that reads the phrases, at a
-    tenth of the learning rate; max_words then counts its tokens. Needs sat_vg[text]. Unset: words of the training
-    phrases and text_layers."""
+    tenth of the learning rate; max_words then counts its tokens, of which no more are read than it has positions.
+    Needs sat_vg[text]. Unset: words of the training phrases and text_layers."""
     fusion_layers: PositiveInt = 3
     """Transformer layers over words and places together."""
     num_heads: PositiveInt = 6

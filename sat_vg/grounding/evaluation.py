@@ -61,12 +61,14 @@ def answer(model: GroundingModel, phrases: Phrases, batch_size: int, precision: 
 
 def tell_cut_phrases(model: GroundingModel, split: str, phrases: Phrases, can_read_more: bool = False) -> None:
     """Say how many phrases of a split are longer than what the model reads of them."""
-    most = model.sizes.max_words
+    most, text = model.max_words, model.network.text
     lengths = [len(model.encode(tokens_of(record.phrase), max_words=None)) for record in phrases.records]
     cut = sum(length > most for length in lengths)
     if cut:
-        unit = "tokens" if isinstance(model.network.text, PretrainedText) else "words"
-        remedy = f": --max_words {max(lengths)}" if can_read_more else ""
+        unit, readable = "words", max(lengths)
+        if isinstance(text, PretrainedText):
+            unit, readable = "tokens", min(readable, text.most_tokens or readable)
+        remedy = f": --max_words {readable}" if can_read_more and readable > most else ""
         longer = counted(cut, f"phrase of {split} is", f"phrases of {split} are")
         say(f"data: {longer} longer than {most} {unit}; what is beyond is not read{remedy}")
 

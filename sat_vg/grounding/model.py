@@ -74,7 +74,8 @@ class GroundingModel(nn.Module):
         trained = () if freeze_backbone else None
         extractor = source.get_feature_extractor(trainable_stages=trained, freeze_norm=self.freeze_norm)
         self.network = GroundingNetwork(extractor, len(vocabulary), sizes, text)
-        self.encode = partial((text or vocabulary).encode, max_words=sizes.max_words)  # words → numbers
+        self.max_words = min(sizes.max_words, text.most_tokens or sizes.max_words) if text else sizes.max_words
+        self.encode = partial((text or vocabulary).encode, max_words=self.max_words)  # words → numbers
         self.metrics: dict[str, float] = {}  # of these weights on the validation phrases
         self.config: dict[str, Any] = {}  # of the run that trained it; empty where there was none
         self.baselines: dict[str, Tensor] = {}  # boxes without the image, see metrics.fit_baselines

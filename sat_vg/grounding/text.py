@@ -35,6 +35,11 @@ class PretrainedText(nn.Module):
             self._tokens = _library("tokenizers").Tokenizer.from_str(tokenizer)
         except Exception as error:  # its errors have no class in common
             raise ConfigError(f"this text encoder cannot be built: {error}") from error
+        positions = getattr(getattr(self.encoder, "embeddings", None), "position_embeddings", None)
+        self.most_tokens: int | None = None  # of a phrase; None: any number
+        if isinstance(positions, nn.Embedding):  # RoBERTa's begin behind that of padding
+            first = 0 if positions.padding_idx is None else positions.padding_idx + 1
+            self.most_tokens = positions.num_embeddings - first
         self._tokens.no_padding()
         self._tokens.no_truncation()
         self.project = nn.Linear(known.hidden_size, width)

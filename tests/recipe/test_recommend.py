@@ -155,6 +155,8 @@ def test_the_shown_commands(command, line):
         (["--images", "many"], "--images many: must be a whole number"),
         (["nowhere"], "nowhere"),
         (["images", "--images", "5"], "is given twice"),
+        (["--table", "--images", "5"], "--images has no effect with --table, which shows all backbones"),
+        (["images", "--table"], "DATA has no effect with --table"),
         (["--images", "5", "--memory_gib", "0.001"], "left with a step of 8 images in four fifths of 0.001 GiB"),
         (["--images", "5", "--memory_gib", "-1"], "--memory_gib -1.0: must be a number above 0"),
         (["--images", "5", "--latency_ms", "1e-6"], "no backbone is left with 1e-06 ms an image or less, of the "),

@@ -98,6 +98,8 @@ def test_contradictions_are_found_before_anything_is_trained():
         read("weight_decay=0")
     with pytest.raises(ConfigError, match="there is nothing to search"):
         read()
+    with pytest.raises(ConfigError, match="--prune_after 2 has no effect with --prune false"):
+        read("weight_decay=0,1", prune=False, prune_after=2)
     with pytest.raises(ConfigError, match="--best 2 has no effect without --from_compare"):
         read("weight_decay=0,1", best=2)
     with pytest.raises(ConfigError, match="no images to search on"):

@@ -17,18 +17,22 @@ transformers = pytest.importorskip("transformers")
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "red", "blue", "square", "squ", "##are", "on", "left")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def write_bert(root, **settings):
     """A tiny BERT with random weights, as ``save_pretrained`` writes one."""
-    root = tmp_path_factory.mktemp("bert")
     (root / "vocab.txt").write_text("\n".join(WORDS))
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
-    )
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        **settings,
+    )  # fmt: skip
     transformers.BertModel(config).save_pretrained(root)
     transformers.BertTokenizerFast(str(root / "vocab.txt")).save_pretrained(root)
     return root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_bert(tmp_path_factory.mktemp("bert"))
 
 
 @torch.no_grad()
@@ -83,6 +87,28 @@ def test_a_run_learns_it_and_its_file_needs_no_folder(folder, tmp_path, monkeypa
         save_tensors(tmp_path / "altered.pt", content)
         with pytest.raises(CheckpointError, match=r"altered\.pt"):
             GroundingModel.load_checkpoint(tmp_path / "altered.pt")
+
+
+def test_no_more_tokens_are_read_than_the_encoder_has_positions(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SAT_VG_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "bert").mkdir()
+    config = GroundingConfig(
+        data=str(write_squares(tmp_path, {"train": 6, "val": 2})), backbone="squeezenet1_1", weights="none",
+        text_encoder=str(write_bert(tmp_path / "bert", max_position_embeddings=4)), image_size=64, width=16,
+        num_heads=2, fusion_layers=1, num_epochs=1, batch_size=4, num_threads=1,
+        checkpoint_dir=str(tmp_path / "ckpt"), log_dir=str(tmp_path / "logs"),
+    )  # fmt: skip
+    result = train_grounding(config)
+    told = "data: 6 phrases of train are longer than 4 tokens; what is beyond is not read\n"
+    assert told in capsys.readouterr().out
+    GroundingModel.load_checkpoint(result.best_model).predict(tmp_path / "val_1.png", "the blue square on the left")
+    roberta = transformers.RobertaConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=34,
+    )  # fmt: skip
+    text = PretrainedText(roberta.to_json_string(), (tmp_path / "bert/tokenizer.json").read_text(), 8)
+    assert text.most_tokens == 32, "its positions begin behind that of padding"
+    text(torch.full((1, 32), 4))
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path):

@@ -52,6 +52,12 @@ class Recommendation:
 def show_recommendation(options: RecommendOptions) -> None:
     """Print the recommendation, or the table of all backbones; raises as ``recommend``."""
     if options.table:
+        asked = ("images", "memory_gib", "latency_ms", "mobile")
+        unused = ["DATA"] if options.data else [f"--{name}" for name in asked if getattr(options, name)]
+        if unused:
+            raise ConfigError(
+                f"{unused[0]} has no effect with --table, which shows all backbones; leave one of the two out"
+            )
         rows = list(read_costs().values())
         say(json.dumps([asdict(row) for row in rows], indent=1) if options.json else _cost_table(rows, options))
         return

@@ -107,6 +107,10 @@ def read_search(options: TuneOptions, flags: Sequence[str]) -> Search:
     own = [name for name in names_of(flags) if name in OWN_FIELDS]
     if own:
         raise ConfigError(f"--{own[0]} cannot be set: a search sets it for each trial; the folder of all is --out")
+    if options.prune_after is not None and not options.prune:
+        raise ConfigError(
+            f"--prune_after {options.prune_after} has no effect with --prune false; leave one of them out"
+        )
     dimensions = parse_search(options.search or (), flags)
     settings: dict[str, Any] = {}
     rows: list[tuple[str, dict[str, Any]]] = []
