@@ -346,3 +346,19 @@ def test_both_forms_of_unicode_are_one_class(tmp_path):
     splits = load_table(path)
     assert splits.class_names == ("sea", "\u00e9t\u00e9")
     assert splits.train.class_counts() == [1, 2]
+
+
+def test_groups_are_named_in_every_line_and_told_where_test_has_them_too(tmp_path):
+    images(tmp_path, *(f"{number}.png" for number in range(12)))
+    rows = [f"{n}.png,{'sea' if n % 2 else 'town'},{'test' if n > 9 else 'train'},flight{n // 2}" for n in range(12)]
+    path = table(tmp_path, "path,label,split,flight", *rows)
+    assert load_table(path, group_column="flight").notes == ()
+    path = table(tmp_path, "path,label,split,flight", *rows[:-1], "11.png,sea,test,flight0")
+    (note,) = load_table(path, group_column="flight").notes
+    assert note == (
+        f"table {str(path)!r}: 1 of the groups of test is in train or val, too, such as 'flight0': results on test "
+        "flatter the model"
+    )
+    path = table(tmp_path, "path,label,split,flight", *rows[:4], "4.png,town,train, ", *rows[5:])
+    with pytest.raises(DataError, match=r"line 6: has no flight \(group_column\)\. Fill it in, or remove the line"):
+        load_table(path, group_column="flight")

@@ -219,12 +219,14 @@ class Tables(Source):
             share = f"{100 * query.val_fraction:g}% of {query.train_split!r} by seed {query.seed}"
             drawn = f", no line says {query.val_split!r}, so val is {share}"
         splits = splits_of(listed, f"table {str(path)!r}", query, drawn, is_multi_label=is_multi_label)
+        shared = []
         if query.group_column is not None:
-            groups = [row.cells[query.group_column] for row in rows]
-            splits = by_groups(splits, dict(zip(paths, groups, strict=True)), query)
+            groups = dict(zip(paths, _groups_of(path, rows, query.group_column), strict=True))
+            splits = by_groups(splits, groups, query)
+            shared = _describe_shared_groups(splits, groups)
         column = "labels" if is_multi_label else "label"
         doubts = check_cells([row.cells[column] for row in rows], separator, column)
-        doubts += missing_values(splits.class_names)
+        doubts += missing_values(splits.class_names) + shared
         seeming = [name for name in columns if name.lower().strip() in _SPLIT_COLUMNS]
         if seeming and not tells_split:
             doubts.append(
@@ -280,6 +282,29 @@ def _classes_of(path: Path, row: Row, separator: str) -> tuple[str, ...]:
             f"{separator!r}; write it in, or remove the {separator!r}"
         )
     return classes
+
+
+def _groups_of(path: Path, rows: Sequence[Row], column: str) -> list[str]:
+    """The group of each image, by name."""
+    for row in rows:
+        if not row.cells[column]:
+            raise DataError(
+                f"{str(path)!r}, line {row.line}: has no {column} (group_column). Fill it in, or remove the line"
+            )
+    return [row.cells[column] for row in rows]
+
+
+def _describe_shared_groups(splits: Splits, groups: Mapping[str, str]) -> list[str]:
+    """A line where test, which the table gives, has groups of train or val."""
+    of_test = {groups[path] for path in (splits.test.paths if splits.test else ())}
+    shared = sorted(of_test.intersection(groups[path] for split in splits.parts[:2] for path in split.paths))
+    if not shared:
+        return []
+    verb = "is" if len(shared) == 1 else "are"
+    return [
+        f"{len(shared)} of the groups of test {verb} in train or val, too, such as {shared[0]!r}: results on test "
+        "flatter the model"
+    ]
 
 
 def _by_part(path: Path, rows: Sequence[Row], query: ImageQuery) -> dict[str, list[int]]:
