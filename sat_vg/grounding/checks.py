@@ -39,7 +39,7 @@ def check_records(
     Raises:
         DataError: a record is bad and none may be left out, or a split has none left.
     """
-    bad, notes, counts = list(problems), list[str](), Counter[str]()
+    bad, notes, counts = list(problems), list[str](), Counter[tuple[str, str]]()
     everything = [record for records in splits.values() for record in records]
     num_small = sum(_is_small(record) for record in everything)
     is_normalised = 2 * num_small > len(everything)  # rounding brings fractions above 1, and a record may be wrong
@@ -69,7 +69,7 @@ def check_records(
         if not sound[split]:
             told = f"{len(bad)} of them cannot be used, such as {bad[0]}"
             raise DataError(f"the split {split} has no record left: {told}")
-    notes += [f"{counted(count, 'box', 'boxes')} {what}" for what, count in counts.items()]
+    notes += [counted(count, f"box {one}", f"boxes {many}") for (one, many), count in counts.items()]
     return Checked(sound, bad, notes + _ambiguous(sound) + _shared_images(sound, store))
 
 
@@ -105,7 +105,9 @@ def _is_small(record: Record) -> bool:
     return 0 < max(map(abs, record.box)) <= 1
 
 
-def _inside(box: Box, record: Record, store: ImageStore, is_normalised: bool, counts: Counter[str]) -> Box:
+def _inside(
+    box: Box, record: Record, store: ImageStore, is_normalised: bool, counts: Counter[tuple[str, str]]
+) -> Box:
     """Corners as they lie inside the image, in pixels; ``counts`` takes what had to be done to them."""
     if record.image in store.problems:
         raise DataError(store.problems[record.image])
@@ -119,7 +121,7 @@ def _inside(box: Box, record: Record, store: ImageStore, is_normalised: bool, co
     x1, y1, x2, y2 = box[0] * scale_x, box[1] * scale_y, box[2] * scale_x, box[3] * scale_y
     if x1 > x2 or y1 > y2:
         x1, x2, y1, y2 = min(x1, x2), max(x1, x2), min(y1, y2), max(y1, y2)
-        counts["had their corners swapped"] += 1
+        counts["had its corners swapped", "had their corners swapped"] += 1
     inside = max(0.0, x1), max(0.0, y1), min(float(width), x2), min(float(height), y2)
     numbers = ", ".join(f"{side:g}" for side in record.box)
     if x1 == x2 or y1 == y2:
@@ -127,7 +129,7 @@ def _inside(box: Box, record: Record, store: ImageStore, is_normalised: bool, co
     if inside[0] >= inside[2] or inside[1] >= inside[3]:
         raise DataError(f"the box {numbers} lies outside the image, which is {width} x {height} pixels")
     if max(inside[0] - x1, inside[1] - y1, x2 - inside[2], y2 - inside[3]) > _SLACK:
-        counts["reached out of their image and were cut"] += 1
+        counts["reached out of its image and was cut", "reached out of their images and were cut"] += 1
     return inside
 
 

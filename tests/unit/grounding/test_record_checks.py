@@ -31,7 +31,7 @@ def record(box, image="a", phrase="the ship", source="f, line 1", key=None, box_
 def test_boxes_are_cut_to_the_image_and_swapped_corners_put_right(tmp_path):
     checked = check([record((90, 10, 120, 20)), record((30, 40, 10, 20))], tmp_path)
     assert [one.box for one in checked.splits["train"]] == [(90, 10, 100, 20), (10, 20, 30, 40)]
-    assert checked.notes[:2] == ["1 box reached out of their image and were cut", "1 box had their corners swapped"]
+    assert checked.notes[:2] == ["1 box reached out of its image and was cut", "1 box had its corners swapped"]
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,8 @@ def resolve_copies(splits: Splits, contents: Mapping[str, int], policy: OnDuplic
     conflicts = [group for group in copies if group.conflicting]
     if conflicts:
         notes.append(
-            f"warning: {len(conflicts)} images occur with different labels:\n{list_lines(conflicts, _LISTED)}"
+            f"warning: {counted(len(conflicts), 'image occurs', 'images occur')} with different labels:\n"
+            f"{list_lines(conflicts, _LISTED)}"
         )
     across = [group for group in copies if group.across]
     if across:
