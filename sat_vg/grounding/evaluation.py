@@ -92,7 +92,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         data = load_data(config, (options.split,))
         phrases = Phrases(data.splits[options.split], data.store, model.encode)
         unknown = model.vocabulary.unknown(record.phrase for record in phrases.records)
-        if unknown:
+        if unknown and not isinstance(model.network.text, PretrainedText):
             say(f"data: {counted(unknown, 'phrase has', 'phrases have')} words that the model does not know")
         tell_cut_phrases(model, options.split, phrases)
         answers = answer(model, phrases, options.batch_size, precision)

@@ -11,6 +11,8 @@ from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_tensors
 from sat_vg.grounding import GroundingConfig, GroundingModel, train_grounding
 from sat_vg.grounding.batches import pad_words
+from sat_vg.grounding.config import EvaluateOptions
+from sat_vg.grounding.evaluation import evaluate
 from sat_vg.grounding.text import PretrainedText
 
 transformers = pytest.importorskip("transformers")
@@ -102,6 +104,13 @@ def test_no_more_tokens_are_read_than_the_encoder_has_positions(tmp_path, monkey
     told = "data: 6 phrases of train are longer than 4 tokens; what is beyond is not read\n"
     assert told in capsys.readouterr().out
     GroundingModel.load_checkpoint(result.best_model).predict(tmp_path / "val_1.png", "the blue square on the left")
+    # Which words the training phrases had is of no matter to it.
+    row = {"image": "val_1.png", "phrase": "the blue thing", "box": [1, 1, 9, 9]}
+    (tmp_path / "test.json").write_text(json.dumps([row]))
+    evaluate(EvaluateOptions(checkpoint=str(result.best_model), data=str(tmp_path), out=str(tmp_path / "found")))
+    said = capsys.readouterr().out
+    assert "data: 1 phrase of test is longer than 4 tokens; what is beyond is not read\n" in said
+    assert "does not know" not in said
     roberta = transformers.RobertaConfig(
         vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=34,
