@@ -35,7 +35,9 @@ def study(monkeypatch):
 
 
 def test_no_tile_has_two_uses(study, tiles):
-    uses = study.split_tiles(tiles)
+    from mosaics import split_tiles
+
+    uses = split_tiles(tiles)
     paths = [path for by_class in uses.values() for files in by_class.values() for path in files]
     assert len(paths) == len(set(paths)) == 6 * 20
     assert all(files for by_class in uses.values() for files in by_class.values())
@@ -81,9 +83,9 @@ def test_a_phrase_names_one_cell(study):
 
 
 def test_a_mosaic_shows_the_tiles_that_its_phrases_name(study, tiles):
-    from mosaics import words_of
+    from mosaics import make_mosaics, split_tiles, words_of
 
-    drawn = study.make_mosaics(study.split_tiles(tiles)["val"], "val", "data")
+    drawn = make_mosaics(split_tiles(tiles)["val"], "val", "data")
     assert len(drawn.images) == 30 and len(drawn.records) > 100
     for record in drawn.records:
         x1, y1, x2, y2 = map(int, record.box)
