@@ -8,7 +8,7 @@ holds its lock, its process died, and the next one takes it over.
 import shlex
 import sqlite3
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,35 +114,17 @@ class SearchStudy:
                 f"{str(self.out / STORAGE)!r} holds a study that sat-vg tune did not begin; choose another --out"
             )
         # A field that came with a later version has its default's meaning.
-        defaults = FinetuneConfig.defaults()
-        earlier = {**{n: value for n, value in defaults.items() if n in identity}, LEFT_TO_LP_FT: [], **earlier}
+        defaults = {name: value for name, value in FinetuneConfig.defaults().items() if name in identity}
+        earlier = {**defaults, LEFT_TO_LP_FT: [], **earlier}
         identity = {LEFT_TO_LP_FT: [], **identity}
         different = [name for name in {**earlier, **identity} if earlier.get(name) != identity.get(name)]
         # Of what is searched, no trial has the value that stands beside the search.
         names = [name for name in different if name not in self._search.names]
         if names:
-            plain = [n for n in names if n not in (IMAGES, LEFT_TO_LP_FT)]
-            shown = [f"{n}: was {earlier.get(n)!r}, now {identity.get(n)!r}" for n in plain]
-            shown += ["the images have changed"] if IMAGES in names else []
-            newly_left = [n for n in identity[LEFT_TO_LP_FT] if n not in earlier[LEFT_TO_LP_FT]]
-            if newly_left:
-                values = ", ".join(repr(earlier.get(n)) for n in newly_left)
-                shown.append(
-                    f"{', '.join(newly_left)}: {'were' if len(newly_left) > 1 else 'was'} {values} also where lp_ft "
-                    "trains, which now sets its own"
-                )
-            elif LEFT_TO_LP_FT in names:
-                left = [n for n in earlier[LEFT_TO_LP_FT] if n not in identity[LEFT_TO_LP_FT]]
-                shown.append(f"{', '.join(left)}: lp_ft set its own, and now they are given")
-            differences = "".join(f"\n  {line}" for line in shown[:8])
-            # Also where nobody set a field whose default has changed since.
-            known = [n for n in dict.fromkeys([*plain, *newly_left]) if n in defaults and n in earlier]
-            flags = [f"--{n} {shlex.quote(as_argument(earlier[n]))}" for n in known]
-            is_told = {*known, *([LEFT_TO_LP_FT] if newly_left else [])} >= {*names}
-            same = " ".join(flags) if is_told else "the same again"
+            differences = "".join(f"\n  {line}" for line in _shown_differences(names, earlier, identity)[:8])
             raise ConfigError(
                 f"{str(self.out)!r} holds another search, of which its trials are:{differences}\n"
-                f"Use {same} to go on, or another --out for this one"
+                f"Use {_flags_that_go_on(names, earlier, identity)} to go on, or another --out for this one"
             )
 
     @contextmanager
@@ -275,3 +257,39 @@ def _row_of(trial: FrozenTrial) -> TrialRow:
         epochs=trial.user_attrs.get(EPOCHS, len(trial.intermediate_values)),
         reason=trial.user_attrs.get(REASON),
     )
+
+
+def _newly_left(earlier: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    """Fields that ``lp_ft`` sets in this search and did not set in the earlier one."""
+    return [name for name in identity[LEFT_TO_LP_FT] if name not in earlier[LEFT_TO_LP_FT]]
+
+
+def _shown_differences(names: Sequence[str], earlier: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    """A line for each of ``names`` in which two searches differ."""
+    plain = [name for name in names if name not in (IMAGES, LEFT_TO_LP_FT)]
+    lines = [f"{name}: was {earlier.get(name)!r}, now {identity.get(name)!r}" for name in plain]
+    lines += ["the images have changed"] if IMAGES in names else []
+    newly_left = _newly_left(earlier, identity)
+    if newly_left:
+        values = ", ".join(repr(earlier.get(name)) for name in newly_left)
+        lines.append(
+            f"{', '.join(newly_left)}: {'were' if len(newly_left) > 1 else 'was'} {values} also where lp_ft trains, "
+            "which now sets its own"
+        )
+    elif LEFT_TO_LP_FT in names:
+        left = [name for name in earlier[LEFT_TO_LP_FT] if name not in identity[LEFT_TO_LP_FT]]
+        lines.append(f"{', '.join(left)}: lp_ft set its own, and now they are given")
+    return lines
+
+
+def _flags_that_go_on(names: Sequence[str], earlier: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
+    """The flags with which this search is the earlier one, or words where flags alone do not make it so.
+
+    A field that nobody set may be among them: its default has changed since.
+    """
+    newly_left, defaults = _newly_left(earlier, identity), FinetuneConfig.defaults()
+    known = [name for name in dict.fromkeys([*names, *newly_left]) if name in defaults and name in earlier]
+    told = {*known, *([LEFT_TO_LP_FT] if newly_left else [])}
+    if not told >= {*names}:
+        return "the same again"
+    return " ".join(f"--{name} {shlex.quote(as_argument(earlier[name]))}" for name in known)
