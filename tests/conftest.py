@@ -16,6 +16,7 @@ import pytest
 from forks import blank_records
 from PIL import Image
 
+pytest.register_assert_rewrite("grounding_here")
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 
