@@ -13,8 +13,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -75,10 +75,13 @@ class Split:
         self.maps = [torch.cat(few) for few in zip(*parts, strict=True)]
 
     def answers(self, model: GroundingModel, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores and boxes of the phrases at ``places``."""
+        """Scores and boxes of the phrases at ``places``, which are on the device where a graph is captured."""
+        images, image_of = self.image_of[places], torch.arange(len(places), device=places.device)
+        if self.maps is None or self.precision.device.type == "cpu":  # each image once
+            images, image_of = images.unique(return_inverse=True)
         device = self.precision.device
-        images, image_of = (one.to(device) for one in self.image_of[places].unique(return_inverse=True))
-        masks, words = self._no_padding(len(images)), self.words[places.to(device)]
+        images, image_of, words = images.to(device), image_of.to(device), self.words[places.to(device)]
+        masks = self._no_padding(len(images))
         with self.precision.autocast():
             if self.maps is None:
                 scores, boxes = model(self.images[images], masks, image_of, words)
@@ -130,24 +133,65 @@ def train(model: GroundingModel, splits: Mapping[str, Split], seed: int) -> list
     """Train all epochs; returns Pr@0.5 on the validation phrases after each."""
     data, size = splits["train"], CONFIG.batch_size
     optimizer = build_optimizer(CONFIG, model, 0.1)
+
+    def train_step(places: Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        scores, boxes = data.answers(model, places)
+        grounding_loss(scores, boxes, data.boxes[places.to(data.boxes.device)]).mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.gradient_clip)
+        optimizer.step()
+
+    model.train()
+    is_replayed = data.maps is not None and data.precision.device.type == "cuda"
+    replay = captured(train_step, optimizer, size, data) if is_replayed else train_step
     num_batches, step, curve = -(-len(data) // size), 0, []
     generator = torch.Generator().manual_seed(seed)
     targets = np.array([record.box for record in splits["val"].mosaics.records])
+    image_of = data.image_of.cpu()
     for _ in range(CONFIG.total_epochs):
         model.train()
         # Images in random order, each with all of its phrases, as the training command does it.
         order = torch.randperm(len(data.mosaics.images), generator=generator)
-        for places in order.argsort()[data.image_of].argsort(stable=True).split(size):
+        for places in order.argsort()[image_of].argsort(stable=True).split(size):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(CONFIG, step, num_batches) * group["lr_scale"]
-            scores, boxes = data.answers(model, places)
-            grounding_loss(scores, boxes, data.boxes[places.to(data.boxes.device)]).mean().backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.gradient_clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+                value = learning_rate(CONFIG, step, num_batches) * group["lr_scale"]
+                group["lr"] = group["lr"].fill_(value) if is_replayed else value
+            (replay if len(places) == size else train_step)(places)
             step += 1
         curve.append(metrics_of(overlaps_of(splits["val"].found(model), targets))["pr@0.5"])
     return [round(value, 4) for value in curve]
+
+
+def captured(
+    train_step: Callable[[Tensor], None], optimizer: torch.optim.Optimizer, size: int, data: Split
+) -> Callable[[Tensor], None]:
+    """``train_step`` of ``size`` phrases as a CUDA graph: its kernels take less time than launching them one by one.
+
+    The learning rates become tensors, which the caller fills.
+    """
+    device = data.precision.device
+    data.image_of = data.image_of.to(device)
+    places = torch.arange(size, device=device)
+    for group in optimizer.param_groups:
+        group.update(capturable=True, lr=torch.zeros((), device=device))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # what is allocated at first, at a learning rate of 0
+        for _ in range(3):
+            train_step(places)
+    torch.cuda.current_stream().wait_stream(stream)
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.zero_()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        train_step(places)
+
+    def replay(batch: Tensor) -> None:
+        places.copy_(batch)
+        graph.replay()
+
+    return replay
 
 
 class Results:
@@ -221,33 +265,38 @@ def _baselines(study: Study) -> dict[str, dict[str, float]]:
 
 
 def run_cells(cells: Sequence[Cell], studies: Mapping[str, Study], results: Results, jobs: int) -> None:
-    """Run the fine-tunings that are missing, then the cells, ``jobs`` at a time; more than one in other processes."""
+    """Run the cells, ``jobs`` at a time in processes of their own, each as soon as its fine-tuning has ended."""
 
     def note(cell: Cell, figures: Mapping[str, Any]) -> None:
         results.add(cell, figures)
         told = f"Pr@0.5 {100 * figures['pr@0.5']:.2f} %, {figures['seconds']:.0f} s"
         print(f"{cell.data}, {cell.start}, {cell.backbone}, seed {cell.seed}: {told}", flush=True)
 
-    if jobs == 1:
+    if jobs == 1 or not cells:
         for cell in cells:
             note(cell, run_cell(cell, studies[cell.data]))
         return
-    with ThreadPoolExecutor(jobs) as threads, ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as processes:
-        backbones = {}
-        for cell in cells:  # a fine-tuning is begun before those of cells that come later
-            study, key = studies[cell.data], (cell.data, *cell.fine_tuning)
-            if cell.start in ON_SCENES:
-                study.scenes()
-            if cell.fine_tuning[0] in FINETUNING and key not in backbones:
-                backbones[key] = threads.submit(study.fine_tune, *cell.fine_tuning)
-        begun = []
-        for cell in cells:
-            if backbone := backbones.get((cell.data, *cell.fine_tuning)):
-                backbone.result()
-            begun.append(processes.submit(_run_in_process, cell, studies[cell.data]))
-            begun[-1].add_done_callback(lambda done, cell=cell: note(cell, done.result()))
-        for one in begun:
-            one.result()
+    for study in {cell.data: studies[cell.data] for cell in cells if cell.start in ON_SCENES}.values():
+        study.scenes()
+    with (
+        ThreadPoolExecutor(jobs) as tuning,
+        ThreadPoolExecutor(len(cells)) as waiting,
+        ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as processes,
+    ):
+        tuned = {
+            key: tuning.submit(studies[key[0]].fine_tune, *key[1:])
+            for key in dict.fromkeys((cell.data, *cell.fine_tuning) for cell in cells)
+            if key[1] in FINETUNING
+        }
+
+        def run(cell: Cell) -> dict[str, Any]:
+            if (fine_tuning := tuned.get((cell.data, *cell.fine_tuning))) is not None:
+                fine_tuning.result()
+            return processes.submit(_run_in_process, cell, studies[cell.data]).result()
+
+        begun = {waiting.submit(run, cell): cell for cell in cells}
+        for done in as_completed(begun):
+            note(begun[done], done.result())
 
 
 _studies: dict[str, Study] = {}  # of this process, with their mosaics

@@ -15,12 +15,13 @@ from runs import TRAIN, environment, flags_of, link_images
 from sat_vg.backbone_finetuning import FineTuneModel
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_precision
 
-STARTS = ("random", "imagenet", "full", "wise_ft", "last_layers", "coarse", "scenes", "placewise")
+STARTS = ("random", "imagenet", "full", "wise_ft", "last_layers", "coarse", "longer", "scenes", "placewise")
 TRAINABLE = ("imagenet", "full")
 FINETUNING = {  # flags of the fine-tuning by start; wise_ft is half way between imagenet and full
     "full": ["--strategy", "full"],
     "last_layers": ["--strategy", "last_layers", "--last_layers", "3"],
     "coarse": ["--strategy", "full"],
+    "longer": ["--strategy", "full"],
     "scenes": ["--strategy", "full"],
     "placewise": ["--strategy", "full"],
 }
@@ -33,6 +34,7 @@ COARSE = {
     **dict.fromkeys(("River", "SeaLake"), "water"),
 }
 EPOCHS_OF_FINETUNING, EPOCHS_ON_SCENES = {"eurosat": 4, "ucmerced": 12}, 8
+EPOCHS_OF_LONGER = {"eurosat": 16, "ucmerced": 91}  # as many pixels as those of "scenes"
 
 
 @dataclass(frozen=True)
@@ -107,12 +109,12 @@ class Study:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             on_scenes = start in ON_SCENES
+            epochs = (EPOCHS_OF_LONGER if start == "longer" else EPOCHS_OF_FINETUNING)[self.name]
             flags = flags_of(
                 dataset_path=self.scenes() if on_scenes else self._tiles_of(start, folder / "data"),
                 backbone="mobilenet_v2", weights=self.weights, image_size=SIDE if on_scenes else 64, batch_size=32,
-                num_epochs=EPOCHS_ON_SCENES if on_scenes else EPOCHS_OF_FINETUNING[self.name], learning_rate=1e-3,
-                seed=seed, device=self.device, log_dir=folder / "logs", checkpoint_dir=folder / "checkpoints",
-                num_threads=1,
+                num_epochs=EPOCHS_ON_SCENES if on_scenes else epochs, learning_rate=1e-3, seed=seed,
+                device=self.device, log_dir=folder / "logs", checkpoint_dir=folder / "checkpoints", num_threads=1,
             )  # fmt: skip
             command = [sys.executable, PLACEWISE] if start == "placewise" else TRAIN
             with (folder / "out.txt").open("w") as out:
