@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -75,13 +75,10 @@ class Split:
         self.maps = [torch.cat(few) for few in zip(*parts, strict=True)]
 
     def answers(self, model: GroundingModel, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores and boxes of the phrases at ``places``, which are on the device where a graph is captured."""
-        images, image_of = self.image_of[places], torch.arange(len(places), device=places.device)
-        if self.maps is None or self.precision.device.type == "cpu":  # each image once
-            images, image_of = images.unique(return_inverse=True)
+        """Scores and boxes of the phrases at ``places``."""
         device = self.precision.device
-        images, image_of, words = images.to(device), image_of.to(device), self.words[places.to(device)]
-        masks = self._no_padding(len(images))
+        images, image_of = (one.to(device) for one in self.image_of[places].unique(return_inverse=True))
+        masks, words = self._no_padding(len(images)), self.words[places.to(device)]
         with self.precision.autocast():
             if self.maps is None:
                 scores, boxes = model(self.images[images], masks, image_of, words)
@@ -133,65 +130,24 @@ def train(model: GroundingModel, splits: Mapping[str, Split], seed: int) -> list
     """Train all epochs; returns Pr@0.5 on the validation phrases after each."""
     data, size = splits["train"], CONFIG.batch_size
     optimizer = build_optimizer(CONFIG, model, 0.1)
-
-    def train_step(places: Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        scores, boxes = data.answers(model, places)
-        grounding_loss(scores, boxes, data.boxes[places.to(data.boxes.device)]).mean().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.gradient_clip)
-        optimizer.step()
-
-    model.train()
-    is_replayed = data.maps is not None and data.precision.device.type == "cuda"
-    replay = captured(train_step, optimizer, size, data) if is_replayed else train_step
     num_batches, step, curve = -(-len(data) // size), 0, []
     generator = torch.Generator().manual_seed(seed)
     targets = np.array([record.box for record in splits["val"].mosaics.records])
-    image_of = data.image_of.cpu()
     for _ in range(CONFIG.total_epochs):
         model.train()
         # Images in random order, each with all of its phrases, as the training command does it.
         order = torch.randperm(len(data.mosaics.images), generator=generator)
-        for places in order.argsort()[image_of].argsort(stable=True).split(size):
+        for places in order.argsort()[data.image_of].argsort(stable=True).split(size):
             for group in optimizer.param_groups:
-                value = learning_rate(CONFIG, step, num_batches) * group["lr_scale"]
-                group["lr"] = group["lr"].fill_(value) if is_replayed else value
-            (replay if len(places) == size else train_step)(places)
+                group["lr"] = learning_rate(CONFIG, step, num_batches) * group["lr_scale"]
+            scores, boxes = data.answers(model, places)
+            grounding_loss(scores, boxes, data.boxes[places.to(data.boxes.device)]).mean().backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.gradient_clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
             step += 1
         curve.append(metrics_of(overlaps_of(splits["val"].found(model), targets))["pr@0.5"])
     return [round(value, 4) for value in curve]
-
-
-def captured(
-    train_step: Callable[[Tensor], None], optimizer: torch.optim.Optimizer, size: int, data: Split
-) -> Callable[[Tensor], None]:
-    """``train_step`` of ``size`` phrases as a CUDA graph: its kernels take less time than launching them one by one.
-
-    The learning rates become tensors, which the caller fills.
-    """
-    device = data.precision.device
-    data.image_of = data.image_of.to(device)
-    places = torch.arange(size, device=device)
-    for group in optimizer.param_groups:
-        group.update(capturable=True, lr=torch.zeros((), device=device))
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # what is allocated at first, at a learning rate of 0
-        for _ in range(3):
-            train_step(places)
-    torch.cuda.current_stream().wait_stream(stream)
-    for state in optimizer.state.values():
-        for value in state.values():
-            value.zero_()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        train_step(places)
-
-    def replay(batch: Tensor) -> None:
-        places.copy_(batch)
-        graph.replay()
-
-    return replay
 
 
 class Results:
