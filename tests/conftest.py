@@ -1,5 +1,6 @@
 """Real tiny data, a real training process, and the real data and weights where they are at hand."""
 
+import gc
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import pytest
 from forks import blank_records
 from PIL import Image
 
+gc.disable()  # until all tests are imported
 pytest.register_assert_rewrite("grounding_here")
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
@@ -26,6 +28,11 @@ COLOURS = {"field": (40, 160, 60), "sea": (20, 60, 150), "town": (170, 160, 150)
 # For runs in which the network does not matter, and the one of ``train_command``: its files take 30 MiB instead of
 # the 430 of a ResNet-18, and a run a third of the time. It has no batch norm.
 TINY = ("--backbone", "squeezenet1_1")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what is imported stays, and need not be looked through again and again
+    gc.enable()
 
 
 def write_image(path: Path, colour: tuple[int, int, int], seed: int, size: int = 40) -> None:

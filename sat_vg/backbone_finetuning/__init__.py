@@ -6,6 +6,8 @@ The public names; each is imported when it is first asked for, so that importing
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sat_vg.backbone_finetuning.utils.quick_imports import without_garbage_collection
+
 if TYPE_CHECKING:
     from sat_vg.backbone_finetuning.commands.functions import (
         check,
@@ -67,4 +69,6 @@ def __getattr__(name: str) -> Any:
         return import_module(f"{__name__}.commands.{name}.cli")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    with without_garbage_collection():
+        found = import_module(f"{__name__}.{_HOMES[name]}")
+    return getattr(found, name)

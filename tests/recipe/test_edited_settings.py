@@ -21,9 +21,7 @@ def edited(tmp_path: Path):
     def run(
         edits: dict[str, str], at_the_end: str, *arguments: str, program: tuple[str, ...] = ("-m", "sat_vg", "train")
     ) -> tuple[int, str, str]:
-        shutil.copytree(
-            Path(sat_vg.__file__).parent, tmp_path / "sat_vg", ignore=shutil.ignore_patterns("__pycache__")
-        )
+        shutil.copytree(Path(sat_vg.__file__).parent, tmp_path / "sat_vg")
         path = tmp_path / MODULE
         text = path.read_text(encoding="utf-8")
         for name, line in edits.items():

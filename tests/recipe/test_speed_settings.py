@@ -110,7 +110,7 @@ def test_a_batch_size_that_is_found_is_kept_on_going_on(train_here, class_folder
 # step needs depends on versions and processors, so that it is measured; of less and less of it, some is enough for a
 # part of the batch alone. In between a native library may also crash.
 WITH_LITTLE_MEMORY = """
-import os, resource, sys, torch
+import os, resource, sys, torch, torch._dynamo  # which the first optimizer imports, once for all
 from pathlib import Path
 from sat_vg.backbone_finetuning.training import run as recipe
 from sat_vg.backbone_finetuning import train
@@ -159,7 +159,7 @@ for percent in (1, *range(95, 20, -5)):
 def test_too_little_memory_halves_the_parts_and_goes_on(class_folders, tmp_path):
     arguments = train_command(
         tmp_path / "run", "--dataset_path", class_folders, "--image_size", 224, "--batch_size", 27,
-        "--num_epochs", 1, "--keep_freed_memory", "false", "--cache", "off", "--backbone", "resnet18",
+        "--num_epochs", 1, "--keep_freed_memory", "false", "--cache", "off", *TINY,
         "--mixed_precision", "false",  # with AMX, oneDNN makes no bf16 kernel at all under such a limit
     )[3:]  # fmt: skip
     done = subprocess.run(

@@ -8,6 +8,7 @@ from typing import Any, cast
 from sat_vg.backbone_finetuning.configs.option_parser import Options, parse_options
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 from sat_vg.backbone_finetuning.utils.exit_codes import run_command
+from sat_vg.backbone_finetuning.utils.quick_imports import without_garbage_collection
 
 
 def main_of(
@@ -50,7 +51,9 @@ def function_of(options: type, name: str) -> Callable[..., Any]:
     """
     module, _, function = name.rpartition(".")
     package = options.__module__.rpartition(".")[0]
-    return cast(Callable[..., Any], getattr(import_module(f"{package}.{module or 'run'}"), function))
+    with without_garbage_collection():
+        found = import_module(f"{package}.{module or 'run'}")
+    return cast(Callable[..., Any], getattr(found, function))
 
 
 def require_extra(extra: str, *modules: str) -> None:

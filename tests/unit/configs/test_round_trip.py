@@ -47,7 +47,7 @@ SEVERAL = st.sampled_from(
 
 
 @example({"train_split": "0\x85", "log_dir": "a\u2028b\ufeff", "device": "\t x\r\n"}, {})
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.fixed_dictionaries({}, optional=FIELDS), SEVERAL)
 def test_round_trip(tmp_path_factory, values, several):
     config = FinetuneConfig(**{**values, "min_lr": 0.0, **several})
