@@ -1,7 +1,14 @@
-"""The phrases of a data set in batches: an image with several is decoded, and goes through the backbone, once."""
+"""Records in batches: images letterboxed to a square and decoded once for the whole run, boxes and words with them.
+
+An image with several phrases is decoded, and goes through the backbone, once.
+"""
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,23 +17,140 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torchvision.transforms.v2 import functional
 
-from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
-from sat_vg.backbone_finetuning.utils.cache_folder import cache_folder
-from sat_vg.backbone_finetuning.utils.errors import DataError
-from sat_vg.backbone_finetuning.utils.home_paths import expand_home
-from sat_vg.backbone_finetuning.utils.printable import counted, one_line
-from sat_vg.backbone_finetuning.utils.safe_files import write_text
+from sat_vg.backbone_finetuning.data.reading.decoder import Decoder, Picture
+from sat_vg.backbone_finetuning.data.reading.threads import run_in_order
+from sat_vg.backbone_finetuning.utils.errors import DataError, UserError
+from sat_vg.backbone_finetuning.utils.pil_pixels import PILLOW_ERRORS, pixel_step
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
-from sat_vg.backbone_finetuning.utils.terminal import say
-from sat_vg.grounding.checks import check_records
-from sat_vg.grounding.config import SPLITS, GroundingConfig
-from sat_vg.grounding.images import ImageStore, turn_boxes, turn_images
-from sat_vg.grounding.readers import Listing, Record, read_listing, split_records
-from sat_vg.grounding.tiles import drawn_tiles
+from sat_vg.backbone_finetuning.utils.terminal import progress
+from sat_vg.grounding.readers import Record
 from sat_vg.grounding.words import IDENTITY, PADDING, SYMMETRIES, Symmetry, tokens_of, turn_words
+
+
+class Letterbox(NamedTuple):
+    """How an image of ``width`` x ``height`` pixels lies on a canvas of ``size`` x ``size``; scaled, top left."""
+
+    width: int
+    height: int
+    size: int
+
+    @property
+    def scale(self) -> float:
+        """Canvas pixels per image pixel."""
+        return self.size / max(self.width, self.height)
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Width and height of the image on the canvas, in pixels; the rest is padding."""
+        return max(1, round(self.width * self.scale)), max(1, round(self.height * self.scale))
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool ``[size, size]``, True where there is padding."""
+        width, height = self.extent
+        mask = torch.ones(self.size, self.size, dtype=torch.bool)
+        mask[:height, :width] = False
+        return mask
+
+    def to_canvas(self, boxes: Tensor) -> Tensor:
+        """Corners ``[..., 4]`` in pixels of the image → in fractions of the canvas."""
+        return boxes * (self.scale / self.size)
+
+    def to_image(self, boxes: Tensor) -> Tensor:
+        """Corners ``[..., 4]`` in fractions of the canvas → in pixels of the image, clipped to it."""
+        limits = boxes.new_tensor([self.width, self.height, self.width, self.height])
+        return (boxes * (self.size / self.scale)).clamp(min=0).minimum(limits)
+
+
+def letterbox(image: Tensor, size: int) -> tuple[Tensor, Letterbox]:
+    """An image uint8 ``[3, H, W]`` on a black canvas uint8 ``[3, size, size]``."""
+    box = Letterbox(image.shape[2], image.shape[1], size)
+    width, height = box.extent
+    resized = functional.resize(image, [height, width], antialias=True)
+    return functional.pad(resized, [0, 0, size - width, size - height]), box
+
+
+def read_image(path: str | Path, decoder: Decoder) -> Picture:
+    """An image file; raises DataError where it cannot be read pixel by pixel, as boxes are in pixels."""
+    picture, size = decoder.picture(path), (1, 1)
+    if 4 * picture.pixels[0].numel() > (Image.MAX_IMAGE_PIXELS or math.inf):  # it may have been read at half its size
+        with suppress(*PILLOW_ERRORS), Image.open(path) as image:
+            size = image.size
+    require_every_pixel(*size, repr(str(path)))
+    return picture
+
+
+def require_every_pixel(width: int, height: int, name: str) -> None:
+    """Raise DataError where an image is so large that not all of its pixels are read."""
+    if pixel_step(width, height) > 1:
+        raise DataError(
+            f"the image {name} has {width} x {height} pixels, of which no more than {Image.MAX_IMAGE_PIXELS} are "
+            "read, so boxes in pixels would not fit it; cut it into tiles"
+        )
+
+
+class ImageStore:
+    """The letterboxed images of a run, each decoded once, in a temporary memory-mapped file without a name.
+
+    The file takes 3 × ``size``² bytes an image in ``folder``; ``decode`` makes a uint8 ``[3, H, W]`` of a path.
+
+    Raises:
+        DataError: the disk of ``folder`` has no room for them.
+    """
+
+    def __init__(self, paths: Sequence[str], size: int, decode: Callable[[str], Tensor], folder: Path) -> None:
+        self._places = {path: place for place, path in enumerate(paths)}
+        self.boxes: dict[str, Letterbox] = {}  # how each image lies in its canvas
+        self.digests: dict[str, bytes] = {}  # a hash of each letterboxed image
+        self.problems: dict[str, str] = {}  # why an image could not be read
+        shape = (max(1, len(paths)), 3, size, size)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.truncate(math.prod(shape))
+                if hasattr(os, "posix_fallocate"):  # writing into a mapped file on a full disk would end the process
+                    os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+                self._canvases = np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
+        except OSError as error:
+            raise DataError(
+                f"{len(paths)} images of {size} pixels need {math.prod(shape) / 2**30:.1f} GiB in {str(folder)!r} "
+                f"({error.strerror}); make room, name another folder by SAT_VG_CACHE, or lower image_size"
+            ) from error
+
+        def store(path: str) -> None:
+            try:
+                canvas, self.boxes[path] = letterbox(decode(path), size)
+            except (UserError, OSError) as error:
+                self.problems[path] = str(error)
+            else:
+                self._canvases[self._places[path]] = canvas.numpy()
+                self.digests[path] = hashlib.blake2b(canvas.numpy().tobytes(), digest_size=16).digest()
+
+        for _ in run_in_order(paths, store, bar=progress(total=len(paths), desc="decoding", unit="img")):
+            pass
+
+    def canvas(self, path: str) -> Tensor:
+        """The letterboxed image uint8 ``[3, size, size]``."""
+        return torch.from_numpy(self._canvases[self._places[path]].copy())
+
+
+def turn_images(images: Tensor, symmetry: Symmetry) -> Tensor:
+    """Images ``[..., S, S]`` turned and flipped."""
+    turned = torch.rot90(images, symmetry.turns, dims=(-2, -1))
+    return turned.flip(-1) if symmetry.flip else turned
+
+
+def turn_boxes(boxes: Tensor, symmetry: Symmetry) -> Tensor:
+    """Corners ``[..., 4]`` in fractions of a square canvas, turned and flipped with the image."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    for _ in range(symmetry.turns):
+        x1, y1, x2, y2 = y1, 1 - x2, y2, 1 - x1
+    return torch.stack([1 - x2, y1, 1 - x1, y2] if symmetry.flip else [x1, y1, x2, y2], dim=-1)
 
 
 class GroundingBatch(NamedTuple):
@@ -76,9 +200,7 @@ class Phrases:
 
     def in_order(self, batch_size: int) -> Iterator[GroundingBatch]:
         """All phrases, those of an image one after the other, as they are."""
-        places = [place for group in self.by_image.values() for place in group]
-        for first in range(0, len(places), batch_size):
-            yield self._batch(places[first : first + batch_size], {})
+        return self._batches([place for group in self.by_image.values() for place in group], batch_size)
 
     def shuffled(self, batch_size: int, seed: int, epoch: int, first: int, augment: bool) -> Iterator[GroundingBatch]:
         """The batches of an epoch from number ``first`` on: images in random order, each with all of its phrases.
@@ -87,27 +209,34 @@ class Phrases:
         image alone.
         """
         order = numpy_generator(derive_seed(seed, Purpose.ORDER, epoch))
-        images = [list(self.by_image)[place] for place in order.permutation(len(self.by_image))]
+        names = list(self.by_image)
+        images = [names[place] for place in order.permutation(len(names))]
         groups = [self.by_image[image] for image in images]
         places = [group[other] for group in groups for other in order.permutation(len(group))]
         draws = numpy_generator(derive_seed(seed, Purpose.SAMPLE, epoch)).integers(len(SYMMETRIES), size=len(images))
-        symmetries = {image: SYMMETRIES[draw] for image, draw in zip(images, draws, strict=True)} if augment else {}
-        for begin in range(first * batch_size, len(places), batch_size):
-            yield self._batch(places[begin : begin + batch_size], symmetries)
+        turns = {image: SYMMETRIES[draw] for image, draw in zip(images, draws, strict=True)} if augment else {}
+        return self._batches(places[first * batch_size :], batch_size, turns)
 
-    def _batch(self, places: Sequence[int], symmetries: Mapping[str, Symmetry]) -> GroundingBatch:
+    def _batches(
+        self, places: Sequence[int], batch_size: int, turns: Mapping[str, Symmetry] | None = None
+    ) -> Iterator[GroundingBatch]:
+        for first in range(0, len(places), batch_size):
+            yield self.batch(places[first : first + batch_size], turns or {})
+
+    def batch(self, places: Sequence[int], turns: Mapping[str, Symmetry]) -> GroundingBatch:
+        """The records at ``places``, those of each image in ``turns`` turned and flipped with it."""
         records = [self.records[place] for place in places]
-        turns = {record.image: symmetries.get(record.image, IDENTITY) for record in records}
-        number = {image: place for place, image in enumerate(turns)}
+        turn_of = {record.image: turns.get(record.image, IDENTITY) for record in records}
+        number = {image: place for place, image in enumerate(turn_of)}
         letterboxes = self.store.boxes
         words, boxes = [], []
         for record in records:
-            turn, box = turns[record.image], letterboxes[record.image].to_canvas(torch.tensor(record.box))
+            turn, box = turn_of[record.image], letterboxes[record.image].to_canvas(torch.tensor(record.box))
             words.append(self.encode(turn_words(tokens_of(record.phrase), turn)))
             boxes.append(turn_boxes(box, turn))
         return GroundingBatch(
-            images=torch.stack([turn_images(self.store.canvas(image), turn) for image, turn in turns.items()]),
-            masks=torch.stack([turn_images(letterboxes[image].mask, turn) for image, turn in turns.items()]),
+            images=torch.stack([turn_images(self.store.canvas(image), turn) for image, turn in turn_of.items()]),
+            masks=torch.stack([turn_images(letterboxes[image].mask, turn) for image, turn in turn_of.items()]),
             image_of=torch.tensor([number[record.image] for record in records]),
             words=pad_words(words),
             boxes=torch.stack(boxes),
@@ -119,86 +248,3 @@ def pad_words(phrases: Iterable[Sequence[int]]) -> Tensor:
     """Numbers of words as int64 ``[P, T]``, padded to the longest phrase."""
     rows = [torch.tensor(numbers, dtype=torch.int64) for numbers in phrases]
     return pad_sequence(rows, batch_first=True, padding_value=PADDING)
-
-
-@dataclass(frozen=True)
-class Data:
-    """Sound records by split, their decoded images, and a line for each record that was left out."""
-
-    splits: Mapping[str, Sequence[Record]]
-    store: ImageStore
-    left_out: Sequence[str]
-
-    def fingerprint(self) -> str:
-        """A hash of all images, boxes and phrases."""
-        digest = hashlib.sha256()
-        for split, records in self.splits.items():
-            for record in records:
-                digest.update(repr((split, Path(record.image).name, record.phrase, record.box)).encode())
-            for image in sorted({record.image for record in records}):
-                digest.update(self.store.digests[image])
-        return digest.hexdigest()
-
-    def list_left_out(self, folder: Path) -> None:
-        """Write what was left out into ``skipped_records.txt``; remove the list of an earlier run."""
-        path = folder / "skipped_records.txt"
-        path.unlink(missing_ok=True)
-        if self.left_out:
-            write_text(path, "".join(f"{one_line(line)}\n" for line in self.left_out))
-            say(f"left out: {counted(len(self.left_out), 'record')}, listed in {path}")
-
-
-def _problems_of(listing: Listing, wanted: Collection[str]) -> tuple[list[str], list[str]]:
-    """A line for each row of the splits that are wanted that is no record, and lines on what is wrong with others.
-
-    Raises:
-        DataError: the file of a split that is wanted cannot be read.
-    """
-    problems, unused = list[str](), list[str]()
-    for split, error in listing.unread.items():
-        if split in wanted:
-            raise error
-        unused.append(f"not used here: {split}: {error}")
-    for split, lines in listing.problems.items():
-        if (split or "train") in wanted or split not in ("", *SPLITS):
-            problems += lines
-        else:
-            count = counted(len(lines), "record")
-            unused.append(f"not used here: {count} of {split or 'train'} cannot be used, such as {lines[0]}")
-    return problems, unused
-
-
-def load_data(config: GroundingConfig, needed: Sequence[str], also: Sequence[str] = ()) -> Data:
-    """Check the splits that are needed, and others where there are some; all their images are decoded.
-
-    Raises:
-        DataError: the data cannot be read, a record of these splits is bad, or a needed split is missing.
-    """
-    path = drawn_tiles(cache_folder()) if config.data is None else expand_home(config.data)
-    if config.data is None:
-        say(f"no --data given: built-in drawn tiles in {path}. Your own: --data DIR")
-    listing = read_listing(path, config.box_format)
-    found, notes = split_records(listing, config.val_fraction, config.seed)
-    wanted = {*needed, *also}
-    splits = {split: records for split, records in found.items() if split in wanted}
-    if "val" in wanted and not listing.has("val"):
-        wanted |= {"train"}  # of which val was drawn
-    problems, unused = _problems_of(listing, wanted)
-    notes += unused
-    images = list(dict.fromkeys(record.image for records in splits.values() for record in records))
-    store = ImageStore(images, config.canvas_size, decode_rgb, cache_folder())
-    checked = check_records(splits, store, problems, config.on_bad_record)
-    for split in needed:
-        if split not in checked.splits:
-            bad = "".join(f"; of {split} none can be used, such as {line}" for line in listing.problems[split][:1])
-            raise DataError(
-                f"data = {str(path)!r}: has no records of {split}, only of {', '.join(found) or 'none'}{bad}"
-            )
-    for note in (*notes, *checked.notes):
-        say(f"data: {note}")
-    told = []
-    for split, records in checked.splits.items():
-        num_images = len({record.image for record in records})
-        told.append(f"{split} {counted(len(records), 'phrase')} about {counted(num_images, 'image')}")
-    say(f"data: {', '.join(told)}")
-    return Data(checked.splits, store, checked.left_out)

@@ -126,6 +126,20 @@ class GroundingConfig:
             remedy = f"must be a multiple of 8 and of num_heads = {self.num_heads}; for example 192"
             refuse_problems([f"width = {self.width}: {remedy}"])
 
+    def without_effect(self) -> list[str]:
+        """A line for each setting that another one makes useless; files of earlier versions may have such."""
+        pairs = (
+            ("text_layers", "text_encoder", self.text_encoder is not None),
+            ("backbone_lr_scale", "freeze_backbone", self.freeze_backbone),
+            ("autocast_dtype", "mixed_precision", not self.mixed_precision),
+        )
+        values, defaults = self.to_dict(), {one.name: one.default for one in fields(self)}
+        return [
+            f"{name} = {values[name]!r}: has no effect with {by} = {values[by]!r}; leave one of the two out"
+            for name, by, is_useless in pairs
+            if is_useless and values[name] != defaults[name]
+        ]
+
     @property
     def total_epochs(self) -> int:
         """``num_epochs`` with its default filled in."""

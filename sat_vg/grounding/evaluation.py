@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,6 @@ from torchvision.transforms.v2 import functional
 from torchvision.utils import draw_bounding_boxes
 
 from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing, lock_output
-from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.reports.pages import image_url, render_page
 from sat_vg.backbone_finetuning.training.preparation import are_same_images
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
@@ -24,13 +24,13 @@ from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
 from sat_vg.backbone_finetuning.utils.terminal import progress, say
 from sat_vg.grounding import metrics
-from sat_vg.grounding.batches import Phrases, load_data
+from sat_vg.grounding.batches import Phrases, letterbox
 from sat_vg.grounding.config import EvaluateOptions, GroundingConfig, PredictOptions
-from sat_vg.grounding.images import letterbox
+from sat_vg.grounding.data import load_data
 from sat_vg.grounding.model import GroundingModel, Prediction
 from sat_vg.grounding.network import best_boxes
 from sat_vg.grounding.text import PretrainedText
-from sat_vg.grounding.words import tokens_of
+from sat_vg.grounding.words import IDENTITY, SYMMETRIES, tokens_of, turn_words
 
 _MOST_PICTURES = 48
 _PICTURE_SIDE = 288  # pixels
@@ -59,18 +59,34 @@ def answer(model: GroundingModel, phrases: Phrases, batch_size: int, precision: 
     return Answers(found, scores, metrics.overlaps_of(found, phrases.arrays()[1]))
 
 
-def tell_cut_phrases(model: GroundingModel, split: str, phrases: Phrases, can_read_more: bool = False) -> None:
-    """Say how many phrases of a split are longer than what the model reads of them."""
+def tell_cut_phrases(
+    model: GroundingModel, split: str, phrases: Sequence[str], are_turned: bool = False, can_read_more: bool = False
+) -> None:
+    """Say how many phrases of a split are longer, as they are or turned, than what the model reads of them."""
     most, text = model.max_words, model.network.text
-    lengths = [len(model.encode(tokens_of(record.phrase), max_words=None)) for record in phrases.records]
-    cut = sum(length > most for length in lengths)
+    turns = SYMMETRIES if are_turned else (IDENTITY,)
+
+    @cache
+    def length(words: tuple[str, ...]) -> int:
+        return len(model.encode(words, max_words=None))
+
+    lengths = np.array([[length(tuple(turn_words(tokens_of(one), turn))) for turn in turns] for one in phrases])
+    cut = int((lengths > most).any(1).sum())
     if cut:
-        unit, readable = "words", max(lengths)
+        unit, readable = "words", int(lengths.max())
         if isinstance(text, PretrainedText):
             unit, readable = "tokens", min(readable, text.most_tokens or readable)
         remedy = f": --max_words {readable}" if can_read_more and readable > most else ""
         longer = counted(cut, f"phrase of {split} is", f"phrases of {split} are")
-        say(f"data: {longer} longer than {most} {unit}; what is beyond is not read{remedy}")
+        when = " when turned with the image" if cut > (lengths[:, 0] > most).sum() else ""  # the first turn is none
+        say(f"data: {longer} longer than {most} {unit}{when}; what is beyond is not read{remedy}")
+
+
+def tell_unknown_words(model: GroundingModel, phrases: Sequence[str]) -> None:
+    """Say how many phrases have words that the model, if it reads words, does not know."""
+    unknown = model.vocabulary.unknown(phrases)
+    if unknown and not isinstance(model.network.text, PretrainedText):
+        say(f"data: {counted(unknown, 'phrase has', 'phrases have')} words that the model does not know")
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, Any]:
@@ -89,18 +105,17 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         chosen["box_format"] = model.config.get("box_format")
     config = GroundingConfig(**{**model.config, **asdict(model.sizes), **chosen})
     with lock_output(out), explaining_writing(f"{str(out)!r} cannot be written to", "; make room, or choose another"):
-        data = load_data(config, (options.split,))
+        data = load_data(config, model.preprocessing, (options.split,))
         phrases = Phrases(data.splits[options.split], data.store, model.encode)
-        unknown = model.vocabulary.unknown(record.phrase for record in phrases.records)
-        if unknown and not isinstance(model.network.text, PretrainedText):
-            say(f"data: {counted(unknown, 'phrase has', 'phrases have')} words that the model does not know")
-        tell_cut_phrases(model, options.split, phrases)
+        texts = [record.phrase for record in phrases.records]
+        tell_unknown_words(model, texts)
+        tell_cut_phrases(model, options.split, texts)
         answers = answer(model, phrases, options.batch_size, precision)
         content, rows = _figures(options.split, model, phrases, answers.overlaps), _rows(phrases, answers)
         worst = [rows[place] for place in np.argsort(metrics.ious_of(answers.overlaps), kind="stable")]
         write_text(out / "metrics.json", json.dumps(content, indent=1))
         write_text(out / "predictions.json", json.dumps(rows, indent=1))
-        write_text(out / "report.html", page_of(content, worst))
+        write_text(out / "report.html", _page_of(content, worst[:_MOST_PICTURES], model))
         data.list_left_out(out)
     _print(content)
     say(f"{out / 'report.html'}: open it in a browser")
@@ -118,7 +133,7 @@ def predict(options: PredictOptions) -> Prediction:
         raise ConfigError(f"out = {options.out!r}: a .png file is written; for example found.png")
     model = GroundingModel.load_checkpoint(expand_home(options.checkpoint)).to(choose_device(options.device))
     image = expand_home(options.image)
-    pixels = decode_rgb(image)
+    pixels = model.read(image)
     if out is not None and out.exists() and out.samefile(image):
         raise ConfigError(f"out = {options.out!r}: this is the image itself; choose another name")
     found = model.predict(pixels, options.phrase)
@@ -129,12 +144,15 @@ def predict(options: PredictOptions) -> Prediction:
         say(json.dumps(row))
     else:
         say(f"{options.phrase}: box {', '.join(map(str, box))} (x1, y1, x2, y2 in pixels), score {found.score:.2f}")
+        tell_unknown_words(model, [options.phrase])
+        tell_cut_phrases(model, "this command", [options.phrase])
     if out is not None:
         width = max(2, max(pixels.shape) // 200)
         picture = draw_bounding_boxes(pixels, torch.tensor([found.box]), colors=(255, 0, 255), width=width)
         with explaining_writing(f"{options.out!r} cannot be written", ""), atomic_write(out) as file:
             functional.to_pil_image(picture).save(file, "PNG")
-        say(f"{options.out}: the image with the box")
+        if not options.json:
+            say(f"{options.out}: the image with the box")
     return found
 
 
@@ -185,7 +203,7 @@ def _print(content: Mapping[str, Any]) -> None:
         say(f"  {name + ' (no image)':<36}  Pr@0.5 {100 * value['pr@0.5']:5.1f} %")
 
 
-def page_of(content: Mapping[str, Any], worst: Sequence[Mapping[str, Any]]) -> str:
+def _page_of(content: Mapping[str, Any], worst: Sequence[Mapping[str, Any]], model: GroundingModel) -> str:
     """A self-contained HTML page of metrics.json and of rows of predictions.json, the lowest IoU first."""
     tables = {
         "Kind of phrase": content["by_phrase_family"],
@@ -199,13 +217,13 @@ def page_of(content: Mapping[str, Any], worst: Sequence[Mapping[str, Any]]) -> s
         sections=("Groups", "Worst"),
         content=content,
         tables={name: table for name, table in tables.items() if table},
-        pictures=[(row, image_url(_picture_of(row))) for row in worst[:_MOST_PICTURES]],
+        pictures=[(row, image_url(_picture_of(row, model.read(row["image"])))) for row in worst],
     )
 
 
-def _picture_of(row: Mapping[str, Any]) -> NDArray[np.uint8]:
+def _picture_of(row: Mapping[str, Any], pixels: Tensor) -> NDArray[np.uint8]:
     """The image with the true box in green and the predicted one in pink, uint8 ``[H, W, 3]``."""
-    canvas, box = letterbox(decode_rgb(row["image"]), _PICTURE_SIDE)
+    canvas, box = letterbox(pixels, _PICTURE_SIDE)
     width, height = box.extent
     boxes = torch.tensor([row["target"], row["box"]]) * box.scale
     colours = [(90, 230, 90), (255, 64, 200)]

@@ -10,6 +10,7 @@ from sat_vg.grounding.words import Vocabulary, tokens_of
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 Numbers = NDArray[np.float64]
+_RESAMPLES = 1000
 
 _FAMILIES = {
     "relation": "of above below between near next beside behind around adjacent nearest",
@@ -44,14 +45,14 @@ def metrics_of(overlaps: Numbers) -> dict[str, float]:
     }
 
 
-def intervals_of(overlaps: Numbers, images: Sequence[str], num_samples: int = 1000) -> dict[str, list[float]]:
+def intervals_of(overlaps: Numbers, images: Sequence[str]) -> dict[str, list[float]]:
     """95 % intervals of all metrics by a bootstrap over images (Efron, 1979), whose phrases are drawn together."""
     groups: dict[str, list[int]] = {}
     for place, image in enumerate(images):
         groups.setdefault(image, []).append(place)
     places, generator = [np.array(group) for group in groups.values()], np.random.default_rng(0)
     drawn = []
-    for _ in range(num_samples):
+    for _ in range(_RESAMPLES):
         chosen = np.concatenate([places[group] for group in generator.integers(len(places), size=len(places))])
         drawn.append(metrics_of(overlaps[:, chosen]))
     return {name: np.quantile([one[name] for one in drawn], (0.025, 0.975)).tolist() for name in drawn[0]}

@@ -15,16 +15,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sat_vg.backbone_finetuning import FineTuneModel
-from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
+from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.models.artifact import current_versions, on_cpu
 from sat_vg.backbone_finetuning.models.prediction import pixels_of
 from sat_vg.backbone_finetuning.training.checkpoint_checks import wrong_tensors
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, DataError, UserError
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, Preprocessing, ToPixels
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_tensors
-from sat_vg.grounding.batches import pad_words
+from sat_vg.grounding.batches import letterbox, pad_words, read_image, require_every_pixel
 from sat_vg.grounding.config import GroundingConfig
-from sat_vg.grounding.images import letterbox
 from sat_vg.grounding.network import GroundingNetwork, Sizes, best_boxes
 from sat_vg.grounding.readers import Box
 from sat_vg.grounding.text import PretrainedText
@@ -99,8 +98,9 @@ class GroundingModel(nn.Module):
         phrases = [phrase] if isinstance(phrase, str) else list(phrase)
         words = [tokens_of(one) for one in phrases]
         if not words or not all(words):
-            raise DataError(f"the phrase {phrases[0] if phrases else ''!r} has no words; write what to look for")
-        canvas, box = letterbox(_pixels_of(image, self.preprocessing), self.sizes.image_size)
+            lacking = next((one for one, few in zip(phrases, words, strict=True) if not few), "")
+            raise DataError(f"the phrase {lacking!r} has no words; write what to look for")
+        canvas, box = letterbox(self._pixels_of(image), self.sizes.image_size)
         device = next(self.parameters()).device
         was_training = self.training
         self.eval()
@@ -115,6 +115,21 @@ class GroundingModel(nn.Module):
         pixels = box.to_image(found.cpu()).tolist()
         predictions = [Prediction(tuple(one), float(score)) for one, score in zip(pixels, chosen.cpu(), strict=True)]
         return predictions[0] if isinstance(phrase, str) else predictions
+
+    def read(self, path: str | Path) -> Tensor:
+        """An image file as the backbone's training read it, uint8 ``[3, H, W]``; raises DataError."""
+        return read_image(path, decoder_of(self.preprocessing)).pixels
+
+    def _pixels_of(self, image: ImageInput) -> Tensor:
+        """An image as uint8 ``[3, H, W]``; a PIL image is read as its file would be."""
+        if isinstance(image, (str, Path)):
+            return self.read(image)
+        if isinstance(image, Image.Image):
+            require_every_pixel(*image.size, "in memory")
+        pixels: Tensor = ToPixels(self.preprocessing)(pixels_of(image) if isinstance(image, np.ndarray) else image)
+        if pixels.ndim != 3 or not pixels.numel():
+            raise DataError(f"the image is a tensor of shape {list(pixels.shape)}: give one image, [3, H, W]")
+        return pixels
 
     def save_checkpoint(self, path: str | Path) -> None:
         """Write the model as one self-contained file, atomically.
@@ -158,8 +173,7 @@ class GroundingModel(nn.Module):
                 f"{str(path)!r} has schema {content.get('schema')!r}; this version of sat_vg reads {SCHEMA}"
             )
         try:
-            for fault in _faults(content):
-                raise CheckpointError(f"it is altered: {fault}; use another file")
+            _require_sound(_faults(content))
             preprocessing = Preprocessing.from_dict(content["preprocessing"])
             source = FineTuneModel(
                 content["backbone"], 2, pretrained=False, weights="none", image_size=preprocessing.image_size
@@ -167,8 +181,7 @@ class GroundingModel(nn.Module):
             source.preprocessing = preprocessing
             with torch.device("meta"):  # what is larger than the file shall take no memory
                 empty = cls._of(content, source)
-            for fault in _wrong_tensors(content, empty):
-                raise CheckpointError(f"it is altered: {fault}; use another file")
+            _require_sound(_wrong_tensors(content, empty))
             model = cls._of(content, source)
         except UserError as error:
             raise CheckpointError(f"{str(path)!r} cannot be used: {error}") from error
@@ -188,6 +201,11 @@ class GroundingModel(nn.Module):
             raise CheckpointError(f"its sizes are those of no network ({error})") from error
 
 
+def _require_sound(faults: Iterator[str]) -> None:
+    for fault in faults:
+        raise CheckpointError(f"it is altered: {fault}; use another file")
+
+
 def _faults(content: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with a file, but for its tensors; what comes later relies on what comes before it."""
     lacking = [name for name, kind in _PARTS.items() if not isinstance(content.get(name), kind)]
@@ -197,12 +215,14 @@ def _faults(content: Mapping[str, Any]) -> Iterator[str]:
         yield "its vocabulary holds more than words"
     if not all(isinstance(name, str) and type(one) in (int, float) for name, one in content["metrics"].items()):
         yield "its metrics are no numbers"
-    sizes, num_weights = content["sizes"], len(content["state_dict"])
+    sizes, text, num_weights = content["sizes"], content.get("text") or {}, len(content["state_dict"])
+    if text and not (isinstance(text, dict) and {"config", "tokenizer"} <= set(text)):
+        yield "its text encoder lacks a part"
     try:  # the ranges of the settings
         GroundingConfig(**asdict(Sizes(**sizes)))
         GroundingConfig(**content["config"])
-        text = json.loads(content["text"]["config"]) if content.get("text") else {}
-        num_layers = max(sizes["text_layers"] + sizes["fusion_layers"], text.get("num_hidden_layers", 0))
+        text_layers = json.loads(text["config"]).get("num_hidden_layers", 0) if text else 0
+        num_layers = max(sizes["text_layers"] + sizes["fusion_layers"], text_layers)
     except (ConfigError, TypeError, ValueError, KeyError, AttributeError) as error:
         yield f"it holds settings that no run can have: {error}"
     if num_layers > num_weights:
@@ -213,13 +233,3 @@ def _wrong_tensors(content: Mapping[str, Any], model: GroundingModel) -> Iterato
     yield from wrong_tensors("the network", content["state_dict"], model.network.state_dict())
     baseline = torch.empty(len(model.vocabulary.words) + 1, 4, dtype=torch.float64)
     yield from wrong_tensors("the baselines", content["baselines"], dict.fromkeys(content["baselines"], baseline))
-
-
-def _pixels_of(image: ImageInput, preprocessing: Preprocessing) -> Tensor:
-    """An image as uint8 ``[3, H, W]``; a PIL image is read as its file would be."""
-    if isinstance(image, (str, Path)):
-        return decode_rgb(image)
-    pixels: Tensor = ToPixels(preprocessing)(pixels_of(image) if isinstance(image, np.ndarray) else image)
-    if pixels.ndim != 3:
-        raise DataError(f"the image is a tensor of shape {list(pixels.shape)}: give one image, [3, H, W]")
-    return pixels

@@ -10,6 +10,7 @@ from torch.nn import functional
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
 from sat_vg.backbone_finetuning import FeatureExtractor
+from sat_vg.backbone_finetuning.utils.errors import UserError
 from sat_vg.grounding.words import PADDING
 
 _MOST_PLACES = 400  # as many as TransVG has: 640 pixels at stride 32
@@ -70,7 +71,12 @@ class Block(nn.Module):
         count, length, width = tokens.shape
         qkv = self.qkv(self.norm1(tokens)).view(count, length, 3, self.num_heads, width // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [P, heads, N, width / heads]
-        attended = attend(query, key, value, is_padding[:, None, None])
+        is_padding = is_padding[:, None, None]
+        if tokens.device.type == "cpu":  # torch's fused kernel takes 5 times as long in bf16 as its parts do
+            scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+            attended = scores.masked_fill(is_padding, -torch.inf).softmax(-1).to(value.dtype) @ value
+        else:
+            attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=~is_padding)
         attended = self.out(attended.transpose(1, 2).reshape(count, length, width))
         tokens = tokens + functional.dropout(attended, self.dropout, self.training)
         return tokens + functional.dropout(self.mlp(self.norm2(tokens)), self.dropout, self.training)
@@ -79,15 +85,6 @@ class Block(nn.Module):
 def blocks(sizes: Sizes, count: int) -> nn.ModuleList:
     """So many layers."""
     return nn.ModuleList(Block(sizes.width, sizes.num_heads, sizes.dropout) for _ in range(count))
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, is_padding: Tensor) -> Tensor:
-    """Attention ``[P, heads, N, D]``. On a CPU torch's fused kernel takes 5 times as long in bf16 as its parts do."""
-    if query.device.type != "cpu":
-        return functional.scaled_dot_product_attention(query, key, value, attn_mask=~is_padding)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    weights: Tensor = scores.masked_fill(is_padding, -torch.inf).softmax(-1)
-    return weights.to(value.dtype) @ value
 
 
 class WordEncoder(nn.Module):
@@ -162,6 +159,9 @@ class GroundingNetwork(nn.Module):
         side = math.ceil(masks.shape[-1] / self.stride)
         features = self.project(maps, side)  # [I, width, side, side]
         padding = functional.interpolate(masks[:, None].float(), size=(side, side))[:, 0].bool()
+        padding &= ~padding.all(
+            dim=(1, 2), keepdim=True
+        )  # a turned image may be narrower than a place, and between two
         places = (features + sine_positions(padding, features.shape[1])).flatten(2).transpose(1, 2)  # [I, N, width]
         no_place = padding.flatten(1)[image_of]  # [P, N]
 
@@ -182,6 +182,8 @@ class GroundingNetwork(nn.Module):
 def best_boxes(scores: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """The probability ``[P]`` of the best place of each phrase, and its corners ``[P, 4]``."""
     probabilities, places = scores.softmax(-1).max(-1)
+    if not probabilities.isfinite().all():
+        raise UserError("the model's scores are no numbers: its weights are broken; use another checkpoint")
     return probabilities, boxes[torch.arange(len(boxes), device=boxes.device), places]
 
 

@@ -1,6 +1,6 @@
 """Readers of grounding data: DIOR-RSVG folders, lines, JSON, CSV and the .pth lists of TransVG.
 
-A reader is a generator of rows; one function makes records of them.
+A reader makes rows of a file; one function makes records of rows.
 """
 
 import io
@@ -9,9 +9,9 @@ import os
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,18 +38,14 @@ _LAYOUTS = (
 
 @dataclass(frozen=True)
 class Record:
-    """A phrase about an image, and the box of what it names: four numbers in ``box_format``, pixels or fractions.
-
-    ``source`` is the file and place where it stands, such as ``train.csv, line 7``, ``key`` its id, if it has one.
-    Without a ``box_format`` the numbers have to tell what they are.
-    """
+    """A phrase about an image, and the box of what it names: four numbers in ``box_format``, pixels or fractions."""
 
     image: str
     phrase: str
     box: Box
-    source: str
-    key: str | None = None
-    box_format: BoxFormat | None = "xyxy"
+    source: str  # file and place where it stands, such as "train.csv, line 7"
+    key: str | None = None  # its id, if it has one
+    box_format: BoxFormat | None = "xyxy"  # None: the numbers have to tell what they are
 
 
 class Listing(NamedTuple):
@@ -64,57 +60,63 @@ class Listing(NamedTuple):
         return any(split in part for part in self)
 
 
+class _Unusable(ValueError):
+    """What is wrong with a row or a file, to be told behind its place."""
+
+
 class _Row(NamedTuple):
     source: str
-    content: Any = None  # a mapping with image, phrase, box and maybe id, split and box_format, if it is sound
+    content: Any  # a mapping with image, phrase, box and maybe id, split and box_format; or why it is none
     split: str = ""  # what the file says of it
-    problem: str = ""  # why it is no record
+    box_format: BoxFormat | None = None  # of its layout, where neither the row nor the settings say it
 
 
 _Rows = Iterator[_Row]
 
 
-class _BadRow(ValueError):
-    """What is wrong with a row, to be told behind its place."""
-
-
 def require_data(path: Path) -> None:
     """Raise DataError where there is no such folder or file."""
     if not os.path.exists(path):  # noqa: PTH110 - Path raises at long names
-        raise DataError(f"data = {str(path)!r}: there is no such folder or file; it may be {_LAYOUTS}")
+        raise _no_data(path, "there is no such folder or file")
+
+
+def _no_data(path: Path, why: str) -> DataError:
+    return DataError(f"data = {str(path)!r}: {why}; it may be {_LAYOUTS}")
 
 
 def read_listing(path: Path, box_format: BoxFormat | None = None) -> Listing:
     """Read a data set: a DIOR-RSVG folder, a folder with one file per split, or one file.
 
-    ``box_format`` is that of boxes whose file does not say it; None: their numbers have to tell (see ``checks``).
+    ``box_format`` is that of boxes whose file does not say it; None: their numbers have to tell (see ``data``).
 
     Raises:
         DataError: there is no such data set, or a file cannot be read that may hold every split, or none can.
     """
     require_data(path)
+    folder = path if path.is_dir() else path.parent
     if (path / "Annotations").is_dir():
-        parts = [(split, path, rows) for split, rows in _read_voc(path).items()]
+        parts = _voc_parts(path)
     else:
         files = _files_of(path) if path.is_dir() else {"": path}
-        parts = [(split, file.parent, _reader_of(file)(file)) for split, file in files.items()]
+        parts = {split: partial(_rows_of, file) for split, file in files.items()}
     listing = Listing(defaultdict(list), defaultdict(list), {})
-    for part, folder, rows in parts:
+    for part, read in parts.items():
         try:
-            entries = list(rows)
+            rows = read()
         except UserError as error:
             if not part:
                 raise
             listing.unread[part] = error
             continue
-        for row in entries:
+        for row in rows:
             said = row.content.get("split") if isinstance(row.content, Mapping) else None
-            split = str(said or "").strip().lower() or row.split or part
+            split = str("" if said is None else said).strip().lower() or row.split or part
             try:
                 record = _record_of(row, split, folder, box_format)
-                listing.splits[split].append(record)
-            except _BadRow as problem:
+            except _Unusable as problem:
                 listing.problems[split].append(f"{row.source}: {problem}")
+            else:
+                listing.splits[split].append(record)
     if listing.unread and not listing.splits and not listing.problems:
         raise next(iter(listing.unread.values()))
     return listing
@@ -145,39 +147,39 @@ def _files_of(folder: Path) -> dict[str, Path]:
     """The annotation files of a folder by split."""
     files: dict[str, Path] = {}
     for split in SPLITS:
-        for file in (folder / f"{split}{ending}" for ending in _READERS):
-            if file.is_file() and split in files:
-                both = f"{files[split].name} and {file.name}"
-                raise DataError(f"data = {str(folder)!r}: {both} both hold {split}; remove one")
-            if file.is_file():
-                files[split] = file
-    if not files.keys() & {"train", "test"}:
-        raise DataError(f"data = {str(folder)!r}: holds no annotations that are known here; it may be {_LAYOUTS}")
+        found = [file for ending in _ENDINGS if (file := folder / f"{split}{ending}").is_file()]
+        if len(found) > 1:
+            both = f"{found[0].name} and {found[1].name}"
+            raise DataError(f"data = {str(folder)!r}: {both} both hold {split}; remove one")
+        files.update((file.stem, file) for file in found)
+    if not files:
+        raise _no_data(folder, "holds no annotations that are known here")
     return files
 
 
 def _record_of(row: _Row, split: str, folder: Path, box_format: BoxFormat | None) -> Record:
-    """The record of a row that is of ``split``. Raises _BadRow where it is none."""
+    """The record of a row that is of ``split``. Raises _Unusable where it is none."""
     content = row.content
-    if row.problem:
-        raise _BadRow(row.problem)
+    if isinstance(content, _Unusable):
+        raise content
     if not isinstance(content, Mapping):
-        raise _BadRow(f"{content!r} is no object with image, phrase and box")
+        raise _Unusable(f"{content!r} is no object with image, phrase and box")
     for name in ("image", "phrase", "box"):
         if content.get(name) is None:
-            raise _BadRow(f"has no {name}")
+            raise _Unusable(f"has no {name}")
     image, phrase, box = _image_of(content["image"], folder), content["phrase"], _numbers_of(content["box"])
     if not _is_text(phrase):
-        raise _BadRow(f"the phrase is {phrase!r}, no text")
+        raise _Unusable(f"the phrase is {phrase!r}, no text")
     if not tokens_of(phrase):
-        raise _BadRow(f"the phrase {phrase!r} has no words" if phrase.strip() else "the phrase is empty")
+        raise _Unusable(f"the phrase {phrase!r} has no words" if phrase.strip() else "the phrase is empty")
     if box is None:
-        raise _BadRow(f"the box is {content['box']!r}, but has to be four numbers")
-    said = content.get("box_format") or box_format
+        raise _Unusable(f"the box is {content['box']!r}, but has to be four numbers")
+    said = content.get("box_format")
+    said = (box_format or row.box_format) if said in (None, "") else said
     if said not in (None, *BOX_FORMATS):
-        raise _BadRow(f"box_format is {said!r}, but may be {', '.join(BOX_FORMATS)}")
+        raise _Unusable(f"box_format is {said!r}, but may be {', '.join(BOX_FORMATS)}")
     if split not in ("", *SPLITS):
-        raise _BadRow(f"split is {split!r}, but may be {', '.join(SPLITS)}")
+        raise _Unusable(f"split is {split!r}, but may be {', '.join(SPLITS)}")
     key = None if content.get("id") is None else str(content["id"])
     return Record(image, " ".join(phrase.split()), box, row.source, key, said)
 
@@ -204,35 +206,37 @@ def _numbers_of(box: Any) -> Box | None:
 def _image_of(name: Any, root: Path) -> str:
     """The path of an image, beside its annotations or in a folder of images; it may not lead out of ``root``."""
     if not _is_text(name) or not name.strip() or "\0" in name:
-        raise _BadRow(f"the image is {name!r}, but has to be a file name")
+        raise _Unusable(f"the image is {name!r}, but has to be a file name")
     path = Path(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
-        raise _BadRow(f"the image {name!r} leads out of {str(root)!r}; put it there, and name it from there")
+        raise _Unusable(f"the image {name!r} leads out of {str(root)!r}; put it there, and name it from there")
     places = [str(root / folder / path) for folder in _IMAGE_FOLDERS]
     return next(filter(os.path.isfile, places), str(root / path))
 
 
-@contextmanager
-def _text_of(file: Path, most_bytes: int = 2**30) -> Iterator[str]:
-    """The text of a file; what parsers say of it within the context becomes an error that names the file."""
+def _parsed(file: Path, parse: Callable[[Path, str], Iterable[_Row]], most_bytes: int = 2**30) -> list[_Row]:
+    """The rows that a parser makes of a file's text; what is wrong with the file becomes an error that names it."""
     try:
-        yield read_bounded(file, most_bytes).decode("utf-8-sig")
+        return list(parse(file, read_bounded(file, most_bytes).decode("utf-8-sig")))
     except UnicodeDecodeError as error:
-        raise DataError(f"{str(file)!r} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        reason = f"is not UTF-8 text (byte {error.start}); save it as UTF-8"
     except OSError as error:
-        raise DataError(f"{str(file)!r} cannot be read: {error.strerror or error}") from error
+        reason = f"cannot be read: {error.strerror or error}"
     except (UnsoundJSONError, ElementTree.ParseError) as error:
-        raise DataError(f"{str(file)!r} is not valid {file.suffix[1:].upper()}: {error}") from error
+        reason = f"is not valid {file.suffix[1:].upper()}: {error}"
+    except _Unusable as error:
+        reason = str(error)
+    raise DataError(f"{str(file)!r} {reason}")
 
 
-def _lines_of(name: str, text: str) -> Iterator[tuple[str, str]]:
-    """The lines that are not empty, each with its place; U+2028 and its like end none."""
+def _lines_of(text: str) -> Iterator[tuple[int, str]]:
+    """The lines that are not empty, with their numbers; U+2028 and its like end none."""
     for number, line in enumerate(io.StringIO(text, newline=None), start=1):
         if line.strip():
-            yield f"{name}, line {number}", line
+            yield number, line
 
 
-def _read_voc(root: Path) -> dict[str, _Rows]:
+def _voc_parts(root: Path) -> dict[str, Callable[[], list[_Row]]]:
     """DIOR-RSVG: VOC XML files, whose objects are numbered over all files in the order of their sorted names.
 
     Behind a file that cannot be read no number is known; only splits with such numbers cannot be read.
@@ -240,40 +244,39 @@ def _read_voc(root: Path) -> dict[str, _Rows]:
     files = sorted((root / "Annotations").glob("*.xml"), key=lambda file: file.name)
     if not files:
         raise DataError(f"{str(root / 'Annotations')!r} holds no .xml file")
-    indices = [root / f"{split}.txt" for split in SPLITS if (root / f"{split}.txt").is_file()]
-    objects = list[_Row]()
+    indices = [index for split in SPLITS if (index := root / f"{split}.txt").is_file()]
+    objects, unread = list[_Row](), None
     try:
         for file in files:
-            objects += _read_xml(file)
+            objects += _parsed(file, _xml_rows, most_bytes=2**22)
     except DataError as error:
         if not indices:
             raise
-        return {index.stem: _read_index(index, objects, error) for index in indices}
-    return {index.stem: _read_index(index, objects) for index in indices} or {"": iter(objects)}
+        unread = error
+    if not indices:
+        return {"": lambda: objects}
+    return {index.stem: partial(_parsed, index, partial(_index_rows, objects, unread)) for index in indices}
 
 
-def _read_index(index: Path, objects: Sequence[_Row], error: DataError | None = None) -> _Rows:
-    """The objects whose numbers a file lists; ``error``: why there is none behind them."""
-    with _text_of(index) as text:
-        entries = text.split()
+def _index_rows(objects: Sequence[_Row], unread: DataError | None, index: Path, text: str) -> _Rows:
+    """The objects whose numbers a file lists; ``unread``: why there are none behind them."""
     first: dict[int, int] = {}
-    for number, entry in enumerate(entries, start=1):
+    for number, entry in enumerate(text.split(), start=1):
         source = f"{index.name}, entry {number}"
         if not (entry.isdecimal() and len(entry) <= 12 and int(entry) < len(objects)):
-            if error is not None:
-                raise error
-            yield _Row(source, problem=f"{entry!r} is no index of the {len(objects)} objects")
+            if unread is not None:
+                raise unread
+            yield _Row(source, _Unusable(f"{entry!r} is no index of the {len(objects)} objects"))
         elif first.setdefault(int(entry), number) < number:
-            yield _Row(source, problem=f"object {entry} is that of entry {first[int(entry)]} already")
+            yield _Row(source, _Unusable(f"object {entry} is that of entry {first[int(entry)]} already"))
         else:
             yield objects[int(entry)]
 
 
-def _read_xml(file: Path) -> _Rows:
-    with _text_of(file, most_bytes=2**22) as text:
-        if "<!DOCTYPE" in text or "<!ENTITY" in text:  # entities can expand without bound, and VOC has none
-            raise DataError(f"{str(file)!r} declares XML entities, which are refused; remove its <!DOCTYPE …>")
-        tree = ElementTree.fromstring(text)
+def _xml_rows(file: Path, text: str) -> _Rows:
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:  # entities can expand without bound, and VOC has none
+        raise _Unusable("declares XML entities, which are refused; remove its <!DOCTYPE …>")
+    tree = ElementTree.fromstring(text)
     image = Path((tree.findtext("filename") or f"{file.stem}.jpg").strip()).name
     for number, entry in enumerate(tree.iter("object"), start=1):
         box = [entry.findtext(f"bndbox/{side}", "").strip() for side in ("xmin", "ymin", "xmax", "ymax")]
@@ -281,76 +284,75 @@ def _read_xml(file: Path) -> _Rows:
         yield _Row(f"{file.name}, object {number}", row | {"id": f"{file.stem}/{number}"})
 
 
-def _read_json(file: Path) -> _Rows:
+def _json_rows(file: Path, text: str) -> _Rows:
     """A JSON list of objects, or such lists by split."""
-    with _text_of(file) as text:
-        entries = parse_json(text)
-    if isinstance(entries, Mapping) and set(entries) <= set(SPLITS):
-        parts = {split: part if isinstance(part, list) else [part] for split, part in entries.items()}
-    elif isinstance(entries, list):
-        parts = {"": entries}
-    else:
-        raise DataError(f"{str(file)!r} has to hold a list of objects with image, phrase and box")
-    rows = [(split, entry) for split, part in parts.items() for entry in part]
-    yield from (_Row(f"{file.name}, entry {n}", entry, split) for n, (split, entry) in enumerate(rows, start=1))
+    entries = parse_json(text)
+    if isinstance(entries, list):
+        entries = {"": entries}
+    elif not isinstance(entries, Mapping) or not set(entries) <= set(SPLITS):
+        raise _Unusable("has to hold a list of objects with image, phrase and box")
+    number = 0
+    for split, part in entries.items():
+        for entry in part if isinstance(part, list) else [part]:
+            number += 1
+            yield _Row(f"{file.name}, entry {number}", entry, split)
 
 
-def _read_json_lines(file: Path) -> _Rows:
-    """One JSON object a line."""
-    with _text_of(file) as text:
-        yield from (_Row(place, parse_json(line)) for place, line in _lines_of(file.name, text))
+def _json_line_rows(file: Path, text: str) -> _Rows:
+    for number, line in _lines_of(text):
+        try:
+            entry = parse_json(line)
+        except UnsoundJSONError as error:
+            raise UnsoundJSONError(f"line {number}: {error}") from None
+        yield _Row(f"{file.name}, line {number}", entry)
 
 
-def _read_csv(file: Path) -> _Rows:
+def _csv_rows(file: Path, text: str) -> _Rows:
     """A table with the columns ``image,phrase`` and ``box`` or ``x1,y1,x2,y2``."""
-    with _text_of(file) as text:
-        rows = csv_rows(file, io.StringIO(text, newline=None))
-        columns = [column.strip() for column in next(rows, (0, []))[1]]
-        if not {"image", "phrase"} <= set(columns) or not ("box" in columns or set(_SIDES) <= set(columns)):
-            raise DataError(
-                f"{str(file)!r} has the columns {', '.join(columns) or '(none)'}; it needs image, phrase, and box or "
-                "x1, y1, x2, y2"
-            )
-        for line, cells in rows:
-            if not cells:
-                continue
-            row: dict[str, Any] = dict(zip(columns, cells, strict=False))
-            box = {} if "box" in columns else {"box": [row.get(side) for side in _SIDES]}
-            has_more = any(cell.strip() for cell in cells[len(columns) :])
-            problem = f"has more than {len(columns)} cells; put a cell with commas between double quotes"
-            yield _Row(f"{file.name}, line {line}", row | box, problem=problem if has_more else "")
+    rows = csv_rows(file, io.StringIO(text, newline=None))
+    columns = [column.strip() for column in next(rows, (0, []))[1]]
+    if not {"image", "phrase"} <= set(columns) or not ("box" in columns or set(_SIDES) <= set(columns)):
+        shown = ", ".join(columns) or "(none)"
+        raise _Unusable(f"has the columns {shown}; it needs image, phrase, and box or x1, y1, x2, y2")
+    for column in columns:
+        if column and columns.count(column) > 1:
+            raise _Unusable(f"names the column {column!r} twice; remove one")
+    for line, cells in rows:
+        source, row = f"{file.name}, line {line}", dict(zip(columns, cells, strict=False))
+        if any(cell.strip() for cell in cells[len(columns) :]):
+            why = f"has more than {len(columns)} cells; put a cell with commas between double quotes"
+            yield _Row(source, _Unusable(why))
+        elif cells and "box" in columns:
+            yield _Row(source, row)
+        elif cells:
+            box = [row.get(side) for side in _SIDES]
+            yield _Row(source, row | {"box": box}, box_format="xyxy")
 
 
-def _read_rsvg_lines(file: Path) -> _Rows:
+def _rsvg_rows(file: Path, text: str) -> _Rows:
     """RSVG-HR: ``image,x1,y1,x2,y2,phrase`` a line; the phrase may have commas."""
-    with _text_of(file) as text:
-        for place, line in _lines_of(file.name, text):
-            image, *box, phrase = [*(part.strip() for part in line.split(",", 5)), "", ""][:6]
-            yield _Row(place, {"image": image, "box": box, "phrase": phrase})
+    for number, line in _lines_of(text):
+        image, *box, phrase = [*(part.strip() for part in line.split(",", 5)), "", ""][:6]
+        yield _Row(f"{file.name}, line {number}", {"image": image, "box": box, "phrase": phrase}, box_format="xyxy")
 
 
-def _read_pth(file: Path) -> _Rows:
-    """TransVG and the first SatVG: a list of ``(image, _, box, phrase, _)``, read without running code in it."""
+_PARSERS = {".json": _json_rows, ".jsonl": _json_line_rows, ".csv": _csv_rows, ".txt": _rsvg_rows}
+_ENDINGS = (*_PARSERS, ".pth")
+
+
+def _rows_of(file: Path) -> list[_Row]:
+    ending = file.suffix.lower()
+    if ending not in _ENDINGS:
+        raise _no_data(file, f"a file that ends in {', '.join(_ENDINGS)} is needed")
+    if ending != ".pth":
+        return _parsed(file, _PARSERS[ending])
+    # TransVG and the first SatVG: a list of (image, _, box, phrase, _), read without running code in it.
     entries = load_tensors(file)
     if not isinstance(entries, (list, tuple)):
         raise DataError(f"{str(file)!r} has to hold a list of (image, _, box, phrase, _)")
+    rows = []
     for number, entry in enumerate(entries, start=1):
         is_row = isinstance(entry, (list, tuple)) and len(entry) >= 4
-        row = {"image": entry[0], "box": entry[2], "phrase": entry[3]} if is_row else {}
-        yield _Row(f"{file.name}, entry {number}", row)
-
-
-_READERS: dict[str, Callable[[Path], _Rows]] = {
-    ".json": _read_json,
-    ".jsonl": _read_json_lines,
-    ".csv": _read_csv,
-    ".txt": _read_rsvg_lines,
-    ".pth": _read_pth,
-}
-
-
-def _reader_of(file: Path) -> Callable[[Path], _Rows]:
-    if file.suffix.lower() not in _READERS:
-        endings = ", ".join(_READERS)
-        raise DataError(f"data = {str(file)!r}: a file that ends in {endings} is needed; it may be {_LAYOUTS}")
-    return _READERS[file.suffix.lower()]
+        content = {"image": entry[0], "box": entry[2], "phrase": entry[3]} if is_row else {}
+        rows.append(_Row(f"{file.name}, entry {number}", content))
+    return rows

@@ -16,7 +16,7 @@ from sat_vg.grounding.readers import Box
 
 SIZE = 128
 COUNTS = {"train": 1200, "val": 100, "test": 200}
-_VERSION = 1  # of the drawings: another one is drawn into another folder
+_VERSION, _SEED = 1, 0  # of the drawings: others are drawn into another folder
 _GROUNDS = ((96, 120, 72), (142, 128, 98), (84, 92, 96), (66, 98, 84), (120, 112, 104))
 _COLOURS = {
     "red": (190, 52, 44), "blue": (52, 88, 184), "white": (234, 232, 226), "yellow": (222, 190, 60),
@@ -53,17 +53,17 @@ class _Thing(NamedTuple):
         return way[0] * self.x + way[1] * self.y >= way[0] * other.x + way[1] * other.y + by
 
 
-def drawn_tiles(cache: Path, seed: int = 0) -> Path:
+def drawn_tiles(cache: Path) -> Path:
     """The folder of the drawn tiles in ``cache``: images, train.json, val.json and test.json; drawn once.
 
     Raises:
         DataError: the cache cannot be written to.
     """
-    folder = cache / f"grounding_tiles_{_VERSION}_{seed}"
+    folder = cache / f"grounding_tiles_{_VERSION}_{_SEED}"
     try:
         if not folder.is_dir():
             with folder_aside(folder) as aside:
-                _write_tiles(aside, seed)
+                _write_tiles(aside)
                 aside.replace(folder)
     except OSError as error:
         if not folder.is_dir():  # else another process was first
@@ -74,12 +74,12 @@ def drawn_tiles(cache: Path, seed: int = 0) -> Path:
     return folder
 
 
-def _write_tiles(folder: Path, seed: int) -> None:
+def _write_tiles(folder: Path) -> None:
     (folder / "images").mkdir()
     for number, (split, count) in enumerate(COUNTS.items()):
         entries = []
         for index in range(count):
-            generator = numpy_generator(derive_seed(seed, Purpose.SCENES, number, index))
+            generator = numpy_generator(derive_seed(_SEED, Purpose.SCENES, number, index))
             name, (image, things) = f"{split}_{index:04d}.png", _draw_tile(generator)
             image.save(folder / "images" / name)
             for phrase, thing in _phrases(things, generator):

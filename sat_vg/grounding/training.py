@@ -1,5 +1,6 @@
 """The training of a grounding model, from top to bottom: data → model → epochs → best_model.pt."""
 
+import copy
 import math
 import time
 from contextlib import ExitStack
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from sat_vg.backbone_finetuning import FineTuneModel
+from sat_vg.backbone_finetuning.configs.validation import refuse_problems
 from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL
 from sat_vg.backbone_finetuning.training.checkpoint import LAST, RunState, RunTensors, restore_run, save_run
 from sat_vg.backbone_finetuning.training.depthwise import with_fast_depthwise
@@ -27,8 +29,9 @@ from sat_vg.backbone_finetuning.utils.ranks import SingleProcess
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, seed_default_generator
 from sat_vg.backbone_finetuning.utils.stop_signals import InterruptRequest
 from sat_vg.backbone_finetuning.utils.terminal import progress, say
-from sat_vg.grounding.batches import Phrases, load_data
+from sat_vg.grounding.batches import Phrases
 from sat_vg.grounding.config import FREE_ON_RESUME, SPLITS, GroundingConfig
+from sat_vg.grounding.data import load_data
 from sat_vg.grounding.evaluation import answer, tell_cut_phrases
 from sat_vg.grounding.metrics import baseline_metrics, fit_baselines, metrics_of
 from sat_vg.grounding.model import GroundingModel
@@ -86,6 +89,7 @@ def train_grounding(config: GroundingConfig) -> GroundingResult:
         UserError: a setting, the data or a file cannot be used, or the loss became NaN or infinite.
         InterruptedRun: Ctrl-C, SIGTERM or SIGUSR1; the state was saved, the same call continues.
     """
+    refuse_problems(config.without_effect())
     device = choose_device(config.device)
     process = set_up_process(device, config.num_threads, None, tf32=True)
     precision = choose_precision(device, config.mixed_precision, config.autocast_dtype)
@@ -97,12 +101,13 @@ def train_grounding(config: GroundingConfig) -> GroundingResult:
     with ExitStack() as stack:
         stack.enter_context(own_folders(folder, log_dir))
         text = load_text(config)
-        data = load_data(config, ("train", "val"), also=SPLITS)
+        data = load_data(config, source.preprocessing, ("train", "val"), also=SPLITS)
         vocabulary = Vocabulary.of(record.phrase for record in data.splits["train"])
         model = build_model(config, source, vocabulary, is_random, text)
         train, val = (Phrases(data.splits[split], data.store, model.encode) for split in ("train", "val"))
-        for split, phrases in (("train", train), ("val", val)):
-            tell_cut_phrases(model, split, phrases, can_read_more=True)
+        for split, phrases, are_turned in (("train", train, config.use_augmentation), ("val", val, False)):
+            texts = [record.phrase for record in phrases.records]
+            tell_cut_phrases(model, split, texts, are_turned, can_read_more=True)
         require_enough_images(config, model, train)
         precision.place_model(model)
         optimizer = build_optimizer(config, model, config.backbone_lr_scale or (1.0 if is_random else 0.1))
@@ -260,7 +265,8 @@ def load_backbone(config: GroundingConfig) -> tuple[FineTuneModel, bool]:
     name = str(config.backbone)
     if name.endswith(".pt") or expand_home(name).is_file():
         source = FineTuneModel.load_checkpoint(expand_home(name))
-        unused = "" if None in (config.weights, config.data) else f"; weights = {config.weights} is not used"
+        is_default = config.weights == ("none" if config.data is None else None)
+        unused = "" if is_default else f"; weights = {config.weights} is not used"
         say(f"backbone: {source.backbone} of {name}{unused}")
         return source, False
     source = FineTuneModel(name, 2, weights=config.weights, image_size=config.image_size, seed=config.seed)
@@ -308,20 +314,16 @@ def require_enough_images(config: GroundingConfig, model: GroundingModel, phrase
     smallest = len(phrases) % config.batch_size or config.batch_size
     if smallest > max(map(len, phrases.by_image.values())):
         return  # phrases of two images at least
-    model.train()
-    norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm) and one.training]
-    sizes: list[int] = []
-    hooks = [norm.register_forward_pre_hook(lambda _, given: sizes.append(given[0][:, 0].numel())) for norm in norms]
-    with torch.no_grad():
-        model.eval().network.backbone(torch.zeros(1, 3, config.canvas_size, config.canvas_size))
-    for hook in hooks:
-        hook.remove()
-    if 1 in sizes:
+    image = torch.zeros(1, 3, config.canvas_size, config.canvas_size)
+    try:
+        with torch.no_grad():
+            copy.deepcopy(model.network.backbone).train()(image)
+    except ValueError as error:  # torch's, of a batch norm
         raise ConfigError(
             f"image_size = {config.image_size}: a batch may hold one image, and of one of that size a batch norm of "
             f"{model.backbone} gets a single value a channel, from which nothing can be trained; use image_size = "
             f"{2 * config.canvas_size} or more, trained weights, or --freeze_backbone true"
-        )
+        ) from error
 
 
 def build_optimizer(config: GroundingConfig, model: GroundingModel, backbone_scale: float) -> torch.optim.Optimizer:

@@ -123,7 +123,7 @@ def test_predict_is_the_same_from_python_and_by_the_command(whole, dior, ground,
     image, checkpoint = dior / "JPEGImages/00011.jpg", whole / "ckpt/best_model.pt"
     code, out, err = ground("predict", checkpoint, image, "the red square", "--out", "found.png", "--json")
     assert code == 0, err
-    printed = json.loads(out.splitlines()[0])
+    printed = json.loads(out)
     model = GroundingModel.load_checkpoint(checkpoint)
     found = model.predict(image, "the red square")
     assert printed["box"] == [round(side, 1) for side in found.box]
@@ -139,6 +139,8 @@ def test_predict_is_the_same_from_python_and_by_the_command(whole, dior, ground,
     again = f"../{tmp_path.name}/found.png"
     code, _, err = ground("predict", checkpoint, picture, "the red square", "--out", again)
     assert code == 2 and "this is the image itself" in err and picture.read_bytes() == before
+    code, out, err = ground("predict", checkpoint, image, "the red zeppelin")
+    assert code == 0 and "data: 1 phrase has words that the model does not know\n" in out, err
     code, _, err = ground("predict", checkpoint, image, " ?! ")
     assert code == 2 and "has no words" in err
 

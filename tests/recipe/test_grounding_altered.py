@@ -108,6 +108,8 @@ MODELS = {
     "unknown setting": set_to("config", "colour", value=3),
     "no freeze_norm": without("freeze_norm"),
     "baseline": set_to("baselines", "blind", value=torch.zeros(2, 4)),
+    "text encoder without a tokenizer": set_to("text", value={"config": "{}"}),
+    "text encoder is a list": set_to("text", value=["config", "tokenizer"]),
     "baselines are no tensors": set_to("baselines", value={"blind": [1, 2]}),
 }
 STATES = {

@@ -20,6 +20,37 @@ def test_data_that_are_not_there_are_told_before_the_backbone_is_loaded(ground):
     assert "backbone" not in out
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--text_encoder", "bert", "--text_layers", 3), "text_layers = 3: has no effect with text_encoder = 'bert'"),
+        (("--freeze_backbone", "true", "--backbone_lr_scale", 0.5), "has no effect with freeze_backbone = True"),
+        (("--mixed_precision", "false", "--autocast_dtype", "bf16"), "has no effect with mixed_precision = False"),
+    ],
+)
+def test_settings_without_effect_are_refused(flags, told, ground):
+    code, out, err = ground("train", "--data", "nowhere", *flags)
+    assert code == 2 and told in err and "leave one of the two out" in err, err
+    assert not out
+
+
+def test_what_a_training_says_of_its_phrases_and_settings(ground, tmp_path):
+    """A turned phrase can be longer, and was cut without a word; so were settings that the data make useless."""
+    data = write_squares(tmp_path, {"train": 4, "val": 2})
+    entries = json.loads((data / "train.json").read_text())
+    entries[0]["phrase"] = "the red square above the blue"
+    rows = [entry | {"box_format": "xyxy"} for entry in entries]
+    (data / "train.json").write_text(json.dumps(rows))
+    (data / "val.json").write_text(json.dumps(rows[1:2]))
+    flags = ("--box_format", "xywh", "--val_fraction", 0.3, "--max_words", 6, "--num_epochs", 1)
+    code, out, err = ground("train", "--data", data, *SMALL, *RANDOM, *flags)
+    assert code == 0, err
+    longer = "1 phrase of train is longer than 6 words when turned with the image"
+    assert f"data: {longer}; what is beyond is not read: --max_words 9\n" in out
+    assert "data: box_format = 'xywh' has no effect: all boxes say their own\n" in out
+    assert "data: val_fraction = 0.3 has no effect: there is a val\n" in out
+
+
 def test_phrases_that_are_cut_are_counted(ground, dior, whole):
     code, out, err = ground(
         "train", "--data", dior, *SMALL, *RANDOM, "--num_epochs", 1, "--max_words", 4, "--text_layers", 0

@@ -7,7 +7,7 @@ import torch
 
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, DataError
-from sat_vg.grounding.images import ImageStore
+from sat_vg.grounding.batches import ImageStore
 from sat_vg.grounding.readers import read_listing, split_records
 
 XML = """<annotation><filename>{name}.jpg</filename>{objects}</annotation>"""
@@ -51,6 +51,22 @@ def test_every_layout_gives_the_same_records(write, tmp_path):
     assert plain(read_listing(tmp_path), "train") == [
         (image, tuple(map(float, box)), phrase) for image, box, phrase in ROWS
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("train.txt", "a.png,1,2,3,4,p\n"), ("train.csv", "image,phrase,x1,y1,x2,y2\na.png,p,1,2,3,4\n")],
+)
+def test_a_layout_that_says_corners_is_not_guessed(name, text, tmp_path):
+    """One with swapped corners was taken for x, y, width, height, where there were no others."""
+    (tmp_path / name).write_text(text)
+    assert read_listing(tmp_path).splits["train"][0].box_format == "xyxy"
+    assert read_listing(tmp_path, "xywh").splits["train"][0].box_format == "xywh"
+
+
+def test_a_folder_may_hold_val_alone(tmp_path):
+    (tmp_path / "val.txt").write_text("a.png,1,2,3,4,p\n")
+    assert list(read_listing(tmp_path).splits) == ["val"]
 
 
 def dior(root, files):
@@ -152,6 +168,8 @@ def test_code_in_a_pth_is_not_run(tmp_path, monkeypatch):
         ({"image": "../a.png", "phrase": "a", "box": [1, 2, 3, 4]}, "leads out of"),
         ({"image": "/etc/passwd", "phrase": "a", "box": [1, 2, 3, 4]}, "leads out of"),
         ({"image": "a.png", "phrase": "a", "box": [1, 2, 3, 4], "split": "vall"}, "split is 'vall'"),
+        ({"image": "a.png", "phrase": "a", "box": [1, 2, 3, 4], "split": 0}, "split is '0'"),
+        ({"image": "a.png", "phrase": "a", "box": [1, 2, 3, 4], "box_format": 0}, "box_format is 0"),
         ({"image": "a.png", "phrase": "a", "box": [1, 2, 3, 4], "box_format": "xyx"}, "box_format is 'xyx'"),
         (7, "is no object"),
     ],
@@ -169,7 +187,9 @@ def test_what_is_wrong_with_a_record_is_named_with_its_place(entry, problem, tmp
     [
         ("a.json", "[", "not valid JSON"),
         ("a.json", '{"image": 1}', "list of objects"),
+        ("a.jsonl", '\n{"image": "a.png"}\n{"image": ', r"a.jsonl' is not valid JSONL: line 3: "),
         ("a.csv", "image,text\n", "it needs image, phrase"),
+        ("a.csv", "image,phrase,box,box\na.png,p,1 2 3 4,5 6 7 8\n", "names the column 'box' twice"),
         ("a.xyz", "", "a file that ends in"),
         ("a.txt", b"\xff\xfe", "not UTF-8"),
     ],

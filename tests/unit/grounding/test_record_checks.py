@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from sat_vg.backbone_finetuning.utils.errors import DataError
-from sat_vg.grounding.batches import Data
-from sat_vg.grounding.checks import check_records
-from sat_vg.grounding.images import ImageStore
+from sat_vg.grounding.batches import ImageStore
+from sat_vg.grounding.data import Data, check_records
 from sat_vg.grounding.readers import Record
 
 
@@ -111,6 +110,12 @@ def test_ambiguous_phrases_and_images_in_two_splits_are_counted(tmp_path):
         "train: 1 phrase names two boxes of one image, such as 'the ship' in 'a'",
         "1 image is in train and in test: results on test flatter the model",
     ]
+
+
+def test_a_record_that_comes_twice_is_told(tmp_path):
+    """Two phrases are one if they have the same words."""
+    train = [record((1, 1, 9, 9)), record((1, 1, 9, 9), phrase="The ship."), record((50, 30, 90, 55), phrase="tanks")]
+    assert check(train, tmp_path).notes == ["train: 1 phrase stands twice beside one box, such as 'the ship' in 'a'"]
 
 
 def test_a_split_without_a_sound_record_is_an_error(tmp_path):

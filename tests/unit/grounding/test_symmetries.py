@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sat_vg.grounding.batches import Phrases
-from sat_vg.grounding.images import ImageStore, Letterbox, letterbox, turn_boxes, turn_images
+from sat_vg.grounding.batches import ImageStore, Letterbox, Phrases, letterbox, turn_boxes, turn_images
 from sat_vg.grounding.readers import Record
 from sat_vg.grounding.words import SYMMETRIES, Vocabulary, tokens_of, turn_words
 
@@ -81,7 +80,7 @@ def test_turned_data_are_the_data_turned(symmetry, tmp_path):
     ]
     store = ImageStore(list(images), 40, images.__getitem__, tmp_path)
     data = Phrases(records, store, partial(Vocabulary.of([phrase]).encode, max_words=20))
-    one, two = data._batch([0], {"image": symmetry}), data._batch([1], {})
+    one, two = data.batch([0], {"image": symmetry}), data.batch([1], {})
     for name in ("images", "masks", "words"):
         assert torch.equal(getattr(one, name), getattr(two, name)), name
     torch.testing.assert_close(one.boxes, two.boxes, atol=1e-6, rtol=0)
