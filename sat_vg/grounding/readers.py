@@ -241,7 +241,9 @@ def _voc_parts(root: Path) -> dict[str, Callable[[], list[_Row]]]:
 
     Behind a file that cannot be read no number is known; only splits with such numbers cannot be read.
     """
-    files = sorted((root / "Annotations").glob("*.xml"), key=lambda file: file.name)
+    # Names that begin with a dot are files of macOS and editors.
+    found = (root / "Annotations").glob("[!.]*")
+    files = sorted((file for file in found if file.suffix.lower() == ".xml"), key=lambda file: file.name)
     if not files:
         raise DataError(f"{str(root / 'Annotations')!r} holds no .xml file")
     indices = [index for split in SPLITS if (index := root / f"{split}.txt").is_file()]
@@ -277,11 +279,13 @@ def _xml_rows(file: Path, text: str) -> _Rows:
     if "<!DOCTYPE" in text or "<!ENTITY" in text:  # entities can expand without bound, and VOC has none
         raise _Unusable("declares XML entities, which are refused; remove its <!DOCTYPE …>")
     tree = ElementTree.fromstring(text)
-    image = Path((tree.findtext("filename") or f"{file.stem}.jpg").strip()).name
+    image = Path((tree.findtext("filename") or f"{file.stem}.jpg").strip().replace("\\", "/")).name
     for number, entry in enumerate(tree.iter("object"), start=1):
+        source, phrases = f"{file.name}, object {number}", [one.text or "" for one in entry.findall("description")]
         box = [entry.findtext(f"bndbox/{side}", "").strip() for side in ("xmin", "ymin", "xmax", "ymax")]
-        row = {"image": image, "phrase": entry.findtext("description"), "box": box, "box_format": "xyxy"}
-        yield _Row(f"{file.name}, object {number}", row | {"id": f"{file.stem}/{number}"})
+        row = {"image": image, "phrase": phrases[0] if phrases else None, "box": box, "box_format": "xyxy"}
+        several = _Unusable(f"has {len(phrases)} descriptions; keep the one that is its phrase")
+        yield _Row(source, several if len(phrases) > 1 else row | {"id": f"{file.stem}/{number}"})
 
 
 def _json_rows(file: Path, text: str) -> _Rows:

@@ -95,6 +95,32 @@ def test_dior_rsvg_counts_objects_over_sorted_names(tmp_path):
     assert listing.splits["train"][1].image.endswith("00010.jpg")
 
 
+def test_every_xml_file_counts_whatever_its_ending_and_none_of_macos(tmp_path):
+    """One that ends in .XML was left out in silence, and all objects behind it had other numbers."""
+    dior(tmp_path, {"1": [((1, 1, 9, 9), "first")], "2": [((1, 1, 9, 9), "second")]})
+    (tmp_path / "Annotations/1.xml").rename(tmp_path / "Annotations/1.XML")
+    (tmp_path / "Annotations/._1.XML").write_bytes(b"\0\5\x16\7\xff")
+    (tmp_path / "train.txt").write_text("0 1")
+    assert [record.phrase for record in read_listing(tmp_path).splits["train"]] == ["first", "second"]
+
+
+def test_names_of_images_as_windows_writes_them(tmp_path):
+    dior(tmp_path, {"1": [((1, 1, 9, 9), "first")]})
+    xml = tmp_path / "Annotations/1.xml"
+    xml.write_text(xml.read_text().replace("1.jpg", r"C:\data\1.jpg"))
+    (record,) = read_listing(tmp_path).splits[""]
+    assert record.image == str(tmp_path / "1.jpg")
+
+
+def test_an_object_with_two_descriptions_is_told(tmp_path):
+    """The second one was left out in silence."""
+    dior(tmp_path, {"1": [((1, 1, 9, 9), "first</description><description>another"), ((1, 1, 9, 9), "second")]})
+    listing = read_listing(tmp_path)
+    assert listing.problems == {"": ["1.xml, object 1: has 2 descriptions; keep the one that is its phrase"]} and [
+        record.phrase for record in listing.splits[""]
+    ] == ["second"]
+
+
 def test_an_object_that_is_listed_twice_is_told(tmp_path):
     """In one split it is no second record; in two it is a record of both, and a line says so."""
     dior(tmp_path, {"1": [((1, 1, 9, 9), "first"), ((2, 2, 8, 8), "second"), ((3, 3, 7, 7), "third")]})
