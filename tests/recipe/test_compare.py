@@ -250,12 +250,44 @@ def test_other_settings_or_images_are_refused(images, out, here):
     assert code == 2
     assert "4 of 4 cells in" in err
     assert "learning_rate: was 0.0003, now 0.01" in err
+    assert "Put --learning_rate 0.0003 behind -- to go on with them; or use another --out, or --anew true to" in err
     extra = images / "sea" / "extra.png"
     write_image(extra, COLOURS["sea"], 999)
     code, _, err = here(*flags(images, out))
     extra.unlink()
     assert code == 2
     assert "the images have changed" in err
+
+
+def test_defaults_of_another_version_are_named_as_flags(images, out, here, tmp_path):
+    """The cells were trained with other defaults; where flags for all cells cannot say that, none are named."""
+    old = tmp_path / "old"
+    for folder in (out / "cells").iterdir():
+        (old / "cells" / folder.name).mkdir(parents=True)
+        config = FinetuneConfig.from_yaml(folder / "config.yaml").replace(weight_decay=0.05, label_smoothing=0.05)
+        config.to_yaml(old / "cells" / folder.name / "config.yaml")
+    code, _, err = here(*flags(images, old))
+    assert code == 2
+    found = re.search("\nPut (--.*) behind -- to go on with them", err)
+    assert found, err
+    assert here(*flags(images, old, "--dry_run", settings=[*TINY, *shlex.split(found[1])]))[1].count("begun") == 0
+    config.replace(weight_decay=0.1).to_yaml(old / "cells" / folder.name / "config.yaml")
+    code, _, err = here(*flags(images, old))
+    assert code == 2
+    assert "behind --" not in err
+    assert "Use another --out, or --anew true to move them aside" in err
+
+
+def test_a_dry_run_finds_broken_images(images, tmp_path, here):
+    broken = images / "sea" / "broken.png"
+    broken.write_bytes(b"no image")
+    try:
+        code, _, err = here(*flags(images, tmp_path / "out", "--dry_run"))
+    finally:
+        broken.unlink()
+    assert code == 2
+    assert "broken.png" in err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,38 @@ def test_a_search_in_which_lp_ft_trained_otherwise_is_refused(images, tmp_path, 
     assert here(*arguments, *usual)[0] == here(*arguments)[0] == 1
 
 
+@pytest.mark.parametrize("epochs", [4, 8])
+def test_a_search_without_a_strategy_goes_on_as_it_was_begun(images, tmp_path, here, monkeypatch, epochs):
+    """Before short runs began with a linear probe all stages were trained at once, as the trials' logs say."""
+    monkeypatch.setattr(tune_run, "_train", lambda *given: EndedTraining(0, None, 1.0, None))
+    out = tmp_path / "out"
+    search = ("--search", "weight_decay=0,1e-3", "--num_epochs", epochs, "--pretrained", "true")
+    arguments = (images, *search, "--out", out)
+    assert here(*arguments)[0] == 1, "no trial has a score"
+    log = out / "trials/0001/logs/metrics.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text('{"phase": "full", "epoch": 1, "step": 7}\n')
+    assert here(*arguments)[0] == 1, "a search of this version, that a long run began"
+    as_earlier_versions_began_it(out)
+    code, _, err = here(*arguments)
+    assert code == 2
+    assert "strategy: was 'full', now None" in err
+    assert "Use --strategy full " in err
+    flags = shlex.split(err.split("Use ")[1].split(" to go on")[0])
+    assert here(*arguments, *flags)[0] == 1, "as it was begun"
+    log.write_text('{"phase": "linear_probe", "epoch": 1, "step": 7}\n')
+    assert here(*arguments)[0] == (1 if epochs == 4 else 2), "it had begun with a probe"
+
+
+def as_earlier_versions_began_it(out: Path) -> None:
+    """Take what this version adds out of the record of a search."""
+    with sqlite3.connect(out / "study.db") as study:
+        (text,) = study.execute("SELECT value_json FROM study_user_attributes WHERE key = 'identity'").fetchone()
+        identity = json.loads(text)
+        del identity["fields that lp_ft sets"]
+        study.execute("UPDATE study_user_attributes SET value_json = ?", (json.dumps(identity),))
+
+
 def test_a_grid_from_its_images_to_the_command_of_the_best(images, tmp_path, here):
     search = ("--search", "learning_rate=1e-3,1e-9", "--num_epochs", "2", *QUICK, "--out", tmp_path / "out")
     code, said, err = here(images, *search)
@@ -309,6 +341,18 @@ def test_the_shown_commands(images, tmp_path, here):
         code, said, err = here(*words, "--dry_run")
         assert code == 0, (line, err)
         assert "dry run: nothing was trained" in said
+
+
+def test_a_dry_run_finds_broken_images(images, tmp_path, here):
+    broken = images / "sea" / "broken.png"
+    broken.write_bytes(b"no image")
+    try:
+        code, _, err = here(images, "--search", "weight_decay=0,1e-3", "--out", tmp_path / "out", "--dry_run")
+    finally:
+        broken.unlink()
+    assert code == 2
+    assert "broken.png" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_in_python(images, capfd):

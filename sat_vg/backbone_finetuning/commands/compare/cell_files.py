@@ -151,19 +151,28 @@ def write_result(folder: Path, config: FinetuneConfig, result: CellResult, versi
     write_text(folder / CELL, json.dumps(content, indent=1) + "\n")
 
 
-def changed_settings(folder: Path, wanted: FinetuneConfig) -> list[str]:
-    """The differences between the stored and the wanted settings, a line for each setting that matters."""
+def changed_fields(folder: Path, wanted: FinetuneConfig) -> dict[str, tuple[Any, Any]]:
+    """The stored and the wanted value of each setting that matters and differs.
+
+    Raises ConfigError where the stored ones cannot be used any more.
+    """
     path = folder / CONFIG
     if not path.exists():
-        return []
-    try:
-        earlier, now = FinetuneConfig.from_yaml(path).to_dict(), wanted.to_dict()
-    except ConfigError as error:
-        return [f"{path} cannot be used any more: {str(error).splitlines()[0]}"]
+        return {}
+    earlier, now = FinetuneConfig.from_yaml(path).to_dict(), wanted.to_dict()
     if now["early_stopping_metric"] is None and earlier["early_stopping_metric"] == "val_accuracy":
         now["early_stopping_metric"] = "val_accuracy"  # the default of earlier versions
     names = [name for name in now if name not in FIELDS_FREE_ON_RESUME]
-    return [f"{name}: was {earlier[name]!r}, now {now[name]!r}" for name in names if earlier[name] != now[name]]
+    return {name: (earlier[name], now[name]) for name in names if earlier[name] != now[name]}
+
+
+def changed_settings(folder: Path, wanted: FinetuneConfig) -> list[str]:
+    """The differences between the stored and the wanted settings, a line for each setting that matters."""
+    try:
+        changed = changed_fields(folder, wanted)
+    except ConfigError as error:
+        return [f"{folder / CONFIG} cannot be used any more: {str(error).splitlines()[0]}"]
+    return [f"{name}: was {earlier!r}, now {now!r}" for name, (earlier, now) in changed.items()]
 
 
 def put_aside(folder: Path, earlier: Path) -> None:

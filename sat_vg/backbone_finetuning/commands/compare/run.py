@@ -1,9 +1,11 @@
 """The comparison, from top to bottom: cells → data → trainings → costs → ranking → tables and chart."""
 
 import io
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
+from typing import Any
 
 from sat_vg.backbone_finetuning.commands.compare import cell_files
 from sat_vg.backbone_finetuning.commands.compare.cells import Cell, make_cells, parse_count
@@ -13,6 +15,7 @@ from sat_vg.backbone_finetuning.commands.compare.training_process import Trainin
 from sat_vg.backbone_finetuning.commands.evaluate.cli import EvaluateOptions
 from sat_vg.backbone_finetuning.commands.evaluate.run import evaluate_checkpoint
 from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing, lock_output
+from sat_vg.backbone_finetuning.configs.plain_values import as_argument
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL, current_versions, read_artifact
 from sat_vg.backbone_finetuning.models.networks.table import find_backbone
@@ -41,18 +44,18 @@ def compare(options: CompareOptions, flags: Sequence[str] = ()) -> None:
     limits = Limits(parse_count(options.max_params), options.min_images_per_second)
     cells = make_cells(options, flags)
     _require_backbones(cells)
-    for place, cell in enumerate(cells):
-        if (size := choose_image_size(cell.config)) is not None:
-            cells[place] = replace(cell, config=cell.config.replace(image_size=size.pixels))
+    cells = _with_image_sizes(cells)
     out = expand_home(options.out)
+    seeds = {cell.config.seed: cell.config for cell in cells}
     if options.dry_run:
+        for config in seeds.values():
+            cell_files.checked_images(config)
         _show_cells(cells, options)
         return
     with lock_output(out):
-        seeds = {cell.config.seed: cell.config for cell in cells}
         # Listed and checked before anything is trained on them.
         data = {seed: cell_files.checked_images(config) for seed, config in seeds.items()}
-        _refuse_changes(cells, {seed: fingerprint for seed, (_, fingerprint) in data.items()}, options)
+        _refuse_changes(cells, {seed: fingerprint for seed, (_, fingerprint) in data.items()}, options, flags)
         finished, failures = [], []
         for number, cell in enumerate(cells, start=1):
             heading = f"[{number}/{len(cells)}] {cell.name}"
@@ -85,7 +88,17 @@ def _require_backbones(cells: Sequence[Cell]) -> None:
         choose_hardware(config)
 
 
-def _refuse_changes(cells: Sequence[Cell], fingerprints: Mapping[int, str], options: CompareOptions) -> None:
+def _with_image_sizes(cells: Sequence[Cell]) -> list[Cell]:
+    sizes = [choose_image_size(cell.config) for cell in cells]
+    return [
+        cell if size is None else replace(cell, config=cell.config.replace(image_size=size.pixels))
+        for cell, size in zip(cells, sizes, strict=True)
+    ]
+
+
+def _refuse_changes(
+    cells: Sequence[Cell], fingerprints: Mapping[int, str], options: CompareOptions, flags: Sequence[str]
+) -> None:
     """Refuse cells that were trained with other settings or on other images; with ``--anew``, move them aside."""
     changed = {}
     for cell in cells:
@@ -100,12 +113,43 @@ def _refuse_changes(cells: Sequence[Cell], fingerprints: Mapping[int, str], opti
     if changed and not options.anew:
         shown = "".join(f"\n  {cell.name}: {'; '.join(lines)}" for cell, lines in list(changed.items())[:6])
         more = f"\n  and {len(changed) - 6} more" if len(changed) > 6 else ""
+        as_before = _flags_that_go_on(list(changed), options, flags)
+        go_on = f"Put {as_before} behind -- to go on with them; or use" if as_before else "Use"
         raise ConfigError(
             f"{len(changed)} of {counted(len(cells), 'cell')} in {options.out!r}: trained with other settings or "
-            f"images:{shown}{more}\nUse another --out, or --anew to move them aside and train them again"
+            f"images:{shown}{more}\n{go_on} another --out, or --anew true to move them aside and train them again"
         )
     for cell in changed:
         cell_files.put_aside(cell.folder, cell.folder.parent.parent / "earlier_cells")
+
+
+def _flags_that_go_on(changed: Sequence[Cell], options: CompareOptions, flags: Sequence[str]) -> str:
+    """The flags with which no cell has other settings than it was trained with; empty where no flags do that.
+
+    A field that nobody set may be among them: its default has changed since.
+    """
+    earlier: dict[str, Any] = {}
+    try:
+        for cell in changed:
+            fields = cell_files.changed_fields(cell.folder, cell.config)
+            earlier |= {name: value for name, (value, _) in fields.items()}
+        own = [part for name, value in earlier.items() for part in (f"--{name}", as_argument(value))]
+        again = _with_image_sizes(make_cells(options, [*_without(flags, earlier), *own]))
+        if not own or any(cell_files.changed_fields(cell.folder, cell.config) for cell in again):
+            return ""
+    except ConfigError:
+        return ""
+    return shlex.join(own)
+
+
+def _without(flags: Sequence[str], names: Collection[str]) -> list[str]:
+    """Flags of the training without those of some fields, and their values."""
+    kept, is_kept = list[str](), True
+    for word in flags:
+        if word.startswith("--"):
+            is_kept = word[2:].partition("=")[0] not in names
+        kept += [word] if is_kept else []
+    return kept
 
 
 def _run_cell(cell: Cell, splits: Splits, fingerprint: str, heading: str) -> cell_files.CellResult | Failure:

@@ -71,11 +71,11 @@ def tune(options: TuneOptions, flags: Sequence[str] = ()) -> None:
     if options.prune:
         first_epochs = max(1, search.base.num_epochs // 3) if options.prune_after is None else options.prune_after
     _tell_search(search, most, first_epochs)
+    splits, fingerprint = checked_images(search.base)
+    metric = str(resolve_metric(search.base, splits).early_stopping_metric)
     if options.dry_run:
         say("dry run: nothing was trained")
         return
-    splits, fingerprint = checked_images(search.base)
-    metric = str(resolve_metric(search.base, splits).early_stopping_metric)
     rows = next((one.options for one in search.dimensions if isinstance(one, Choice) and one.name == "row"), {})
     identity = {
         **{f"search {one.name}": one.text for one in search.dimensions},

@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sat_vg.backbone_finetuning.commands.tune.search import Search
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.configs.plain_values import as_argument
+from sat_vg.backbone_finetuning.training.metric_lines import METRICS, read_metric_lines
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
 from sat_vg.backbone_finetuning.utils.file_locks import alone_with
 from sat_vg.backbone_finetuning.utils.folder_lock import is_in_use, lock_folder
@@ -115,6 +116,8 @@ class SearchStudy:
             )
         # A field that came with a later version has its default's meaning.
         defaults = {name: value for name, value in FinetuneConfig.defaults().items() if name in identity}
+        if LEFT_TO_LP_FT not in earlier and not earlier.get("strategy") and self._trained_all_stages_at_once():
+            earlier = {**earlier, "strategy": "full"}  # what an unset strategy meant, and does no longer
         earlier = {**defaults, LEFT_TO_LP_FT: [], **earlier}
         identity = {LEFT_TO_LP_FT: [], **identity}
         different = [name for name in {**earlier, **identity} if earlier.get(name) != identity.get(name)]
@@ -126,6 +129,15 @@ class SearchStudy:
                 f"{str(self.out)!r} holds another search, of which its trials are:{differences}\n"
                 f"Use {_flags_that_go_on(names, earlier, identity)} to go on, or another --out for this one"
             )
+
+    def _trained_all_stages_at_once(self) -> bool:
+        """Whether trials without a strategy did, as in earlier versions; now ``lp_ft`` may be chosen."""
+        base = self._search.base
+        if "row" in self._search.names or not base.pretrained or (base.says_what_is_trained and not base.strategy):
+            return False
+        logs = [self.folder_of(one.number + 1) / "logs" / METRICS for one in self._study.get_trials(deepcopy=False)]
+        first_lines = [entry for log in logs if log.exists() for _, entry in read_metric_lines(log).lines[:1]]
+        return any(entry.get("phase") == "full" for entry in first_lines)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
