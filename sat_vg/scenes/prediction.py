@@ -1,6 +1,7 @@
 """``sat-vg predict MODEL SCENE``: a map of classes by windows that slide over a scene."""
 
 import csv
+import hashlib
 import os
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sat_vg.backbone_finetuning.commands.predict.cli import PredictOptions
-from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_ensemble
+from sat_vg.backbone_finetuning.commands.trained_models import advising_smaller_batches, load_ensemble, model_file
 from sat_vg.backbone_finetuning.data.checks.image_traits import describe_decisions
 from sat_vg.backbone_finetuning.data.reading.decoder import Traits
 from sat_vg.backbone_finetuning.data.reading.gdal import require_rasterio
@@ -25,11 +26,13 @@ from sat_vg.backbone_finetuning.data.windows.places import corners_of
 from sat_vg.backbone_finetuning.models.ensemble import Ensemble
 from sat_vg.backbone_finetuning.models.prediction import LIKELIER_THAN_NOT
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError, StoppedError
+from sat_vg.backbone_finetuning.utils.file_stamps import sha256_of, stamp_of
 from sat_vg.backbone_finetuning.utils.home_paths import expand_home
 from sat_vg.backbone_finetuning.utils.precision import Precision, choose_device, choose_precision
 from sat_vg.backbone_finetuning.utils.printable import counted, one_line
 from sat_vg.backbone_finetuning.utils.terminal import progress, say
 from sat_vg.scenes.geojson import write_regions
+from sat_vg.scenes.kept_windows import KeptWindows, windows_kept_beside
 from sat_vg.scenes.preview import write_preview
 from sat_vg.scenes.rasters import WindowShares, files_aside, likeliest, write_class_raster, write_probabilities
 
@@ -79,14 +82,15 @@ def map_scene(options: PredictOptions) -> Path:
     say(f"scene: {scene.width} x {scene.height} pixels, {scene.bands} x {scene.dtype}, in {scene.crs or 'pixels'}")
     say(f"windows: {len(wanted):,} of {size} x {size} pixels{chosen}, stride {stride}{left_out}, on {precision}")
     values = np.full((len(windows), model.num_classes), np.nan, np.float32)
-    began = time.monotonic()
-    with advising_smaller_batches(options.batch_size):
-        values[shares > 0] = predict_windows(ensemble, precision, wanted, options.batch_size)
-    seconds = time.monotonic() - began
-    say(f"predicted in {seconds:.1f} s, {len(wanted) / max(seconds, 1e-9):.0f} windows/s")
-    rows, columns = (len(starts(length, size, stride)) for length in (scene.height, scene.width))
-    found = WindowShares(scene, size, stride, values.reshape(rows, columns, -1))
-    _write(target, found, windows, ensemble, options)
+    files = [model_file(path) for path in (options.checkpoint, *options.ensemble)]
+    numbers = (ensemble.num_views, options.batch_size, size, stride, stamp_of(scene.path), precision.arithmetic)
+    key = hashlib.sha256(repr(([sha256_of(path).hexdigest() for path in files], *numbers)).encode()).digest()
+    with windows_kept_beside(target, key, (len(wanted), model.num_classes), options.batch_size) as kept:
+        predict_windows(ensemble, precision, wanted, options.batch_size, kept)
+        values[shares > 0] = kept.values
+        rows, columns = (len(starts(length, size, stride)) for length in (scene.height, scene.width))
+        found = WindowShares(scene, size, stride, values.reshape(rows, columns, -1))
+        _write(target, found, windows, ensemble, options)
     return target
 
 
@@ -141,8 +145,10 @@ def _require_one_class(ensemble: Ensemble, target: Path) -> None:
 
 
 @torch.inference_mode()
-def predict_windows(ensemble: Ensemble, precision: Precision, windows: Sequence[str], batch_size: int) -> np.ndarray:
-    """Probabilities of the classes in each window, float32 ``[N, classes]``.
+def predict_windows(
+    ensemble: Ensemble, precision: Precision, windows: Sequence[str], batch_size: int, kept: KeptWindows
+) -> None:
+    """Add the probabilities of the windows that are not in ``kept`` yet.
 
     ``batch_size`` windows go through the network at once; as many more are read meanwhile.
 
@@ -152,14 +158,19 @@ def predict_windows(ensemble: Ensemble, precision: Precision, windows: Sequence[
     """
     preprocessing = ensemble.models[0].preprocessing
     traits: dict[str, Traits] = {}
-    read = read_in_order(windows, preprocessing.geometry(), 2 * batch_size, decoder_of(preprocessing), traits)
-    found = np.empty((len(windows), ensemble.models[0].num_classes), np.float32)
-    done = 0
-    with progress(total=len(windows), desc="windows", unit="window") as bar:
+    left = windows[kept.count :]
+    if kept.count:
+        say(f"going on after {kept.count:,} windows, which a call that was stopped had predicted")
+    read = read_in_order(left, preprocessing.geometry(), 2 * batch_size, decoder_of(preprocessing), traits)
+    began = time.monotonic()
+    with (
+        progress(total=len(windows), initial=kept.count, desc="windows", unit="window") as bar,
+        advising_smaller_batches(batch_size),
+    ):
         while batch := list(islice(read, batch_size)):
-            for place, content in enumerate(batch):
+            for place, content in enumerate(batch, kept.count):
                 if not isinstance(content, Tensor):
-                    raise DataError(f"the window {windows[done + place]!r} cannot be read: {content}")
+                    raise DataError(f"the window {windows[place]!r} cannot be read: {content}")
             images = torch.stack([content for content in batch if isinstance(content, Tensor)])
             placed = precision.place_images(preprocessing.normalise(images.to(precision.device)))
             shares = [model.predict_probabilities(placed, ensemble.num_views).cpu() for model in ensemble.models]
@@ -168,12 +179,12 @@ def predict_windows(ensemble: Ensemble, precision: Precision, windows: Sequence[
                 raise StoppedError(
                     "the model's probabilities are no numbers: its weights are broken; use another one"
                 )
-            found[done : done + len(batch)] = mean.numpy()
-            done += len(batch)
+            kept.add(mean.float().numpy())
             bar.update(len(batch))
+    seconds = time.monotonic() - began
     for text in describe_decisions(traits):
         say(f"warning: {text}")
-    return found
+    say(f"predicted in {seconds:.1f} s, {len(left) / max(seconds, 1e-9):.0f} windows/s")
 
 
 def _write(

@@ -101,6 +101,9 @@ def read_index(path: Path) -> _Index:
             paths, numbers = table["path"].to_pylist(), table[_POOLED].combine_chunks().flatten().to_numpy()
             vectors = numbers.reshape(len(table), -1)
         else:
+            with path.open("rb") as file:
+                if file.read(2) != b"PK":  # NumPy takes it for a pickle, and advises to load it without care
+                    raise ValueError("it is neither .npz nor .parquet")
             with np.load(path, allow_pickle=False) as data:
                 paths, vectors, about = data["paths"].tolist(), data[_POOLED], parse_json(str(data["about"]))
         if not (vectors.ndim == 2 and vectors.dtype.kind == "f" and 0 < len(vectors) == len(paths)):

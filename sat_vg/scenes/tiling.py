@@ -303,7 +303,7 @@ def _tell(target: Path, tiles: Sequence[Tile], found: Labelled, options: TileOpt
     ]
     left_out = [f"{count:,} {reason}" for count, reason in reasons if count]
     if left_out:
-        say(f"left out: windows {', '.join(left_out)}")
+        say(f"windows left out: {', '.join(left_out)}")
     if options.split != "none":
         parts = Counter(tile.part for tile in tiles)
         unit = "pixels" if tiles[0].scene.crs is None else "m"

@@ -36,13 +36,14 @@ from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
 from sat_vg.backbone_finetuning.models.networks.costs import COSTS_FILE, read_costs
 from sat_vg.backbone_finetuning.models.networks.facts import read_facts
 from sat_vg.backbone_finetuning.models.networks.table import BACKBONES, find_backbone, usual_size
-from sat_vg.backbone_finetuning.utils.precision import choose_precision
+from sat_vg.backbone_finetuning.utils.precision import Precision, choose_precision
 from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.backbone_finetuning.utils.safe_files import write_text
 
 PAGE = Path(__file__).parents[2] / "docs/choosing.md"
 _CLASSES = 1000  # ImageNet's
 _BATCH = 4
+_FORMATS = {"": torch.bfloat16, "_fp32": torch.float32}  # by the ending of their columns
 _NO_SPEED = {"images_per_second": None, "milliseconds": None}
 
 
@@ -50,24 +51,23 @@ def measure_costs(name: str) -> dict[str, float | None]:
     """The row of a backbone but for its speed."""
     size = usual_size(find_backbone(name))
     model = FineTuneModel(name, _CLASSES, pretrained=False, image_size=size)
-    precision = choose_precision(torch.device("cpu"), mixed_precision=True)
-    precision.place_model(model)
-    parameters = count_parameters(model)
-    with without_values(model):  # the largest networks take seconds
-        flops = count_flops(model, size)
-        memory = measure_step_memory(model, precision)
-        forward_bytes = forward_bytes_per_image(model, precision)
-    top_1, top_5 = accuracies(name)
-    return {
-        "image_size": size,
-        "top_1": top_1,
-        "top_5": top_5,
-        "parameters": parameters,
-        "flops": flops,
-        "fixed_bytes": memory.fixed,
-        "bytes_per_image": memory.per_image,
-        "forward_bytes_per_image": forward_bytes,
+    # Whatever this machine computes in: tensors without values have any format.
+    formats = {
+        "": Precision(torch.device("cpu"), torch.bfloat16),
+        "_fp32": Precision(torch.device("cpu"), torch.float32),
     }
+    formats[""].place_model(model)
+    costs: dict[str, float | None] = {"image_size": size}
+    costs["top_1"], costs["top_5"] = accuracies(name)
+    costs["parameters"] = count_parameters(model)
+    with without_values(model):  # the largest networks take seconds
+        costs["flops"] = count_flops(model, size)
+        for suffix, precision in formats.items():
+            memory = measure_step_memory(model, precision)
+            costs[f"fixed_bytes{suffix}"] = memory.fixed
+            costs[f"bytes_per_image{suffix}"] = memory.per_image
+            costs[f"forward_bytes_per_image{suffix}"] = forward_bytes_per_image(model, precision)
+    return costs
 
 
 def measure_speed(name: str) -> dict[str, float | None]:

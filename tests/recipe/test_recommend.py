@@ -3,13 +3,16 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import REPOSITORY, environment
 
 from sat_vg.backbone_finetuning.configs.command_line import parse_command_line
 from sat_vg.backbone_finetuning.models.networks.costs import read_costs
 from sat_vg.backbone_finetuning.models.networks.table import BACKBONES
+from sat_vg.backbone_finetuning.utils import machine_memory, precision
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
 
 pytestmark = pytest.mark.recipe
@@ -111,6 +114,30 @@ def test_a_probe_has_room_for_a_forward_pass(found):
         assert row.forward_bytes_per_image < row.bytes_per_image
         pixels = 3 * 2 * row.image_size**2  # in bf16
         assert row.forward_bytes_per_image > pixels
+
+
+@pytest.mark.parametrize("computes_in_bf16", [True, False])
+@pytest.mark.parametrize(("images", "size"), [(10**6, 224), (50, 2048)])
+def test_memory_is_counted_in_the_format_of_the_machine(found, monkeypatch, computes_in_bf16, images, size):
+    """A CPU without bf16 keeps activations of twice the bytes."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(precision, "_cpu_computes_in_bf16", lambda: computes_in_bf16)
+    monkeypatch.setattr(machine_memory, "machine_memory", lambda: SimpleNamespace(total=3 * 2**30))
+    answer = found("--images", images, "--image_size", size)
+    ending, given = ("", "true") if computes_in_bf16 else ("_fp32", "false")
+    assert answer["strategy"] == ("full" if images > 50 else "linear_probe")
+    for row in map(read_costs().get, (one["name"] for one in answer["candidates"])):
+        fixed = getattr(row, f"fixed_bytes{ending}")
+        per_image = getattr(row, f"bytes_per_image{ending}")
+        if images == 50:
+            fixed, per_image = 8 * row.parameters, getattr(row, f"forward_bytes_per_image{ending}")
+        assert fixed + 8 * per_image * row.growth(size) <= 0.8 * 3 * 2**30, row.name
+    said = f"in four fifths of this machine's 3 GiB, in {'bf16' if computes_in_bf16 else 'fp32'}"
+    assert any(said in reason for reason in answer["reasons"])
+    elsewhere = found("--images", images, "--image_size", size, "--memory_gib", 3, "--mixed_precision", given)
+    assert elsewhere["candidates"] == answer["candidates"]
+    assert ("--mixed_precision false" in elsewhere["command"]) == (given == "false")
 
 
 def test_larger_images_take_more(found):

@@ -1,5 +1,6 @@
 """The package as a wheel and as a source archive, outside of the checkout."""
 
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,11 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, TINY, write_classes
+
+from sat_vg.backbone_finetuning.commands.serve.cli import ServeOptions
+from sat_vg.backbone_finetuning.configs.option_parser import parse_options
+from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL
+from sat_vg.cli import COMMANDS
 
 pytestmark = pytest.mark.recipe
 
@@ -80,6 +86,39 @@ def test_the_source_archive_gives_the_same_wheel(source, wheel, tmp_path):
     run(*BUILD, "--wheel-dir", tmp_path, archive, cwd=tmp_path)
     (again,) = tmp_path.glob("*.whl")
     assert contents(again) == contents(wheel)
+
+
+def test_the_image_of_the_server_fits_the_package_and_its_page(wheel, tmp_path):
+    """No test can build it. A wheel is built of the files that it copies, and what it names is compared."""
+    lines = [line.split(maxsplit=1) for line in (REPOSITORY / "docs/Dockerfile").read_text().splitlines() if line]
+    said = {key: [rest for name, rest in lines if name == key] for key, _ in lines}
+    page = (REPOSITORY / "docs/serving.md").read_text()
+    app = tmp_path / "app"
+    for *names, target in map(str.split, said["COPY"]):
+        for name in names:
+            place = app / target / name if target.endswith("/") else app / target
+            place.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy)(REPOSITORY / name, place)
+    run(*BUILD, "--wheel-dir", tmp_path, app, cwd=tmp_path)
+    (built,) = tmp_path.glob("*.whl")
+    assert {name for name in contents(built) if "__pycache__" not in name} == set(contents(wheel))
+    (python,) = re.findall(r"python:3\.(\d+)-slim", said["FROM"][0])
+    (oldest,) = re.findall(r'python_requires=">=3\.(\d+)"', (REPOSITORY / "setup.py").read_text())
+    assert int(python) >= int(oldest)
+    (installed,) = re.findall(r"'\.\[(.+)\]'", " ".join(said["RUN"]))
+    assert {"serve", "geo"} == set(installed.split(",")) <= set(extras_of(wheel))
+    assert "libexpat1" in " ".join(said["RUN"]), "the one library that rasterio's wheel looks for in the system"
+    program, name, *arguments = json.loads(said["ENTRYPOINT"][0]) + json.loads(said["CMD"][0])
+    assert (program, COMMANDS[name].module) == ("sat-vg", "sat_vg.backbone_finetuning.commands.serve.cli")
+    options = parse_options(ServeOptions, arguments, "sat-vg serve", "", {"checkpoint": "MODEL"})
+    assert options.host == "0.0.0.0", "a container's own 127.0.0.1 is reached by nobody"
+    assert said["EXPOSE"] == [str(options.port)]
+    assert f"http://127.0.0.1:{options.port}/health" in said["HEALTHCHECK"][0]
+    assert f"-p {options.port}:{options.port} " in page
+    assert f"/checkpoints:{Path(options.checkpoint).parent}:ro" in page
+    assert options.checkpoint.endswith(f"/{BEST_MODEL}")
+    (user,) = said["USER"]
+    assert any(f"useradd --create-home {user}" in one for one in said["RUN"]), "the cache lies in a home"
 
 
 def extras_of(wheel: Path) -> list[str]:

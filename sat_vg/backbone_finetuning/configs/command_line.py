@@ -79,7 +79,7 @@ def parse_command_line(
     written, words = split_arguments(arguments, types, rules, prog)
     if "help" in written:
         print_help(FinetuneConfig, prog, _DESCRIPTION, _USAGE, topics=TOPICS, more=_OWN_HELP)
-    refuse_words(words, prog)
+    refuse_words(words, prog, "images are named by --dataset_path, settings in a file by --config; ")
     named = dict(settings or {})
     for path in written.pop("config", ()):
         from_file = read_yaml(find_recipe(path))

@@ -117,10 +117,10 @@ def split_arguments(
     return written, words
 
 
-def refuse_words(words: Sequence[str], prog: str) -> None:
-    """Raise a ConfigError if there are words that no option takes."""
+def refuse_words(words: Sequence[str], prog: str, hint: str = "") -> None:
+    """Raise a ConfigError if there are words that no option takes; ``hint`` says what may be meant."""
     if words:
-        raise ConfigError(f"unrecognized arguments: {' '.join(words)}; {prog} --help lists all options")
+        raise ConfigError(f"unrecognized arguments: {' '.join(words)}; {hint}{prog} --help lists all options")
 
 
 def typed_value(text: str, kind: Any) -> Any:

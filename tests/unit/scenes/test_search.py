@@ -150,7 +150,7 @@ def test_bad_input_in_one_sentence(command, tmp_path, checkpoint):
     other.save_checkpoint(tmp_path / "other.pt")
     cases = {
         ("none.npz", "scene.tif"): "is no file of vectors",
-        ("scene.tif", "scene.tif"): "is no file of vectors",
+        ("scene.tif", "scene.tif"): "is no file of vectors (it is neither .npz nor .parquet)",
         ("index.npz", "none.png"): "there is no such file",
         ("index.npz", "scene.tif/000500_000500_64x64"): "leads out of the scene",
         ("index.npz", "scene.tif", "--checkpoint", "other.pt"): "is not the model of 'index.npz'",

@@ -26,6 +26,9 @@ class RecommendOptions:
     """Number of training images."""
     memory_gib: PositiveFloat | None = None
     """Memory for a training step in GiB: of the GPU, or of the machine. Unset: what this machine has."""
+    mixed_precision: bool | None = None
+    """Whether a step computes in bf16 or fp16, as GPUs do, or in fp32, which takes up to twice the memory. Unset: as
+    this machine does; with --memory_gib or --table, true."""
     latency_ms: PositiveFloat | None = None
     """Longest time for one image in milliseconds, on a machine like the one that the table was measured on."""
     mobile: bool = False

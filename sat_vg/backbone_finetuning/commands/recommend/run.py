@@ -68,8 +68,8 @@ def show_recommendation(options: RecommendOptions) -> None:
     for reason in found.reasons:
         say(reason)
     say(f"\n{_cost_table(found.candidates[: options.rows], options)}")
-    rough = "Times are of one round beside other work, so they are rough; make costs measures them on this machine."
-    say(f"\n{costs_were_measured()}\n{rough}\n\nto begin with:\n  {found.command}")
+    rough = "Times are in fp32, of one round beside other work, so rough; make costs measures them on this machine."
+    say(f"{costs_were_measured()}\n{rough}\n\nto begin with:\n  {found.command}")
 
 
 def recommend(options: RecommendOptions) -> Recommendation:
@@ -90,7 +90,8 @@ def recommend(options: RecommendOptions) -> Recommendation:
     if most_parameters < math.inf:
         few = f"{most_parameters / 1e6:g} M parameters or fewer, for so many images"
         limits.append((few, lambda row: row.parameters <= most_parameters))
-    step = f"a step of {_SMALLEST_BATCH} images in four fifths of {whose}"
+    number_format = "fp32" if _computes_in_fp32(options) else "bf16"
+    step = f"a step of {_SMALLEST_BATCH} images in four fifths of {whose}, in {number_format}"
     limits.append((step, lambda row: _room(row, memory, options, strategy)))
     if (most := options.latency_ms) is not None:
         measured = sum(row.milliseconds is not None for row in candidates)
@@ -112,6 +113,7 @@ def recommend(options: RecommendOptions) -> Recommendation:
     words = ["sat-vg", "train", "--dataset_path", options.data or "DIR", "--backbone", chosen.name]
     words += ["--strategy", strategy, "--batch_size", str(batch)]
     words += ["--image_size", str(options.image_size)] if options.image_size else []
+    words += ["--mixed_precision", "false"] if options.mixed_precision is False else []
     return Recommendation(chosen.name, strategy, batch, tuple(reasons), tuple(candidates), shlex.join(words))
 
 
@@ -145,6 +147,19 @@ def _memory(options: RecommendOptions) -> tuple[float, str]:
     return total, f"this machine's {total / 2**30:.0f} GiB"
 
 
+def _computes_in_fp32(options: RecommendOptions) -> bool:
+    """Whether a step computes in fp32: as asked for, or as this machine does where the memory is its own."""
+    if options.mixed_precision is not None:
+        return not options.mixed_precision
+    if options.memory_gib is not None or options.table:
+        return False
+    import torch  # only now, as for the memory
+
+    from sat_vg.backbone_finetuning.utils.precision import choose_device, choose_precision
+
+    return choose_precision(choose_device("auto"), mixed_precision=True).autocast_dtype is torch.float32
+
+
 def _takes_size(row: BackboneCosts, pixels: int) -> bool:
     from sat_vg.backbone_finetuning.models.networks.table import BACKBONES  # and torch, which nothing else here needs
 
@@ -155,7 +170,7 @@ def _takes_size(row: BackboneCosts, pixels: int) -> bool:
 def _room(row: BackboneCosts, memory: float, options: RecommendOptions, strategy: Strategy) -> int:
     """Images of a step that fit, 0 if fewer than the smallest batch; a probe needs a forward pass alone."""
     largest_batch = row.largest_probe_batch if strategy == "linear_probe" else row.largest_batch
-    fits = largest_batch(_SHARE * memory, options.image_size)
+    fits = largest_batch(_SHARE * memory, options.image_size, _computes_in_fp32(options))
     return fits if fits >= _SMALLEST_BATCH else 0
 
 
@@ -178,13 +193,18 @@ def _cost_table(rows: Sequence[BackboneCosts], options: RecommendOptions) -> str
         "ms",
         *(f"{g} GB" for g in GPU_SIZES),
     )
-    return text_table(header, [table_cells(row, options.image_size) for row in rows])
+    in_fp32 = _computes_in_fp32(options)
+    table = text_table(header, [table_cells(row, options.image_size, in_fp32) for row in rows])
+    what = (
+        f"images of a training step of all stages in {'fp32' if in_fp32 else 'bf16'} that fit into four fifths of it"
+    )
+    return f"{table}\n\n{', '.join(header[-len(GPU_SIZES) :])}: {what}."
 
 
-def table_cells(row: BackboneCosts, image_size: int | None = None) -> tuple[str, ...]:
+def table_cells(row: BackboneCosts, image_size: int | None = None, in_fp32: bool = False) -> tuple[str, ...]:
     """A row of the table: what the weights reach, what the network costs, and the batches for ``GPU_SIZES``."""
     growth = row.growth(image_size)
-    batches = (row.largest_batch(_SHARE * gib * 2**30, image_size) for gib in GPU_SIZES)
+    batches = (row.largest_batch(_SHARE * gib * 2**30, image_size, in_fp32) for gib in GPU_SIZES)
     return (
         row.name,
         str(image_size or row.image_size),
