@@ -32,8 +32,8 @@ GROUNDING_ORDER = (
 # And of the modules of sat_vg.scenes.
 SCENES = "sat_vg.scenes"
 SCENES_ORDER = (
-    "geojson", "rasters", "drawn", "options", "labelling", "tiling", "preview", "kept_windows", "prediction", "similarity",
-    "functions", "tile_cli", "search_cli",
+    "geojson", "rasters", "drawn", "options", "labelling", "tiling", "preview", "kept_windows", "prediction",
+    "similarity", "functions", "tile_cli", "search_cli",
 )  # fmt: skip
 BELOW_SCENES = {name: set(SCENES_ORDER[:place]) for place, name in enumerate(SCENES_ORDER)}
 # predict with --out hands a scene over to the map of it: one command for the user, whatever the image's size.
