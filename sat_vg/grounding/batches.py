@@ -97,10 +97,8 @@ def require_every_pixel(width: int, height: int, name: str) -> None:
 class ImageStore:
     """The letterboxed images of a run, each decoded once, in a temporary memory-mapped file without a name.
 
-    The file takes 3 × ``size``² bytes an image in ``folder``; ``decode`` makes a uint8 ``[3, H, W]`` of a path.
-
-    Raises:
-        DataError: the disk of ``folder`` has no room for them.
+    The file takes 3 × ``size``² bytes an image in ``folder``; DataError: there is no room. ``decode`` makes a uint8
+    ``[3, H, W]`` of a path.
     """
 
     def __init__(self, paths: Sequence[str], size: int, decode: Callable[[str], Tensor], folder: Path) -> None:

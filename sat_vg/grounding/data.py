@@ -69,10 +69,8 @@ def load_data(
 ) -> Data:
     """Check the splits that are needed, and others where there are some; all their images are decoded.
 
-    ``preprocessing`` is that of the backbone, which says how images are read.
-
-    Raises:
-        DataError: the data cannot be read, a record of these splits is bad, or a needed split is missing.
+    ``preprocessing`` is that of the backbone, which says how images are read. Raises DataError where the data cannot
+    be read, a record of these splits is bad, or a needed split is missing.
     """
     path = drawn_tiles(cache_folder()) if config.data is None else expand_home(config.data)
     if config.data is None:
@@ -117,11 +115,7 @@ def load_data(
 
 
 def _problems_of(listing: Listing, wanted: Collection[str], notes: list[str]) -> list[str]:
-    """A line for each row of the splits that are wanted that is no record; ``notes`` take what others lack.
-
-    Raises:
-        DataError: the file of a split that is wanted cannot be read.
-    """
+    """A line for each bad row of the splits that are wanted, of which all must be read; ``notes`` take the others."""
     problems = list[str]()
     for split, error in listing.unread.items():
         if split in wanted:
@@ -154,10 +148,8 @@ def check_records(
 ) -> Data:
     """Bring all boxes to corners inside their images, and look for what a training would stumble over.
 
-    ``problems`` are those of records that could not be read; ``skip`` leaves bad records out.
-
-    Raises:
-        DataError: a record is bad and none may be left out, or a split has none left.
+    ``problems`` are those of records that could not be read. ``skip`` leaves bad records out; DataError: one is bad
+    and none may be left out, or a split has none left.
     """
     bad, notes, counts = list(problems), list[str](), Counter[tuple[str, str]]()
     everything = [record for records in splits.values() for record in records]

@@ -90,11 +90,7 @@ def tell_unknown_words(model: GroundingModel, phrases: Sequence[str]) -> None:
 
 
 def evaluate(options: EvaluateOptions) -> dict[str, Any]:
-    """Evaluate a grounding model; returns the content of metrics.json.
-
-    Raises:
-        UserError: the model or the data cannot be used, or the folder cannot be written to.
-    """
+    """Evaluate a grounding model; returns the content of metrics.json."""
     out = expand_home(options.out)
     model = GroundingModel.load_checkpoint(expand_home(options.checkpoint))
     precision = choose_precision(choose_device(options.device), mixed_precision=True)
@@ -123,11 +119,7 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
 
 
 def predict(options: PredictOptions) -> Prediction:
-    """Find a phrase in an image, and draw the box where that is asked for.
-
-    Raises:
-        UserError: the model or the image cannot be read, the phrase has no words, or the picture cannot be written.
-    """
+    """Find a phrase in an image, and draw the box where that is asked for."""
     out = None if options.out is None else expand_home(options.out)
     if out is not None and out.suffix.lower() != ".png":
         raise ConfigError(f"out = {options.out!r}: a .png file is written; for example found.png")

@@ -211,8 +211,9 @@ def _faults(content: Mapping[str, Any]) -> Iterator[str]:
     lacking = [name for name, kind in _PARTS.items() if not isinstance(content.get(name), kind)]
     if lacking:
         yield f"it lacks a sound {', '.join(lacking)}"
-    if not all(isinstance(word, str) for word in content["vocabulary"]):
-        yield "its vocabulary holds more than words"
+    words = content["vocabulary"]
+    if not all(isinstance(word, str) for word in words) or len(set(words)) < len(words):
+        yield "its vocabulary holds more than words, or one of them twice"
     if not all(isinstance(name, str) and type(one) in (int, float) for name, one in content["metrics"].items()):
         yield "its metrics are no numbers"
     sizes, text, num_weights = content["sizes"], content.get("text") or {}, len(content["state_dict"])

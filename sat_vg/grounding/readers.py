@@ -88,9 +88,7 @@ def read_listing(path: Path, box_format: BoxFormat | None = None) -> Listing:
     """Read a data set: a DIOR-RSVG folder, a folder with one file per split, or one file.
 
     ``box_format`` is that of boxes whose file does not say it; None: their numbers have to tell (see ``data``).
-
-    Raises:
-        DataError: there is no such data set, or a file cannot be read that may hold every split, or none can.
+    DataError: there is no such data set, or a file cannot be read that may hold every split, or none can.
     """
     require_data(path)
     folder = path if path.is_dir() else path.parent

@@ -19,10 +19,8 @@ _SHIFT = 1  # 0 is padding here, and a token of its own there
 class PretrainedText(nn.Module):
     """Tokens ``[P, T]`` → vectors ``[P, T, width]`` by a BERT-like encoder (Devlin et al., 2019).
 
-    ``config`` is that of the encoder, as JSON, ``tokenizer`` the content of its tokenizer.json.
-
-    Raises:
-        ConfigError: transformers knows no such encoder, or cannot be imported.
+    ``config`` is that of the encoder, as JSON, ``tokenizer`` the content of its tokenizer.json; ConfigError:
+    transformers knows no such encoder, or cannot be imported.
     """
 
     def __init__(self, config: str, tokenizer: str, width: int) -> None:

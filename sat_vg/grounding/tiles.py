@@ -54,11 +54,7 @@ class _Thing(NamedTuple):
 
 
 def drawn_tiles(cache: Path) -> Path:
-    """The folder of the drawn tiles in ``cache``: images, train.json, val.json and test.json; drawn once.
-
-    Raises:
-        DataError: the cache cannot be written to.
-    """
+    """The folder of the drawn tiles in ``cache``: images, train.json, val.json and test.json; drawn once."""
     folder = cache / f"grounding_tiles_{_VERSION}_{_SEED}"
     try:
         if not folder.is_dir():

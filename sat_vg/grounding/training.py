@@ -219,8 +219,7 @@ def resume(
 ) -> RunState | None:
     """Restore the run in ``folder``; None where there is none, or it is not to be resumed.
 
-    Raises:
-        CheckpointError: no state can be read, or the newest one is of other settings or other data, or altered.
+    CheckpointError: no state can be read, or the newest one is of other settings or other data, or altered.
     """
     earlier = find_run(folder, config.resume)
     if earlier is None:
@@ -306,11 +305,7 @@ def build_model(
 
 
 def require_enough_images(config: GroundingConfig, model: GroundingModel, phrases: Phrases) -> None:
-    """Refuse images so small that a batch norm which is trained gets one value a channel from a single one.
-
-    Raises:
-        ConfigError: a batch may hold a single image.
-    """
+    """Refuse images so small that a batch norm which is trained gets one value a channel, if a batch may hold one."""
     smallest = len(phrases) % config.batch_size or config.batch_size
     if smallest > max(map(len, phrases.by_image.values())):
         return  # phrases of two images at least

@@ -94,6 +94,7 @@ MODELS = {
     "num_heads": set_to("sizes", "num_heads", value=3),
     "dropout": set_to("sizes", "dropout", value="much"),
     "vocabulary of numbers": set_to("vocabulary", value=[1, 2, 3]),
+    "vocabulary of one word": lambda content: content.update(vocabulary=["a"] * len(content["vocabulary"])),
     "vocabulary is longer": set_to("vocabulary", value=["a"] * 50_000),
     "unknown backbone": set_to("backbone", value="resnet1"),
     "another backbone": set_to("backbone", value="resnet18"),
