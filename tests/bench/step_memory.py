@@ -74,35 +74,25 @@ def predicted(backbone: str, batch_size: int, image_size: int, device_name: str)
         return measure_step_memory(model, precision).of_batch(batch_size)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbones", nargs="+", default=list(BACKBONES), metavar="NAME")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--part", choices=("measured", "predicted"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
+    parser.add_argument("--only_measure", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
     sizes = (given.batch_size, given.image_size, given.device)
-    if given.part:
-        print({"measured": measured, "predicted": predicted}[given.part](given.backbones[0], *sizes))
+    if given.only_measure:
+        print(measured(given.backbones[0], *sizes))
         return
     print("| backbone | measured, MiB | predicted, MiB | predicted / measured |\n|---|---:|---:|---:|")
     ratios = {}
     for name in given.backbones:
-        found = {}
-        for part in ("measured", "predicted"):
-            words = [
-                sys.executable,
-                __file__,
-                "--part",
-                part,
-                "--backbones",
-                name,
-                "--batch_size",
-                str(given.batch_size),
-            ]
-            words += ["--image_size", str(given.image_size), "--device", given.device]
-            found[part] = int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+        words = [sys.executable, __file__, "--only_measure", "--backbones", name, "--device", given.device]
+        words += ["--batch_size", str(given.batch_size), "--image_size", str(given.image_size)]
+        printed = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+        found = {"measured": int(printed), "predicted": predicted(name, *sizes)}
         ratios[name] = found["predicted"] / found["measured"]
         cells = (f"{found['measured'] / 2**20:.0f}", f"{found['predicted'] / 2**20:.0f}", f"{ratios[name]:.2f}")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)

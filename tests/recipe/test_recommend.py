@@ -1,13 +1,12 @@
 """``sat-vg recommend``: its rules, its table, and the memory of a step that it predicts against a measured one."""
 
 import json
-import subprocess
-import sys
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import REPOSITORY, environment
+from conftest import REPOSITORY
 
 from sat_vg.backbone_finetuning.configs.command_line import parse_command_line
 from sat_vg.backbone_finetuning.models.networks.costs import read_costs
@@ -198,15 +197,12 @@ def test_bad_input(command, arguments, message):
     assert err.count("\n") <= 2
 
 
-def test_the_predicted_memory_of_a_step_is_that_of_a_real_one(tmp_path):
+def test_the_predicted_memory_of_a_step_is_that_of_a_real_one(monkeypatch, capsys):
     """One small backbone here; docs/benchmarks/memory.md has the others, measured by the same script."""
-    words = ["--backbones", "mobilenet_v2", "--batch_size", "32", "--image_size", "128"]
-    done = subprocess.run(
-        [sys.executable, "tests/bench/step_memory.py", *words],
-        cwd=REPOSITORY, capture_output=True, text=True, env=environment(tmp_path),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert 0.8 < json.loads(done.stdout.splitlines()[-1])["mobilenet_v2"] < 1.2
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.syspath_prepend(REPOSITORY / "tests/bench")
+    import_module("step_memory").main(["--backbones", "mobilenet_v2", "--batch_size", "32", "--image_size", "128"])
+    assert 0.8 < json.loads(capsys.readouterr().out.splitlines()[-1])["mobilenet_v2"] < 1.2
 
 
 def test_in_python():
