@@ -266,7 +266,7 @@ def trained(name, images):
 
 
 def test_the_loaded_model_equals_the_trained_one_bitwise_in_a_new_process(tmp_path):
-    names = ("resnet18", "mobilenet_v2", "efficientnet_b0", "vit_b_16")
+    names = ("resnet18", "mobilenet_v2", "efficientnet_b0", "timm:vit_tiny_patch16_224")
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     expected = {}
     for name in names:
