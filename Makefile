@@ -42,12 +42,12 @@ every-test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist worksteal -m "not slow"
 
 # Files that build large networks, or take 4 seconds of a core and more; `make test` runs them.
-LARGE := $(patsubst %,--ignore=tests/unit/%.py,$(addprefix models/test_,adapters attention dilation explain \
-	finetune_model folded image_batches pooling input_bands table weight_files weights) $(addprefix data/test_,augmentation \
-	decoded_cache differing_files duplicates fill_values named_datasets scenes shards shard_sources spatial_split) \
-	$(addprefix training/test_,batch_sources depthwise epoch_curves equivalences linear_probe) scenes/test_maps \
-	scenes/test_search evaluation/test_costs evaluation/test_counted_memory reports/test_comparison_report \
-	reports/test_evaluation_reports)
+LARGE := $(patsubst %,--ignore=tests/unit/%.py,$(addprefix models/test_,adapters attention auxiliary_heads dilation \
+	explain finetune_model folded frozen_norm image_batches input_bands pooling table weight_files weights) \
+	$(addprefix data/test_,augmentation decoded_cache differing_files duplicates fill_values named_datasets scenes shards \
+	shard_sources spatial_split) $(addprefix training/test_,batch_sources depthwise epoch_curves equivalences \
+	linear_probe) $(addprefix reports/test_,comparison_report evaluation_reports overlays) \
+	$(addprefix evaluation/test_,costs counted_memory) $(addprefix scenes/test_,maps search))
 
 fast-tests: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist worksteal -m "not slow and not recipe" tests/unit $(LARGE) \

@@ -43,20 +43,20 @@ def feed_of(training):
     return ImageSource(training.model, training.precision, batches=None)
 
 
-def a_batch(count=32):
+def a_batch(count=16):
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
     return Batch(images, torch.eye(4)[torch.arange(count) % 4], torch.arange(count))
 
 
-def weights_after_steps(training, count=32):
+def weights_after_steps(training, count=16):
     for step in range(2):
         train_step(training, feed_of(training), a_batch(count), 0.05, step)
     return torch.cat([p.detach().flatten() for p in training.model.parameters()])
 
 
 def test_accumulation_equals_the_whole_batch_also_with_a_short_last_part_and_mixup():
-    for count, size, alpha in ((32, 8, 0.0), (30, 8, 0.0), (32, 8, 0.8)):
+    for count, size, alpha in ((16, 4, 0.0), (15, 4, 0.0), (16, 4, 0.8)):
         whole = weights_after_steps(make_training(count, alpha, clip=1.0), count)
         parts = weights_after_steps(make_training(size, alpha, clip=1.0), count)
         assert torch.allclose(whole, parts, rtol=1e-4, atol=1e-6), (count, size, alpha)
@@ -123,7 +123,7 @@ def test_a_step_tried_again_in_smaller_parts_is_the_step_that_begins_with_them(b
     found = []
     for training in (begun, replace(tried_again, loss=too_much)):
         training.model.train()
-        results = [train_step(training, feed_of(training), a_batch(16), 0.05, step) for step in range(3)]
+        results = [train_step(training, feed_of(training), a_batch(16), 0.05, step) for step in range(2)]
         assert training.micro_batches.size == size
         state = {**training.model.network.state_dict()}
         for place, entries in training.optimizer.state_dict()["state"].items():
