@@ -73,7 +73,7 @@ def windows_kept_beside(target: Path, key: bytes, shape: tuple[int, int], batch_
         WriteError: there is no room.
     """
     path = target.with_name(f".{target.name}.windows.tmp")
-    with explaining_writing(f"{str(target)!r} cannot be written", "; make room there"):
+    with explaining_writing(f"{str(target)!r} cannot be written", "; make room there, and the same command goes on"):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
         with os.fdopen(descriptor, "r+b") as file:

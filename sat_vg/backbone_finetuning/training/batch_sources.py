@@ -304,4 +304,4 @@ class BatchSources:
 
 def _why(no_room: NoRoom) -> str:
     allowed = "--cache_gib allows" if no_room.bound == "limit" else "the disk of the cache has room for"
-    return f"features would take {no_room.needed / 2**30:.2f} GiB, {allowed} {no_room.free / 2**30:.2f}"
+    return f"features would take {in_words(no_room.needed)}, {allowed} {in_words(no_room.free)}"

@@ -97,6 +97,12 @@ def test_help_says_what_each_field_is(capsys):
     assert "resnet50" in text
 
 
+def test_images_by_position_are_pointed_to_their_flag():
+    """As other commands take them."""
+    with pytest.raises(ConfigError, match="unrecognized arguments: my images; images are named by --dataset_path"):
+        parse_command_line(["my images", "--num_epochs", "2"])
+
+
 def test_every_recipe_is_a_valid_configuration():
     recipes = sorted(Path(__file__).parents[3].glob("configs/*.yaml"))
     assert recipes

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from sat_vg.backbone_finetuning.commands.evaluate.files import summary_of
 from sat_vg.backbone_finetuning.reports.evaluation_figures import TERMS, draw_class_scores, draw_reliability
 from sat_vg.backbone_finetuning.reports.evaluation_page import render_report
 from sat_vg.backbone_finetuning.reports.prediction_table import Prediction, SetPrediction, predictions_csv
@@ -205,3 +206,13 @@ def test_bars_of_average_precision_stand_beside_the_others():
     spans = sorted((bar.get_y(), bar.get_y() + bar.get_height()) for bar in axes.patches)
     assert all(one[1] < other[0] for one, other in pairwise(spans))  # none lies on another
     draw_class_scores(["a"], [rows_of(1)[0] | {"images": 0}]).savefig(io.BytesIO(), format="png")
+
+
+@pytest.mark.parametrize(("accuracy", "is_said"), [(1.0, True), (5 / 6, False)])
+def test_that_no_image_is_wrong_is_no_certainty(accuracy, is_said):
+    shares = dict.fromkeys(("accuracy", "macro_f1", "ece"), accuracy)
+    intervals = {"level": 0.95, "resamples": 1000, **{name: [share, share] for name, share in shares.items()}}
+    content = {"task": "single_label", "classes": {}, "averages": {}, "images": 6, "split": "val", "loss": 0.1}
+    text = summary_of({**content, **shares, "intervals": intervals, "calibration": {"temperature": 1.0}})
+    # 1 - 0.05 ** (1 / 6): with so many wrong ones, six right ones in a row would be a case of 5 %.
+    assert ("up to 39.3 % of such images may be" in text) == is_said

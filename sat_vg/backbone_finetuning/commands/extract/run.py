@@ -26,6 +26,7 @@ from sat_vg.backbone_finetuning.data.features.files import (
     write_features,
 )
 from sat_vg.backbone_finetuning.data.features.spool import Spool, hash_of_images
+from sat_vg.backbone_finetuning.data.reading.decoded_cache import in_words
 from sat_vg.backbone_finetuning.data.reading.decoder import Traits
 from sat_vg.backbone_finetuning.data.reading.geo import decoder_of
 from sat_vg.backbone_finetuning.data.reading.threads import read_in_order
@@ -157,8 +158,8 @@ def _require_room(target: Path, spool: Spool, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free + spooled < needed:
         raise WriteError(
-            f"{str(target)!r} needs {needed / 2**30:.1f} GiB while it is made, twice its size; free there are "
-            f"{free / 2**30:.1f} GiB. Make room, choose another --out, --dtype float16, or fewer --stages"
+            f"{str(target)!r} needs {in_words(needed)} while it is made, twice its size; free there are "
+            f"{in_words(free)}. Make room, choose another --out, --dtype float16, or fewer --stages"
         )
 
 
