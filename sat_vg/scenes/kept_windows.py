@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing
-from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, UserError, WriteError
 from sat_vg.backbone_finetuning.utils.file_locks import lock_file
 
 _CRC_BYTES = 4
@@ -66,7 +66,7 @@ def _crc(content: bytes) -> bytes:
 
 @contextmanager
 def windows_kept_beside(target: Path, key: bytes, shape: tuple[int, int], batch_size: int) -> Iterator[KeptWindows]:
-    """The windows of a map that will be ``target``; the file goes once the map is there.
+    """The windows of a map that will be ``target``; the file goes once the map is there, or cannot be made.
 
     Raises:
         ConfigError: another process makes this map.
@@ -84,8 +84,9 @@ def windows_kept_beside(target: Path, key: bytes, shape: tuple[int, int], batch_
             kept = KeptWindows(file, key, shape, batch_size)
             try:
                 yield kept
-            except BaseException:
-                if not kept.count:
+            except BaseException as error:
+                is_of_no_use = isinstance(error, UserError) and not isinstance(error, WriteError)
+                if is_of_no_use or not kept.count:
                     path.unlink()
                 raise
             path.unlink()
