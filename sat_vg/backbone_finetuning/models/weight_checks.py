@@ -1,13 +1,19 @@
 """What starting weights must be: numbers, in the shapes of the network, of all of it and of nothing deeper."""
 
-from collections import defaultdict
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
+from sat_vg.backbone_finetuning.models.networks.families.timm_cutting import TRUNK
 from sat_vg.backbone_finetuning.utils.errors import WeightsError
 from sat_vg.backbone_finetuning.utils.printable import list_some
+
+# Tokens that take part in the attention of vision transformers; a mask token does not, once it is trained.
+_FURTHER_TOKENS = re.compile(r"(reg|register|dist|cls|class|storage)_tokens?")
+# Swin's tables, which are computed anew, and what counters of operations leave behind.
+_COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask", "total_ops", "total_params")
 
 
 def require_numbers(usable: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
@@ -52,33 +58,31 @@ def require_all(backbone: str, source: str, missing: list[str], dropped: list[st
     )
 
 
-def require_no_deeper(
-    backbone: str, source: str, dropped: list[str], own: Mapping[str, Tensor], classifier: str
+def require_no_more(
+    backbone: str, source: str, dropped: Mapping[str, Tensor], own: Collection[str], classifier: str
 ) -> None:
-    """Refuse weights of a deeper network: more numbered layers where the network has numbered ones alone.
+    """Refuse weights of a network that has further layers or factors within this one's: they shaped all others.
 
-    What lies beside the ``classifier``, which names one of its tensors, differs for good reasons.
+    Such are a deeper network's blocks, the squeezes of an SE-ResNet, and the layer scales and tokens of some vision
+    transformers. What lies beside the ``classifier``, which names one of its tensors, differs for good reasons.
     """
-    numbered: dict[str, set[str]] = defaultdict(set)
-    for name in own:
-        parts = name.split(".")
-        for depth in range(1, len(parts) - 1):
-            numbered[".".join(parts[:depth])].add(parts[depth])
-    deeper = []
-    for name in dropped:
-        parts = name.split(".")
-        for depth in range(1, len(parts) - 1):
-            there = numbered.get(".".join(parts[:depth]), set())
-            if parts[depth].isdigit() and there and parts[depth] not in there and all(map(str.isdigit, there)):
-                deeper.append(".".join(parts[: depth + 1]))
-                break
-    head = classifier.partition(".")[0] + "."
-    deeper = [name for name in dict.fromkeys(deeper) if not name.startswith(head)]
-    if deeper:
+    parents = {name[: dot.start()] for name in own for dot in re.finditer(r"\.", name)}
+    heads = {classifier.partition(".")[0], "head"}  # timm has a norm in there, which is no part of the new classifier
+    more = []
+    for name, value in dropped.items():
+        path = name.removeprefix(TRUNK)
+        parts = [name[: dot.start()] for dot in re.finditer(r"\.|$", name)]  # a, a.b and a.b.c of a.b.c
+        unknown = next(part for part in parts if part not in parents)
+        is_within = "." in unknown.removeprefix(TRUNK) and path.partition(".")[0] not in heads
+        is_computed = name.endswith(_COMPUTED) or not value.is_floating_point()
+        is_nothing = name.endswith("bias") and not bool(value.any())
+        if _FURTHER_TOKENS.fullmatch(path) or (is_within and not is_computed and not is_nothing):
+            more.append(unknown.removeprefix(TRUNK))
+    if more:
         raise WeightsError(
-            f"weights = {source!r}: the file has layers that {backbone} lacks: {list_some(deeper)}. They seem to be "
-            "those of a deeper network: pass the backbone they were made with; or, where that is meant, "
-            "--allow_missing true"
+            f"weights = {source!r}: the file has layers that {backbone} lacks: "
+            f"{list_some(list(dict.fromkeys(more)))}. They seem to be those of another network, deeper or with more "
+            "in each layer: pass the backbone they were made with; or, where that is meant, --allow_missing true"
         )
 
 
@@ -95,7 +99,11 @@ def require_shapes(
         )
     elif not usable:
         held, needed = list_some(list(given)), list_some(list(own))
-        detail = f"no name matches, under no prefix: it holds {held}; {backbone} needs {needed}"
+        detail = (
+            f"no name matches, under no prefix: it holds {held}; {backbone} needs {needed}. The same network has "
+            "other names in other libraries: those of timm are for --backbone timm:NAME, all others must be renamed "
+            f"to those of {backbone}"
+        )
     else:
         return
     raise WeightsError(f"weights = {source!r} do not fit {backbone}: {detail}. Pass the backbone they were made with")

@@ -18,7 +18,7 @@ from sat_vg.backbone_finetuning.models.position_embedding import resample_positi
 from sat_vg.backbone_finetuning.models.probabilities import TaskName
 from sat_vg.backbone_finetuning.models.weight_checks import (
     require_all,
-    require_no_deeper,
+    require_no_more,
     require_numbers,
     require_shapes,
 )
@@ -242,7 +242,9 @@ def _apply(network: nn.Module, row: BackboneRow, weights: _Candidate, allow_miss
     dropped = [name for name in given if name not in usable]
     if not allow_missing:
         require_all(row.name, source, missing, dropped, len(decisive))
-        require_no_deeper(row.name, source, dropped, own, new_layers(network, row.family)[0])
+        require_no_more(
+            row.name, source, {name: given[name] for name in dropped}, own, new_layers(network, row.family)[0]
+        )
     # With the layers' version numbers, which a plain dictionary of tensors lacks.
     versioned = OrderedDict(usable)
     versioned._metadata = own._metadata  # type: ignore[attr-defined]

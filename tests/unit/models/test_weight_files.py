@@ -167,6 +167,54 @@ def test_weights_of_a_deeper_network_are_refused(path):
     assert "dropped layer1.2" in build(path, allow_missing=True).weights_report
 
 
+def blocks(*names, count=12, size=192):
+    return {f"blocks.{index}.{name}": torch.full((size,), 0.1) for index in range(count) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "further", "named"),
+    [
+        ("resnet18", {"layer2.0.se.fc1.weight": torch.ones(8, 128, 1, 1)}, "layer2.0.se"),
+        ("resnet18", {"layer1.0.conv1.bias": torch.ones(64)}, "layer1.0.conv1.bias"),
+        ("resnet18", {"bn1.gain": torch.ones(())}, "bn1.gain"),
+        ("timm:vit_tiny_patch16_224", blocks("ls1.gamma", "ls2.gamma"), "blocks.0.ls1, blocks.0.ls2"),
+        ("timm:vit_tiny_patch16_224", blocks("attn.q_norm.weight", size=64), "blocks.0.attn.q_norm, blocks.1"),
+        ("timm:vit_tiny_patch16_224", {"reg_token": torch.ones(1, 4, 192)}, "reg_token"),
+    ],
+)
+def test_weights_of_a_network_with_more_in_its_layers_are_refused(path, backbone, further, named):
+    """SE-ResNet, layer scale, norms of queries and registers: without them the rest computes something else."""
+    if backbone.startswith("timm:"):
+        pytest.importorskip("timm")
+    network = FineTuneModel(backbone, 3, pretrained=False, image_size=64).network
+    whole = {name.removeprefix("trunk."): value for name, value in network.state_dict().items()}
+    message = refusal(save({"state_dict": whole | further}, path), backbone)
+    assert f"has layers that {backbone} lacks: {named}" in message
+    assert "--allow_missing true" in message
+    assert "dropped" in build(path, backbone, allow_missing=True).weights_report
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        {"total_ops": torch.ones(1), "layer1.0.total_ops": torch.ones(1), "layer1.total_params": torch.ones(1)},
+        {"layer1.0.conv1.bias": torch.zeros(64)},
+        {"layer1.0.index": torch.ones(3, dtype=torch.int64)},
+        {"projector.0.weight": torch.ones(3, 3), "mask_token": torch.ones(3), "fc.0.weight": torch.ones(3)},
+    ],
+)
+def test_what_shapes_no_output_of_the_backbone_may_lie_in_the_file(path, first, further):
+    assert "none missing but the new head" in build(save(first | further, path)).weights_report
+
+
+def test_names_of_another_library_are_told_as_such(path, first):
+    for_hf = {name.replace("layer", "encoder.stages.").replace("conv", "convolution"): v for name, v in first.items()}
+    del for_hf["bn1.weight"]
+    message = refusal(save({f"embedder.{name}": v for name, v in for_hf.items() if "stages" in name}, path))
+    assert "--backbone timm:NAME" in message
+    assert "renamed to those of resnet18" in message
+
+
 @pytest.mark.parametrize(
     ("backbone", "renamed"),
     [
