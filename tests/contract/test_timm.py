@@ -209,6 +209,27 @@ def test_batch_norm_in_the_extractor_never_moves(model):
         assert norms
 
 
+def test_weights_that_change_in_eval_mode_are_seen_by_attention():
+    """TinyViT, LeViT and others of timm keep what attention adds for a place until the next call of ``train()``."""
+    extractor = FineTuneModel("timm:tiny_vit_5m_224", 3, pretrained=False, image_size=SIZE).get_feature_extractor()
+    other, images = copy.deepcopy(extractor), torch.randn(1, 3, SIZE, SIZE)
+    for name, parameter in other.named_parameters():
+        if name.endswith("attention_biases"):
+            parameter.data.normal_()
+    last = extractor.out_names[-1]
+    before, wanted = extractor(images)[last], other(images)[last]
+    assert not torch.allclose(before, wanted, atol=1e-4)
+    extractor.load_state_dict(other.state_dict())
+    assert torch.equal(extractor(images)[last], wanted)
+    for _ in range(2):  # a gradient in eval mode, too, is that of its own pass
+        extractor(images)[last].sum().backward()
+    again = pickle.loads(pickle.dumps(copy.deepcopy(extractor)))
+    for parameter in again.parameters():
+        parameter.data.mul_(0.5)
+    other.load_state_dict(again.state_dict())
+    assert torch.equal(again(images)[last], other(images)[last])
+
+
 def test_odd_sizes_are_padded_and_marked(model):
     extractor = model.get_feature_extractor()
     with torch.no_grad():

@@ -119,6 +119,9 @@ def _timm_network(name: str, num_classes: int, image_size: int) -> nn.Module:
                 f"backbone = {name!r}: gives no vector per image that could be classified; choose another network"
             )
         trunk.cut = measure_cut(holder, images)
+    for module in trunk.modules():
+        if hasattr(module, "attention_bias_cache"):
+            module.register_forward_hook(_forget_biases)
     if not any(stage.gives_map for stage in trunk.cut.stages):
         raise ConfigError(
             f"backbone = {name!r}: its features are no map of the image, so nothing could be extracted from it; "
@@ -126,6 +129,11 @@ def _timm_network(name: str, num_classes: int, image_size: int) -> nn.Module:
         )
     trunk.train()
     return TimmNetwork(trunk, pooled.shape[1], num_classes)
+
+
+def _forget_biases(module: Any, inputs: Any, output: Any) -> None:
+    """Timm keeps the biases that attention had in eval mode until ``train()``, whatever weights come in between."""
+    module.attention_bias_cache = {}
 
 
 def _build_trunk(architecture: str, image_size: int) -> Any:
