@@ -259,10 +259,11 @@ class FeatureExtractor(nn.Module):
         """Pixels ``[B, C, H, W]`` or ``[C, H, W]`` of any size → float32, normalised as in the training.
 
         Args:
-            images: uint8; of a model for GeoTIFFs the values as they stand in the files, NaN where they are missing.
+            images: uint8; of a model for GeoTIFFs the values of the files, scale and offset applied, NaN where there
+                is none.
 
         Raises:
-            UserError: they are of another type or number of channels.
+            UserError: they are of another type, unit or number of channels.
         """
         return normalise_and_fill(self.preprocessing, images)
 

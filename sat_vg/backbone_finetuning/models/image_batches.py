@@ -3,8 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from sat_vg.backbone_finetuning.utils.errors import ConfigError
+from sat_vg.backbone_finetuning.utils.errors import ConfigError, UserError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
+
+_NO_FRACTION = 50.0  # values with such a mean are no share of 1
+_FARTHEST = 1000.0  # deviations from the mean, beyond which values of files are taken for missing
 
 
 def require_batch(images: object, num_channels: int) -> None:
@@ -24,7 +27,29 @@ def require_batch(images: object, num_channels: int) -> None:
 def normalise_and_fill(preprocessing: Preprocessing, pixels: Tensor) -> Tensor:
     """As ``preprocessing.normalise``; of GeoTIFFs, values that are no numbers become the mean, as in training."""
     values = preprocessing.normalise(pixels)
-    return values if preprocessing.files is None else torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    if preprocessing.files is None:
+        return values
+    if not torch.compiler.is_compiling():
+        _require_units(preprocessing, pixels, values)
+    return torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _require_units(preprocessing: Preprocessing, pixels: Tensor, normalised: Tensor) -> None:
+    """Refuse images that are all in other units than the training's: fractions of 1, or far from all its values."""
+    mean = [preprocessing.scale * one for one in preprocessing.mean]
+    there = torch.isfinite(pixels)
+    if not pixels.numel() or not bool(there.any()):
+        return
+    given = pixels[there].double()
+    low, high = given.min().item(), given.max().item()
+    are_fractions = low >= 0 and high <= 1 and bool((given % 1 != 0).any())
+    if (are_fractions and min(mean) > _NO_FRACTION) or bool((normalised[there].abs() > _FARTHEST).all()):
+        raise UserError(
+            f"images with values from {low:.5g} to {high:.5g}: in the training the bands "
+            f"{', '.join(preprocessing.bands)} had the means {', '.join(f'{one:.5g}' for one in mean)}, so these are "
+            "in other units. Give the values as they stand in the files, with the scale and offset of their tags "
+            "applied where there are any"
+        )
 
 
 def require_normalised(images: object, num_channels: int, network: nn.Module) -> None:

@@ -160,6 +160,33 @@ def test_a_model_of_geotiffs_takes_their_values_in_any_type(model):
 
 
 @pytest.mark.parametrize(
+    ("mean", "std", "images", "is_right"),
+    [
+        ((1500.0,), (400.0,), torch.rand(1, 1, 8, 8), False),  # reflectances for stored values
+        ((1500.0,), (400.0,), torch.rand(1, 1, 8, 8).half(), False),
+        ((120.0,), (60.0,), torch.rand(1, 1, 8, 8), False),  # of ToTensor
+        ((0.15,), (0.04,), torch.randint(500, 3000, (1, 1, 8, 8)), False),  # the other way round
+        ((0.15,), (0.04,), torch.randint(500, 3000, (1, 1, 8, 8)).float(), False),
+        ((1500.0,), (400.0,), torch.zeros(1, 1, 8, 8), True),  # a border, water, a missing band
+        ((1500.0,), (400.0,), torch.ones(1, 1, 8, 8, dtype=torch.uint16), True),
+        ((1500.0,), (400.0,), torch.full((1, 1, 8, 8), torch.nan), True),
+        ((1500.0,), (400.0,), torch.rand(0, 1, 8, 8), True),
+        ((0.15,), (0.04,), torch.rand(1, 1, 8, 8), True),
+        ((0.15,), (0.04,), torch.tensor([1e9, 0.2]).repeat(32).view(1, 1, 8, 8), True),
+    ],
+)
+def test_values_of_geotiffs_in_other_units_are_refused(model, mean, std, images, is_right):
+    extractor = model.get_feature_extractor()
+    files = BandFiles((1,), "uint16", 1)
+    extractor.preprocessing = Preprocessing(image_size=64, mean=mean, std=std, scale=1.0, bands=("nir",), files=files)
+    if is_right:
+        assert extractor.normalise(images).isfinite().all()
+    else:
+        with pytest.raises(UserError, match=r"other units.*as they stand in the files"):
+            extractor.normalise(images)
+
+
+@pytest.mark.parametrize(
     ("image", "message"),
     [
         ("image.png", r"str.*PIL\.Image\.open"),
