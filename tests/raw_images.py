@@ -3,10 +3,16 @@
 import struct
 import zlib
 
+import numpy as np
+
 
 def write_png(path, array, colour_type, *, depth=16, transparent=b""):
     height, width = array.shape[:2]
-    rows = b"".join(b"\0" + row.astype(f">u{depth // 8}").tobytes() for row in array)
+    if depth < 8:
+        bits = np.unpackbits(array.astype(np.uint8)[..., None], axis=-1)[..., -depth:]
+        rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in bits)
+    else:
+        rows = b"".join(b"\0" + row.astype(f">u{depth // 8}").tobytes() for row in array)
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

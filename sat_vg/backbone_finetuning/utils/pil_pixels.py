@@ -46,6 +46,7 @@ def pixel_step(width: int, height: int) -> int:
 
 def upright(image: Image.Image) -> Image.Image:
     """The image turned by its EXIF orientation, of a very large one every ``pixel_step``-th row and column."""
+    _scale_colour_key(image)
     image.load()  # which turns TIFFs, and then they have no orientation any more
     orientation = None
     with contextlib.suppress(*PILLOW_ERRORS):  # damaged EXIF: the pixels are whole all the same
@@ -56,6 +57,13 @@ def upright(image: Image.Image) -> Image.Image:
     if step == 1:
         return image
     return image.resize([math.ceil(side / step) for side in image.size], Image.Resampling.NEAREST)
+
+
+def _scale_colour_key(image: Image.Image) -> None:
+    """Of a grey PNG of 2 or 4 bits, spread the transparent value over 0 to 255, as Pillow does with the pixels."""
+    key, tiles = image.info.get("transparency"), getattr(image, "tile", None)  # none where the pixels are loaded
+    if tiles and image.format == "PNG" and isinstance(key, int) and tiles[0][3] in ("L;2", "L;4"):
+        image.info["transparency"] = key * 255 // (2 ** int(tiles[0][3][-1]) - 1)
 
 
 def rgb_of(image: Image.Image, layout: TiffLayout | None, image_format: str | None) -> tuple[NDArray[np.uint8], str]:

@@ -39,7 +39,7 @@ _MAX_RECORD_BYTES = 2**31  # of some 10**8 images; no cache of ours is larger
 # What other versions could read is no promise for these.
 _GDAL = "with" if find_spec("rasterio") else "without"
 _RECORD_FORMAT = (
-    f"sat_vg readable images 7; pillow {PIL.__version__}; torchvision {torchvision.__version__}; {_GDAL} rasterio"
+    f"sat_vg readable images 8; pillow {PIL.__version__}; torchvision {torchvision.__version__}; {_GDAL} rasterio"
 )
 
 
