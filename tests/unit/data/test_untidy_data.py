@@ -82,7 +82,68 @@ class TestFolders:
         assert len(images_below(tmp_path, Counter())) == 6
 
 
+class TestNamesOfFiles:
+    """Images that are none of the class that their folder names."""
+
+    @staticmethod
+    def notes(root: Path, *names: str) -> tuple[str, ...]:
+        for name in names:
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return load_class_folders(root).notes
+
+    @pytest.mark.parametrize(
+        "folders", [("images", "masks"), ("A", "B", "label"), ("img", "Ground_Truth"), ("x", "GT")]
+    )
+    def test_folders_of_masks_are_no_classes(self, tmp_path, folders):
+        (note,) = self.notes(tmp_path, *(f"{folder}/{index}.png" for folder in folders for index in range(4)))
+        assert f"the folder {folders[-1]!r} is read as a class" in note
+        assert f"called as those of {folders[0]!r}" in note
+        assert "segmentation" in note
+
+    def test_a_class_of_another_name_or_other_files_is_one(self, tmp_path):
+        fill(tmp_path, "forest", "sea")
+        assert not self.notes(tmp_path, *(f"label/of_{index}.jpg" for index in range(4)))
+
+    @pytest.mark.parametrize("form", ["{}_mask.png", "{}-GT.jpg", "{}.label.png", "{}_seg.tif"])
+    def test_masks_beside_images(self, tmp_path, form):
+        fill(tmp_path, "forest", "sea")
+        (note,) = self.notes(tmp_path, *(f"sea/{form.format(index)}" for index in range(2)))
+        assert "2 images have names as masks" in note
+        assert form.format(0) in note
+
+    @pytest.mark.parametrize("form", ["{}_rot90.jpg", "{}_aug_1.jpg", "{}-flip.png", "{} mirrored.jpg"])
+    def test_altered_copies_where_val_is_drawn(self, tmp_path, form):
+        fill(tmp_path / "own", "forest", "sea")
+        (note,) = self.notes(tmp_path / "own", *(f"sea/{form.format(index)}" for index in range(2)))
+        assert "2 images seem by their names to be altered copies" in note
+        assert "--group_column" in note
+        fill(tmp_path / "split", "train/forest", "train/sea", "val/forest", "val/sea")
+        assert not self.notes(tmp_path / "split", *(f"train/sea/{form.format(index)}" for index in range(2)))
+
+    @pytest.mark.parametrize(
+        "name", ["unmask.jpg", "0mask.jpg", "7_mask.jpg", "0_masked.jpg", "0_rotterdam.jpg", "0_1.jpg"]
+    )
+    def test_other_names_are_not(self, tmp_path, name):
+        fill(tmp_path, "forest", "sea")
+        assert not self.notes(tmp_path, f"sea/{name}", f"forest/{name}")
+
+    @pytest.mark.parametrize("folder", ["test", "Val", "train"])
+    def test_a_split_within_a_class_beside_its_images(self, tmp_path, folder):
+        fill(tmp_path, "forest", f"forest/{folder}", "sea", "sea/test site")
+        (note,) = load_class_folders(tmp_path).notes
+        assert f"'forest/{folder}' beside images of the class" in note
+        assert "ROOT/train/CLASS" in note
+
+
 class TestNames:
+    @pytest.mark.parametrize("copy", ["sea (1)", "sea - Copy", "sea copy", "Sea - Copy (2)", "sea-copy"])
+    def test_copies_of_a_folder_look_alike(self, copy):
+        (note,) = look_alikes(["sea", copy, "zoo"])
+        assert repr(copy) in note
+        assert not look_alikes([copy, "zoo"])
+
     @pytest.mark.parametrize(
         "pair",
         [

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 SEPARATOR = "|"  # between the classes in a cell, unless label_separator says otherwise
 _LISTED = 10  # names shown in a message
 _NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{0,15})?")
+_COPY = re.compile(r"(?<=\S)([\s_-]+copy)?(\s*\(\d{1,3}\))?$", re.IGNORECASE)  # of folders, as systems name them
 _INDICATOR = re.compile(r"(?<![\w.])[01](?:\.0)?(?![\w.])")
 _AROUND_INDICATORS = " \t,;|/+&[](){}"
 _MISSING = frozenset({"nan", "<na>", "#n/a", "n/a", "null", "none", "nat"})  # pandas, R, Excel, SQL, Python
@@ -34,8 +35,11 @@ def alike(name: str) -> str:
 def look_alikes(names: Iterable[str]) -> list[str]:
     """A line for each group of classes whose names are easily taken for one another."""
     groups: dict[str, list[str]] = defaultdict(list)
+    names = tuple(names)
+    known = set(map(alike, names))
     for name in names:
-        groups[alike(name)].append(name)
+        copied = alike(_COPY.sub("", name))  # "forest (1)" beside "forest"
+        groups[copied if copied in known else alike(name)].append(name)
     lines = []
     for group in (group for group in groups.values() if len(group) > 1):
         only_case_or_spaces = len({" ".join(same_form(name).casefold().split()) for name in group}) == 1

@@ -103,6 +103,19 @@ def check_layout(root: Path, class_names: Sequence[str]) -> list[str]:
             f"{str(root / around[0])!r}"
         )
         return [several if len(around) > 1 else one]
+    within = {
+        f"{name}/{folder}"
+        for name in subfolders(root)
+        if name not in inner
+        for folder in subfolders(root / name)
+        if len(_words_of(folder)) == 1 and role_of(folder) is not None
+    }
+    if within:
+        return [
+            f"{listing(sorted(within))} beside images of the class: if these are images of another split, they are "
+            "mixed with the others. Splits are read from above the classes: sort the images as ROOT/train/CLASS and "
+            "ROOT/val/CLASS"
+        ]
     if len(inner) < max(2, len(class_names)):
         return []
     common, every = set.intersection(*inner.values()), set.union(*inner.values())

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sat_vg.backbone_finetuning.data.sources import class_folders, split_folders
+from sat_vg.backbone_finetuning.data.sources import class_folders, file_names, split_folders
 from sat_vg.backbone_finetuning.data.sources.class_names import describe_unknown, look_alikes
 from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.seeding import Purpose, derive_seed, numpy_generator
@@ -174,6 +174,7 @@ def load_class_folders(
     splits = describe_splits(train, val, held.get("test"), how=how)
     notes = (*splits.notes, *class_folders.check_forms(class_root), *class_folders.describe_runs(class_root))
     notes += () if found else tuple(split_folders.check_layout(root, names))
+    notes += tuple(file_names.check_names(classes, is_drawn))
     return replace(splits, others=class_folders.describe_left_out(left_out), notes=notes, val_is_drawn=is_drawn)
 
 
