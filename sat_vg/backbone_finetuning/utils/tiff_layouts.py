@@ -27,8 +27,9 @@ _MARK = re.compile(
     r'<Item name="(?:COLORINTERP|DESCRIPTION)" sample="(\d{1,5})" role="(colorinterp|description)">([^<]{1,60})<'
 )
 _SCALING = re.compile(r'<Item name="(?:SCALE|OFFSET)" sample="(\d{1,5})" role="(scale|offset)">([^<]{1,40})</Item>')
-# Colours of bands by their descriptions in files of Sentinel-2, HLS and others.
-COLOURS = {"red": "red", "green": "green", "blue": "blue", "nir": "nir", "b02": "blue", "b03": "green", "b04": "red"}
+_SENTINEL_2 = {"b02": "blue", "b03": "green", "b04": "red"}  # and HLS
+# B2, B3 and B4 of Sentinel-2 and Landsat 8; those of Landsat 5 and 7 are green, red and near infrared.
+_SHORT_NAMES = {"b2": "blue", "b3": "green", "b4": "red", "srb2": "blue", "srb3": "green", "srb4": "red"}
 _CONVERT = "convert it to 8-bit RGB"
 NAME_BANDS = f"{_CONVERT}, or say which of its bands to read, for example --bands red=4,green=3,blue=2,nir=8"
 
@@ -54,6 +55,7 @@ class TiffLayout:
         is_geodata: whether software for geodata has written it: there is a reference system, a GDAL tag, or a tag
             for the kind of values, which image editors leave out.
         scaling: scale and offset by band; empty where all are 1 and 0.
+        nodata: the value that GDAL's tag declares as missing; None: there is no such tag.
         marks: colours of the bands by their descriptions and GDAL's interpretation of them, in lower case; "" where
             a band has none; empty where no band has one.
     """
@@ -68,6 +70,7 @@ class TiffLayout:
     orientation: int
     is_geodata: bool
     scaling: tuple[tuple[float, float], ...]
+    nodata: float | None
     marks: tuple[str, ...]
 
     @property
@@ -79,6 +82,17 @@ class TiffLayout:
     def inverts(self) -> bool:
         """Whether the largest value is black."""
         return self.photometric == _WHITE_IS_ZERO
+
+    @property
+    def nodata_as_byte(self) -> int | None:
+        """The nodata value as it is in an 8-bit picture; None: there is none, or it is no grey."""
+        bits = max(self.bits)
+        if self.nodata is None or not self.nodata.is_integer() or not 0 <= self.nodata < 2**bits:
+            return None
+        if self.photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
+            return None
+        value = int(self.nodata) >> (bits - 8) if bits > 8 else int(self.nodata) * 255 // (2**bits - 1)
+        return 255 - value if self.inverts else value
 
     @property
     def has_associated_alpha(self) -> bool:
@@ -124,8 +138,21 @@ def _layout_of(tags: TiffImagePlugin.ImageFileDirectory_v2) -> TiffLayout:
         orientation=int(tags.get(0x0112, 1)),
         is_geodata=any(tag in tags for tag in (*_GEO_TAGS, TiffImagePlugin.SAMPLEFORMAT)),
         scaling=_scaling(metadata, bands),
+        nodata=_number(str(tags.get(_GDAL_NODATA, ""))),
         marks=_marks(metadata, bands),
     )
+
+
+def colour_of(description: str) -> str | None:
+    """Which of red, green, blue and nir a band is by its description, such as ``Band 4 (Red)``; None: it is open."""
+    words = re.findall(r"[a-z]+|\d+", description.casefold())
+    whole = "".join(words)
+    if whole in _SENTINEL_2:
+        return _SENTINEL_2[whole]
+    if "nir" in words or "nearinfrared" in whole:
+        return "nir"
+    colours = {"red", "green", "blue"}.intersection(words)
+    return colours.pop() if len(colours) == 1 and not {"edge", "coastal", "infra"}.intersection(words) else None
 
 
 def require_picture(layout: TiffLayout) -> None:
@@ -192,8 +219,23 @@ def _scaling(metadata: str, bands: int) -> tuple[tuple[float, float], ...]:
 
 def _marks(metadata: str, bands: int) -> tuple[str, ...]:
     found = [""] * min(bands, 4)
-    for band, role, text in _MARK.findall(metadata):
-        colour = COLOURS.get(text.strip().casefold())
+    told = _MARK.findall(metadata)
+    for band, role, text in told:
+        colour = colour_of(text)
         if int(band) < len(found) and colour and (role == "description" or not found[int(band)]):
             found[int(band)] = colour
+    if not any(found):
+        texts = {int(band): "".join(re.findall(r"\w+", text.casefold())).replace("_", "") for band, _, text in told}
+        short = {
+            band: _SHORT_NAMES[text] for band, text in texts.items() if text in _SHORT_NAMES and band < len(found)
+        }
+        if len(set(short.values())) == len(short) == 3:
+            found = [short.get(band, "") for band in range(len(found))]
     return tuple(found) if any(found) else ()
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -77,6 +77,32 @@ class TestScaleAndOffset:
         assert "not applied" in text
 
 
+class TestUnits:
+    def test_fractions_among_stored_values_are_said(self, tmp_path, check, capfd):
+        def change(values, profile, number):
+            return (values / (1e4 if number % 2 else 1)).astype(np.float32), profile
+
+        root = write_set(tmp_path / "data", change=change)
+        for _ in range(2):  # the second time out of the cache
+            text = said(check(root, "--bands", BANDS))
+            assert "images have no value above 0." in text
+            assert "different units" in text
+            assert "1.tif" in text
+
+    @pytest.mark.parametrize("kind", ["one unit", "dark", "of integers"])
+    def test_nothing_is_said_of_one_unit(self, tmp_path, check, kind):
+        def change(values, profile, number):
+            values = values.astype(np.float32)
+            if kind == "one unit":
+                values /= 1e4
+            elif number % 5 == 1:
+                values[1:] = values[1:] % 2
+                values[0] = values[0] % (2 if kind == "of integers" else 50) + (kind == "dark") / 2
+            return values, profile
+
+        assert "units" not in said(check(write_set(tmp_path / "data", change=change), "--bands", BANDS))
+
+
 class TestOtherDifferences:
     def test_nodata_and_descriptions(self, tmp_path, check):
         def change(values, profile, number):
@@ -134,10 +160,62 @@ class TestOtherDifferences:
             assert f"note: {text}" in capfd.readouterr().out
         assert "mark the bands" not in said(check(root, "--bands", "red=3,green=2,blue=1"))
 
-    @pytest.mark.parametrize("names", [("red", "green", "blue"), ("B04", "B03", "B02"), ("a", "b", "c"), ("Red",)])
+    @pytest.mark.parametrize(
+        ("names", "marks"),
+        [
+            (("Band 2 - Blue", "Band 3 - Green", "Band 4 - Red"), "blue, green, red"),
+            (("blue_band", "GREEN", "red (665 nm)"), "blue, green, red"),
+            (("near_infrared", "Red", "Green"), "nir, red, green"),
+            (("NIR 1", "Red", "Green"), "nir, red, green"),
+            (("B2", "B3", "B4"), "blue, green, red"),
+            (("SR_B2", "SR_B3", "SR_B4"), "blue, green, red"),
+        ],
+    )
+    def test_colours_are_found_in_longer_descriptions(self, tmp_path, names, marks):
+        values = (tile(500, 0) // 10).astype(np.uint8)
+        path = write_geotiff(tmp_path / "a.tif", values, descriptions=names, photometric="RGB")
+        (text,) = describe_traits({"a": RGB_DECODER.examine(path).traits})
+        assert f"1 image marks the bands as {marks} ('a')" in text
+
+    @pytest.mark.parametrize(
+        "names",
+        [("red", "green", "blue"), ("B04", "B03", "B02"), ("a", "b", "c"), ("Red",), ("Band 4 (Red)", "x", "Blue nm"),
+         ("B4", "B3", "B2"), ("B3", "B2", "B1"), ("Red Edge 1", "red_edge", "Coastal Blue"), ("blue/red", "B5", "x")],
+    )  # fmt: skip
     def test_nothing_is_said_of_colours_in_order(self, tmp_path, names):
         values = (tile(500, 0) // 10).astype(np.uint8)
         path = write_geotiff(tmp_path / "a.tif", values, descriptions=names, photometric="RGB")
+        assert describe_traits({"a": RGB_DECODER.examine(path).traits}) == []
+
+    @pytest.mark.parametrize("how", ["nodata", "nodata of 16 bits", "grey, 0 is white", "mask", "mask, deflate"])
+    def test_declared_as_missing_and_yet_shown_in_8_bit_rgb_is_said(self, tmp_path, check, command, how):
+        def change(values, profile, number):
+            values = (values // 10).astype(np.uint8)
+            options, border = {"photometric": "RGB", "nodata": 255}, 255
+            if how == "nodata of 16 bits":
+                values, options["nodata"], border = values.astype(np.uint16) * 256, 65535, 65535
+            elif how == "grey, 0 is white":
+                values, options, border = values[:1], {"photometric": "MINISWHITE", "nodata": 9, "count": 1}, 9
+            elif "mask" in how:
+                options = {"photometric": "RGB", **({"compress": "deflate"} if "deflate" in how else {})}
+            values[:, :6] = border
+            return values, {**profile, **options}
+
+        root = write_set(tmp_path / "data", change=change)
+        if "mask" in how:
+            with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+                for path in root.glob("*/*.tif"):
+                    with rasterio.open(path, "r+") as file:
+                        file.write_mask(np.arange(24 * 24).reshape(24, 24) >= 6 * 24)
+        text = said(check(root))
+        assert "20 images have pixels that the file declares as missing" in text
+        assert "leave them out by --bands" in text
+
+    @pytest.mark.parametrize("nodata", [0, 255, 7])
+    def test_nothing_is_said_of_missing_pixels_that_are_black_or_few(self, tmp_path, nodata):
+        values = (tile(500, 0) // 10).astype(np.uint8)
+        values[:, :4], values[:, 4, :3] = 0, 255
+        path = write_geotiff(tmp_path / "a.tif", values, photometric="RGB", nodata=nodata)
         assert describe_traits({"a": RGB_DECODER.examine(path).traits}) == []
 
     def test_a_false_colour_picture_is_said(self, tmp_path):

@@ -27,12 +27,13 @@ from sat_vg.backbone_finetuning.utils.errors import DataError
 from sat_vg.backbone_finetuning.utils.json_reading import read_json
 from sat_vg.backbone_finetuning.utils.terminal import progress
 
-_FORMAT = "sat_vg band statistics 2"  # raise it with any change of what is measured
+_FORMAT = "sat_vg band statistics 3"  # raise it with any change of what is measured
 _FILE = "statistics.json"
 _FILE_BYTES = 2**16
 _FARTHEST = 1e4
 _LISTED = 3
 _KEPT = 20  # images with values that were left out that are remembered
+_FRACTIONS, _STORED = 2.0, 100.0  # the largest value of an image in fractions of 1, and the median of stored numbers
 _RESOLUTION = 1e-7  # of float32: a deviation below this share of the mean is rounding
 
 
@@ -61,6 +62,15 @@ class _Outlier(NamedTuple):
     value: float
     image: int
     images: int
+
+
+class _Fractions(NamedTuple):
+    """Images that seem to be in fractions of 1 among others that are not."""
+
+    largest: float  # value in them
+    usual: float  # value in the others
+    images: list[int]  # the first few
+    num_images: int
 
 
 def moments_of(image: Tensor) -> Moments:
@@ -97,9 +107,9 @@ def measure_bands(
     key = _key(paths, contents, decoder)
     found = cache.load(key, lambda folder: _read(folder, len(names), len(paths)))
     if found is not None:
-        mean, std, known = found
+        mean, std, known, fractions = found
         note = f"band statistics of {len(paths)} training images: found in {cache.folder}"
-        return BandStatistics(mean, std, note, _about(known, paths, names))
+        return BandStatistics(mean, std, note, _about(known, fractions, paths, names))
     bar = progress(total=len(paths), desc="band statistics", unit="image")
     measured = list(run_in_order(paths, lambda path: _measure(decoder.read(path)), bar=bar))
     low, high = _bounds(measured)
@@ -120,16 +130,17 @@ def measure_bands(
     assert total is not None, "a training has images"
     _require_values(total, names)
     mean, std = (tuple(map(float, values)) for values in (total.mean, np.sqrt(total.squares / total.count)))
-    few_outliers = _first_of(outliers)
+    few_outliers, fractions = _first_of(outliers), _find_fractions(np.stack([own for _, own in measured]))
+    content = {"mean": mean, "std": std, "outliers": few_outliers, "fractions": fractions}
     try:
         with cache.building(key, _FILE_BYTES) as folder:
             if not isinstance(folder, NoRoom):
-                (folder / _FILE).write_text(json.dumps({"mean": mean, "std": std, "outliers": few_outliers}))
+                (folder / _FILE).write_text(json.dumps(content))
     except OSError:
         pass  # a read-only or full disk costs the next run time, nothing more
     seconds = time.monotonic() - began
     note = f"band statistics of {len(paths)} training images: made in {seconds:.1f} s"
-    return BandStatistics(mean, std, note, _about(few_outliers, paths, names))
+    return BandStatistics(mean, std, note, _about(few_outliers, fractions, paths, names))
 
 
 def _measure(image: Tensor) -> tuple[Moments, NDArray[np.float64]]:
@@ -173,8 +184,32 @@ def _first_of(outliers: Sequence[_Outlier]) -> list[_Outlier]:
     return kept
 
 
-def _about(outliers: Sequence[_Outlier], paths: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+def _find_fractions(quartiles: NDArray[np.float64]) -> _Fractions | None:
+    """Images whose values are all fractions of about 1 where the others' are hundreds, by quartiles ``[N, C, 5]``."""
+    values = np.nan_to_num(quartiles)
+    largest, middle = np.abs(values).max(axis=(1, 2)), np.abs(values[..., 2]).max(axis=1)
+    small = np.flatnonzero((largest <= _FRACTIONS) & (values % 1 != 0).any(axis=(1, 2)))
+    stored = middle[middle >= _STORED]
+    if not len(small) or not len(stored):
+        return None
+    return _Fractions(
+        float(largest[small].max()), float(np.median(stored)), [int(place) for place in small[:_LISTED]], len(small)
+    )
+
+
+def _about(
+    outliers: Sequence[_Outlier], fractions: _Fractions | None, paths: Sequence[str], names: Sequence[str]
+) -> tuple[str, ...]:
     lines = []
+    if fractions is not None:
+        listed = ", ".join(repr(paths[image]) for image in fractions.images)
+        verb = "image has" if fractions.num_images == 1 else "images have"
+        lines.append(
+            f"{fractions.num_images} {verb} no value above {fractions.largest:.3g} ({listed}"
+            f"{', …' if fractions.num_images > len(fractions.images) else ''}), and in others {fractions.usual:.4g} "
+            "is usual: these seem to be different units, such as reflectances from 0 to 1 among values up to 10 000. "
+            "Bring all to one unit, or give the files scale tags, which are applied"
+        )
     for band in dict.fromkeys(one.band for one in outliers):
         few = [one for one in outliers if one.band == band]
         listed = ", ".join(f"{np.float32(one.value)} in {paths[one.image]!r}" for one in few)
@@ -206,12 +241,20 @@ def _key(paths: Sequence[str], contents: Mapping[str, int], decoder: Decoder) ->
     return digest.hexdigest()
 
 
-def _read(folder: Path, bands: int, images: int) -> tuple[tuple[float, ...], tuple[float, ...], list[_Outlier]]:
+def _read(
+    folder: Path, bands: int, images: int
+) -> tuple[tuple[float, ...], tuple[float, ...], list[_Outlier], _Fractions | None]:
     """Statistics of so many bands and images; raises as ``BoundedCache.load`` expects where they are none."""
     content = read_json(folder / _FILE, _FILE_BYTES)
     mean, std = (tuple(map(float, content[name])) for name in ("mean", "std"))
     outliers = [_Outlier(int(b), float(v), int(i), int(n)) for b, v, i, n in content["outliers"]]
+    fractions = None
+    if content["fractions"] is not None:
+        largest, usual, places, count = content["fractions"]
+        fractions = _Fractions(float(largest), float(usual), list(map(int, places)), int(count))
+    named = [one.image for one in outliers] + ([] if fractions is None else fractions.images)
     is_sound = len(mean) == len(std) == bands and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
-    if not is_sound or not all(0 <= one.band < bands and 0 <= one.image < images for one in outliers):
+    are_there = all(0 <= one.band < bands for one in outliers) and all(0 <= image < images for image in named)
+    if not is_sound or not are_there:
         raise ValueError("these are no statistics of such images")
-    return mean, std, outliers
+    return mean, std, outliers, fractions

@@ -29,6 +29,7 @@ def describe_traits(traits: Mapping[str, Traits]) -> list[str]:
         *_about_levels(traits),
         *_about_fills(traits, is_training=True),
         *_about_blank(traits),
+        *_about_shown(traits, is_training=True),
         *_about_order(traits),
         *_about_frames(traits),
     ]
@@ -39,6 +40,7 @@ def describe_decisions(traits: Mapping[str, Traits]) -> list[str]:
     return [
         *_about_alpha(traits, is_training=False),
         *_about_fills(traits, is_training=False),
+        *_about_shown(traits, is_training=False),
         *_about_frames(traits),
     ]
 
@@ -95,6 +97,15 @@ def _about_blank(traits: Mapping[str, Traits]) -> Iterator[str]:
         f"{', …' if len(blank) > _LISTED else ''}. They count as values in the {counts}; if they are "
         f"black borders of scenes, declare them {remedy}"
     )
+
+
+def _about_shown(traits: Mapping[str, Traits], is_training: bool) -> Iterator[str]:
+    if paths := _with(traits, lambda one: one.shown > 0):
+        yield (
+            f"{_have(paths)} pixels that the file declares as missing, by its nodata value or a mask, and that are "
+            f"not black ({_paths(paths)}); in 8-bit RGB they are read as colours. Make them black"
+            + (", or leave them out by --bands" if is_training else "")
+        )
 
 
 def _about_order(traits: Mapping[str, Traits]) -> Iterator[str]:

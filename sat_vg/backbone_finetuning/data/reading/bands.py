@@ -13,7 +13,7 @@ from sat_vg.backbone_finetuning.data.reading.gdal import require_rasterio, scali
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, DataError
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, BandFiles
 from sat_vg.backbone_finetuning.utils.printable import counted, one_line
-from sat_vg.backbone_finetuning.utils.tiff_layouts import COLOURS
+from sat_vg.backbone_finetuning.utils.tiff_layouts import colour_of
 from sat_vg.backbone_finetuning.utils.unreadable import Unreadable
 
 _LISTED = 20
@@ -151,8 +151,8 @@ def _contradictions(choices: Sequence[BandChoice], header: Header, path: str) ->
             for number, text in enumerate(header.descriptions, 1)
             if number != choice.source and (text or "").strip().casefold() == name
         ]
-        is_other_colour = {COLOURS.get(name), COLOURS.get(own.casefold())} - {None, COLOURS.get(name)}
-        if own.casefold() != name and (others or (name in COLOURS and is_other_colour)):
+        is_other_colour = None not in (colour_of(name), colour_of(own)) and colour_of(name) != colour_of(own)
+        if own.casefold() != name and (others or is_other_colour):
             where = f", and {choice.name!r} its band {others[0]}" if others else ""
             found.append(
                 f"bands: {choice.name}={choice.source}, but {path!r} calls its band {choice.source} "

@@ -31,12 +31,14 @@ class Traits(NamedTuple):
     blank: int = 0
     # colours of the bands of a TIFF by its descriptions; empty: it has none, or its bands were chosen
     marks: tuple[str, ...] = ()
+    # percentage of the pixels that nodata or a mask in the file declares as missing and that are read as colours
+    shown: int = 0
     has_more: bool = False  # whether more frames or pages follow the one that was read
 
     @property
     def left_a_choice(self) -> bool:
-        """Whether the image could have been read otherwise: alpha, values taken for missing, further frames."""
-        return bool(self.alpha or self.fills or self.has_more)
+        """Whether the image could have been read otherwise: alpha, values missing or not, further frames."""
+        return bool(self.alpha or self.fills or self.shown or self.has_more)
 
     def to_json(self) -> str:
         """The traits as a text, for a file."""

@@ -10,6 +10,7 @@ grey, 1-bit                             repeated in the three bands (1-bit: 0 or
 palette                                 its colours
 alpha (RGBA, LA, transparent colours)   composited on black: what is transparent is taken for nodata
 alpha by its mark alone (see below)     left out
+nodata and masks of GeoTIFFs            not applied; said where that shows
 9 to 16 bits, grey or RGB               the highest eight, of 16 ``value >> 8``
 2 to 7 bits                             spread over 0 to 255
 CMYK, YCbCr                             Pillow's conversion to RGB
@@ -38,7 +39,7 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -60,6 +61,7 @@ except ImportError:  # deprecated since torchvision 0.29 and to be removed: Pill
 # Pillow knows formats that start other programs (EPS) or are no images; those are never tried.
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "JPEG2000")
 _MAX_SCANS = 200  # encoders write about ten
+_LEAST_SHOWN = 0.01  # share of an image's pixels
 
 
 class _JpegHeader(NamedTuple):
@@ -93,8 +95,9 @@ class RgbDecoder(Decoder):
                 )
             # Pillow divides the colours by associated alpha, which loses what is dark.
             if why is not None or (layout.has_associated_alpha and gdal.has_rasterio()):
-                return _decode_with_gdal(file, layout).of_several(has_pages)
-        return _decode_with_pillow(file, head, layout).of_several(has_pages)
+                return _with_shown(_decode_with_gdal(file, layout), file, layout).of_several(has_pages)
+            return _with_shown(_decode_with_pillow(file, head, layout), file, layout).of_several(has_pages)
+        return _decode_with_pillow(file, head, None).of_several(has_pages)
 
     def _read(self, path: str | Path) -> Picture:
         pixels = path.rgb() if isinstance(path, PathInArchive) else None
@@ -206,6 +209,28 @@ def _decode_with_pillow(file: BinaryIO, head: bytes, layout: tiff_layouts.TiffLa
         detail = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise Unreadable(f"it is cut short or damaged ({detail})") from None
     return _picture(pixels, bits, alpha, layout).of_several(has_frames)
+
+
+def _with_shown(picture: Picture, file: BinaryIO, layout: tiff_layouts.TiffLayout) -> Picture:
+    """The picture, with how much of it the file declares as missing and nothing here leaves out."""
+    nodata, has_mask = layout.nodata_as_byte, limits.has_mask(file) and gdal.has_rasterio()  # Pillow reads no masks
+    if nodata is None and not has_mask:
+        return picture
+    pixels = picture.pixels.permute(1, 2, 0).numpy()
+    missing = (pixels == (-1 if nodata is None else nodata)).all(axis=-1)
+    if has_mask:
+        with contextlib.suppress(Unreadable):
+            missing |= gdal.with_gdal(file, lambda source, _: _masked(source, layout, missing.shape), ("GTiff",))
+    count = np.count_nonzero(missing & pixels.any(axis=-1))
+    if count < _LEAST_SHOWN * missing.size:
+        return picture
+    return picture._replace(traits=picture.traits._replace(shown=max(1, round(100 * count / missing.size))))
+
+
+def _masked(source: Any, layout: tiff_layouts.TiffLayout, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Where the mask of a TIFF says that nothing is there, bool ``[H, W]`` as its picture of that shape."""
+    turned = gdal.turned(source.dataset_mask()[..., None], layout.orientation)[..., 0] == 0
+    return turned if turned.shape == shape else np.zeros(shape, bool)  # of very large images the picture is smaller
 
 
 def _has_frames(image: Image.Image) -> bool:

@@ -20,7 +20,8 @@ _LARGE_IMAGES = threading.RLock()
 _MOST_EXPANSION = 2000  # bytes of pixels to one of the file; deflate, LZW and JPEG reach 1500 on images of one value
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MOST_PAGES = 4096  # overviews and masks count too; libtiff walks through all of them whatever is read
-_SUBFILE_TYPE, _NO_PAGE = 254, 1 | 4  # a tag, and its bits of overviews and masks
+_MASK = 4
+_SUBFILE_TYPE, _NO_PAGE = 254, 1 | _MASK  # a tag, and its bits of overviews and masks
 _MOST_TAG_BYTES = 2**25  # the offsets of four million tiles
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
@@ -86,14 +87,25 @@ def require_bounded_tiff(file: BinaryIO) -> bool:
     num_pages = 0
     if magic in TIFF_MAGIC:
         with contextlib.suppress(struct.error):  # cut short
-            for is_page in _walk(file, "<" if magic[:2] == b"II" else ">", is_big=b"+" in magic):
-                num_pages += is_page
+            for subtype in _walk(file, "<" if magic[:2] == b"II" else ">", is_big=b"+" in magic):
+                num_pages += not subtype & _NO_PAGE
     file.seek(0)
     return num_pages > 1
 
 
-def _walk(file: BinaryIO, order: str, is_big: bool) -> Iterator[bool]:
-    """Of each directory whether it is of a page, and not of an overview or a mask."""
+def has_mask(file: BinaryIO) -> bool:
+    """Whether a TIFF that passed ``require_bounded_tiff`` holds a mask of its image; leaves it at its start."""
+    file.seek(0)
+    magic, found = file.read(4), False
+    with contextlib.suppress(struct.error):
+        order = "<" if magic[:2] == b"II" else ">"
+        found = any(subtype & _NO_PAGE == _MASK for subtype in _walk(file, order, is_big=b"+" in magic))
+    file.seek(0)
+    return found
+
+
+def _walk(file: BinaryIO, order: str, is_big: bool) -> Iterator[int]:
+    """Of each directory the bits that say whether it is an overview or a mask."""
     count_format, entry_format, offset_format = ("Q", "HHQ8s", "Q") if is_big else ("H", "HHI4s", "I")
     file.seek(8 if is_big else 4)
     (offset,) = _unpack(file, order + offset_format)
@@ -115,7 +127,7 @@ def _walk(file: BinaryIO, order: str, is_big: bool) -> Iterator[bool]:
                 raise Unreadable(f"its header has a tag (number {tag}) of {length} values; {limit}", COPY_AGAIN)
             if tag == _SUBFILE_TYPE:
                 subtype = int.from_bytes(value[: _TYPE_BYTES.get(kind, 4)], "little" if order == "<" else "big")
-        yield not subtype & _NO_PAGE
+        yield subtype
         (offset,) = _unpack(file, order + offset_format)
     raise Unreadable(f"it has more than {_MOST_PAGES} pages", "split it into files of one page")
 
