@@ -194,6 +194,15 @@ def test_weights_of_a_network_with_more_in_its_layers_are_refused(path, backbone
     assert "dropped" in build(path, backbone, allow_missing=True).weights_report
 
 
+def test_weights_of_a_vit_with_other_patches_are_refused(path):
+    """timm resamples them: the weights of patches of 32 pixels would run on those of 16 without a word."""
+    pytest.importorskip("timm")
+    state = FineTuneModel("timm:vit_small_patch32_224", 3, pretrained=False, image_size=64).network.state_dict()
+    save({name.removeprefix("trunk."): value for name, value in state.items()}, path)
+    assert "patches of 32 x 32 pixels, and the backbone has 16 x 16" in refusal(path, "timm:vit_small_patch16_224")
+    assert "none missing" in build(path, "timm:vit_small_patch32_224", image_size=96).weights_report
+
+
 @pytest.mark.parametrize(
     "further",
     [

@@ -217,7 +217,8 @@ def _adapt_weights(network: nn.Module, given: dict[str, Tensor]) -> dict[str, Te
     They are given under these names or under timm's, that is without ``trunk.``.
 
     Raises:
-        WeightsError: they are of another image size, and the network cannot do with that.
+        WeightsError: they are of another image size, and the network cannot do with that; or of other patches, which
+            timm would resample too.
     """
     trunk: Any = network.trunk
     of_trunk = {name.removeprefix(TRUNK): value for name, value in given.items() if name.startswith(TRUNK)}
@@ -227,7 +228,19 @@ def _adapt_weights(network: nn.Module, given: dict[str, Tensor]) -> dict[str, Te
     # By this name in all of timm's files that have one.
     convert: Callable[..., Any] | None = getattr(sys.modules[type(trunk).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
+        before = of_trunk
         of_trunk = dict(convert(dict(of_trunk), trunk))
+        for name, value in of_trunk.items():
+            if (
+                name in before
+                and value.dim() == before[name].dim() == 4
+                and value.shape[2:] != before[name].shape[2:]
+            ):
+                was, now = (" x ".join(map(str, one.shape[2:])) for one in (before[name], value))
+                raise WeightsError(
+                    f"the weights are those of another network: {name} is of patches of {was} pixels, and the "
+                    f"backbone has {now}. Pass the backbone they were made with"
+                )
     own = trunk.state_dict()
     fixed = _measured("fixed_image_size", network)
     misfits = [
