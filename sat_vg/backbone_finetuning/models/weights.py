@@ -261,8 +261,8 @@ def _adapt(network: nn.Module, row: BackboneRow, given: dict[str, Tensor], sourc
     """The tensors under the network's names; timm's own conversion fails in its own ways where they are not whole."""
     try:
         return row.family.adapt_weights(network, given)
-    except WeightsError:
-        raise
+    except WeightsError as error:
+        raise WeightsError(f"weights = {source!r}: {error}") from None
     except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise WeightsError(
             f"weights = {source!r} do not fit {row.name}: timm cannot convert them ({type(error).__name__}: "
