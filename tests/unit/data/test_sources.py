@@ -154,7 +154,8 @@ class TestFoldersByOtherNames:
          ("train", "valid", "test"),
          ("seg_train", None, "seg_test"), ("train_images", "val_images", None), ("TrainSet", "ValSet", "TestSet"),
          ("trainset", "dev", "testset"), ("EuroSAT-train", "EuroSAT-eval", None), ("Training", None, None),
-         ("train", "Validation", "Testing"), ("training_data", "val", "holdout")],
+         ("train", "Validation", "Testing"), ("training_data", "val", "holdout"),
+         ("trainval", None, "test"), ("JPEGImages-trainval", None, "JPEGImages-test")],
     )  # fmt: skip
     def test_they_are_taken_for_splits_and_said(self, tmp_path, train, val, test):
         named = {"train": train, "val": val, "test": test}

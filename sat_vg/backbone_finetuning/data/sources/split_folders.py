@@ -10,7 +10,7 @@ from sat_vg.backbone_finetuning.utils.errors import DataError
 
 # The words, in the order in which they are taken where a data set has several for one split.
 _WORDS = {
-    "train": ("train", "training", "trn"),
+    "train": ("train", "training", "trn", "trainval"),
     "val": ("val", "valid", "validation", "validate", "dev", "eval", "evaluation"),
     "test": ("test", "testing", "holdout"),
 }
