@@ -195,8 +195,8 @@ class TestAlphaAndPalette:
     def test_transparent_value_of_grey_png(self, tmp_path, depth):
         """Pillow spreads the values of 2 and 4 bits over 0 to 255, and leaves the transparent one as it is."""
         path, most = tmp_path / "a.png", 2**depth - 1
-        write_png(path, GREY % (most + 1), 0, depth=depth, transparent=struct.pack(">H", most))
-        expected = (GREY % (most + 1)).astype(int) * 255 // most
+        write_png(path, GREY.astype(int) % (most + 1), 0, depth=depth, transparent=struct.pack(">H", most))
+        expected = GREY.astype(int) % (most + 1) * 255 // most
         np.testing.assert_array_equal(pixels(path), repeated(np.where(expected == 255, 0, expected)))
 
     def test_transparent_colour_of_rgb_png(self, tmp_path):

@@ -78,7 +78,7 @@ class TestScaleAndOffset:
 
 
 class TestUnits:
-    def test_fractions_among_stored_values_are_said(self, tmp_path, check, capfd):
+    def test_fractions_among_stored_values_are_said(self, tmp_path, check):
         def change(values, profile, number):
             return (values / (1e4 if number % 2 else 1)).astype(np.float32), profile
 
@@ -87,7 +87,7 @@ class TestUnits:
             text = said(check(root, "--bands", BANDS))
             assert "images have no value above 0." in text
             assert "different units" in text
-            assert "1.tif" in text
+            assert "field/" in text
 
     @pytest.mark.parametrize("kind", ["one unit", "dark", "of integers"])
     def test_nothing_is_said_of_one_unit(self, tmp_path, check, kind):
@@ -319,7 +319,18 @@ class TestOtherDifferences:
     def test_nothing_is_said_of_files_that_are_alike(self, tmp_path, check):
         assert not check(write_set(tmp_path / "data", 14), "--bands", BANDS)["warnings"]
         traits = Traits(
-            "uint16", "soft", ((1e-4, -0.1),), True, (0.0, None), ("B04", None), 9, (-9999.0,), 5, ("blue", ""), True
+            "uint16",
+            "soft",
+            ((1e-4, -0.1),),
+            True,
+            (0.0, None),
+            ("B04", None),
+            9,
+            (-9999.0,),
+            5,
+            ("blue", ""),
+            7,
+            True,
         )
         assert Traits.from_json(traits.to_json()) == traits
         assert describe_traits({"a": Traits(), "b": Traits()}) == []
