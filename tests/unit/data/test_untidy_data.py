@@ -69,7 +69,7 @@ class TestFolders:
         assert "--train_split" not in note
 
     def test_splits_within_one_of_the_folders(self, tmp_path):
-        (note,) = load_class_folders(fill(tmp_path, "images/train/a", "images/val/a", "masks/train", "x")).notes
+        note, _ = load_class_folders(fill(tmp_path, "images/train/a", "images/val/a", "masks/train", "x")).notes
         assert f"give this folder: {str(tmp_path / 'images')!r}" in note
 
     @pytest.mark.parametrize(
