@@ -72,21 +72,22 @@ def windows_kept_beside(target: Path, key: bytes, shape: tuple[int, int], batch_
         ConfigError: another process makes this map.
         WriteError: there is no room.
     """
-    path = target.with_name(f".{target.name}.windows.tmp")
-    with explaining_writing(f"{str(target)!r} cannot be written", "; make room there, and the same command goes on"):
+    path, cannot = target.with_name(f".{target.name}.windows.tmp"), f"{str(target)!r} cannot be written"
+    with explaining_writing(cannot, "; choose another"):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
-        with os.fdopen(descriptor, "r+b") as file:
-            if lock_file(descriptor) is False:
-                raise ConfigError(
-                    f"{str(target)!r} is being written by another process; wait for it, or choose another"
-                )
-            kept = KeptWindows(file, key, shape, batch_size)
-            try:
-                yield kept
-            except BaseException as error:
-                is_of_no_use = isinstance(error, UserError) and not isinstance(error, WriteError)
-                if is_of_no_use or not kept.count:
-                    path.unlink()
-                raise
-            path.unlink()
+    with (
+        os.fdopen(descriptor, "r+b") as file,
+        explaining_writing(cannot, "; make room there, and the same command goes on"),
+    ):
+        if lock_file(descriptor) is False:
+            raise ConfigError(f"{str(target)!r} is being written by another process; wait for it, or choose another")
+        kept = KeptWindows(file, key, shape, batch_size)
+        try:
+            yield kept
+        except BaseException as error:
+            is_of_no_use = isinstance(error, UserError) and not isinstance(error, WriteError)
+            if is_of_no_use or not kept.count:
+                path.unlink()
+            raise
+        path.unlink()

@@ -89,7 +89,7 @@ class Rule:
 
 PositiveInt = Annotated[int, Range(lowest=1, example=8)]
 WholeNumber = Annotated[int, Range(lowest=0, example=4)]
-PositiveFloat = Annotated[float, Range(above=0, example=3e-4)]
+PositiveFloat = Annotated[float, Range(above=0, example=1.0)]
 NonNegativeFloat = Annotated[float, Range(lowest=0, example=0.1)]
 Fraction = Annotated[float, Range(above=0, below=1, example=0.2)]
 Probability = Annotated[float, Range(lowest=0, below=1, example=0.1)]

@@ -16,6 +16,7 @@ from scipy.ndimage import label
 
 from sat_vg.backbone_finetuning.data.windows.scene import PIXELS, Scene
 from sat_vg.backbone_finetuning.models.finetune_model import FineTuneModel
+from sat_vg.backbone_finetuning.utils.file_locks import lock_file
 from sat_vg.scenes.geojson import write_regions
 from sat_vg.scenes.rasters import WindowShares
 
@@ -181,6 +182,22 @@ def test_a_name_that_is_no_text_is_refused(predict, tmp_path):
     write_scene(tmp_path / "scene.tif").rename(tmp_path / name)
     code, _, err = predict(name, "--size", 32, "--out", "map.tif")
     assert (code, err.count("\n"), "has a name that is not UTF-8" in err) == (2, 1, True), err
+
+
+def test_what_keeps_a_map_from_being_written_is_found_before_its_windows_are_predicted(predict, tmp_path):
+    write_scene(tmp_path / "scene.tif")
+    (tmp_path / "file").touch()
+    code, said, err = predict("scene.tif", "--size", 32, "--out", "file/map.tif")
+    assert code == 1
+    assert "'file/map.tif' cannot be written (" in err
+    assert err.endswith("; choose another\n")
+    assert "predicted" not in said
+    with (tmp_path / ".map.tif.windows.tmp").open("w") as file:
+        assert lock_file(file.fileno())
+        code, said, err = predict("scene.tif", "--size", 32, "--out", "map.tif")
+    assert code == 2
+    assert "'map.tif' is being written by another process; wait for it, or choose another" in err
+    assert "predicted" not in said
 
 
 def test_bad_input_in_one_sentence(predict, tmp_path):
