@@ -7,6 +7,7 @@ from sat_vg.backbone_finetuning.utils.errors import ConfigError, UserError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 
 _NO_FRACTION = 50.0  # values with such a mean are no share of 1
+_EVERY = 8  # rows and columns of pixels of which one is looked at
 _FARTHEST = 1000.0  # deviations from the mean, beyond which values of files are taken for missing
 
 
@@ -30,17 +31,18 @@ def normalise_and_fill(preprocessing: Preprocessing, pixels: Tensor) -> Tensor:
     if preprocessing.files is None:
         return values
     if not torch.compiler.is_compiling():
-        _require_units(preprocessing, pixels, values)
+        _require_units(preprocessing, *(one[..., ::_EVERY, ::_EVERY].reshape(-1) for one in (pixels, values)))
     return torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _require_units(preprocessing: Preprocessing, pixels: Tensor, normalised: Tensor) -> None:
     """Refuse images that are all in other units than the training's: fractions of 1, or far from all its values."""
     mean = [preprocessing.scale * one for one in preprocessing.mean]
+    pixels, normalised = pixels.cpu().double(), normalised.cpu().double()  # MPS has no double
     there = torch.isfinite(pixels)
-    if not pixels.numel() or not bool(there.any()):
+    if not bool(there.any()):
         return
-    given = pixels[there].double()
+    given = pixels[there]
     low, high = given.min().item(), given.max().item()
     are_fractions = low >= 0 and high <= 1 and bool((given % 1 != 0).any())
     if (are_fractions and min(mean) > _NO_FRACTION) or bool((normalised[there].abs() > _FARTHEST).all()):
