@@ -7,7 +7,7 @@ from sat_vg.backbone_finetuning.utils.errors import ConfigError, UserError
 from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 
 _NO_FRACTION = 50.0  # values with such a mean are no share of 1
-_EVERY = 8  # rows and columns of pixels of which one is looked at
+_SAMPLED = 32  # rows and columns of pixels that are looked at, or up to twice as many
 _FARTHEST = 1000.0  # deviations from the mean, beyond which values of files are taken for missing
 
 
@@ -31,7 +31,8 @@ def normalise_and_fill(preprocessing: Preprocessing, pixels: Tensor) -> Tensor:
     if preprocessing.files is None:
         return values
     if not torch.compiler.is_compiling():
-        _require_units(preprocessing, *(one[..., ::_EVERY, ::_EVERY].reshape(-1) for one in (pixels, values)))
+        step = max(1, min(pixels.shape[-2:]) // _SAMPLED)
+        _require_units(preprocessing, *(one[..., ::step, ::step].reshape(-1) for one in (pixels, values)))
     return torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
 
 

@@ -112,8 +112,9 @@ def test_options_of_one_name_have_one_type():
     shared = {name: kinds for name, kinds in types.items() if len(kinds) > 1}
     assert len(shared) > 10
     # An optional argument of one command can be a required one of another; extract leaves out any number of images;
-    # a split is a part of the images to evaluate, and a way of parting them to check (and to train).
-    for name in set(shared) - {"images", "out", "batch_size", "data", "on_bad_image", "split"}:
+    # a split is a part of the images to evaluate, and a way of parting them to check (and to train); the precision
+    # that is recommended for is the machine's own unless it is set.
+    for name in set(shared) - {"images", "out", "batch_size", "data", "on_bad_image", "split", "mixed_precision"}:
         assert len(set(shared[name].values())) == 1, (name, shared[name])
     training = get_type_hints(FinetuneConfig)
     for name in ("bands", "nodata", "rescale", "seed", "train_split", "val_split", "val_fraction", "allow_outside"):
