@@ -83,8 +83,8 @@ def test_it_dry_runs(path, class_folders, tmp_path, monkeypatch, capfd):
 def test_the_plan_dry_runs(path, class_folders, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     plan = yaml.safe_load(path.read_text())
-    images = [] if "dataset" in plan["settings"] else [str(class_folders)]
-    code = compare(["--recipe", str(path), *images, "--out", str(tmp_path / "out"), "--dry_run"])
+    named = ["--", "--dataset", "null"] if "dataset" in plan["settings"] else []  # it would have to be fetched
+    code = compare(["--recipe", str(path), str(class_folders), "--out", str(tmp_path / "out"), "--dry_run", *named])
     out, err = capfd.readouterr()
     assert code == 0, err
     count = len(plan["backbones"]) * len(plan["strategies"]) * len(plan["seeds"])

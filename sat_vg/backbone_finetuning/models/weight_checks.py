@@ -1,7 +1,7 @@
 """What starting weights must be: numbers, in the shapes of the network, of all of it and of nothing deeper."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -59,15 +59,16 @@ def require_all(backbone: str, source: str, missing: list[str], dropped: list[st
 
 
 def require_no_more(
-    backbone: str, source: str, dropped: Mapping[str, Tensor], own: Collection[str], classifier: str
+    backbone: str, source: str, dropped: Mapping[str, Tensor], own: Collection[str], classifiers: Sequence[str]
 ) -> None:
     """Refuse weights of a network that has further layers or factors within this one's: they shaped all others.
 
     Such are a deeper network's blocks, the squeezes of an SE-ResNet, and the layer scales and tokens of some vision
-    transformers. What lies beside the ``classifier``, which names one of its tensors, differs for good reasons.
+    transformers. What lies beside the ``classifiers``, tensors by their names, differs for good reasons.
     """
     parents = {name[: dot.start()] for name in own for dot in re.finditer(r"\.", name)}
-    heads = {classifier.partition(".")[0], "head"}  # timm has a norm in there, which is no part of the new classifier
+    # timm has a norm in "head", which is no part of the new classifier
+    heads = {"head", *(name.partition(".")[0] for name in classifiers)}
     more = []
     for name, value in dropped.items():
         path = name.removeprefix(TRUNK)

@@ -243,7 +243,7 @@ def _apply(network: nn.Module, row: BackboneRow, weights: _Candidate, allow_miss
     if not allow_missing:
         require_all(row.name, source, missing, dropped, len(decisive))
         require_no_more(
-            row.name, source, {name: given[name] for name in dropped}, own, new_layers(network, row.family)[0]
+            row.name, source, {name: given[name] for name in dropped}, own, new_layers(network, row.family)
         )
     # With the layers' version numbers, which a plain dictionary of tensors lacks.
     versioned = OrderedDict(usable)

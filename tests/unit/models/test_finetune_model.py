@@ -341,7 +341,7 @@ def test_geotiff_values_that_are_all_missing_are_refused_as_such_a_file_is():
     values = torch.full((3, 40, 40), torch.nan)
     with pytest.raises(UserError, match="has no value"):
         model.predict(values)
-    values[0, 0, 0] = 900.0
+    values[0, 0, 0] = 9.0
     assert len(model.predict(values)) == 1
     assert len(model.predict(torch.ones(3, 40, 40, dtype=torch.int32))) == 1
 
