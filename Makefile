@@ -27,7 +27,7 @@ quickstart: $(VENV)/.installed ## install and run the main job on the built-in s
 test: $(VENV)/.installed-dev lint ## lint, types and all tests
 	@$(MAKE) --no-print-directory -j 2 types every-test
 
-check: $(VENV)/.installed-dev lint ## lint, types and the fast tests, in about 90 seconds
+check: $(VENV)/.installed-dev lint ## lint, types and the fast tests, in one to two minutes
 	@$(MAKE) --no-print-directory -j 2 types fast-tests
 
 lint: $(VENV)/.installed-dev
