@@ -29,7 +29,7 @@ from sat_vg.backbone_finetuning.commands.runs.run import RunRow, list_runs
 from sat_vg.backbone_finetuning.commands.tune.cli import TuneOptions
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
 from sat_vg.backbone_finetuning.configs.option_parser import Options
-from sat_vg.backbone_finetuning.configs.plain_values import as_argument, plain_value
+from sat_vg.backbone_finetuning.configs.plain_values import as_argument, as_flags, plain_value
 from sat_vg.backbone_finetuning.configs.ranges import rules_of
 from sat_vg.backbone_finetuning.configs.validation import explain_unknown_fields, refuse_problems
 from sat_vg.backbone_finetuning.utils.errors import ConfigError
@@ -181,7 +181,7 @@ def _split_options(
     trained = {name: value for name, value in options.items() if name not in own}
     hint = f"sat-vg {function} --help and sat-vg train --help list all options"
     explain_unknown_fields(trained, (*own, *FinetuneConfig.field_names()), f"{function}()", hint)
-    flags = [text for name, value in trained.items() for text in (f"--{name}", as_argument(plain_value(value)))]
+    flags = as_flags({name: plain_value(value) for name, value in trained.items()})
     return {name: value for name, value in options.items() if name in own}, flags
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from sat_vg.backbone_finetuning.configs import choices
 from sat_vg.backbone_finetuning.configs.band_choice import Bands
 from sat_vg.backbone_finetuning.configs.combinations import LP_FT_DEFAULTS
-from sat_vg.backbone_finetuning.configs.plain_values import as_argument
+from sat_vg.backbone_finetuning.configs.plain_values import as_flags
 from sat_vg.backbone_finetuning.configs.ranges import (
     AreaShare,
     AugmentationStepText,
@@ -343,12 +343,15 @@ class FinetuneConfig(Settings):
         usual = self.defaults() if has_images else {}
         # Left out, these would be what lp_ft sets, also where the training chooses it by itself.
         usual = {name: value for name, value in usual.items() if name not in LP_FT_DEFAULTS}
-        flags: list[str] = []
-        for name, value in self.to_dict().items():
-            if name not in self.given or name in leave_out or (name in usual and usual[name] == getattr(self, name)):
-                continue
-            flags += [f"--{name}", as_argument(value)]
-        return flags
+        return as_flags(
+            {
+                name: value
+                for name, value in self.to_dict().items()
+                if name in self.given
+                and name not in leave_out
+                and not (name in usual and usual[name] == getattr(self, name))
+            }
+        )
 
 
 def record_defaults() -> None:

@@ -1,6 +1,7 @@
 """Values as people have them at hand (paths, NumPy's numbers, torch's devices) as plain texts and numbers."""
 
 import os
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
@@ -22,6 +23,11 @@ def as_argument(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     return str(value)
+
+
+def as_flags(settings: Mapping[str, Any]) -> list[str]:
+    """Settings of plain values as arguments of a command line."""
+    return [text for name, value in settings.items() for text in (f"--{name}", as_argument(value))]
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from sat_vg.backbone_finetuning.commands.compare.training_process import Trainin
 from sat_vg.backbone_finetuning.commands.evaluate.cli import EvaluateOptions
 from sat_vg.backbone_finetuning.commands.evaluate.run import evaluate_checkpoint
 from sat_vg.backbone_finetuning.commands.output_folder import explaining_writing, lock_output
-from sat_vg.backbone_finetuning.configs.plain_values import as_argument
+from sat_vg.backbone_finetuning.configs.plain_values import as_flags
 from sat_vg.backbone_finetuning.data.sources.splits import Splits
 from sat_vg.backbone_finetuning.models.artifact import BEST_MODEL, current_versions, read_artifact
 from sat_vg.backbone_finetuning.models.networks.table import find_backbone
@@ -47,14 +47,12 @@ def compare(options: CompareOptions, flags: Sequence[str] = ()) -> None:
     cells = _with_image_sizes(cells)
     out = expand_home(options.out)
     seeds = {cell.config.seed: cell.config for cell in cells}
+    # Listed and checked before anything is trained on them.
+    data = {seed: cell_files.checked_images(config) for seed, config in seeds.items()}
     if options.dry_run:
-        for config in seeds.values():
-            cell_files.checked_images(config)
         _show_cells(cells, options)
         return
     with lock_output(out):
-        # Listed and checked before anything is trained on them.
-        data = {seed: cell_files.checked_images(config) for seed, config in seeds.items()}
         _refuse_changes(cells, {seed: fingerprint for seed, (_, fingerprint) in data.items()}, options, flags)
         finished, failures = [], []
         for number, cell in enumerate(cells, start=1):
@@ -133,7 +131,7 @@ def _flags_that_go_on(changed: Sequence[Cell], options: CompareOptions, flags: S
         for cell in changed:
             fields = cell_files.changed_fields(cell.folder, cell.config)
             earlier |= {name: value for name, (value, _) in fields.items()}
-        own = [part for name, value in earlier.items() for part in (f"--{name}", as_argument(value))]
+        own = as_flags(earlier)
         again = _with_image_sizes(make_cells(options, [*_without(flags, earlier), *own]))
         if not own or any(cell_files.changed_fields(cell.folder, cell.config) for cell in again):
             return ""

@@ -12,7 +12,7 @@ from typing import Any
 
 from sat_vg.backbone_finetuning.commands.runs.cli import RunsOptions
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.configs.plain_values import as_argument
+from sat_vg.backbone_finetuning.configs.plain_values import as_flags
 from sat_vg.backbone_finetuning.reports.tables import text_table
 from sat_vg.backbone_finetuning.training.checkpoint import LAST, read_run
 from sat_vg.backbone_finetuning.training.metric_lines import METRICS, read_metric_lines
@@ -156,9 +156,8 @@ def _row_of_grounding(folder: Path, saved: str, content: Mapping[str, Any]) -> R
         raise CheckpointError(f"{str(folder / LAST)!r} holds settings that no run can have: {error}") from error
     state, values, usual = content["state"], config.to_dict(), GroundingConfig(data=config.data).to_dict()
     words = ["sat-vg", "ground", "train", *([] if config.data is None else ["--data", config.data])]
-    for name, value in values.items():
-        if name != "resume" and value is not None and value != usual[name]:
-            words += [f"--{name}", as_argument(value)]
+    is_set = {name for name, value in values.items() if name != "resume" and value not in (None, usual[name])}
+    words += as_flags({name: value for name, value in values.items() if name in is_set})
     return RunRow(
         run=str(folder),
         state="running" if is_in_use(folder) else "finished" if state["finished"] else "stopped",

@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from sat_vg.backbone_finetuning.commands.tune.search import Search
 from sat_vg.backbone_finetuning.configs.finetune_config import FinetuneConfig
-from sat_vg.backbone_finetuning.configs.plain_values import as_argument
+from sat_vg.backbone_finetuning.configs.plain_values import as_flags
 from sat_vg.backbone_finetuning.training.metric_lines import METRICS, read_metric_lines
 from sat_vg.backbone_finetuning.utils.errors import ConfigError, WriteError
 from sat_vg.backbone_finetuning.utils.file_locks import alone_with
@@ -304,4 +304,4 @@ def _flags_that_go_on(names: Sequence[str], earlier: Mapping[str, Any], identity
     told = {*known, *([LEFT_TO_LP_FT] if newly_left else [])}
     if not told >= {*names}:
         return "the same again"
-    return " ".join(f"--{name} {shlex.quote(as_argument(earlier[name]))}" for name in known)
+    return shlex.join(as_flags({name: earlier[name] for name in known}))
