@@ -83,7 +83,7 @@ class RgbDecoder(Decoder):
             raise Unreadable("the file is empty (0 bytes)")
         if head.startswith(b"\xff\xd8\xff"):
             return _decode_jpeg(bytearray(file.read()))
-        has_pages = limits.require_bounded_tiff(file)
+        pages = limits.require_bounded_tiff(file)
         layout = tiff_layouts.tiff_layout(file) if head[:4] in limits.TIFF_MAGIC else None
         if layout is not None:
             tiff_layouts.require_picture(layout)
@@ -95,9 +95,11 @@ class RgbDecoder(Decoder):
                 )
             # Pillow divides the colours by associated alpha, which loses what is dark.
             if why is not None or (layout.has_associated_alpha and gdal.has_rasterio()):
-                return _with_shown(_decode_with_gdal(file, layout), file, layout).of_several(has_pages)
-            return _with_shown(_decode_with_pillow(file, head, layout), file, layout).of_several(has_pages)
-        return _decode_with_pillow(file, head, None).of_several(has_pages)
+                picture = _decode_with_gdal(file, layout)
+            else:
+                picture = _decode_with_pillow(file, head, layout)
+            return _with_shown(picture, file, layout, pages.have_mask).of_several(pages.are_several)
+        return _decode_with_pillow(file, head, None).of_several(pages.are_several)
 
     def _read(self, path: str | Path) -> Picture:
         pixels = path.rgb() if isinstance(path, PathInArchive) else None
@@ -211,9 +213,9 @@ def _decode_with_pillow(file: BinaryIO, head: bytes, layout: tiff_layouts.TiffLa
     return _picture(pixels, bits, alpha, layout).of_several(has_frames)
 
 
-def _with_shown(picture: Picture, file: BinaryIO, layout: tiff_layouts.TiffLayout) -> Picture:
+def _with_shown(picture: Picture, file: BinaryIO, layout: tiff_layouts.TiffLayout, has_mask: bool) -> Picture:
     """The picture, with how much of it the file declares as missing and nothing here leaves out."""
-    nodata, has_mask = layout.nodata_as_byte, limits.has_mask(file) and gdal.has_rasterio()  # Pillow reads no masks
+    nodata, has_mask = layout.nodata_as_byte, has_mask and gdal.has_rasterio()  # Pillow reads no masks
     if nodata is None and not has_mask:
         return picture
     pixels = picture.pixels.permute(1, 2, 0).numpy()

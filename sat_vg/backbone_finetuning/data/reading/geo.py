@@ -56,9 +56,9 @@ class GeoReader(Decoder):
 
     def decode(self, file: BinaryIO) -> Picture:
         """See ``Decoder``."""
-        has_pages = limits.require_bounded_tiff(file)
+        pages = limits.require_bounded_tiff(file)
         found = gdal.with_gdal(file, lambda source, num_bytes: _values_of(source, self.files, num_bytes))
-        return self._picture(*found).of_several(has_pages)
+        return self._picture(*found).of_several(pages.are_several)
 
     def _read(self, path: str | Path) -> Picture:
         source = path.dataset() if isinstance(path, PathInArchive) else None

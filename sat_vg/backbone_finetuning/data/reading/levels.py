@@ -125,12 +125,12 @@ def _count(path: str, units: Scaling) -> list[tuple[NDArray[np.int64], NDArray[n
 
 def _read(file: BinaryIO) -> _Deep:
     head = file.read(4)
-    has_pages = require_bounded_tiff(file)
+    pages = require_bounded_tiff(file)
     layout = tiff_layout(file) if head in TIFF_MAGIC else None
     if layout is not None:
         require_picture(layout)
     deep = gdal.with_gdal(file, lambda source, num_bytes: _deep_of(source, num_bytes, layout), _DRIVERS)
-    return deep._replace(traits=deep.traits._replace(has_more=has_pages))
+    return deep._replace(traits=deep.traits._replace(has_more=pages.are_several))
 
 
 def _deep_of(source: Any, num_bytes: int, layout: TiffLayout | None) -> _Deep:

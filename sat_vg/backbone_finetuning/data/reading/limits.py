@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from functools import cache
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 from torch.utils.data import get_worker_info
@@ -71,37 +71,29 @@ def tell_reduced(width: int, height: int, step: int) -> None:
         tqdm.write(text, file=sys.stderr)
 
 
-def require_bounded_tiff(file: BinaryIO) -> bool:
+class TiffPages(NamedTuple):
+    """What a TIFF holds beside the image that is read; false for other files."""
+
+    are_several: bool  # overviews and masks do not count
+    have_mask: bool
+
+
+def require_bounded_tiff(file: BinaryIO) -> TiffPages:
     """Refuse a TIFF of so many pages, or of so long a tag, that only listing them takes long; leaves it at its start.
 
     Other files, and TIFFs that are cut short, are left to their readers.
-
-    Returns:
-        Whether it is a TIFF of several pages; overviews and masks do not count.
 
     Raises:
         Unreadable: names the limit.
     """
     file.seek(0)
-    magic = file.read(4)
-    num_pages = 0
+    magic, subtypes = file.read(4), list[int]()
     if magic in TIFF_MAGIC:
         with contextlib.suppress(struct.error):  # cut short
-            for subtype in _walk(file, "<" if magic[:2] == b"II" else ">", is_big=b"+" in magic):
-                num_pages += not subtype & _NO_PAGE
+            subtypes.extend(_walk(file, "<" if magic[:2] == b"II" else ">", is_big=b"+" in magic))
     file.seek(0)
-    return num_pages > 1
-
-
-def has_mask(file: BinaryIO) -> bool:
-    """Whether a TIFF that passed ``require_bounded_tiff`` holds a mask of its image; leaves it at its start."""
-    file.seek(0)
-    magic, found = file.read(4), False
-    with contextlib.suppress(struct.error):
-        order = "<" if magic[:2] == b"II" else ">"
-        found = any(subtype & _NO_PAGE == _MASK for subtype in _walk(file, order, is_big=b"+" in magic))
-    file.seek(0)
-    return found
+    num_pages = sum(not subtype & _NO_PAGE for subtype in subtypes)
+    return TiffPages(num_pages > 1, any(subtype & _NO_PAGE == _MASK for subtype in subtypes))
 
 
 def _walk(file: BinaryIO, order: str, is_big: bool) -> Iterator[int]:
