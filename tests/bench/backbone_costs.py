@@ -52,10 +52,7 @@ def measure_costs(name: str) -> dict[str, float | None]:
     size = usual_size(find_backbone(name))
     model = FineTuneModel(name, _CLASSES, pretrained=False, image_size=size)
     # Whatever this machine computes in: tensors without values have any format.
-    formats = {
-        "": Precision(torch.device("cpu"), torch.bfloat16),
-        "_fp32": Precision(torch.device("cpu"), torch.float32),
-    }
+    formats = {suffix: Precision(torch.device("cpu"), dtype) for suffix, dtype in _FORMATS.items()}
     formats[""].place_model(model)
     costs: dict[str, float | None] = {"image_size": size}
     costs["top_1"], costs["top_5"] = accuracies(name)

@@ -90,9 +90,16 @@ def recommend(options: RecommendOptions) -> Recommendation:
     if most_parameters < math.inf:
         few = f"{most_parameters / 1e6:g} M parameters or fewer, for so many images"
         limits.append((few, lambda row: row.parameters <= most_parameters))
-    number_format = "fp32" if _computes_in_fp32(options) else "bf16"
-    step = f"a step of {_SMALLEST_BATCH} images in four fifths of {whose}, in {number_format}"
-    limits.append((step, lambda row: _room(row, memory, options, strategy)))
+    in_fp32 = _computes_in_fp32(options)
+    step = f"a step of {_SMALLEST_BATCH} images in four fifths of {whose}, in {'fp32' if in_fp32 else 'bf16'}"
+
+    def room(row: BackboneCosts) -> int:
+        """Images of a step that fit, 0 if fewer than the smallest batch; a probe needs a forward pass alone."""
+        largest_batch = row.largest_probe_batch if strategy == "linear_probe" else row.largest_batch
+        fits = largest_batch(_SHARE * memory, options.image_size, in_fp32)
+        return fits if fits >= _SMALLEST_BATCH else 0
+
+    limits.append((step, room))
     if (most := options.latency_ms) is not None:
         measured = sum(row.milliseconds is not None for row in candidates)
         quick = f"{most:g} ms an image or less, of the {measured} backbones whose time was measured"
@@ -109,7 +116,7 @@ def recommend(options: RecommendOptions) -> Recommendation:
     cheapest = f"within {_AS_GOOD:g} point of the best on ImageNet the one with the fewest FLOPs"
     reasons.append(f"{chosen.name}: of the {len(as_good)} {cheapest}")
     candidates.sort(key=lambda row: row is not chosen)
-    batch = _batch(chosen, images, memory, options, strategy)
+    batch = _batch(images, room(chosen))
     words = ["sat-vg", "train", "--dataset_path", options.data or "DIR", "--backbone", chosen.name]
     words += ["--strategy", strategy, "--batch_size", str(batch)]
     words += ["--image_size", str(options.image_size)] if options.image_size else []
@@ -167,17 +174,9 @@ def _takes_size(row: BackboneCosts, pixels: int) -> bool:
     return pixels >= family.smallest_image and pixels % family.image_multiple(row.name) == 0
 
 
-def _room(row: BackboneCosts, memory: float, options: RecommendOptions, strategy: Strategy) -> int:
-    """Images of a step that fit, 0 if fewer than the smallest batch; a probe needs a forward pass alone."""
-    largest_batch = row.largest_probe_batch if strategy == "linear_probe" else row.largest_batch
-    fits = largest_batch(_SHARE * memory, options.image_size, _computes_in_fp32(options))
-    return fits if fits >= _SMALLEST_BATCH else 0
-
-
-def _batch(row: BackboneCosts, images: int, memory: float, options: RecommendOptions, strategy: Strategy) -> int:
+def _batch(images: int, room: int) -> int:
     """The batch by the number of images, or what fits; never in parts, which harm networks with batch norm."""
-    by_data = max(4, min(_USUAL_BATCH, images // _STEPS_PER_EPOCH))
-    most = min(by_data, _room(row, memory, options, strategy))
+    most = min(max(4, min(_USUAL_BATCH, images // _STEPS_PER_EPOCH)), room)
     return 1 << (most.bit_length() - 1)
 
 
