@@ -20,8 +20,8 @@ from sat_vg.backbone_finetuning.utils.preprocessing import Preprocessing
 from sat_vg.backbone_finetuning.utils.printable import counted, list_lines, one_line
 from sat_vg.backbone_finetuning.utils.safe_files import write_text
 from sat_vg.backbone_finetuning.utils.terminal import say
-from sat_vg.grounding.batches import ImageStore, read_image
 from sat_vg.grounding.config import SPLITS, BoxFormat, GroundingConfig, OnBadRecord
+from sat_vg.grounding.images import ImageStore, read_image
 from sat_vg.grounding.metrics import ious_of, overlaps_of
 from sat_vg.grounding.readers import Box, Listing, Record, read_listing, split_records
 from sat_vg.grounding.tiles import drawn_tiles

@@ -24,9 +24,10 @@ from sat_vg.backbone_finetuning.utils.printable import counted
 from sat_vg.backbone_finetuning.utils.safe_files import atomic_write, write_text
 from sat_vg.backbone_finetuning.utils.terminal import progress, say
 from sat_vg.grounding import metrics
-from sat_vg.grounding.batches import Phrases, letterbox
+from sat_vg.grounding.batches import Phrases
 from sat_vg.grounding.config import EvaluateOptions, GroundingConfig, PredictOptions
 from sat_vg.grounding.data import load_data
+from sat_vg.grounding.images import letterbox
 from sat_vg.grounding.model import GroundingModel, Prediction
 from sat_vg.grounding.network import best_boxes
 from sat_vg.grounding.text import PretrainedText

@@ -22,8 +22,9 @@ from sat_vg.backbone_finetuning.training.checkpoint_checks import wrong_tensors
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, ConfigError, DataError, UserError
 from sat_vg.backbone_finetuning.utils.preprocessing import RGB, Preprocessing, ToPixels
 from sat_vg.backbone_finetuning.utils.tensor_files import load_tensors, save_tensors
-from sat_vg.grounding.batches import letterbox, pad_words, read_image, require_every_pixel
+from sat_vg.grounding.batches import pad_words
 from sat_vg.grounding.config import GroundingConfig
+from sat_vg.grounding.images import letterbox, read_image, require_every_pixel
 from sat_vg.grounding.network import GroundingNetwork, Sizes, best_boxes
 from sat_vg.grounding.readers import Box
 from sat_vg.grounding.text import PretrainedText

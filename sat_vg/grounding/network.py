@@ -159,9 +159,8 @@ class GroundingNetwork(nn.Module):
         side = math.ceil(masks.shape[-1] / self.stride)
         features = self.project(maps, side)  # [I, width, side, side]
         padding = functional.interpolate(masks[:, None].float(), size=(side, side))[:, 0].bool()
-        padding &= ~padding.all(
-            dim=(1, 2), keepdim=True
-        )  # a turned image may be narrower than a place, and between two
+        # A turned image may be narrower than a place, and lie between two: then no place is padding.
+        padding &= ~padding.all(dim=(1, 2), keepdim=True)
         places = (features + sine_positions(padding, features.shape[1])).flatten(2).transpose(1, 2)  # [I, N, width]
         no_place = padding.flatten(1)[image_of]  # [P, N]
 

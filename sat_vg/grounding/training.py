@@ -313,7 +313,9 @@ def require_enough_images(config: GroundingConfig, model: GroundingModel, phrase
     try:
         with torch.no_grad():
             copy.deepcopy(model.network.backbone).train()(image)
-    except ValueError as error:  # torch's, of a batch norm
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):  # torch's words, of a batch norm
+            raise
         raise ConfigError(
             f"image_size = {config.image_size}: a batch may hold one image, and of one of that size a batch norm of "
             f"{model.backbone} gets a single value a channel, from which nothing can be trained; use image_size = "

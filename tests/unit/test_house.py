@@ -27,8 +27,8 @@ BELOW: dict[str, set[str]] = {
 ALSO = {f"{NAME}.models.prediction": {"data"}}
 # The same of the modules of sat_vg.grounding, which stands on backbone_finetuning: each may import those before it.
 GROUNDING_ORDER = (
-    "config", "words", "metrics", "readers", "batches", "tiles", "data", "network", "text", "model", "evaluation",
-    "training", "cli", "train",
+    "config", "words", "metrics", "readers", "images", "batches", "tiles", "data", "network", "text", "model",
+    "evaluation", "training", "cli", "train",
 )  # fmt: skip
 # And of the modules of sat_vg.scenes.
 SCENES = "sat_vg.scenes"

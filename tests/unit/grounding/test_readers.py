@@ -7,7 +7,7 @@ import torch
 
 from sat_vg.backbone_finetuning.data.reading.decoding import decode_rgb
 from sat_vg.backbone_finetuning.utils.errors import CheckpointError, DataError
-from sat_vg.grounding.batches import ImageStore
+from sat_vg.grounding.images import ImageStore
 from sat_vg.grounding.readers import read_listing, split_records
 
 XML = """<annotation><filename>{name}.jpg</filename>{objects}</annotation>"""

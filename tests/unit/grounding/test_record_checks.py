@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from sat_vg.backbone_finetuning.utils.errors import DataError
-from sat_vg.grounding.batches import ImageStore
 from sat_vg.grounding.data import Data, check_records
+from sat_vg.grounding.images import ImageStore
 from sat_vg.grounding.readers import Record
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sat_vg.grounding.batches import ImageStore, Letterbox, Phrases, letterbox, turn_boxes, turn_images
+from sat_vg.grounding.batches import Phrases
+from sat_vg.grounding.images import ImageStore, Letterbox, letterbox, turn_boxes, turn_images
 from sat_vg.grounding.readers import Record
 from sat_vg.grounding.words import SYMMETRIES, Vocabulary, tokens_of, turn_words
 
