@@ -3,6 +3,9 @@
 The file begins with a hash of all that the numbers depend on; behind it are the probabilities of each batch of
 windows with their CRC-32. What is cut or damaged ends what is read back. As batches begin at the same windows again,
 a map that was stopped is the same to the bit.
+
+``Spool``, of ``extract``, is for features that memory does not hold: it has no checksums, and reads the time of
+change of each image, which here are windows of one scene.
 """
 
 import os

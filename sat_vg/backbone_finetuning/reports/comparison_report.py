@@ -151,9 +151,7 @@ class Comparison:
         among = f"the only one with {self.limits}" if str(self.limits) else "the only one trained"
         if count > 1:
             among = f"the highest of {count}{f' with {self.limits}' if str(self.limits) else ''}"
-        unsure = (
-            " Whether that is noise, more than one seed would tell." if count > 1 and len(best.scores) == 1 else ""
-        )
+        unsure = " With one seed, the difference may be noise." if count > 1 and len(best.scores) == 1 else ""
         return f"Recommended: {best.name}, {spread(best.scores, 100)} % validation {self.measure}, {among}.{unsure}"
 
     @property

@@ -101,7 +101,7 @@ def test_noise_is_unknown_with_one_seed():
     assert found.within_noise_of(0) is None
     assert "unknown" in as_text(found)
     assert "±" not in as_text(found)
-    assert found.recommendation.endswith("the highest of 2. Whether that is noise, more than one seed would tell.")
+    assert found.recommendation.endswith("the highest of 2. With one seed, the difference may be noise.")
 
 
 SMALL = row("small", accuracies=(0.90, 0.901), parameters=2_000_000, images_per_second=300.0)
